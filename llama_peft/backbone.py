@@ -1,0 +1,265 @@
+"""The base model: loaded in 4-bit, 8-bit or unquantised, checked weight for weight, frozen, with LoRA beside it.
+
+A base whose checkpoint lacks a backbone weight, or holds one that no layer takes, is refused: transformers would fill the
+gap with random numbers and go on.
+"""
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from llama_peft import counts, tiny
+from llama_peft.recipe import Lora, Model, Quantization, Recipe, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+Task = Literal["classification", "extractive_qa", "generative_qa"]
+
+# Passing a list replaces the library's own, so it must name the tied lm_head too.
+_NEVER_QUANTIZED = ["lm_head", "score", "qa_outputs"]
+_LLAMA_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|endoftext|>")
+
+
+def source(model: Model) -> str:
+    """The Hub id or folder that transformers loads; `tiny` is the embedded model's folder."""
+    return str(tiny.MODEL_DIR) if model.model_name_or_path == "tiny" else model.model_name_or_path
+
+
+def device() -> "torch.device":
+    """The accelerator of this process (by LOCAL_RANK under torchrun), or the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def fast_dtype(place: "torch.device") -> "torch.dtype":
+    """The narrowest type that this machine multiplies fast.
+
+    bfloat16 on recent GPUs and on CPUs with bfloat16 instructions; float16 on older GPUs; float32 on any other CPU, where
+    bfloat16 was measured 20 times slower.
+    """
+    import torch
+
+    if place.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    flags = torch.backends.cpu.get_cpu_capability()
+    native = torch.cpu._is_avx512_bf16_supported() if flags.startswith("AVX512") else False
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_config(model: Model) -> "PretrainedConfig":
+    """The config of the base. Raises UserError, with what to do, where it cannot be had."""
+    from transformers import AutoConfig
+
+    name = source(model)
+    if Path(name).is_dir() and not Path(name, "config.json").is_file():
+        raise UserError(f"{name}: no config.json in this folder, so it holds no base model")
+    try:
+        return AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: {_first_line(error)}") from error
+
+
+def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
+    """The base's tokenizer, with a padding token of its own (never the end-of-text token) and padding on the right."""
+    from transformers import AutoTokenizer
+
+    name = source(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=model.revision, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: its tokenizer does not load: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        known = tokenizer.get_vocab()
+        pad = next((token for token in _LLAMA_PAD_TOKENS if token in known), None)
+        if pad is None or pad == tokenizer.eos_token:
+            raise UserError(f"{name}: its tokenizer has no token to pad with")
+        tokenizer.pad_token = pad
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
+    """The frozen base of a recipe with the task's head, in evaluation mode; `generative_qa` has the LM head.
+
+    Heads are float32 and random by `train.seed`. Raises UserError where a weight is missing, unexpected or of another shape.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    from llama_peft import heads
+
+    config = load_config(recipe.model)
+    tokenizer = load_tokenizer(recipe.model)
+    config.pad_token_id = tokenizer.pad_token_id
+    if task == "classification":
+        config.num_labels = num_labels
+        config.head_pooling = recipe.head.pooling
+    place = torch.device("cpu") if recipe.train.use_cpu else device()
+    dtype = getattr(torch, recipe.model.dtype) if recipe.model.dtype else fast_dtype(place)
+    try:
+        auto = (
+            AutoModelForCausalLM if task == "generative_qa" else heads.model_class(config, task)
+        )
+    except KeyError:
+        raise UserError(f"{source(recipe.model)}: {config.model_type} is no causal model") from None
+    set_seed(recipe.train.seed)  # the head's first weights are drawn while loading
+    try:
+        model, info = auto.from_pretrained(
+            source(recipe.model),
+            config=config,
+            revision=recipe.model.revision,
+            dtype=dtype,
+            attn_implementation=recipe.model.attn_implementation,
+            quantization_config=quantization_config(recipe.quantization, dtype),
+            device_map={"": place},
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source(recipe.model)}: {_first_line(error)}") from error
+    head = heads.HEAD_NAMES.get(task)
+    check_loading(source(recipe.model), info, head)
+    _mend_cpu_4bit(model)
+    model.requires_grad_(False)
+    if head:
+        setattr(model, head, heads.as_float32(getattr(model, head)))
+    return model.eval()
+
+
+def check_loading(name: str, info: dict[str, Any], head: str | None) -> None:
+    """Refuse a checkpoint that leaves a backbone weight random or unused. Only the head may be missing, only lm_head be left over."""
+    missing = _outside(info["missing_keys"], head)
+    unexpected = _outside(info["unexpected_keys"], "lm_head")
+    mismatched = [str(key) for key in info.get("mismatched_keys") or ()]
+    for problem, keys in (
+        ("lacks weights of the backbone, which would be random", missing),
+        ("holds weights that the model has no place for", unexpected),
+        ("holds weights of another shape than its config says", mismatched),
+    ):
+        if keys:
+            raise UserError(
+                f"{name}: the checkpoint {problem}: {len(keys)}, first {keys[0]}. "
+                "Use a complete safetensors checkpoint of a causal language model"
+            )
+
+
+def _outside(keys: Iterable[str], module: str | None) -> list[str]:
+    return sorted(key for key in keys if module is None or key.split(".")[0] != module)
+
+
+def quantization_config(quantization: Quantization, dtype: "torch.dtype") -> Any:
+    """A BitsAndBytesConfig, or None where the recipe loads unquantised."""
+    import torch
+
+    # bitsandbytes reports its CPU fallbacks line by line while it is imported.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from transformers import BitsAndBytesConfig
+
+    if quantization.load_in_4bit:
+        chosen = quantization.bnb_4bit_compute_dtype
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+            bnb_4bit_compute_dtype=getattr(torch, chosen) if chosen else dtype,
+            llm_int8_skip_modules=_NEVER_QUANTIZED,
+        )
+    if quantization.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NEVER_QUANTIZED)
+    return None
+
+
+def _mend_cpu_4bit(model: "PreTrainedModel") -> None:
+    """Keep Linear4bit from repacking its weights for AVX512 in its first forward, after which gradients are silently wrong."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -> "PeftModel":
+    """The model with LoRA in float32 and, in `modules_to_save`, a trainable copy of its head.
+
+    Raises UserError where a target names no linear layer of the backbone: PEFT says nothing if another target matches.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    from llama_peft import heads
+
+    check_targets(model, lora)
+    head = heads.HEAD_NAMES.get(task)
+    keys = lora.peft_kwargs()
+    if head:
+        keys["modules_to_save"] = [*(keys.get("modules_to_save") or []), head]
+        if keys["target_modules"] == "all-linear":  # would put LoRA on the head as well
+            keys["exclude_modules"] = [*(keys.get("exclude_modules") or []), head]
+    # The task type only names the class that loads the adapter back; the head is already in modules_to_save.
+    task_types = {
+        "classification": TaskType.SEQ_CLS,
+        "extractive_qa": TaskType.QUESTION_ANS,
+        "generative_qa": TaskType.CAUSAL_LM,
+    }
+    adapted = get_peft_model(
+        model,
+        LoraConfig(task_type=task_types[task], revision=recipe.model.revision, **keys),
+        autocast_adapter_dtype=True,
+    )
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def check_targets(model: "PreTrainedModel", lora: Lora) -> None:
+    """Refuse target names that match no linear layer, each on its own."""
+    import torch
+
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    targets = lora.target_modules
+    for target in [targets] if isinstance(targets, str) else targets:
+        if not any(counts.matches(name, target if target is targets else [target]) for name in names):
+            known = sorted({name.split(".")[-1] for name in names if ".layers." in name})
+            raise UserError(
+                f"lora.target_modules: {target!r} matches no linear layer; this model has {', '.join(known)}"
+            )
+
+
+def live_counts(model: "PreTrainedModel | PeftModel", head: str | None) -> tuple[int, int]:
+    """(all, trainable) parameters of a loaded model: packed weights by their true size, a wrapped head once."""
+    total = trainable = 0
+    for name, parameter in model.named_parameters():
+        if head and f"{head}.original_module." in name:
+            continue  # PEFT keeps the untrained copy beside the trained one
+        state = getattr(parameter, "quant_state", None)  # 4-bit weights hold two numbers a byte
+        size = parameter.numel() if state is None else state.shape.numel()
+        total += size
+        trainable += size if parameter.requires_grad else 0
+    return total, trainable
+
+
+def count_on_meta(model: Model) -> int:
+    """Parameters of a causal model that has no formula in `counts`, built without storage."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(model)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).num_parameters()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

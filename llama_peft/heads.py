@@ -1,0 +1,138 @@
+"""Classification and span heads: the mathematics, for every causal family through one implementation.
+
+A head is one float32 linear layer over the backbone's last hidden states. It is never quantised, and it casts its input
+itself, because a bfloat16 head loses most of its updates and a float32 one raises on bfloat16 states.
+
+Shapes: B examples, T tokens, D hidden size, C classes.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+)
+from transformers.modeling_outputs import (
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+)
+
+HEAD_NAMES = {"classification": "score", "extractive_qa": "qa_outputs"}
+"""The head's module name, the one that transformers uses for the task's models."""
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32 whatever its input's type and whatever autocast says."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), self.weight, self.bias)
+
+
+def as_float32(linear: nn.Linear) -> Float32Linear:
+    """The same weights in a Float32Linear. Raises TypeError on a quantised layer, whose weights are gone."""
+    if type(linear) not in (nn.Linear, Float32Linear):
+        raise TypeError(f"the head was loaded as {type(linear).__name__}, a quantised layer")
+    head = Float32Linear(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        device=linear.weight.device,
+        dtype=torch.float32,
+    )
+    head.load_state_dict(linear.state_dict())
+    return head
+
+
+def pool(hidden_BTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
+    """(B, D) in float32: the last token's state, or the mean over the tokens that are not padding (on the right)."""
+    if pooling == "last":
+        last_B = mask_BT.sum(dim=1) - 1
+        rows_B = torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device)
+        return hidden_BTD[rows_B, last_B].float()
+    weights_BT1 = mask_BT.unsqueeze(-1).float()
+    return (hidden_BTD.float() * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1)
+
+
+def class_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Mean cross-entropy over the batch."""
+    return F.cross_entropy(logits_BC.float(), labels_B)
+
+
+def span_scores(logits_BT2: Tensor, allowed_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Start and end logits (B, T); -inf where a span may not lie, so that neither loss nor search ever sees the question."""
+    start_BT, end_BT = logits_BT2.float().unbind(dim=-1)
+    forbidden = ~allowed_BT.bool()
+    return start_BT.masked_fill(forbidden, -torch.inf), end_BT.masked_fill(forbidden, -torch.inf)
+
+
+def span_loss(start_BT: Tensor, end_BT: Tensor, starts_B: Tensor, ends_B: Tensor) -> Tensor:
+    """Mean of the start and the end cross-entropy. Unlike the library's loss, no position is clamped or ignored."""
+    return (F.cross_entropy(start_BT, starts_B) + F.cross_entropy(end_BT, ends_B)) / 2
+
+
+class _Classification(GenericForSequenceClassification):
+    """Applies the head to the pooled state only; `config.head_pooling` says which."""
+
+    # The loss is a mean over the batch: Trainer must divide it by the accumulation steps itself (it would otherwise
+    # multiply the gradient by them, and by the number of processes).
+    accepts_loss_kwargs = False
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        hidden = self.model(
+            input_ids=input_ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        logits = self.score(pool(hidden, mask, self.config.head_pooling))
+        loss = None if labels is None else class_loss(logits, labels)
+        return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+
+
+class _Span(GenericForQuestionAnswering):
+    """Scores the positions that `span_mask` (B, T) allows: the window's context, and the last token for "no answer"."""
+
+    accepts_loss_kwargs = False
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        span_mask: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> QuestionAnsweringModelOutput:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        hidden = self.model(
+            input_ids=input_ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        start, end = span_scores(self.qa_outputs(hidden), mask if span_mask is None else span_mask)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = span_loss(start, end, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end)
+
+
+def model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
+    """The family's model with the task's head. transformers' own Llama question answering model would leave the backbone random.
+
+    Raises KeyError where transformers has no causal model for the config's type.
+    """
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    family = next(
+        base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel")
+    )
+    generic = {"classification": _Classification, "extractive_qa": _Span}[task]
+    stem = causal.__name__.removesuffix("ForCausalLM")
+    suffix = {"classification": "ForSequenceClassification", "extractive_qa": "ForQuestionAnswering"}
+    return type(stem + suffix[task], (generic, family), {"config_class": type(config)})

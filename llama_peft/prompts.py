@@ -1,0 +1,182 @@
+"""All prompt text, and the one place where text becomes token ids and an answer becomes text again.
+
+Pieces are encoded apart and then joined, so that training, evaluation and prefix sharing see the same ids and nobody ever
+searches for a boundary. Control tokens are placed by number; text from data is encoded with control strings as plain text.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from llama_peft.data import QuestionExample
+from llama_peft.recipe import Prompt, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Stands for a turn's text while a chat template is rendered; the private-use characters occur in no template.
+_USER, _ASSISTANT = "\ue000user\ue001", "\ue000assistant\ue001"
+# Llama 3's template prints today's date; a fixed one keeps prompts the same from day to day.
+_TEMPLATE_DATE = "01 Jan 2025"
+
+# The span head's prompt: the question first, because a causal model's context states must have seen it; the last token
+# of the suffix carries the score of "no answer", because it alone has seen everything.
+SPAN_PREFIX = "Question: {question}\n\nPassage:\n"
+SPAN_SUFFIX = "\n\nAnswer:"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example as token ids; `completion` ends in the end-of-text id, or is empty at inference."""
+
+    id: str
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...] = ()
+
+
+class SpanPieces(NamedTuple):
+    """What stands before and after a window of the context, as ids."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+
+def answer_text(example: QuestionExample, no_answer: str) -> str:
+    """The text that a generative model learns to write: the first gold answer, or the no-answer phrase."""
+    return " ".join(example.answers[0].text.split()) if example.answers else no_answer
+
+
+def parse_answer(text: str, no_answer: str) -> str:
+    """The answer in a model's output: its first line. The one place where "no answer" becomes the empty string.
+
+    Case and closing punctuation of the phrase do not matter, so that every wording a model gives it counts as abstaining.
+    """
+    lines = text.strip().splitlines()
+    answer = " ".join(lines[0].split()) if lines else ""
+    return "" if _bare(answer) == _bare(no_answer) else answer
+
+
+def _bare(text: str) -> str:
+    return text.casefold().strip(" .!\"'")
+
+
+class PromptEncoder:
+    """Encodes one recipe's prompts with one tokenizer.
+
+    A tokenizer with a chat template (an Instruct model) gets its turns; any other gets BOS, the text, and EOS after the answer.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> None:
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self._bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+        if tokenizer.chat_template:
+            self._before, self._between, self.end_id = self._chat_frame()
+            self._lead = ""  # a turn starts with its text
+        else:
+            if tokenizer.eos_token_id is None:
+                raise UserError("the tokenizer has no end-of-text token, so no answer could end")
+            self._before, self._between = self._bos, ()
+            self.end_id = tokenizer.eos_token_id
+            self._lead = " "  # trap: a prompt must not end in the space, so the answer starts with it
+        self.newline_ends = not tokenizer.chat_template
+        """Whether a model that never learned to stop is cut at the first line break."""
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of text from data: no control token, whatever the text says."""
+        encoding = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        return tuple(encoding["input_ids"])
+
+    def head_input(self, text: str, max_length: int) -> tuple[int, ...]:
+        """What a classification head reads: BOS and the template, cut to `max_length` tokens at the end."""
+        return (self._bos + self.ids(self.prompt.template.format(text=text)))[:max_length]
+
+    def zero_shot(self, text: str, max_length: int) -> tuple[int, ...]:
+        """The prompt whose continuations are the verbalizers; a text that is too long loses its end, never the question."""
+        room = max_length - len(self._before) - len(self._between)
+        ids = self.ids(self.prompt.zero_shot.format(text=text))
+        while len(ids) > room:
+            _, offsets = self.offsets(text)
+            kept = len(offsets) - (len(ids) - room)
+            if kept <= 0:
+                raise UserError(f"train.max_length {max_length} has no room for prompt.zero_shot")
+            text = text[: offsets[kept - 1][1]]
+            ids = self.ids(self.prompt.zero_shot.format(text=text))
+        return self._before + ids + self._between
+
+    def continuation(self, text: str) -> tuple[int, ...]:
+        """An answer's ids after a prompt, without the end token: a verbalizer, or an answer."""
+        return self.ids(self._lead + text.strip())
+
+    def question(self, example: QuestionExample) -> tuple[int, ...]:
+        """The generative prompt: instruction, context, question. Examples of one context share all but the question."""
+        # The cut falls after each piece's closing blank line, where pieces encode as they would jointly.
+        prompt = self.prompt
+        return (
+            self._before
+            + self.ids(prompt.instruction)
+            + self.ids(prompt.context.format(context=example.context))
+            + self.ids(prompt.question.format(question=example.question))
+            + self._between
+        )
+
+    def completion(self, example: QuestionExample) -> tuple[int, ...]:
+        """What the model learns to write after `question`: the answer and the end token."""
+        return (*self.continuation(answer_text(example, self.prompt.no_answer)), self.end_id)
+
+    def encode(self, example: QuestionExample, training: bool) -> Encoded:
+        return Encoded(
+            example.id, self.question(example), self.completion(example) if training else ()
+        )
+
+    def span_pieces(self, example: QuestionExample) -> SpanPieces:
+        question = SPAN_PREFIX.format(question=example.question)
+        return SpanPieces(self._bos + self.ids(question), self.ids(SPAN_SUFFIX))
+
+    def offsets(self, context: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """Ids of a context and the characters of each token, without the white space that a token may start with."""
+        encoding = self.tokenizer(
+            context,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        trimmed = tuple(_trim(context, start, end) for start, end in encoding["offset_mapping"])
+        return tuple(encoding["input_ids"]), trimmed
+
+    def text(self, ids: list[int]) -> str:
+        """The text of generated ids, control tokens left out."""
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _chat_frame(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Ids before the user's text, between it and the answer, and the id that ends the answer.
+
+        The template is rendered once, around place-holders; data never pass through it, so they cannot open a turn.
+        """
+        turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
+        if self.prompt.system:
+            turns.insert(0, {"role": "system", "content": self.prompt.system})
+        rendered = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, date_string=_TEMPLATE_DATE
+        )
+        before, rest = rendered.split(_USER)
+        between, after = rest.split(_ASSISTANT)
+        pieces = [
+            tuple(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
+            for piece in (before, between, after)
+        ]
+        if not pieces[2]:
+            raise UserError("the chat template writes nothing after an answer, so none could end")
+        return pieces[0], pieces[1], pieces[2][0]
+
+
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return start, end

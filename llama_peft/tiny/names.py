@@ -1,0 +1,64 @@
+"""Invented names, dealt out to the parts so that no part meets a name of another.
+
+A name is an onset and an ending ("Tol" + "vik"), and the part it belongs to follows from the two indices
+like the diagonals of a square. Every syllable is therefore seen in training, no name of the test part is,
+and a model that has learnt names by heart instead of copying them is found out.
+"""
+
+import random
+from typing import Literal
+
+Part = Literal["train", "validation", "test"]
+Kind = Literal["she", "he", "surname", "place"]
+
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+
+_FIRST = "Mar Tol Bren Kel Dor Vel Hal Jun Ser Lor Fen Gar Nim Pel Ros Sel Tam Wil Yor Zan".split()
+_LAST = "Bal Cor Dun Esk Fal Grim Hol Ing Jar Kov Lund Mor Nor Oak Pem Quin Rav Stro Thel Ulm".split()
+_PLACE = "Ash Bel Cre Dray El Fro Gol Hav Ist Kar Lim Mel Nar Ost Pol Rin Sot Tur Ver Wes".split()
+
+SYLLABLES: dict[Kind, tuple[list[str], list[str]]] = {
+    "she": (_FIRST, "a ina etta elle ika ora isa une ily oth".split()),
+    "he": (_FIRST, "o en ard us imir olf win ek an is".split()),
+    "surname": (_LAST, "vik sen ley mond dan berg ston rick well by gard lin now strom kin".split()),
+    "place": (_PLACE, "ford mouth bridge haven gate field minster dale port holm wick stead".split()),
+}
+
+
+def part_of(onset: int, ending: int) -> Part:
+    """Two diagonals in ten are the test part's, one is the validation part's."""
+    diagonal = (onset + 3 * ending) % 10
+    return "test" if diagonal < 2 else "validation" if diagonal == 2 else "train"
+
+
+def all_names(kind: Kind, part: Part) -> list[str]:
+    onsets, endings = SYLLABLES[kind]
+    return [
+        onset + ending
+        for i, onset in enumerate(onsets)
+        for j, ending in enumerate(endings)
+        if part_of(i, j) == part
+    ]
+
+
+class Names:
+    """Draws names of one part; `person` and `place` never repeat within one `Names`."""
+
+    def __init__(self, rng: random.Random, part: Part) -> None:
+        self._rng = rng
+        self._part = part
+        self._used: set[str] = set()
+
+    def _draw(self, kind: Kind) -> str:
+        names = [name for name in all_names(kind, self._part) if name not in self._used]
+        name = self._rng.choice(names)
+        self._used.add(name)
+        return name
+
+    def person(self) -> tuple[str, str, str]:
+        """(first name, surname, pronoun)"""
+        pronoun: Kind = self._rng.choice(("she", "he"))
+        return self._draw(pronoun), self._draw("surname"), pronoun.capitalize()
+
+    def place(self) -> str:
+        return self._draw("place")
