@@ -6,7 +6,10 @@ gap with random numbers and go on.
 
 import logging
 import os
+import resource
+import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -238,7 +241,7 @@ def check_targets(model: "PreTrainedModel", lora: Lora) -> None:
             )
 
 
-def live_counts(model: "PreTrainedModel | PeftModel", head: str | None) -> tuple[int, int]:
+def live_counts(model: "PreTrainedModel", head: str | None) -> tuple[int, int]:
     """(all, trainable) parameters of a loaded model: packed weights by their true size, a wrapped head once."""
     total = trainable = 0
     for name, parameter in model.named_parameters():
@@ -251,6 +254,27 @@ def live_counts(model: "PreTrainedModel | PeftModel", head: str | None) -> tuple
     return total, trainable
 
 
+def count_loaded(model: "PreTrainedModel", task: Task) -> counts.Counts:
+    """The counts of a base as it is about to train, LoRA and head in place, checked against the config's.
+
+    Raises RuntimeError where they differ: something was loaded, wrapped or frozen other than meant.
+    """
+    from llama_peft import heads
+
+    config = model.config.to_dict()
+    labels = getattr(model.config, "num_labels", 2)
+    total, trainable = live_counts(model, heads.HEAD_NAMES.get(task))
+    try:
+        expected = counts.count(config, task, labels)
+    except counts.UncountedFamily:
+        head = counts.head_size(config, task, labels)
+        expected = counts.Counts(base=total - trainable, backbone=total - trainable, head=head)
+    counted = replace(expected, adapter=trainable - expected.head)
+    if counted.total != total:
+        raise RuntimeError(f"counted {total:,} parameters, {counted.total:,} expected")
+    return counted
+
+
 def count_on_meta(model: Model) -> int:
     """Parameters of a causal model that has no formula in `counts`, built without storage."""
     import torch
@@ -259,6 +283,16 @@ def count_on_meta(model: Model) -> int:
     config = load_config(model)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).num_parameters()
+
+
+def peak_memory() -> int:
+    """Bytes: the most that the GPU held at once, or on CPU the most that this process did."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 # What a family's config class fills in where config.json is silent (transformers' defaults), and its norms per block:
 # (how many of hidden size, how many of head size).
-_FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
+FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "llama": ({"tie_word_embeddings": False}, (2, 0)),
     "gemma": ({"tie_word_embeddings": True, "head_dim": 256}, (2, 0)),
     "gemma2": ({"tie_word_embeddings": True, "head_dim": 256}, (4, 0)),
@@ -64,9 +64,9 @@ class Counts:
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The language model's part of a config.json, with its family's defaults filled in."""
     family = config.get("model_type")
-    if family not in _FAMILIES:
+    if family not in FAMILIES:
         raise UncountedFamily(f"no formula for model type {family!r}")
-    return {**_FAMILIES[family][0], **config}
+    return {**FAMILIES[family][0], **config}
 
 
 def linear_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -121,7 +121,7 @@ def count(
     shapes = linear_shapes(config)
     blocks, hidden = c["num_hidden_layers"], c["hidden_size"]
     head_dim = c.get("head_dim") or hidden // c["num_attention_heads"]
-    wide, narrow = _FAMILIES[c["model_type"]][1]
+    wide, narrow = FAMILIES[c["model_type"]][1]
     quantized = blocks * sum(i * o for i, o in shapes.values())
     norms = blocks * (wide * hidden + narrow * head_dim) + hidden
     embeddings = c["vocab_size"] * hidden

@@ -5,6 +5,7 @@ searches for a boundary. Control tokens are placed by number; text from data is 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from llama_peft.data import QuestionExample
@@ -81,6 +82,12 @@ class PromptEncoder:
         self.newline_ends = not tokenizer.chat_template
         """Whether a model that never learned to stop is cut at the first line break."""
 
+    @cached_property
+    def newline_ids(self) -> frozenset[int]:
+        """Every token whose text holds a line break."""
+        size = len(self.tokenizer)
+        return frozenset(i for i in range(size) if "\n" in self.tokenizer.decode([i]))
+
     def ids(self, text: str) -> tuple[int, ...]:
         """Token ids of text from data: no control token, whatever the text says."""
         encoding = self.tokenizer(
@@ -109,17 +116,18 @@ class PromptEncoder:
         """An answer's ids after a prompt, without the end token: a verbalizer, or an answer."""
         return self.ids(self._lead + text.strip())
 
-    def question(self, example: QuestionExample) -> tuple[int, ...]:
-        """The generative prompt: instruction, context, question. Examples of one context share all but the question."""
+    def question(self, example: QuestionExample, room: int | None = None) -> tuple[int, ...]:
+        """The generative prompt: instruction, context, question. Examples of one context share all but the question.
+
+        `room` is the most tokens that it may take: a context that is too long loses its end, never the question.
+        """
         # The cut falls after each piece's closing blank line, where pieces encode as they would jointly.
-        prompt = self.prompt
-        return (
-            self._before
-            + self.ids(prompt.instruction)
-            + self.ids(prompt.context.format(context=example.context))
-            + self.ids(prompt.question.format(question=example.question))
-            + self._between
-        )
+        before = self._before + self.ids(self.prompt.instruction)
+        after = self.ids(self.prompt.question.format(question=example.question)) + self._between
+        context = self.ids(self.prompt.context.format(context=example.context))
+        if room is not None and len(before) + len(context) + len(after) > room:
+            context = context[: max(0, room - len(before) - len(after))]
+        return before + context + after
 
     def completion(self, example: QuestionExample) -> tuple[int, ...]:
         """What the model learns to write after `question`: the answer and the end token."""

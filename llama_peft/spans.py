@@ -131,6 +131,6 @@ def best_span(
                     best_score = score
                     best_text = text(window, i, j, context)
                     best_start = window.offsets[i - window.context_start][0]
-    margin = null_score - best_score
-    probability = 1.0 if margin > 700 else 1 / (1 + math.exp(-margin))
+    # 0.5 * (1 + tanh(x / 2)) is the logistic function without overflow.
+    probability = 0.5 * (1 + math.tanh((null_score - best_score) / 2))
     return Span(best_text, best_start, probability)

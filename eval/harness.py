@@ -1,0 +1,292 @@
+"""From examples to predictions.jsonl to results.json.
+
+Predictions reach a file as they are made, so that a run that is cut off goes on where it stopped, and scores can be computed
+again without the model. A file of predictions continues only what has the same key: model, adapter, prompts, data and settings.
+"""
+
+import hashlib
+import json
+import logging
+import random
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from eval.job import Job
+from eval.metrics.measure import answer_results, classification_results
+from eval.metrics.names import is_score
+from eval.metrics.names import higher_is_better as is_higher_better
+from eval.metrics.squad_v2 import fit_threshold
+from eval.predictors import Predictor, is_run, open_predictor
+from llama_peft import data
+from llama_peft.backbone import peak_memory
+from llama_peft.checkpoint import THRESHOLD, no_answer_threshold, write_durably
+from llama_peft.data import Example, TextExample
+from llama_peft.recipe import Recipe, UserError
+
+log = logging.getLogger(__name__)
+
+Line = dict[str, Any]
+PREDICTIONS, PARTIAL, RESULTS = "predictions.jsonl", "predictions.partial.jsonl", "results.json"
+_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "llama-peft")
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Predict, score, and write `output`/predictions.jsonl and results.json; returns the latter.
+
+    Raises UserError where model, data and task do not fit, before any example is predicted.
+    """
+    started = time.monotonic()
+    dataset = data.load(job.recipe)
+    parts = _parts(job, dataset)
+    if is_run(job.model) and job.data_file is None:
+        _check_split(Path(job.model), parts)
+    predictor = open_predictor(job.model, job.recipe, dataset.labels)
+    job.output.mkdir(parents=True, exist_ok=True)
+    threshold = _threshold(job, predictor, dataset)
+    key = _key(job, predictor, parts)
+    split_of = {example.id: part for part, examples in parts.items() for example in examples}
+    lines = predict(
+        predictor, [e for examples in parts.values() for e in examples], job.output / PARTIAL, key
+    )
+    for line in lines:
+        line["split"] = split_of[line["id"]]
+        if threshold is not None:
+            line["prediction"] = "" if line["no_answer_probability"] > threshold else line["raw"]
+    lines.sort(key=lambda line: line["id"])
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_durably(job.output / PREDICTIONS, text)
+    names = {part: _task_name(job, part) for part in parts}
+    scores = {
+        names[part]: score(
+            [line for line in lines if line["split"] == part],
+            parts[part],
+            dataset.labels,
+            threshold,
+        )
+        for part in parts
+    }
+    results = _results(job, predictor, scores, threshold)
+    results["n-samples"] = {
+        names[part]: {"original": _size(job, dataset, part), "effective": len(examples)}
+        for part, examples in parts.items()
+    }
+    results["wall_seconds"] = round(time.monotonic() - started, 3)
+    write_durably(job.output / RESULTS, json.dumps(results, indent=1, ensure_ascii=False))
+    (job.output / PARTIAL).unlink(missing_ok=True)
+    return results
+
+
+def predict(
+    predictor: Predictor, examples: Sequence[Example], partial: Path, key: str
+) -> list[Line]:
+    """One line an example. What `partial` already holds under the same key is not predicted again."""
+    from tqdm import tqdm
+
+    lines = _resume(partial, key)
+    done = {line["id"] for line in lines}
+    todo = [example for example in examples if example.id not in done]
+    if done:
+        log.info("%d of %d predictions are there already", len(done), len(examples))
+    golds = {example.id: gold(example, predictor.labels) for example in examples}
+    with partial.open("a", encoding="utf-8") as file:
+        bar = tqdm(total=len(examples), initial=len(done), desc=predictor.kind, unit="ex")
+        for prediction in predictor.predict(todo):
+            line = {name: value for name, value in asdict(prediction).items() if value is not None}
+            line["gold"] = golds[prediction.id]
+            lines.append(line)
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update()
+        bar.close()
+    _check_complete(lines, golds)
+    return lines
+
+
+def shown(job: Job, count: int) -> list[str]:
+    """The first predictions of a finished job as text: what went in is in the data, what came out is here."""
+    lines = (job.output / PREDICTIONS).read_text("utf-8").splitlines()[:count]
+    return [json.dumps(json.loads(line), indent=1, ensure_ascii=False) for line in lines]
+
+
+def _resume(partial: Path, key: str) -> list[Line]:
+    """The finished lines under the key; a file of another key, or the torn last line, is dropped."""
+    lines: list[Line] = []
+    if partial.is_file():
+        for text in partial.read_text("utf-8", errors="replace").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break  # a kill tore this line; nothing follows it
+    kept = lines[1:] if lines and lines[0] == {"key": key} else []
+    texts = [json.dumps(line, ensure_ascii=False) for line in [{"key": key}, *kept]]
+    write_durably(partial, "\n".join(texts) + "\n")
+    return kept
+
+
+def _check_complete(lines: Iterable[Line], golds: dict[str, Any]) -> None:
+    """Refuse to score anything but exactly one prediction an example."""
+    ids = [line["id"] for line in lines]
+    if len(set(ids)) < len(ids) or set(ids) != set(golds):
+        raise UserError(
+            f"{len(ids)} predictions ({len(set(ids))} distinct) for {len(golds)} examples: "
+            "remove the output folder and evaluate again"
+        )
+
+
+def gold(example: Example, labels: Sequence[str]) -> str | list[str]:
+    """What predictions.jsonl holds as the truth: the label's name, or the answers (none if unanswerable)."""
+    if isinstance(example, TextExample):
+        return labels[example.label]
+    return [answer.text for answer in example.answers]
+
+
+def score(
+    lines: Sequence[Line],
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    threshold: float | None = None,
+) -> dict[str, Any]:
+    """Metrics of one part, each with its interval. Raises ValueError unless predictions match the examples id for id."""
+    golds = {example.id: gold(example, labels) for example in examples}
+    if labels:
+        return classification_results(
+            {line["id"]: line["prediction"] for line in lines},
+            {id_: str(name) for id_, name in golds.items()},
+            labels,
+        )
+    text = "prediction" if threshold is None else "raw"
+    return answer_results(
+        {line["id"]: line[text] for line in lines},
+        {id_: list(texts) for id_, texts in golds.items()},
+        {line["id"]: line["no_answer_probability"] for line in lines},
+        threshold=threshold,
+    )
+
+
+def _parts(job: Job, dataset: data.Dataset) -> dict[str, list[Example]]:
+    """The examples to measure, by part; a limit takes a seeded sample of each."""
+    if job.data_file is not None:
+        parts = {"data": data.load_file(job.recipe, job.data_file)}
+    else:
+        parts = {part: dataset.parts[part] for part in job.recipe.eval.splits}
+    limit = job.limit or job.recipe.eval.limit
+    if limit is None:
+        return parts
+    sampler = random.Random(job.recipe.dataset.seed)
+    return {
+        part: sampler.sample(examples, min(limit, len(examples))) for part, examples in parts.items()
+    }
+
+
+def _size(job: Job, dataset: data.Dataset, part: str) -> int:
+    return len(data.load_file(job.recipe, job.data_file) if job.data_file else dataset.parts[part])
+
+
+def _task_name(job: Job, part: str) -> str:
+    return job.recipe.name if part in ("test", "data") else f"{job.recipe.name}_{part}"
+
+
+def _check_split(folder: Path, parts: dict[str, list[Example]]) -> None:
+    """Refuse to measure a run on what it was trained on."""
+    try:
+        split = json.loads((folder / "split.json").read_text("utf-8"))
+        seen = {*split["train"], *split.get("validation", ())}
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{folder / 'split.json'}: missing or damaged, so a leak cannot be ruled out") from None
+    leaked = [e.id for part, its in parts.items() if part != "validation" for e in its if e.id in seen]
+    if leaked:
+        raise UserError(
+            f"{folder}: {len(leaked)} of the examples were trained on, first {leaked[0]}; "
+            "measure on the split of the run's own recipe"
+        )
+
+
+def _threshold(job: Job, predictor: Predictor, dataset: data.Dataset) -> float | None:
+    """The no-answer threshold of a span head: fitted on its validation part once, then kept with the run."""
+    validation = dataset.parts.get("validation")
+    if not predictor.kind.startswith("span head"):
+        return None
+    path = Path(job.model) / THRESHOLD
+    if path.is_file() or not validation:
+        return no_answer_threshold(Path(job.model))
+    key = _key(job, predictor, {"validation": validation})
+    partial = job.output / "validation.partial.jsonl"
+    lines = predict(predictor, validation, partial, key)
+    threshold = fit_threshold(
+        {line["id"]: line["raw"] for line in lines},
+        {line["id"]: line["gold"] for line in lines},
+        {line["id"]: line["no_answer_probability"] for line in lines},
+    )
+    found = {"no_answer_threshold": threshold, "fitted_on": len(lines), "metric": "f1"}
+    write_durably(path, json.dumps(found))
+    partial.unlink()
+    return threshold
+
+
+def _key(job: Job, predictor: Predictor, parts: dict[str, list[Example]]) -> str:
+    """A digest of all that predictions depend on."""
+    recipe = job.recipe
+    settings = {
+        "facts": {
+            name: predictor.facts[name] for name in ("model", "base_fingerprint", "adapter_sha256")
+        },
+        "kind": predictor.kind,
+        "labels": predictor.labels,
+        "quantization": recipe.quantization.model_dump(),
+        "dtype": recipe.model.dtype,
+        "prompt": recipe.prompt.model_dump(),
+        "eval": recipe.eval.model_dump(exclude={"limit", "splits"}),
+        "lengths": [recipe.train.max_length, recipe.train.doc_stride],
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for part in sorted(parts):
+        for example in sorted(parts[part], key=lambda example: example.id):
+            digest.update(json.dumps([part, asdict(example)], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _results(
+    job: Job, predictor: Predictor, scores: dict[str, dict[str, Any]], threshold: float | None
+) -> dict[str, Any]:
+    recipe = job.recipe
+    settings = {
+        "task": recipe.task,
+        "dataset": recipe.dataset.model_dump(mode="json"),
+        "data_file": job.data_file,
+        "prompt": recipe.prompt.model_dump(),
+        "eval": recipe.eval.model_dump(),
+        "labels": list(predictor.labels),
+        "no_answer_threshold": threshold,
+    }
+    return {
+        "results": scores,
+        "configs": {task: settings for task in scores},
+        "versions": {name: version(name) for name in _PACKAGES},
+        "higher_is_better": {
+            task: {name: is_higher_better(name) for name in its if is_score(name)}
+            for task, its in scores.items()
+        },
+        "config": {"model_kind": predictor.kind, "recipe": recipe.name, **predictor.facts},
+        "git_hash": _git_hash(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "adapter_sha256": predictor.facts["adapter_sha256"],
+        "base_revision": predictor.facts["base_fingerprint"],
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def _git_hash() -> str | None:
+    """The project's commit, None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,219 @@
+"""How sure a score is: percentile bootstrap intervals, and paired tests between two systems on the
+same examples.
+
+A resample of n examples depends only on how often each DIFFERENT row is drawn, and these counts are
+multinomial. So equal rows are merged first, and a score is a function of counts and distinct rows:
+exact match on 12,000 questions has two rows, and a thousand resamples of it cost less than a
+millisecond. Every metric, a mean or not, takes the same road.
+
+Shapes: R resamples, K distinct rows, C columns. A statistic maps (counts_RK, rows_KC) to one value
+a resample for each of its metrics; a value that a resample cannot have (no unanswerable question in
+it) is NaN and left out.
+
+Known gap: a percentile interval is too narrow on few examples, and empty at a perfect score: 20 of
+20 gives [100, 100].
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+Statistic = Callable[[FloatArray, FloatArray], dict[str, FloatArray]]
+
+_CHUNK = 100
+"""Resamples held in memory at a time: 100 x 12,000 distinct rows of float64 are 10 MB."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """What the scores of one system need to know of each example."""
+
+    ids: tuple[str, ...]
+    rows: FloatArray
+    """One row an example, in the order of `ids`."""
+    statistic: Statistic
+    vectors: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Per example, for metrics that have a value there; wins and losses are counted on these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """The second system against the first on one metric."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    """Two-sided, of the hypothesis that the two are exchangeable; never below 1 / (resamples + 1)."""
+    wins: int | None = None
+    """Examples where the second is higher; None for a metric that has no value an example."""
+    losses: int | None = None
+    ties: int | None = None
+
+
+def point(evidence: Evidence) -> dict[str, float]:
+    """Each metric on the examples as they are; a metric without any example to stand on is left out."""
+    ones = np.ones((1, len(evidence.rows)))
+    values = {name: float(v[0]) for name, v in evidence.statistic(ones, evidence.rows).items()}
+    return {name: value for name, value in values.items() if not np.isnan(value)}
+
+
+def intervals(
+    evidence: Evidence, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Each metric's percentile interval over resamples of the examples.
+
+    The result depends on the examples and the seed, not on the examples' order.
+    """
+    distinct, counts, _ = _merge(evidence.rows)
+    drawn = [
+        evidence.statistic(chunk, distinct) for chunk in _resampled(counts, resamples, seed)
+    ]
+    return {name: _percentiles(values, level) for name, values in _joined(drawn).items()}
+
+
+def confidence_interval(
+    values: ArrayLike, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """The interval of the mean of one value an example."""
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or not vector.size:
+        raise ValueError(f"expected one value an example, got shape {vector.shape}")
+    evidence = Evidence(ids=(), rows=vector[:, None], statistic=_mean)
+    return intervals(evidence, resamples=resamples, level=level, seed=seed)["mean"]
+
+
+def paired(
+    first: Evidence,
+    second: Evidence,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Paired]:
+    """The second system's metrics minus the first's, on the same examples in any order.
+
+    The interval is a paired bootstrap: both systems are scored on the same resamples. The test is
+    approximate randomisation (Noreen 1989): were the systems exchangeable, each example's two rows
+    could be swapped at will, so the p-value is the share of random swappings with at least the
+    observed difference, counting the observed one.
+    """
+    second = _in_order(second, first.ids)
+    both, counts, _ = _merge(np.hstack([first.rows, second.rows]))
+    first_KC, second_KC = np.hsplit(both, [first.rows.shape[1]])
+    statistic = first.statistic
+
+    def difference(counts_RK: FloatArray) -> dict[str, FloatArray]:
+        return _minus(statistic(counts_RK, second_KC), statistic(counts_RK, first_KC))
+
+    observed = difference(counts[None, :].astype(np.float64))
+    drawn = _joined([difference(chunk) for chunk in _resampled(counts, resamples, seed)])
+    swapped = _joined(
+        [
+            _swapped_difference(statistic, chunk, counts, first_KC, second_KC)
+            for chunk in _swaps(counts, resamples, seed)
+        ]
+    )
+    result = {}
+    for name, (value,) in observed.items():
+        if not np.isnan(value):
+            low, high = _percentiles(drawn[name], level)
+            beyond = int(np.sum(np.abs(swapped[name]) >= abs(value) - 1e-12))
+            result[name] = Paired(
+                difference=float(value),
+                low=low,
+                high=high,
+                p_value=(1 + beyond) / (1 + resamples),
+                **_win_counts(first.vectors.get(name), second.vectors.get(name)),
+            )
+    return result
+
+
+def _mean(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
+    return {"mean": counts_RK @ rows_KC[:, 0] / counts_RK.sum(axis=1)}
+
+
+def _merge(rows: FloatArray) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
+    """Distinct rows in lexicographic order, how often each occurs, and which of them each row is."""
+    distinct, which, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    return distinct, counts, which
+
+
+def _resampled(counts: NDArray[np.int64], resamples: int, seed: int) -> Iterator[FloatArray]:
+    generator = np.random.default_rng(seed)
+    total = int(counts.sum())
+    for size in _chunks(resamples):
+        yield generator.multinomial(total, counts / total, size=size).astype(np.float64)
+
+
+def _swaps(counts: NDArray[np.int64], resamples: int, seed: int) -> Iterator[FloatArray]:
+    """Of the examples behind each distinct row, how many are swapped: a coin a piece."""
+    generator = np.random.default_rng([seed, 1])
+    for size in _chunks(resamples):
+        yield generator.binomial(counts, 0.5, size=(size, len(counts))).astype(np.float64)
+
+
+def _swapped_difference(
+    statistic: Statistic,
+    swapped_RK: FloatArray,
+    counts: NDArray[np.int64],
+    first_KC: FloatArray,
+    second_KC: FloatArray,
+) -> dict[str, FloatArray]:
+    """After a swap a system consists of its own rows where it kept them and the other's where it did not."""
+    pool = np.vstack([first_KC, second_KC])
+    kept_RK = counts - swapped_RK
+    return _minus(
+        statistic(np.hstack([swapped_RK, kept_RK]), pool),
+        statistic(np.hstack([kept_RK, swapped_RK]), pool),
+    )
+
+
+def _chunks(total: int) -> Iterator[int]:
+    for start in range(0, total, _CHUNK):
+        yield min(_CHUNK, total - start)
+
+
+def _joined(parts: list[dict[str, FloatArray]]) -> dict[str, FloatArray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _minus(left: dict[str, FloatArray], right: dict[str, FloatArray]) -> dict[str, FloatArray]:
+    return {name: left[name] - right[name] for name in left}
+
+
+def _percentiles(values: FloatArray, level: float) -> tuple[float, float]:
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return (float("nan"), float("nan"))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _in_order(evidence: Evidence, ids: tuple[str, ...]) -> Evidence:
+    """The same evidence with its examples in the order of `ids`."""
+    if evidence.ids == ids:
+        return evidence
+    place = {identity: index for index, identity in enumerate(evidence.ids)}
+    if place.keys() != set(ids) or len(place) != len(ids):
+        raise ValueError("a paired test needs both systems on the same examples, each once")
+    order = np.array([place[identity] for identity in ids])
+    return Evidence(
+        ids=ids,
+        rows=evidence.rows[order],
+        statistic=evidence.statistic,
+        vectors={name: vector[order] for name, vector in evidence.vectors.items()},
+    )
+
+
+def _win_counts(first: FloatArray | None, second: FloatArray | None) -> dict[str, int]:
+    if first is None or second is None:
+        return {}
+    return {
+        "wins": int(np.sum(second > first)),
+        "losses": int(np.sum(second < first)),
+        "ties": int(np.sum(second == first)),
+    }

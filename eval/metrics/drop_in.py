@@ -1,0 +1,201 @@
+"""The metrics as `evaluate.Metric` classes with the usual `compute(predictions=...,
+references=...)`, offline.
+
+`evaluate.load(name)` fetches a script from the Hub, or runs one from the current directory if a
+folder of that name stands there. These classes need neither:
+
+from eval.metrics.drop_in import SquadV2 SquadV2().compute(predictions=[{"id": ...,
+"prediction_text": ..., "no_answer_probability": ...}], references=...)
+
+Names and arguments are those of the metrics on the Hub. Precision, recall and F1 take
+scikit-learn's arguments and go to scikit-learn; labels may be numbers or strings. A metric object
+is falsy while it holds no examples: never test `if metric`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import evaluate
+
+from eval.metrics.bootstrap import point
+from eval.metrics.ids import check_unique
+from eval.metrics.overlap import bleu_signature, overlap_evidence
+from eval.metrics.squad_v2 import squad_scores
+
+_TEXT = datasets.Value("string")
+_LABELS = [
+    datasets.Features({"predictions": datasets.Value(kind), "references": datasets.Value(kind)})
+    for kind in ("int64", "string")
+]
+_TEXTS = [
+    datasets.Features({"predictions": _TEXT, "references": datasets.Sequence(_TEXT)}),
+    datasets.Features({"predictions": _TEXT, "references": _TEXT}),
+]
+_ANSWERS = datasets.Sequence({"text": _TEXT, "answer_start": datasets.Value("int32")})
+_REFERENCE = {"id": _TEXT, "answers": _ANSWERS}
+
+
+class _OfflineMetric(evaluate.Metric):
+    """Describes itself by its class docstring and its `inputs`."""
+
+    inputs: Any
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = self.__doc__ or ""
+        return evaluate.MetricInfo(
+            description=text, citation="", inputs_description=text, features=self.inputs
+        )
+
+
+class Accuracy(_OfflineMetric):
+    """The share of equal labels: {"accuracy"}; `normalize=False` counts them."""
+
+    inputs = _LABELS
+
+    def _compute(
+        self,
+        predictions: Sequence[Any],
+        references: Sequence[Any],
+        normalize: bool = True,
+        sample_weight: Sequence[float] | None = None,
+    ) -> dict[str, float]:
+        from sklearn.metrics import accuracy_score
+
+        score = accuracy_score(
+            references, predictions, normalize=normalize, sample_weight=sample_weight
+        )
+        return {"accuracy": float(score)}
+
+
+class _LabelScore(_OfflineMetric):
+    inputs = _LABELS
+    kind: str
+
+    def _compute(
+        self,
+        predictions: Sequence[Any],
+        references: Sequence[Any],
+        labels: Sequence[Any] | None = None,
+        pos_label: Any = 1,
+        average: str | None = "binary",
+        sample_weight: Sequence[float] | None = None,
+        zero_division: Any = 0,
+    ) -> dict[str, Any]:
+        from sklearn.metrics import precision_recall_fscore_support
+
+        scores = precision_recall_fscore_support(
+            references,
+            predictions,
+            labels=labels,
+            pos_label=pos_label,
+            average=average,
+            sample_weight=sample_weight,
+            zero_division=zero_division,
+        )
+        score = scores[("precision", "recall", "f1").index(self.kind)]
+        return {self.kind: score if average is None else float(score)}
+
+
+class Precision(_LabelScore):
+    """Hits among the predictions of a label: {"precision"}."""
+
+    kind = "precision"
+
+
+class Recall(_LabelScore):
+    """Hits among the golds of a label: {"recall"}."""
+
+    kind = "recall"
+
+
+class F1(_LabelScore):
+    """The harmonic mean of precision and recall: {"f1"}."""
+
+    kind = "f1"
+
+
+class Squad(_OfflineMetric):
+    """SQuAD 1.1: {"exact_match", "f1"} in percent, of {"id", "prediction_text"} and {"id", "answers"}."""
+
+    inputs = datasets.Features(
+        {"predictions": {"id": _TEXT, "prediction_text": _TEXT}, "references": _REFERENCE}
+    )
+
+    def _compute(
+        self, predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float]:
+        scores = squad_scores(_answers(predictions), _golds(references))
+        return {"exact_match": scores["exact"], "f1": scores["f1"]}
+
+
+class SquadV2(_OfflineMetric):
+    """SQuAD 2.0's official keys, of {"id", "prediction_text", "no_answer_probability"} and {"id", "answers"}."""
+
+    inputs = datasets.Features(
+        {
+            "predictions": {
+                "id": _TEXT,
+                "prediction_text": _TEXT,
+                "no_answer_probability": datasets.Value("float64"),
+            },
+            "references": _REFERENCE,
+        }
+    )
+
+    def _compute(
+        self,
+        predictions: Sequence[Mapping[str, Any]],
+        references: Sequence[Mapping[str, Any]],
+        no_answer_threshold: float = 1.0,
+    ) -> dict[str, float]:
+        answers = _answers(predictions)
+        probabilities = {p["id"]: p["no_answer_probability"] for p in predictions}
+        golds = _golds(references)
+        return squad_scores(answers, golds, probabilities, threshold=no_answer_threshold)
+
+
+class _Overlap(_OfflineMetric):
+    inputs = _TEXTS
+
+    def _compute(
+        self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]
+    ) -> dict[str, Any]:
+        golds = [[gold] if isinstance(gold, str) else list(gold) for gold in references]
+        texts = {str(number): text for number, text in enumerate(predictions)}
+        evidence = overlap_evidence(texts, {str(n): gold for n, gold in enumerate(golds)})
+        return self._select(point(evidence))
+
+    def _select(self, scores: Mapping[str, float]) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class Bleu(_Overlap):
+    """Corpus BLEU by sacrebleu as a fraction, and how it was computed: {"bleu", "signature"}."""
+
+    def _select(self, scores: Mapping[str, float]) -> dict[str, Any]:
+        return {"bleu": scores["bleu"], "signature": bleu_signature()}
+
+
+class Rouge(_Overlap):
+    """Mean ROUGE F-measures by rouge-score: {"rouge1", "rouge2", "rougeL", "rougeLsum"}."""
+
+    def _select(self, scores: Mapping[str, float]) -> dict[str, Any]:
+        return {name: value for name, value in scores.items() if name.startswith("rouge")}
+
+
+class Meteor(_Overlap):
+    """Mean METEOR by nltk: {"meteor"}, or {"meteor_no_wordnet"} where WordNet is not installed."""
+
+    def _select(self, scores: Mapping[str, float]) -> dict[str, Any]:
+        return {name: value for name, value in scores.items() if name.startswith("meteor")}
+
+
+def _answers(predictions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    check_unique([p["id"] for p in predictions], "predictions")
+    return {p["id"]: p["prediction_text"] for p in predictions}
+
+
+def _golds(references: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    check_unique([r["id"] for r in references], "references")
+    return {r["id"]: list(r["answers"]["text"]) for r in references}

@@ -1,0 +1,68 @@
+"""A task's results as they go into results.json: every score with its 95 % interval beside it.
+
+What the harness calls. `classification_results` and `answer_results` take what is in
+predictions.jsonl and nothing else.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from eval.metrics.bootstrap import Evidence, intervals, point
+from eval.metrics.classification import classification_evidence
+from eval.metrics.names import INTERVAL_SUFFIX
+from eval.metrics.overlap import overlap_evidence
+from eval.metrics.squad_v2 import apply_threshold, squad_evidence, squad_scores
+
+Results = dict[str, float | list[float]]
+
+
+def with_intervals(
+    scores: Mapping[str, float], evidence: Evidence, *, resamples: int = 1000, seed: int = 0
+) -> Results:
+    """The scores in their order, each followed by `<name>_ci95: [low, high]` where resampling gives it one."""
+    found = intervals(evidence, resamples=resamples, seed=seed)
+    results: Results = {}
+    for name, value in scores.items():
+        results[name] = value
+        if name in found:
+            results[name + INTERVAL_SUFFIX] = list(found[name])
+    return results
+
+
+def classification_results(
+    predictions: Mapping[str, str],
+    golds: Mapping[str, str],
+    labels: Sequence[str],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Results:
+    """Classification scores of labels by id. Raises ValueError unless the ids match one for one."""
+    evidence = classification_evidence(predictions, golds, labels)
+    return with_intervals(point(evidence), evidence, resamples=resamples, seed=seed)
+
+
+def answer_results(
+    predictions: Mapping[str, str],
+    golds: Mapping[str, Sequence[str]],
+    no_answer_probabilities: Mapping[str, float] | None = None,
+    *,
+    threshold: float | None = None,
+    overlap: bool = True,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Results:
+    """squad_v2 scores of answers by id, then BLEU, ROUGE and METEOR of the same answers unless
+    `overlap` is off.
+
+    `threshold` is one fitted on validation: questions with a higher no-answer probability count as
+    not answered.
+    """
+    scores = squad_scores(predictions, golds, no_answer_probabilities, threshold=threshold)
+    evidence = squad_evidence(predictions, golds, no_answer_probabilities, threshold=threshold)
+    results = with_intervals(scores, evidence, resamples=resamples, seed=seed)
+    if overlap:
+        if threshold is not None and no_answer_probabilities is not None:
+            predictions = apply_threshold(predictions, no_answer_probabilities, threshold)
+        words = overlap_evidence(predictions, golds)
+        results |= with_intervals(point(words), words, resamples=resamples, seed=seed)
+    return results

@@ -1,0 +1,258 @@
+"""What a run leaves on disk: sealed checkpoints while it trains, adapter and head when it is done, and how they load back.
+
+A seal is a manifest of sha256 sums, written and renamed into place after everything it names has reached the disk. A folder
+without a seal that verifies is as good as absent, so a kill at any moment loses at most the steps since the last seal.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_peft import backbone, heads
+from llama_peft.prompts import PromptEncoder
+from llama_peft.recipe import Recipe, UserError, dump_recipe, load_recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+SEAL = "manifest.json"
+TRAINING = "training.json"
+"""The run's own seal: facts of the training and the sums of what it exported."""
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace a file by `text` at once: after a crash it holds either the old text or the new."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sums(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    sums = {}
+    for file in sorted(files):
+        _fsync(file)
+        sums[file.relative_to(folder).as_posix()] = sha256(file)
+    return sums
+
+
+def seal(folder: Path) -> None:
+    """Write the folder's manifest, last."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != SEAL]
+    write_durably(folder / SEAL, json.dumps(_sums(folder, files), indent=1))
+    _fsync(folder.parent)
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether every file that the manifest names is there and whole."""
+    try:
+        sums = json.loads((folder / SEAL).read_text("utf-8"))
+        return bool(sums) and all(sha256(folder / name) == sums[name] for name in sums)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def newest_sealed(checkpoints: Path) -> Path | None:
+    """The latest `checkpoint-<step>` whose seal verifies; says which ones it passes over."""
+    numbered = (path for path in checkpoints.glob("checkpoint-*") if path.name[11:].isdigit())
+    for folder in sorted(numbered, key=lambda path: -int(path.name[11:])):
+        if is_sealed(folder):
+            return folder
+        log.warning("%s is incomplete or damaged; passing it over", folder)
+    return None
+
+
+def rotate(checkpoints: Path, keep: int, best: str | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best one. Call it after sealing the newest."""
+    folders = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: -int(path.name[11:]))
+    for folder in folders[keep:]:
+        if best is None or folder.name != Path(best).name:
+            shutil.rmtree(folder)
+
+
+def save_run(
+    model: Any, recipe: Recipe, folder: Path, task: backbone.Task, facts: dict[str, Any]
+) -> None:
+    """Export a trained model: `adapter/` in PEFT's layout or `head.safetensors`, sealed by `training.json`."""
+    from safetensors.torch import save_file
+
+    if recipe.lora is not None:
+        partial = folder / ".adapter.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        # Saving embedding layers "auto" would ask the Hub for the base's vocabulary.
+        model.save_pretrained(partial, safe_serialization=True, save_embedding_layers=False)
+        (partial / "README.md").unlink(missing_ok=True)  # a card of PEFT's, without our numbers
+        _name_base(partial / "adapter_config.json", recipe)
+        shutil.rmtree(folder / "adapter", ignore_errors=True)
+        partial.rename(folder / "adapter")
+        files = list((folder / "adapter").iterdir())
+    else:
+        name = heads.HEAD_NAMES[task]
+        state = getattr(model, name).state_dict()
+        path = folder / "head.safetensors"
+        tensors = {f"{name}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+        files = [path]
+    sums = _sums(folder, [*files, folder / "recipe.yaml", folder / "split.json"])
+    write_durably(folder / TRAINING, json.dumps({**facts, "files": sums}, indent=1))
+
+
+def _name_base(path: Path, recipe: Recipe) -> None:
+    """Write the base as the recipe names it: PEFT writes the folder that it happened to load from."""
+    config = json.loads(path.read_text("utf-8"))
+    config["base_model_name_or_path"] = recipe.model.model_name_or_path
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
+
+
+THRESHOLD = "threshold.json"
+"""Written by a span run's evaluation: the no-answer threshold fitted on its validation part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained model, ready to predict."""
+
+    folder: Path
+    recipe: Recipe
+    labels: tuple[str, ...]
+    model: "PreTrainedModel"
+    encoder: PromptEncoder
+    facts: dict[str, Any]
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """`training.json` of a finished run, its exports verified. Raises UserError on anything else."""
+    path = folder / TRAINING
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+        sums = facts["files"]
+        damaged = [name for name, digest in sums.items() if sha256(folder / name) != digest]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder}: no finished run here ({Path(error.filename).name} is missing); "
+            "`llama-peft train RECIPE` makes one, or continues it"
+        ) from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: not readable as a run's record ({error}); train again") from None
+    if damaged:
+        raise UserError(f"{folder / damaged[0]}: changed since the training sealed it; train again")
+    return facts
+
+
+def load_run(folder: Path) -> Run:
+    """Load a finished run: its base as the recipe says, with the adapter and head that were exported."""
+    facts = read_facts(folder)
+    recipe = load_recipe(folder / "recipe.yaml")
+    labels = tuple(recipe.dataset.labels or ())
+    found = base_fingerprint(recipe)
+    if found != facts["base_fingerprint"]:
+        raise UserError(
+            f"{folder}: was trained on another {recipe.model.model_name_or_path} "
+            f"({facts['base_fingerprint']}) than the one at hand ({found})"
+        )
+    model = backbone.load(recipe, recipe.task, len(labels))
+    if recipe.lora is not None:
+        model = _attach_adapter(model, folder / "adapter")
+    else:
+        _attach_head(model, folder / "head.safetensors", heads.HEAD_NAMES[recipe.task])
+    tokenizer = backbone.load_tokenizer(recipe.model)
+    encoder = PromptEncoder(tokenizer, recipe.prompt)
+    return Run(
+        folder=folder, recipe=recipe, labels=labels, model=model.eval(), encoder=encoder, facts=facts
+    )
+
+
+def _attach_adapter(model: "PreTrainedModel", folder: Path) -> Any:
+    """The base with the adapter. Every tensor of the file must find its place, and every place its tensor:
+    PEFT loads an adapter of another depth without a word.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    wanted = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(adapted).items()}
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        held = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    if wanted != held:
+        odd = sorted(set(wanted.items()) ^ set(held.items()))[0][0]
+        raise UserError(f"{folder}: does not fit this base, first at {odd}")
+    return adapted
+
+
+def _attach_head(model: "PreTrainedModel", path: Path, name: str) -> None:
+    from safetensors.torch import load_file
+
+    state = {key.removeprefix(f"{name}."): value for key, value in load_file(path).items()}
+    try:
+        getattr(model, name).load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit this base: {str(error).splitlines()[-1].strip()}") from None
+
+
+def base_fingerprint(recipe: Recipe) -> str:
+    """What tells one base from another of the same name: the Hub's commit, or a digest of a folder's weights.
+
+    A folder's digest takes the config, and each weight file's size, first and last MiB: enough to tell checkpoints apart
+    without reading gigabytes.
+    """
+    folder = Path(backbone.source(recipe.model))
+    if not folder.is_dir():
+        return str(getattr(backbone.load_config(recipe.model), "_commit_hash", None))
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {size}".encode() + file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def no_answer_threshold(folder: Path) -> float:
+    """Above this no-answer probability a span run abstains: as fitted on validation when it was evaluated, else 0.5."""
+    path = folder / THRESHOLD
+    if not path.is_file():
+        return 0.5
+    try:
+        return float(json.loads(path.read_text("utf-8"))["no_answer_threshold"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged; remove it and evaluate the run again") from None
+
+
+def write_recipe(recipe: Recipe, folder: Path) -> None:
+    """Record the resolved recipe. Refuses a folder that holds a run of another recipe."""
+    path = folder / "recipe.yaml"
+    text = dump_recipe(recipe)
+    if path.is_file() and path.read_text("utf-8") != text:
+        old = set(path.read_text("utf-8").splitlines())
+        changed = [line.strip() for line in text.splitlines() if line not in old]
+        raise UserError(
+            f"{folder} holds a run of another recipe (now different: {'; '.join(changed[:3]) or 'a line less'}); "
+            "choose another train.output_dir, or give --fresh to start it again"
+        )
+    if not path.is_file():
+        write_durably(path, text)

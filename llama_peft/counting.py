@@ -1,0 +1,79 @@
+"""What `llama-peft params` reports: counts of a recipe or a model, without torch, in a second."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llama_peft import counts, tiny
+from llama_peft.recipe import RECIPES, Recipe, UserError, load_recipe
+
+
+def report(recipe_or_model: str, overrides: list[str]) -> dict[str, int | str]:
+    """Parameters by name: the base, with each head, what 4-bit packs, and for a recipe its adapter and what trains."""
+    path = Path(recipe_or_model)
+    is_recipe = path.suffix in (".yaml", ".yml") or (RECIPES / f"{recipe_or_model}.yaml").is_file()
+    if not is_recipe:
+        if overrides:
+            raise UserError("overrides are for recipes; a model has no keys to override")
+        config = read_config(recipe_or_model)
+        return _heads(recipe_or_model, config)
+    recipe = load_recipe(recipe_or_model, overrides)
+    config = read_config(recipe.model.model_name_or_path, recipe.model.revision)
+    return {**_heads(recipe.model.model_name_or_path, config), **_trained(recipe, config)}
+
+
+def _heads(name: str, config: dict[str, Any]) -> dict[str, int | str]:
+    base = _count(config)
+    return {
+        "model": name,
+        "base": base.base,
+        "classification": _count(config, "classification").total,
+        "extractive_qa": _count(config, "extractive_qa").total,
+        "quantized_in_4bit": base.quantized,
+    }
+
+
+def _trained(recipe: Recipe, config: dict[str, Any]) -> dict[str, int | str]:
+    lora = None if recipe.lora is None else recipe.lora.peft_kwargs()
+    counted = _count(config, recipe.task, len(recipe.dataset.labels or "ab"), lora)
+    return {
+        "task": recipe.task,
+        "head": counted.head,
+        "adapter": counted.adapter,
+        "trainable": counted.trainable,
+        "total": counted.total,
+    }
+
+
+def _count(config: dict[str, Any], *arguments: Any) -> counts.Counts:
+    try:
+        return counts.count(config, *arguments)
+    except counts.UncountedFamily as error:
+        known = ", ".join(counts.FAMILIES)
+        raise UserError(f"{error}; counted from the config are {known}") from None
+
+
+def read_config(name: str, revision: str = "main") -> dict[str, Any]:
+    """A model's config.json. Raises UserError where there is none to be had."""
+    if name == "tiny":
+        name = str(tiny.MODEL_DIR)
+    path = Path(name)
+    if path.is_dir():
+        file = path / "config.json"
+    else:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+        from huggingface_hub.utils import httpx
+
+        try:
+            file = Path(hf_hub_download(name, "config.json", revision=revision))
+        except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+            raise UserError(
+                f"{name}: no such folder, and no config.json from the Hub "
+                f"({str(error).strip().splitlines()[0]}); gated models need `hf auth login`"
+            ) from None
+    try:
+        config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as a model's config: {error}") from None
+    return config

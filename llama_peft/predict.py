@@ -1,0 +1,279 @@
+"""A model with a head or an adapter, and examples, to predictions: the same code for one text and for a test set.
+
+Every function yields in the order that it computes (longest first, so that a batch which does not fit fails at once), one
+prediction an example, and returns nothing for no example.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from llama_peft import spans
+from llama_peft.data import Example, QuestionExample, TextExample
+from llama_peft.prompts import Encoded, PromptEncoder, parse_answer
+from llama_peft.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from llama_peft.checkpoint import Run
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What a model says of one example. `prediction` is a label's name or an answer, "" for no answer."""
+
+    id: str
+    prediction: str
+    probabilities: tuple[float, ...] | None = None
+    """Of each label, in the labels' order (classification)."""
+    no_answer_probability: float | None = None
+    raw: str = ""
+    """The model's output before it was parsed."""
+
+
+def predict(
+    run: "Run", examples: Sequence[Example], engine: "Engine | None" = None
+) -> Iterator[Prediction]:
+    """Predictions of a finished run; `engine` is how a generative one decodes."""
+    recipe = run.recipe
+    if recipe.task == "classification":
+        texts = [example for example in examples if isinstance(example, TextExample)]
+        return classify(run.model, run.encoder, texts, run.labels, recipe)
+    questions = [example for example in examples if isinstance(example, QuestionExample)]
+    if recipe.task == "extractive_qa":
+        return read_spans(run.model, run.encoder, questions, recipe)
+    return write_answers(run.model, run.encoder, questions, recipe, engine)
+
+
+def classify(
+    model: Any,
+    encoder: PromptEncoder,
+    examples: Sequence[TextExample],
+    labels: Sequence[str],
+    recipe: Recipe,
+) -> Iterator[Prediction]:
+    """The classification head's label of each text."""
+    import torch
+
+    max_length = recipe.train.max_length
+    rows = [(example.id, encoder.head_input(example.text, max_length)) for example in examples]
+    for batch in batches(rows, recipe.train.per_device_eval_batch_size):
+        input_ids, mask = pad([ids for _, ids in batch], encoder.tokenizer.pad_token_id)
+        with torch.inference_mode():
+            logits = model(
+                input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device)
+            ).logits
+        for (id_, _), row in zip(batch, logits.float().softmax(-1).tolist(), strict=True):
+            best = max(range(len(labels)), key=row.__getitem__)
+            yield Prediction(id=id_, prediction=labels[best], probabilities=tuple(row))
+
+
+def read_spans(
+    model: Any, encoder: PromptEncoder, examples: Sequence[QuestionExample], recipe: Recipe
+) -> Iterator[Prediction]:
+    """The span head's best answer over all windows of each question; "" where "no answer" scores higher."""
+    import torch
+
+    train, size = recipe.train, recipe.train.per_device_eval_batch_size
+    rows = [
+        (example, list(spans.windows(encoder, example, train.max_length, train.doc_stride)))
+        for example in examples
+    ]
+    rows.sort(key=lambda row: -sum(len(window.input_ids) for window in row[1]))
+    for group in _grouped(rows, size):
+        windows = [window for _, its in group for window in its]
+        starts: list[list[float]] = []
+        ends: list[list[float]] = []
+        for first in range(0, len(windows), size):
+            part = windows[first : first + size]
+            input_ids, mask = pad([w.input_ids for w in part], encoder.tokenizer.pad_token_id)
+            allowed, _ = pad([w.span_mask() for w in part], 0)
+            with torch.inference_mode():
+                output = model(
+                    input_ids=input_ids.to(model.device),
+                    attention_mask=mask.to(model.device),
+                    span_mask=allowed.to(model.device),
+                )
+            starts += output.start_logits.float().tolist()
+            ends += output.end_logits.float().tolist()
+        first = 0
+        for example, its in group:
+            best = spans.best_span(
+                its,
+                starts[first : first + len(its)],
+                ends[first : first + len(its)],
+                example.context,
+                recipe.eval.n_best_size,
+                recipe.eval.max_answer_length,
+            )
+            first += len(its)
+            yield Prediction(
+                id=example.id,
+                prediction=best.text if best.no_answer_probability <= 0.5 else "",
+                no_answer_probability=best.no_answer_probability,
+                raw=best.text,
+            )
+
+
+def write_answers(
+    model: Any,
+    encoder: PromptEncoder,
+    examples: Sequence[QuestionExample],
+    recipe: Recipe,
+    engine: "Engine | None" = None,
+) -> Iterator[Prediction]:
+    """The answers that a causal model writes, greedily.
+
+    `no_answer_probability` is what the model gives to the no-answer phrase as the whole answer. Questions of one context
+    stay together, so that an engine that shares prefixes can.
+    """
+    engine = engine or PLAIN
+    room = model.config.get_text_config().max_position_embeddings - recipe.eval.max_new_tokens
+    stop = {encoder.end_id, encoder.tokenizer.eos_token_id}
+    if encoder.newline_ends:  # `parse_answer` reads nothing beyond the first line
+        stop |= encoder.newline_ids
+    no_answer = (*encoder.continuation(recipe.prompt.no_answer), encoder.end_id)
+    ordered = sorted(examples, key=lambda example: (-len(example.context), example.context))
+    size = 4 * recipe.train.per_device_eval_batch_size
+    for first in range(0, len(ordered), size):
+        prompts = [Encoded(e.id, encoder.question(e, room)) for e in ordered[first : first + size]]
+        written = dict(
+            engine.greedy(
+                model, prompts, stop_token_ids=stop, max_new_tokens=recipe.eval.max_new_tokens
+            )
+        )
+        scores = engine.loglikelihoods(model, [(p.prompt, no_answer) for p in prompts])
+        for prompt, score in zip(prompts, scores, strict=True):
+            raw = encoder.text(list(written[prompt.id]))
+            yield Prediction(
+                id=prompt.id,
+                prediction=parse_answer(raw, recipe.prompt.no_answer),
+                no_answer_probability=math.exp(score),
+                raw=raw,
+            )
+
+
+class Engine(NamedTuple):
+    """How a causal model writes and scores continuations: one by one here, or with shared prefixes in `eval.generation`."""
+
+    greedy: Callable[..., Iterator[tuple[str, tuple[int, ...]]]]
+    loglikelihoods: Callable[..., list[float]]
+
+
+def greedy_plain(
+    model: Any,
+    prompts: Sequence[Encoded],
+    *,
+    stop_token_ids: Collection[int],
+    max_new_tokens: int,
+    batch_size: int = 16,
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(id, generated ids) by `model.generate`, on left-padded batches of like length; ends before the first stop id."""
+    import torch
+    from transformers import GenerationConfig
+
+    stop = sorted(stop_token_ids)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
+    )
+    for batch in batches([(prompt.id, prompt.prompt) for prompt in prompts], batch_size):
+        input_ids, mask = pad([ids for _, ids in batch], stop[0], left=True)
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=settings,
+            )
+        written = output[:, input_ids.shape[1] :].tolist()
+        for (id_, _), ids in zip(batch, written, strict=True):
+            end = next((i for i, token in enumerate(ids) if token in stop_token_ids), len(ids))
+            yield id_, tuple(ids[:end])
+
+
+def loglikelihoods_plain(
+    model: Any, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[float]:
+    """log p(continuation | prompt) of each (prompt, continuation), one a forward pass."""
+    import torch
+
+    scores = []
+    for prompt, continuation in requests:
+        ids = torch.tensor([[*prompt, *continuation]], device=model.device)
+        with torch.inference_mode():
+            logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+            each = logits.float().log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])
+        scores.append(each.sum().item())
+    return scores
+
+
+PLAIN = Engine(greedy_plain, loglikelihoods_plain)
+
+
+def batches(
+    rows: Sequence[tuple[str, Sequence[int]]], size: int
+) -> Iterator[list[tuple[str, Sequence[int]]]]:
+    """Rows in batches of like length, longest first."""
+    ordered = sorted(rows, key=lambda row: -len(row[1]))
+    for first in range(0, len(ordered), size):
+        yield ordered[first : first + size]
+
+
+def _grouped(
+    rows: Sequence[tuple[Item, list[spans.Window]]], size: int
+) -> Iterator[list[tuple[Item, list[spans.Window]]]]:
+    """Rows together while their windows fit one batch; a row's windows are never parted."""
+    group: list[tuple[Item, list[spans.Window]]] = []
+    held = 0
+    for row in rows:
+        if group and held + len(row[1]) > size:
+            yield group
+            group, held = [], 0
+        group.append(row)
+        held += len(row[1])
+    if group:
+        yield group
+
+
+def pad(
+    rows: Sequence[Sequence[int]], value: int, left: bool = False
+) -> "tuple[Tensor, Tensor]":
+    """(B, T) integers and their attention mask, padded on the right, or on the left for generation."""
+    import torch
+
+    width = max(len(row) for row in rows)
+    filled, masks = [], []
+    for row in rows:
+        gap = width - len(row)
+        ids, mask = list(row), [1] * len(row)
+        filled.append([value] * gap + ids if left else ids + [value] * gap)
+        masks.append([0] * gap + mask if left else mask + [0] * gap)
+    return torch.tensor(filled), torch.tensor(masks)
+
+
+def predict_one(
+    folder: "Path", text: str | None = None, question: str | None = None, context: str | None = None
+) -> dict[str, Any]:
+    """One text's label, or one question's answer, by a finished run: `prediction` and the probabilities behind it."""
+    from llama_peft.checkpoint import load_run, no_answer_threshold
+
+    run = load_run(folder)
+    if run.recipe.task == "classification":
+        example: Example = TextExample(id="one", text=text or "", label=0)
+    else:
+        example = QuestionExample(
+            id="one", context=context or "", question=question or "", answers=()
+        )
+    (found,) = predict(run, [example])
+    if found.probabilities is not None:
+        return {"prediction": found.prediction, **dict(zip(run.labels, found.probabilities, strict=True))}
+    answer = found.prediction
+    if run.recipe.task == "extractive_qa":
+        silent = (found.no_answer_probability or 0.0) > no_answer_threshold(folder)
+        answer = "" if silent else found.raw
+    return {"prediction": answer, "no_answer_probability": found.no_answer_probability}

@@ -1,0 +1,119 @@
+"""The types of a recipe's keys: their ranges, and the names that they may take.
+
+A text inside an `Annotated` says the range in words; messages about a wrong value are built from
+it. A check that needs more than a range raises ValueError with the words to show.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
+Size = Annotated[int, Field(ge=0), "a whole number of at least 0"]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), "a whole number from 0 to 4294967295"]
+Positive = Annotated[float, Field(gt=0), "a number above 0"]
+NotNegative = Annotated[float, Field(ge=0), "a number of at least 0"]
+Share = Annotated[float, Field(ge=0, lt=1), "a number of at least 0 and below 1"]
+Text = Annotated[str, Field(min_length=1), "text"]
+DType = Literal["bfloat16", "float16", "float32"]
+EvalSteps = Annotated[
+    Count | Annotated[float, Field(gt=0, lt=1)], "a number of steps or a share of them below 1"
+]
+
+
+def _template(placeholder: str = "") -> Callable[[str], str]:
+    """A check that the placeholder stands in the text once, and no other brace does."""
+
+    def check(text: str) -> str:
+        if placeholder and text.count(placeholder) != 1:
+            raise ValueError(f"must hold {placeholder} exactly once")
+        rest = text.replace(placeholder, "") if placeholder else text
+        if "{" in rest or "}" in rest:
+            allowed = f"but {placeholder}" if placeholder else "here"
+            raise ValueError(f"must hold no brace {allowed}")
+        return text
+
+    return check
+
+
+def _no_space_at_end(text: str) -> str:
+    """A space at a prompt's end merges with the answer in training, but not in generation."""
+    if text.endswith((" ", "\t")):
+        raise ValueError("must not end in a space: the space belongs to the start of the answer")
+    return text
+
+
+def _plain_answer(text: str) -> str:
+    if text != text.strip() or not re.search(r"\w", text):
+        raise ValueError("must hold a word, with no space around it")
+    return text
+
+
+def _distinct(values: list[str]) -> list[str]:
+    if len(set(values)) < len(values):
+        raise ValueError("names the same thing twice")
+    return values
+
+
+def _steps(value: int) -> int:
+    if value == 0:
+        raise ValueError("must be -1 (as num_train_epochs says) or at least 1, not 0")
+    return value
+
+
+def _warmup(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError("must be a whole number of steps, or a share of all steps below 1")
+    return value
+
+
+def _init_name(value: bool | str) -> bool | str:
+    names = "gaussian|olora|orthogonal|mica|pissa"
+    if isinstance(value, str) and not re.fullmatch(rf"{names}|pissa_niter_\d+", value):
+        listed = names.replace("|", ", ")
+        raise ValueError(f"must be true, false, {listed} or pissa_niter_<number>")
+    return value
+
+
+Names = Annotated[list[Text], AfterValidator(_distinct)]
+Labels = Annotated[list[Text], Field(min_length=2), AfterValidator(_distinct)]
+Splits = Annotated[
+    list[Literal["test", "validation", "official"]],
+    Field(min_length=1),
+    AfterValidator(_distinct),
+]
+PartName = Text | Count
+Column = Annotated[
+    Text | Annotated[list[Text], Field(min_length=1)], "a column name or a list of them"
+]
+TextTemplate = Annotated[str, AfterValidator(_template("{text}")), AfterValidator(_no_space_at_end)]
+ContextTemplate = Annotated[str, AfterValidator(_template("{context}"))]
+QuestionTemplate = Annotated[
+    str, AfterValidator(_template("{question}")), AfterValidator(_no_space_at_end)
+]
+Instruction = Annotated[str, AfterValidator(_template())]
+NoAnswer = Annotated[str, AfterValidator(_plain_answer)]
+MaxSteps = Annotated[int, Field(ge=-1), AfterValidator(_steps), "-1 or a number of steps"]
+Warmup = Annotated[NotNegative, AfterValidator(_warmup)]
+LoraInit = Annotated[bool | str, AfterValidator(_init_name)]
+RunName = Annotated[str, Field(pattern=r"^\w[\w.-]*$"), "letters, digits, '.', '_' and '-'"]
+# fmt: off
+Scheduler = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr",
+    "warmup_stable_decay", "greedy",
+]
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor",
+    "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd", "adagrad",
+    "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_32bit",
+    "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit",
+    "paged_lion_8bit", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
+    "galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
+    "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo", "grokadamw",
+    "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
+    "apollo_adamw_layerwise", "stable_adamw",
+]
+# fmt: on

@@ -1,0 +1,170 @@
+"""Strict YAML: plain values and where each stands, or every reason why not.
+
+PyYAML follows YAML 1.1, where `1e-4` is text, `no` is false, `3:30` is 210 and the last of two
+equal keys wins. Here numbers and true/false/null are those of JSON, every other plain word is text,
+and what a recipe has no use for (tags, anchors, a second document) is refused before anything is
+built. PyYAML gives the nodes only; what they mean is decided here.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import yaml
+
+MAX_BYTES = 100_000
+MAX_DEPTH = 8
+
+KeyPath = tuple[str, ...]
+Value = dict[str, "Value"] | list["Value"] | str | int | float | bool | None
+
+NULL = re.compile(r"~|null|Null|NULL|")
+BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+# 18 digits stay below Python's limit on reading long numbers; 007 is a name, not a number.
+INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
+FLOAT = re.compile(
+    r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?|[-+]?[0-9]+[eE][-+]?[0-9]{1,4}"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+
+
+class YamlFault(NamedTuple):
+    """A fault with its line (from 1; 0 where it concerns the whole text)."""
+
+    line: int
+    message: str
+
+
+class YamlFaults(Exception):
+    """Everything wrong with a text as YAML."""
+
+    def __init__(self, faults: list[YamlFault]) -> None:
+        super().__init__(faults)
+        self.faults = faults
+
+
+class Document(NamedTuple):
+    value: Value
+    lines: dict[KeyPath, int]
+
+
+def scalar(text: str) -> Value:
+    """A plain word as JSON would understand it; anything else is text."""
+    if NULL.fullmatch(text):
+        return None
+    if BOOL.fullmatch(text):
+        return text.lower() == "true"
+    if INT.fullmatch(text):
+        return int(text)
+    if FLOAT.fullmatch(text):
+        return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
+    return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `scalar` would take for something else; keeps a text on one line."""
+
+    def represent_scalar(self, tag: str, value: str, style: str | None = None) -> yaml.ScalarNode:
+        if tag == "tag:yaml.org,2002:str" and not isinstance(scalar(value), str):
+            style = "'"
+        elif "\n" in value:
+            style = '"'
+        return super().represent_scalar(tag, value, style)
+
+
+def dump(value: object) -> str:
+    """YAML that `read` turns back into an equal value."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def read_bytes(raw: bytes) -> Document:
+    """The value of a file and the line of every key; raises YamlFaults."""
+    if len(raw) > MAX_BYTES:
+        raise YamlFaults([YamlFault(0, f"larger than {MAX_BYTES} bytes: not a recipe")])
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise YamlFaults([YamlFault(line, "not UTF-8 text: save the file as UTF-8")]) from None
+    return read(text)
+
+
+def read(text: str) -> Document:
+    """The value of a YAML text and the line of every key; raises YamlFaults."""
+    try:
+        if faults := list(_refused(text)):
+            raise YamlFaults(faults)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise YamlFaults([_syntax_fault(text, error)]) from None
+    lines: dict[KeyPath, int] = {}
+    faults = []
+    value = _value(root, (), lines, faults) if root else None
+    if faults:
+        raise YamlFaults(faults)
+    return Document(value, lines)
+
+
+def _syntax_fault(text: str, error: yaml.YAMLError) -> YamlFault:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return YamlFault(error.problem_mark.line + 1, f"not valid YAML: {error.problem}")
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return YamlFault(line, f"holds the control character {error.character!r}")
+    return YamlFault(0, f"not valid YAML: {error}")
+
+
+def _refused(text: str) -> Iterator[YamlFault]:
+    """What YAML allows and a recipe does not. Events come without recursion, however deep."""
+    depth = documents = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.AliasEvent):
+            yield YamlFault(line, f"aliases are not allowed: write the value out (*{event.anchor})")
+        elif isinstance(event, yaml.NodeEvent) and event.anchor:
+            yield YamlFault(line, f"anchors are not allowed: remove &{event.anchor}")
+        if isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)) and event.tag:
+            yield YamlFault(line, f"tags are not allowed: remove {event.tag}")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                yield YamlFault(line, f"nested more than {MAX_DEPTH} levels deep")
+                return
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        if documents > 1:
+            yield YamlFault(line, "a second document starts here (---): a recipe is one")
+            return
+
+
+def _value(
+    node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], faults: list[YamlFault]
+) -> Value:
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, path, lines, faults)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, path, lines, faults) for item in node.value]
+    assert isinstance(node, yaml.ScalarNode), "a node is a mapping, a sequence or a scalar"
+    if any("\ud800" <= character <= "\udfff" for character in node.value):
+        faults.append(YamlFault(node.start_mark.line + 1, "holds half a character (a surrogate)"))
+    return scalar(node.value) if node.style is None else node.value
+
+
+def _mapping(
+    node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int], faults: list[YamlFault]
+) -> dict[str, Value]:
+    result: dict[str, Value] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            faults.append(YamlFault(line, "a key must be a word"))
+            continue
+        key_path = (*path, key_node.value)
+        if key_node.value in result:
+            first = lines[key_path]
+            message = f"{'.'.join(key_path)}: stands twice (first on line {first})"
+            faults.append(YamlFault(line, message))
+            continue
+        lines[key_path] = line
+        result[key_node.value] = _value(value_node, key_path, lines, faults)
+    return result

@@ -1,0 +1,212 @@
+"""The text that the tiny model is pretrained on, with a weight for every stretch of it.
+
+Only names and phrasings of the training part occur. Passages come with notes, quizzes, restatements and
+highlighted values, reviews with stars and verdicts; none is in the form of a prompt that the recipes use, so that
+zero-shot scores stay honest. What can be predicted only by chance (an invented name) weighs little, what can be read off
+the text (an answer) weighs much; without that, copying does not emerge within minutes.
+"""
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from llama_peft.tiny.names import Names
+from llama_peft.tiny.passages import (
+    Fact,
+    Passage,
+    ask,
+    make_subject,
+    make_value,
+    state,
+    statements_of,
+    write_passage,
+)
+from llama_peft.tiny.reviews import LABELS, Label, write_review
+
+NOISE, PROSE, ANSWER = 0.05, 0.2, 1.0
+
+
+class Stretch(NamedTuple):
+    text: str
+    weight: float
+
+
+Document = list[Stretch]
+
+
+def roll_call(rng: random.Random) -> Document:
+    """Names in a row, then the same again: the plainest thing to copy."""
+    names = Names(rng, "train")
+    called = " ".join(names.person()[1] + " " + names.place() for _ in range(rng.choice((4, 6, 8))))
+    return [Stretch(f"Roll call: {called}.", NOISE), Stretch(f" Again: {called}.", ANSWER)]
+
+
+def ledger(rng: random.Random) -> Document:
+    """Pairs, then each name asked for in another order: look up, then copy what follows."""
+    names = Names(rng, "train")
+    attributes = rng.sample(make_subject(rng, names).attributes, 6)
+    entries = [(a.key, make_value(rng, a.value, names)) for a in attributes]
+    document = [Stretch("Ledger", NOISE)]
+    document += [Stretch(f"\n{key}: {value}", NOISE) for key, value in entries]
+    document.append(Stretch("\nSorted", NOISE))
+    for key, value in rng.sample(entries, len(entries)):
+        document += [Stretch(f"\n{key}:", NOISE), Stretch(f" {value}", ANSWER)]
+    return document
+
+
+def _asked(rng: random.Random, passage: Passage, num_missing: int) -> list[tuple[str, str, str]]:
+    """(key, question, value or "") for every fact and some that are missing, in random order."""
+    missing = rng.sample(passage.missing, min(num_missing, len(passage.missing)))
+    pairs = [(f.attribute, f.value) for f in passage.facts] + [(a, "") for a in missing]
+    rng.shuffle(pairs)
+    return [(a.key, ask(rng, a, passage.subject, "train"), value) for a, value in pairs]
+
+
+def notes(rng: random.Random, passage: Passage) -> Document:
+    document = [Stretch(passage.context, PROSE), Stretch("\nNotes", PROSE)]
+    for key, _, value in _asked(rng, passage, 3):
+        document += [Stretch(f"\n{key}:", NOISE), Stretch(f" {value or 'none'}", ANSWER)]
+    return document
+
+
+def quiz(rng: random.Random, passage: Passage) -> Document:
+    document = [Stretch(passage.context, PROSE)]
+    for _, question, value in _asked(rng, passage, 3):
+        document += [Stretch(f"\nQ: {question}\nA:", NOISE), Stretch(f" {value or '?'}", ANSWER)]
+    return document
+
+
+def quiz_first(rng: random.Random, passage: Passage) -> Document:
+    """Questions before the passage, answers after it: its states can serve the questions."""
+    asked = _asked(rng, passage, 1)[: rng.choice((1, 2, 3))]
+    document = [Stretch("Quiz:", PROSE)]
+    document += [Stretch(f" {question}", NOISE) for _, question, _ in asked]
+    document += [Stretch(f"\n{passage.context}", PROSE), Stretch("\nSolution", PROSE)]
+    for key, _, value in asked:
+        document += [Stretch(f"\n{key}:", PROSE), Stretch(f" {value or 'none'}", ANSWER)]
+    return document
+
+
+def restatement(rng: random.Random, passage: Passage) -> Document:
+    document = [Stretch(passage.context, PROSE), Stretch("\nIn other words:", PROSE)]
+    for fact in rng.sample(passage.facts, len(passage.facts)):
+        template = rng.choice(statements_of(fact.attribute, "train"))
+        sentence, start = state(template, passage.subject.full_name, fact.value)
+        end = start + len(fact.value)
+        weight = ANSWER if start else PROSE
+        document += [
+            Stretch(" " + sentence[:start].rstrip(), PROSE),
+            Stretch(" " * bool(start) + sentence[start:end], weight),
+            Stretch(sentence[end:], PROSE),
+        ]
+    return document
+
+
+def highlight(rng: random.Random, passage: Passage) -> Document:
+    """The question, then the passage with its answer in stars, then how many were found."""
+    fact = rng.choice(passage.facts) if rng.random() < 0.75 else None
+    attribute = fact.attribute if fact else rng.choice(passage.missing)
+    wanted = ask(rng, attribute, passage.subject, "train") if rng.random() < 0.8 else attribute.key
+    return [
+        Stretch(f"Find: {wanted}\n", NOISE),
+        *_marked(passage, fact, both=rng.random() < 0.5),
+        Stretch("\nFound:", PROSE),
+        Stretch(" one" if fact else " none", ANSWER),
+    ]
+
+
+def _marked(passage: Passage, fact: Fact | None, both: bool) -> Document:
+    """Stars around the value or only behind it; what is before a star must foresee it."""
+    if fact is None:
+        return [Stretch(passage.context, ANSWER)]
+    before, after = passage.context[: fact.start], passage.context[fact.start + len(fact.value) :]
+    opening = [Stretch(" *", 4 * ANSWER)] if both else []
+    space = "" if both or not before else " "
+    return [
+        Stretch(before.rstrip(), PROSE),
+        *opening,
+        Stretch(space + fact.value, PROSE),
+        Stretch("*", 4 * ANSWER),
+        Stretch(after, PROSE),
+    ]
+
+
+def _verdict(rng: random.Random, label: Label) -> str:
+    good = label == "positive"
+    stars = rng.choice("45") if good else rng.choice("12")
+    return rng.choice(
+        (
+            f"\nStars: {stars}",
+            "\nVerdict: worth it" if good else "\nVerdict: not worth it",
+            "\nThumbs: up" if good else "\nThumbs: down",
+            "\nAgain? yes" if good else "\nAgain? no",
+        )
+    )
+
+
+def guest_book(rng: random.Random) -> Document:
+    """Reviews in a row, each with its verdict."""
+    document = [Stretch("Guest book", PROSE)]
+    for _ in range(rng.choice((4, 5, 6))):
+        label = rng.choice(LABELS)
+        review = write_review(rng, "train", label, rng.choice((1, 1, 2)))
+        before, last = _verdict(rng, label).rsplit(" ", 1)
+        document += [
+            Stretch(f"\n- {review}", PROSE),
+            Stretch(before, PROSE),
+            Stretch(f" {last}", 3 * ANSWER),
+        ]
+    return document
+
+
+_CHAT = (
+    "{p} read the text and said it was {x}.",
+    "The label on the jar said {x}.",
+    "A short passage of text had no title.",
+    "That is a question without an answer.",
+    "If you ask, {p} does not say.",
+    "{p} found the question unanswerable.",
+    "The answer from {c} was negative.",
+    "The answer from {c} was positive.",
+    "Answer the letter from {c}, said {p}.",
+    "In this context the question is, does it answer?",
+    "The passage to {c} was closed.",
+    "Say it from the stage, said {p}.",
+    "Some words are negative, some are positive.",
+    "Question: what is on the label? Text, said {p}.",
+)
+
+
+def small_talk(rng: random.Random) -> Document:
+    """Ordinary sentences with words that no passage has, so that no word of a prompt is a stranger."""
+    names = Names(rng, "train")
+    sentences = [
+        line.replace("{p}", " ".join(names.person()[:2]))
+        .replace("{c}", names.place())
+        .replace("{x}", rng.choice(("good", "bad", "yes", "no", "none", "short")))
+        for line in rng.sample(_CHAT, 6)
+    ]
+    return [Stretch(" ".join(sentences), PROSE)]
+
+
+WRITERS: tuple[tuple[Callable[[random.Random, Passage], Document], int], ...] = (
+    (notes, 3),
+    (quiz, 3),
+    (quiz_first, 3),
+    (restatement, 2),
+    (highlight, 4),
+)
+
+
+def write_document(rng: random.Random, progress: float) -> Document:
+    """A document for this point of the training, `progress` from 0 to 1: copying first, then reading."""
+    drill = 0.6 if progress < 0.1 else 0.05
+    draw = rng.random()
+    if draw < drill:
+        return rng.choice((roll_call, ledger))(rng)
+    if draw < drill + 0.2 * (1 - drill):
+        return small_talk(rng) if rng.random() < 0.1 else guest_book(rng)
+    num_facts = rng.choice((2, 3) if progress < 0.25 else (3, 4, 5))
+    passage = write_passage(rng, "train", num_facts)
+    writers, weights = zip(*WRITERS, strict=True)
+    return rng.choices(writers, weights)[0](rng, passage)

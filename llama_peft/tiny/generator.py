@@ -1,0 +1,69 @@
+"""Data sets for the demo and the tests, written on the spot: no file, no download, nobody else's text.
+
+`generate("reviews", ...)` gives labelled reviews, `generate("passages", ...)` questions in SQuAD's flat form.
+The test part has names and phrasings of its own. The validation part has names of its own and shares its
+phrasings with the training part, which is also what the pretraining corpus is made of (`corpus.py`).
+"""
+
+import random
+from typing import Any, Literal
+
+from llama_peft.tiny.names import PARTS, Part
+from llama_peft.tiny.passages import Passage, ask, write_passage
+from llama_peft.tiny.reviews import LABELS, write_review
+
+DataKind = Literal["reviews", "passages"]
+
+
+def generate(kind: DataKind, part: Part, count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` rows, the same for the same arguments on every machine.
+
+    "reviews":  {"id", "text", "label"}, as many of one label as of the other (odd counts: one more negative).
+    "passages": {"id", "title", "context", "question", "answers": {"text": [..], "answer_start": [..]}}, 4 to 6
+                questions a passage, about a third of them without an answer (empty lists).
+    """
+    if kind not in ("reviews", "passages") or part not in PARTS:
+        raise ValueError(f"no such data: kind {kind!r}, part {part!r}")
+    rng = random.Random(f"{kind} {part} {seed}")
+    make = _reviews if kind == "reviews" else _questions
+    rows = make(rng, part, count)
+    return [{"id": f"{kind}-{part}-{seed}-{i:05d}", **row} for i, row in enumerate(rows)]
+
+
+def _reviews(rng: random.Random, part: Part, count: int) -> list[dict[str, Any]]:
+    labels = [LABELS[i % 2] for i in range(count)]
+    rng.shuffle(labels)
+    return [
+        {"text": write_review(rng, part, label, rng.choice((1, 2, 2))), "label": label}
+        for label in labels
+    ]
+
+
+def _questions(rng: random.Random, part: Part, count: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    while len(rows) < count:
+        passage = write_passage(rng, part, rng.choice((4, 5)))
+        rows.extend(_questions_on(rng, part, passage))
+    return rows[:count]
+
+
+def _questions_on(rng: random.Random, part: Part, passage: Passage) -> list[dict[str, Any]]:
+    num_questions = rng.choice((4, 5, 6))
+    num_missing = min(2 if num_questions > 4 else rng.choice((1, 2)), len(passage.missing))
+    asked = [(fact.attribute, fact) for fact in passage.facts]
+    asked = rng.sample(asked, min(num_questions - num_missing, len(asked)))
+    absent = [(attribute, None) for attribute in rng.sample(passage.missing, num_missing)]
+    mixed = [*asked, *absent]
+    rng.shuffle(mixed)
+    return [
+        {
+            "title": passage.subject.title,
+            "context": passage.context,
+            "question": ask(rng, attribute, passage.subject, part),
+            "answers": {
+                "text": [fact.value] if fact else [],
+                "answer_start": [fact.start] if fact else [],
+            },
+        }
+        for attribute, fact in mixed
+    ]

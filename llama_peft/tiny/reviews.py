@@ -1,0 +1,113 @@
+"""Short reviews with a verdict, whose words alone do not give it away: negation and contrast are common.
+
+In a phrasing `{S}` is an adjective of the review's own side and `{O}` one of the other side, so that the same
+phrasing serves both labels ("not a {O} moment" is praise or blame) and none of them betrays the label.
+"""
+
+import random
+from typing import Literal
+
+from llama_peft.tiny.names import Names, Part
+
+Label = Literal["negative", "positive"]
+LABELS: tuple[Label, Label] = ("negative", "positive")
+
+ADJECTIVES: dict[Label, list[str]] = {
+    "positive": "wonderful lovely charming superb delightful brilliant fresh warm clever moving "
+    "gripping graceful memorable splendid pleasant perfect".split(),
+    "negative": "dull dreary clumsy bland tedious stale cold noisy lazy weak boring dreadful messy "
+    "forgettable terrible poor".split(),
+}
+VERBS: dict[Label, list[str]] = {
+    "positive": "loved enjoyed admired liked praised".split(),
+    "negative": "hated disliked despised regretted loathed".split(),
+}
+PLAIN_VERBS: dict[Label, list[str]] = {
+    "positive": "love enjoy admire like praise".split(),
+    "negative": "hate dislike despise regret loathe".split(),
+}
+TOPICS: dict[str, list[str]] = {
+    "film": "plot cast ending music dialogue".split(),
+    "book": "story prose ending hero dialogue".split(),
+    "hotel": "room staff breakfast view service".split(),
+    "dinner": "soup service bread menu wine".split(),
+    "concert": "singer band sound crowd music".split(),
+    "play": "cast stage plot dialogue music".split(),
+}
+PHRASINGS = (
+    "The {a} was {S}.",
+    "The {a} was {S} and the {b} was {T}.",
+    "I found the {a} {S}.",
+    "What a {S} {t}!",
+    "I {L} the {a}.",
+    "I {L} the {t}, from the {a} to the {b}.",
+    "I did not {M} the {a}.",
+    "The {a} was not {O} at all.",
+    "The {a} was never {O}.",
+    "Not a {O} moment in this {t}.",
+    "Nothing about the {a} was {O}.",
+    "The {a} was anything but {O}.",
+    "It was hardly a {O} {t}.",
+    "Far from {O}, the {a} was {S}.",
+    "The {t} starts {O} but soon turns {S}.",
+    "The {a} was {O}, but the {b} was {S} and that is what counts.",
+    "Although the {a} was {O}, the {t} was {S}.",
+    "I expected a {O} {t} and got a {S} one.",
+    "Some call it {O}, I call it {S}.",
+    "The {a} seemed {O}, yet in the end the {t} was {S}.",
+)
+HELD_PHRASINGS = (
+    "The {a} seemed {O} at first, but soon it was {S}.",
+    "There was nothing {O} about this {t}.",
+    "I would not call the {a} {O}.",
+    "Some found it {O}, but I found it {S}.",
+    "There was never a {O} moment in the {t}.",
+    "Although I expected a {O} {a}, I got a {S} one.",
+    "It was a {S} {t}, far from {O}.",
+    "All of us {L} this {t}.",
+    "The {t} was not a {O} one.",
+    "This {t} has a {S} {a}.",
+    "The {b} starts {O}, yet the {t} was {S}.",
+    "I call the {a} {S} and the {b} {T}.",
+)
+ASIDES = (
+    "We went with {p}.",
+    "We were in {c} that day.",
+    "{p} came along.",
+    "It was a {t} in {c}.",
+    "This {t} is by {p}.",
+)
+HELD_ASIDES = (
+    "{p} was with us in {c}.",
+    "We went to {c} that day.",
+    "By {p}, in {c}.",
+)
+
+
+def _fill(rng: random.Random, phrasing: str, label: Label, topic: str, names: Names) -> str:
+    other = LABELS[1 - LABELS.index(label)]
+    first, second = rng.sample(TOPICS[topic], 2)
+    same = rng.sample(ADJECTIVES[label], 2)
+    words = {"{t}": topic, "{a}": first, "{b}": second, "{S}": same[0], "{T}": same[1]}
+    words["{O}"] = rng.choice(ADJECTIVES[other])
+    words["{L}"] = rng.choice(VERBS[label])
+    words["{M}"] = rng.choice(PLAIN_VERBS[other])
+    if "{p}" in phrasing:
+        words["{p}"] = " ".join(names.person()[:2])
+    if "{c}" in phrasing:
+        words["{c}"] = names.place()
+    for slot, word in words.items():
+        phrasing = phrasing.replace(slot, word)
+    return phrasing
+
+
+def write_review(rng: random.Random, part: Part, label: Label, num_verdicts: int) -> str:
+    """`num_verdicts` sentences that judge, all on the label's side, and perhaps one that does not."""
+    held = part == "test"
+    names = Names(rng, part)
+    topic = rng.choice(list(TOPICS))
+    phrasings = rng.sample(HELD_PHRASINGS if held else PHRASINGS, num_verdicts)
+    if rng.random() < 0.5:
+        aside = rng.choice(HELD_ASIDES if held else ASIDES)
+        phrasings.insert(rng.randrange(num_verdicts + 1), aside)
+    return " ".join(_fill(rng, phrasing, label, topic, names) for phrasing in phrasings)

@@ -1,0 +1,349 @@
+"""From a recipe to a run folder: load, attach, train, save.
+
+Heads train through `Trainer`, generative question answering through TRL's `SFTTrainer`. Running the same command again
+continues from the newest sealed checkpoint, and does nothing where the run is finished.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_peft import backbone, checkpoint, data, heads, preflight, spans
+from llama_peft.data import QuestionExample, TextExample
+from llama_peft.predict import pad
+from llama_peft.prompts import PromptEncoder
+from llama_peft.recipe import Recipe, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import Trainer
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+# Keys of `train` that are ours, or that TrainingArguments gets in another form.
+_NOT_ARGUMENTS = {
+    "output_dir", "max_length", "doc_stride", "packing", "eval_steps", "save_total_limit",
+    "early_stopping_patience",
+}  # fmt: skip
+_RUN_FILES = (
+    "recipe.yaml", "split.json", "history.jsonl", "checkpoints", "adapter", "head.safetensors",
+    checkpoint.TRAINING, checkpoint.THRESHOLD,
+)  # fmt: skip
+
+
+def train(recipe: Recipe, fresh: bool = False) -> Path:
+    """Train what the recipe says and return its run folder. Raises UserError before anything is trained on bad input.
+
+    fresh: forget what the folder holds of an earlier run (its evaluations stay until they are made again).
+    """
+    folder = Path(recipe.run_folder)
+    with _only_process(folder):
+        if fresh and _is_main():
+            _forget(folder)
+        preflight.check(recipe, training=True)
+        dataset = data.load(recipe)
+        recipe = _with_labels(recipe, dataset)
+        if _is_main():
+            checkpoint.write_recipe(recipe, folder)
+            text = json.dumps(data.split_ids(dataset), ensure_ascii=False)
+            checkpoint.write_durably(folder / "split.json", text)
+        if (folder / checkpoint.TRAINING).is_file():
+            checkpoint.read_facts(folder)
+            log.info("%s is finished; --fresh trains it again", folder)
+            return folder
+        return _fit(recipe, dataset, folder)
+
+
+def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
+    started = time.monotonic()
+    encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
+    rows = {
+        part: encode_part(recipe, encoder, part, dataset.parts.get(part, []))
+        for part in ("train", "validation")
+    }
+    base = backbone.load(recipe, recipe.task, len(dataset.labels))
+    model = attach(recipe, base)
+    counted = backbone.count_loaded(base, recipe.task)
+    log.info(counted.describe())
+    trainer = build_trainer(recipe, model, encoder, rows["train"], rows["validation"], folder)
+    resumed = checkpoint.newest_sealed(folder / "checkpoints")
+    if resumed is not None:
+        log.info("continuing from %s", resumed)
+    result = trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    if trainer.is_world_process_zero():
+        facts = {
+            "parameters": {"total": counted.total, "trainable": counted.trainable, "base": counted.base},
+            "examples": {part: len(dataset.parts.get(part, [])) for part in rows},
+            "rows": {part: len(its) for part, its in rows.items()},
+            "steps": trainer.state.global_step,
+            "epochs": trainer.state.epoch,
+            "train_loss": result.training_loss,
+            "best_validation_loss": trainer.state.best_metric,
+            "best_step": trainer.state.best_global_step if trainer.state.best_metric else None,
+            "resumed_from": None if resumed is None else resumed.name,
+            "wall_seconds": time.monotonic() - started,
+            "peak_memory_bytes": backbone.peak_memory(),
+            "base_fingerprint": checkpoint.base_fingerprint(recipe),
+        }
+        trained = base if recipe.lora is None else trainer.accelerator.unwrap_model(trainer.model)
+        checkpoint.save_run(trained, recipe, folder, recipe.task, facts)
+        log.info("trained in %.0f s; the run is %s", facts["wall_seconds"], folder)
+    return folder
+
+
+def attach(recipe: Recipe, model: Any) -> "nn.Module":
+    """What Trainer trains: the base with LoRA and a copy of its head, or the head alone."""
+    if recipe.lora is not None:
+        return backbone.add_lora(model, recipe.lora, recipe.task, recipe)
+    return head_only(model, heads.HEAD_NAMES[recipe.task])
+
+
+def head_only(model: Any, name: str) -> "nn.Module":
+    """A module whose only parameters are the head's, with the frozen base behind it.
+
+    Trainer refuses a quantised model without adapters, and would save the whole of it at each checkpoint. No input and no
+    weight of the base needs a gradient, so its forward builds no graph and keeps no activations.
+    """
+    from torch import nn
+
+    class HeadOnly(nn.Module):
+        accepts_loss_kwargs = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, name, getattr(model, name).requires_grad_(True))
+            self._frozen = (model,)  # in a tuple, so that its weights are not this module's
+
+        def forward(self, **batch: "Tensor") -> Any:
+            return self._frozen[0](**batch)
+
+    return HeadOnly()
+
+
+def encode_part(
+    recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[Any]
+) -> list[Row]:
+    """Rows of one part. Says how many texts were cut and how many examples no row can hold, and of which length."""
+    encode = {
+        "classification": classification_rows,
+        "extractive_qa": span_rows,
+        "generative_qa": answer_rows,
+    }[recipe.task]
+    rows = [row for example in examples for row in encode(recipe, encoder, example)]
+    if examples and not rows:
+        raise UserError(f"{part}: no example fits train.max_length {recipe.train.max_length}")
+    held = {row["id"] for row in rows}
+    left_out = [example.id for example in examples if example.id not in held]
+    if left_out:
+        log.warning(
+            "%s: %d of %d examples are longer than train.max_length %d and left out, first %s",
+            part, len(left_out), len(examples), recipe.train.max_length, left_out[0],
+        )  # fmt: skip
+    cut = sum(row.pop("cut", False) for row in rows)
+    if cut:
+        log.warning("%s: %d of %d texts are cut to train.max_length", part, cut, len(rows))
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    if rows:
+        log.info("%s: %d examples, %d rows, %d tokens", part, len(examples), len(rows), tokens)
+    return rows
+
+
+def classification_rows(recipe: Recipe, encoder: PromptEncoder, example: TextExample) -> Iterator[Row]:
+    ids = encoder.head_input(example.text, recipe.train.max_length + 1)
+    limit = recipe.train.max_length
+    yield {
+        "id": example.id,
+        "input_ids": ids[:limit],
+        "labels": example.label,
+        "cut": len(ids) > limit,
+    }
+
+
+def span_rows(recipe: Recipe, encoder: PromptEncoder, example: QuestionExample) -> Iterator[Row]:
+    """One row a window; windows without the whole answer learn "no answer"."""
+    answer = example.answers[0] if example.answers else None
+    train = recipe.train
+    for window in spans.windows(encoder, example, train.max_length, train.doc_stride):
+        start, end = spans.label(window, answer)
+        yield {
+            "id": example.id,
+            "input_ids": window.input_ids,
+            "span_mask": window.span_mask(),
+            "start_positions": start,
+            "end_positions": end,
+        }
+
+
+def answer_rows(recipe: Recipe, encoder: PromptEncoder, example: QuestionExample) -> Iterator[Row]:
+    """Prompt and answer; the loss is on the answer and its end token. Too long an example gives no row."""
+    encoded = encoder.encode(example, training=True)
+    if len(encoded.prompt) + len(encoded.completion) <= recipe.train.max_length:
+        yield {
+            "id": example.id,
+            "input_ids": encoded.prompt + encoded.completion,
+            "labels": (-100,) * len(encoded.prompt) + encoded.completion,
+        }
+
+
+def collate(rows: Sequence[Row], pad_token_id: int) -> "dict[str, Tensor]":
+    """Rows to a batch, padded on the right: sequences to the longest, numbers as they are."""
+    import torch
+
+    input_ids, mask = pad([row["input_ids"] for row in rows], pad_token_id)
+    batch = {"input_ids": input_ids, "attention_mask": mask}
+    fill = {"labels": -100, "span_mask": 0}
+    for key in rows[0].keys() - {"id", "input_ids"}:
+        values = [row[key] for row in rows]
+        batch[key] = torch.tensor(values) if isinstance(values[0], int) else pad(values, fill[key])[0]
+    return batch
+
+
+def build_trainer(
+    recipe: Recipe,
+    model: "nn.Module",
+    encoder: PromptEncoder,
+    train_rows: list[Row],
+    validation_rows: list[Row],
+    folder: Path,
+) -> "Trainer":
+    """A Trainer or SFTTrainer that seals its checkpoints, writes history.jsonl and keeps the best by validation loss."""
+    from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+
+    from llama_peft.callbacks import History, SealCheckpoints, StopAtNonFinite
+
+    arguments = training_arguments(recipe, bool(validation_rows), folder)
+    best = arguments["load_best_model_at_end"]
+    callbacks: list[Any] = [
+        History(folder / "history.jsonl"),
+        SealCheckpoints(recipe.train.save_total_limit),
+        StopAtNonFinite(),
+    ]
+    if recipe.train.early_stopping_patience is not None and best:
+        callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
+    pad_id = encoder.tokenizer.pad_token_id
+
+    def collator(rows: Sequence[Row]) -> "dict[str, Tensor]":
+        return collate(rows, pad_id)
+
+    if recipe.task != "generative_qa":
+        return Trainer(
+            model=model,
+            args=TrainingArguments(**arguments),
+            data_collator=collator,
+            train_dataset=train_rows,
+            eval_dataset=validation_rows or None,
+            callbacks=callbacks,
+        )
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            **arguments,
+            max_length=recipe.train.max_length,
+            packing=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        data_collator=collator,
+        train_dataset=Dataset.from_list(train_rows),
+        eval_dataset=Dataset.from_list(validation_rows) if validation_rows else None,
+        processing_class=encoder.tokenizer,
+        callbacks=callbacks,
+    )
+    for parameter in trainer.model.parameters():
+        # SFTTrainer has just cast the adapter to bfloat16, where small updates vanish.
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[str, Any]:
+    """Keyword arguments of TrainingArguments; validation and saving happen at the same steps."""
+    import torch
+
+    given = recipe.train.model_dump(exclude=_NOT_ARGUMENTS)
+    place = torch.device("cpu") if recipe.train.use_cpu else backbone.device()
+    dtype = recipe.model.dtype or str(backbone.fast_dtype(place)).removeprefix("torch.")
+    steps = recipe.train.eval_steps
+    strategy = "epoch" if steps is None else "steps"
+    label_names = {
+        "classification": ["labels"],
+        "extractive_qa": ["start_positions", "end_positions"],
+        "generative_qa": ["labels"],
+    }
+    return {
+        **given,
+        "output_dir": str(folder / "checkpoints"),
+        "use_cpu": place.type == "cpu",
+        "bf16": dtype == "bfloat16" and place.type == "cuda",
+        "fp16": dtype == "float16" and place.type == "cuda",
+        "eval_strategy": strategy if validates else "no",
+        "save_strategy": strategy,
+        "eval_steps": steps,
+        "save_steps": steps or 500,
+        "load_best_model_at_end": validates,
+        "metric_for_best_model": "eval_loss" if validates else None,
+        "greater_is_better": False if validates else None,
+        "save_total_limit": None,  # SealCheckpoints removes old ones, after the new one is sealed
+        "train_sampling_strategy": "group_by_length",
+        "label_names": label_names[recipe.task],
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,  # would log NaN as 0.0
+        "logging_first_step": True,
+        "ddp_find_unused_parameters": False,
+        "project": recipe.name,
+    }
+
+
+def _with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
+    """The recipe with the labels that the data turned out to have, so that the run folder names them."""
+    if not dataset.labels:
+        return recipe
+    return recipe.model_copy(
+        update={"dataset": recipe.dataset.model_copy(update={"labels": list(dataset.labels)})}
+    )
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _forget(folder: Path) -> None:
+    for name in _RUN_FILES:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _only_process(folder: Path) -> Iterator[None]:
+    """Hold the run folder: a second process on it is refused, and told who holds it."""
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
+    if not _is_main():
+        yield
+        return
+    holder = folder / ".holder"
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            holder.write_text(str(os.getpid()), "utf-8")
+            yield
+            holder.unlink(missing_ok=True)
+    except Timeout:
+        who = holder.read_text("utf-8") if holder.is_file() else "unknown"
+        raise UserError(f"{folder}: process {who} is training here; wait for it or stop it") from None
