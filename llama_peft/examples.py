@@ -98,9 +98,10 @@ def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
         if present is not None:
             found[key] = present
         elif key in needed or (names != usual.names(key) and _concerns(key, recipe)):
-            lines.append(f"no column for the {key} (looked for {', '.join(names)})")
+            looked = f"no column named {' or '.join(names)}"
+            lines.append(f"{looked}: set dataset.columns.{key} to the one with the {key}")
     if lines:
-        lines.append(f"the columns are {', '.join(table.columns)}: set dataset.columns to them")
+        lines.append(f"the columns are: {', '.join(table.columns)}")
         raise UserError("\n  ".join([f"{table.source}: missing column", *lines]))
     return found
 
@@ -123,7 +124,7 @@ def label_names(table: Table, recipe: Recipe) -> tuple[str, ...]:
     values = {_label_text(record.get(column)) for record in table.records} - {""}
     if all(NUMBER.fullmatch(value) for value in values):
         highest = max(map(int, values), default=0)
-        # More classes than rows: the column holds something else, and 10**9 names would fill memory.
+        # More classes than rows: the column holds something else, and the names would fill memory.
         return tuple(map(str, range(min(highest + 1, len(table.records)))))
     return tuple(sorted(values))
 
@@ -171,29 +172,34 @@ class _Rows:
     def cell(self, row: int, key: str) -> Any:
         return self.table.records[row].get(self.columns[key]) if key in self.columns else None
 
-    def text(self, row: int, key: str, needed: bool = True) -> str:
+    def text(self, row: int, key: str) -> str:
         value = self.cell(row, key)
-        if isinstance(value, int) and not isinstance(value, bool) and not needed:
-            value = str(value)
         if value is None or (isinstance(value, str) and not value.strip()):
-            if needed:
-                self.faults.add(row, f"empty {key}")
-            return ""
-        if not isinstance(value, str):
+            self.faults.add(row, f"empty {key}")
+        elif not isinstance(value, str):
             self.faults.add(row, f"{key} is not text", value)
-            return ""
-        if broken(value):
-            self.faults.add(row, f"half a character (a surrogate) in the {key}", ascii(value))
-        return value
+        else:
+            return self._whole(row, key, value)
+        return ""
+
+    def name(self, row: int, key: str, needed: bool) -> str:
+        """What rows are told apart by: a word or a number; "" where there is none."""
+        value = self.cell(row, key)
+        text = str(value).strip() if isinstance(value, int | str) else ""
+        if needed and not text:
+            self.faults.add(row, f"empty {key}")
+        return self._whole(row, key, text)
+
+    def _whole(self, row: int, key: str, text: str) -> str:
+        if broken(text):
+            self.faults.add(row, f"half a character (a surrogate) in the {key}", ascii(text))
+        return text
 
     def id(self, row: int) -> str:
         if "id" not in self.columns:
             return f"{self.part}-{row + 1}"
-        value = self.cell(row, "id")
-        text = str(value).strip() if isinstance(value, int | str) else ""
-        if not text:
-            self.faults.add(row, "empty id")
-        elif text in self.ids:
+        text = self.name(row, "id", needed=True)
+        if text and text in self.ids:
             self.faults.add(row, "duplicate id", text)
         self.ids.add(text)
         return text
@@ -223,7 +229,7 @@ def _texts(rows: _Rows, labels: Sequence[str], grouped: bool) -> Iterator[TextEx
             id=rows.id(row),
             text=rows.text(row, "text"),
             label=number or 0,
-            group=rows.text(row, "group", needed=grouped),
+            group=rows.name(row, "group", needed=grouped),
         )
 
 
@@ -241,8 +247,8 @@ def _questions(
             context=context,
             question=rows.text(row, "question"),
             answers=answers,
-            title=rows.text(row, "title", needed=group_by == "title"),
-            group=rows.text(row, "group", needed=group_by == "group"),
+            title=rows.name(row, "title", needed=group_by == "title"),
+            group=rows.name(row, "group", needed=group_by == "group"),
         )
 
 
@@ -292,7 +298,9 @@ def _answer_pairs(raw: Any) -> list[tuple[str, int | None]] | None:
         if not isinstance(texts, list) or not isinstance(starts, list | None):
             return None
         starts = [None] * len(texts) if starts is None else starts
-        return _checked_pairs(zip(texts, starts, strict=True)) if len(texts) == len(starts) else None
+        return (
+            _checked_pairs(zip(texts, starts, strict=True)) if len(texts) == len(starts) else None
+        )
     if not isinstance(raw, list):
         return None
     if all(isinstance(item, dict) for item in raw):

@@ -171,8 +171,8 @@ class Columns(Section):
     "What is classified."
     label: Column = ["label", "labels", "class"]
     "Its class, by name or by number."
-    id: Column = "id"
-    "A name for the row; where there is no such column, its part and number."
+    id: Column | None = "id"
+    "A name for the row; null, or where there is no such column: its part and number."
     question: Column = "question"
     "The question."
     context: Column = ["context", "passage"]
@@ -186,8 +186,8 @@ class Columns(Section):
 
     def names(self, key: str) -> list[str]:
         """The names to look for, in order, as what the recipe calls `key`."""
-        value: str | list[str] = getattr(self, key)
-        return [value] if isinstance(value, str) else value
+        value: str | list[str] | None = getattr(self, key)
+        return [value] if isinstance(value, str) else value or []
 
 
 class Parts(Section):

@@ -21,7 +21,7 @@ def cut(
     share: float,
     seed: int,
     *,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[str] | None = None,
     groups: Sequence[int] | None = None,
     what: str,
 ) -> Cut:
@@ -29,18 +29,18 @@ def cut(
 
     `what` names the new part in messages. With groups the share is one of groups, not of rows.
     """
-    taken = math.ceil(share * (count if groups is None else len(set(groups))))
-    rest = (count if groups is None else len(set(groups))) - taken
-    if rest < 1:
-        unit = "rows" if groups is None else "groups"
+    units = count if groups is None else len(set(groups))
+    taken = math.ceil(share * units)
+    if units - taken < 1:
+        unit = "row" if groups is None else "group"
         raise UserError(
-            f"{what}: cannot cut {share:g} of {rest + taken} {unit}: "
+            f"{what}: cannot cut {share:g} of {units} {unit}{'s' if units > 1 else ''}: "
             f"give a {what} file (dataset.parts.{what}) or set dataset.{what}_size: 0"
         )
     if groups is not None:
         return _cut_groups(groups, share, seed)
     if labels is not None:
-        _check_labels(labels, min(taken, rest), what)
+        _check_labels(labels, min(taken, units - taken), what)
     return _cut_rows(count, share, seed, labels)
 
 
@@ -52,7 +52,7 @@ def _cut_groups(groups: Sequence[int], share: float, seed: int) -> Cut:
     return Cut(sorted(map(int, kept)), sorted(map(int, taken)))
 
 
-def _cut_rows(count: int, share: float, seed: int, labels: Sequence[int] | None) -> Cut:
+def _cut_rows(count: int, share: float, seed: int, labels: Sequence[str] | None) -> Cut:
     from sklearn.model_selection import train_test_split
 
     kept, taken = train_test_split(
@@ -61,7 +61,7 @@ def _cut_rows(count: int, share: float, seed: int, labels: Sequence[int] | None)
     return Cut(sorted(kept), sorted(taken))
 
 
-def _check_labels(labels: Sequence[int], smaller: int, what: str) -> None:
+def _check_labels(labels: Sequence[str], smaller: int, what: str) -> None:
     """Stratifying needs two rows of each label, and room for all labels on both sides."""
     counts = Counter(labels)
     rare = sorted(label for label, count in counts.items() if count < 2)
@@ -69,8 +69,8 @@ def _check_labels(labels: Sequence[int], smaller: int, what: str) -> None:
     if rare:
         listed = ", ".join(map(str, rare[:10]))
         raise UserError(
-            f"{what}: {len(rare)} label(s) have one row only and cannot be on both sides of a "
-            f"stratified cut (numbers: {listed}): {advice}"
+            f"{what}: {len(rare)} label(s) have one row only, which cannot be on both sides of a "
+            f"stratified cut ({listed}): {advice}"
         )
     if smaller < len(counts):
         raise UserError(f"{what}: {smaller} rows cannot hold all {len(counts)} labels: {advice}")

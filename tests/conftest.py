@@ -1,7 +1,10 @@
 """Fixtures that several test files share. No test needs a network, a token or a GPU."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # One thread a test: with busy cores two threads can be ten times slower. Set before torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest
+
+from llama_peft import tiny
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -19,3 +24,52 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("real data (../shared) is not on this machine")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Saves a small random base of a family, with the embedded model's tokenizer, and returns its folder."""
+
+    def make(family: str = "llama", **changes: Any) -> Path:
+        import torch
+        from transformers import (
+            Gemma2Config,
+            Gemma3TextConfig,
+            GemmaConfig,
+            LlamaConfig,
+            AutoModelForCausalLM,
+            AutoTokenizer,
+        )
+
+        tokenizer = AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
+        classes = {
+            "llama": LlamaConfig,
+            "gemma": GemmaConfig,
+            "gemma2": Gemma2Config,
+            "gemma3_text": Gemma3TextConfig,
+        }
+        settings = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        if family in ("gemma2", "gemma3_text"):
+            settings |= {"sliding_window": 16, "query_pre_attn_scalar": 32}
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(classes[family](**(settings | changes)))
+        folder = tmp_path_factory.mktemp(family)
+        model.save_pretrained(folder)
+        for file in tiny.MODEL_DIR.glob("tokenizer*"):
+            shutil.copy(file, folder)
+        return folder
+
+    return make

@@ -1,5 +1,4 @@
-"""How sure a score is: percentile bootstrap intervals, and paired tests between two systems on the
-same examples.
+"""How sure a score is: bootstrap intervals, and paired tests between two systems.
 
 A resample of n examples depends only on how often each DIFFERENT row is drawn, and these counts are
 multinomial. So equal rows are merged first, and a score is a function of counts and distinct rows:
@@ -47,7 +46,7 @@ class Paired:
     low: float
     high: float
     p_value: float
-    """Two-sided, of the hypothesis that the two are exchangeable; never below 1 / (resamples + 1)."""
+    """Two-sided, that the two are exchangeable; never below 1 / (resamples + 1)."""
     wins: int | None = None
     """Examples where the second is higher; None for a metric that has no value an example."""
     losses: int | None = None
@@ -55,7 +54,7 @@ class Paired:
 
 
 def point(evidence: Evidence) -> dict[str, float]:
-    """Each metric on the examples as they are; a metric without any example to stand on is left out."""
+    """Each metric on the examples as they are, less those without any example to stand on."""
     ones = np.ones((1, len(evidence.rows)))
     values = {name: float(v[0]) for name, v in evidence.statistic(ones, evidence.rows).items()}
     return {name: value for name, value in values.items() if not np.isnan(value)}
@@ -68,10 +67,8 @@ def intervals(
 
     The result depends on the examples and the seed, not on the examples' order.
     """
-    distinct, counts, _ = _merge(evidence.rows)
-    drawn = [
-        evidence.statistic(chunk, distinct) for chunk in _resampled(counts, resamples, seed)
-    ]
+    distinct, counts = _merge(evidence.rows)
+    drawn = [evidence.statistic(chunk, distinct) for chunk in _resampled(counts, resamples, seed)]
     return {name: _percentiles(values, level) for name, values in _joined(drawn).items()}
 
 
@@ -102,7 +99,7 @@ def paired(
     observed difference, counting the observed one.
     """
     second = _in_order(second, first.ids)
-    both, counts, _ = _merge(np.hstack([first.rows, second.rows]))
+    both, counts = _merge(np.hstack([first.rows, second.rows]))
     first_KC, second_KC = np.hsplit(both, [first.rows.shape[1]])
     statistic = first.statistic
 
@@ -136,10 +133,10 @@ def _mean(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
     return {"mean": counts_RK @ rows_KC[:, 0] / counts_RK.sum(axis=1)}
 
 
-def _merge(rows: FloatArray) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct rows in lexicographic order, how often each occurs, and which of them each row is."""
-    distinct, which, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
-    return distinct, counts, which
+def _merge(rows: FloatArray) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Distinct rows, in lexicographic order, and how often each occurs."""
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    return distinct, counts
 
 
 def _resampled(counts: NDArray[np.int64], resamples: int, seed: int) -> Iterator[FloatArray]:
@@ -163,7 +160,7 @@ def _swapped_difference(
     first_KC: FloatArray,
     second_KC: FloatArray,
 ) -> dict[str, FloatArray]:
-    """After a swap a system consists of its own rows where it kept them and the other's where it did not."""
+    """A system after a swap: its own rows where it kept them, the other's where it did not."""
     pool = np.vstack([first_KC, second_KC])
     kept_RK = counts - swapped_RK
     return _minus(

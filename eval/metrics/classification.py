@@ -49,7 +49,7 @@ def per_class_scores(
 def confusion(
     predictions: Sequence[str], golds: Sequence[str], labels: Sequence[str]
 ) -> NDArray[np.int64]:
-    """Counts by gold label (rows) and predicted label (columns); the last column is for no label at all."""
+    """Counts by gold label (rows) and predicted label (columns), the last column for none."""
     codes = _codes(predictions, golds, labels).astype(np.int64)
     counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
     np.add.at(counts, (codes[:, 0], codes[:, 1]), 1)
@@ -59,7 +59,7 @@ def confusion(
 def classification_evidence(
     predictions: Mapping[str, str], golds: Mapping[str, str], labels: Sequence[str]
 ) -> Evidence:
-    """Rows of (gold, predicted) label numbers by id. Raises ValueError unless the ids match one for one."""
+    """Rows of (gold, predicted) label numbers. Raises ValueError unless ids match one for one."""
     check_match(predictions, golds)
     return _evidence([predictions[i] for i in golds], list(golds.values()), labels, tuple(golds))
 
@@ -103,7 +103,7 @@ def _scores(hits: FloatArray, predicted: FloatArray, support: FloatArray) -> dic
 def _label_scores(
     hits: NDArray[np.generic], predicted: NDArray[np.generic], support: NDArray[np.generic]
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Precision, recall and F1 a label; F1 = 2 hits / (predicted + support), the harmonic mean of the two."""
+    """Precision, recall and F1 = 2 hits / (predicted + support) of each label."""
 
     def ratio(above: NDArray[np.generic], below: NDArray[np.generic]) -> FloatArray:
         top, bottom = above.astype(np.float64), below.astype(np.float64)
@@ -114,7 +114,7 @@ def _label_scores(
 
 
 def _codes(predictions: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> FloatArray:
-    """(examples, 2): the gold's number among the labels, and the prediction's, or their count when it is none."""
+    """(examples, 2): numbers of gold and predicted label; one past the last for no label."""
     _check_lengths(predictions, golds)
     if len(set(labels)) != len(labels):
         raise ValueError(f"labels occur twice: {list(labels)}")

@@ -1,11 +1,10 @@
-"""The metrics as `evaluate.Metric` classes with the usual `compute(predictions=...,
-references=...)`, offline.
+"""The metrics as `evaluate.Metric` classes, offline.
 
 `evaluate.load(name)` fetches a script from the Hub, or runs one from the current directory if a
 folder of that name stands there. These classes need neither:
 
-from eval.metrics.drop_in import SquadV2 SquadV2().compute(predictions=[{"id": ...,
-"prediction_text": ..., "no_answer_probability": ...}], references=...)
+    from eval.metrics.drop_in import Rouge
+    Rouge().compute(predictions=["a cat"], references=[["the cat", "a cat"]])
 
 Names and arguments are those of the metrics on the Hub. Precision, recall and F1 take
 scikit-learn's arguments and go to scikit-learn; labels may be numbers or strings. A metric object
@@ -116,7 +115,10 @@ class F1(_LabelScore):
 
 
 class Squad(_OfflineMetric):
-    """SQuAD 1.1: {"exact_match", "f1"} in percent, of {"id", "prediction_text"} and {"id", "answers"}."""
+    """SQuAD 1.1's {"exact_match", "f1"} in percent.
+
+    Predictions are {"id", "prediction_text"}, references {"id", "answers": {"text": [...]}}.
+    """
 
     inputs = datasets.Features(
         {"predictions": {"id": _TEXT, "prediction_text": _TEXT}, "references": _REFERENCE}
@@ -130,7 +132,10 @@ class Squad(_OfflineMetric):
 
 
 class SquadV2(_OfflineMetric):
-    """SQuAD 2.0's official keys, of {"id", "prediction_text", "no_answer_probability"} and {"id", "answers"}."""
+    """SQuAD 2.0's official keys, in percent.
+
+    Predictions are {"id", "prediction_text", "no_answer_probability"}, references as in SQuAD 1.1.
+    """
 
     inputs = datasets.Features(
         {

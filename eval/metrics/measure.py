@@ -18,7 +18,7 @@ Results = dict[str, float | list[float]]
 def with_intervals(
     scores: Mapping[str, float], evidence: Evidence, *, resamples: int = 1000, seed: int = 0
 ) -> Results:
-    """The scores in their order, each followed by `<name>_ci95: [low, high]` where resampling gives it one."""
+    """The scores in order, each followed by `<name>_ci95: [low, high]` where it has an interval."""
     found = intervals(evidence, resamples=resamples, seed=seed)
     results: Results = {}
     for name, value in scores.items():
@@ -51,8 +51,7 @@ def answer_results(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Results:
-    """squad_v2 scores of answers by id, then BLEU, ROUGE and METEOR of the same answers unless
-    `overlap` is off.
+    """squad_v2 scores of answers by id, and BLEU, ROUGE and METEOR unless `overlap` is off.
 
     `threshold` is one fitted on validation: questions with a higher no-answer probability count as
     not answered.

@@ -1,5 +1,4 @@
-"""How much of a generated answer overlaps with the golds: BLEU (sacrebleu), ROUGE (rouge-score) and
-METEOR (nltk).
+"""How much an answer overlaps with the golds: BLEU (sacrebleu), ROUGE (rouge-score), METEOR (nltk).
 
 Several golds: BLEU takes them as its references, ROUGE and METEOR the best one. Every score is
 reported over all questions and, as `HasAns_<metric>`, over the answerable ones. On a question
@@ -7,8 +6,8 @@ without an answer silence scores 1 and any text 0 in ROUGE and METEOR, as in squ
 belongs to the corpus, gets nothing from silence and loses precision by text. Fractions throughout.
 
 BLEU runs with effective order, since the usual answer has fewer than four words; its settings are
-`bleu_signature()`. rouge-score's tokeniser keeps [a-z0-9] only: an answer in another script scores
-0 even when it is right.
+`bleu_signature()`. rouge-score's tokeniser keeps [a-z0-9] only, so an answer in another script
+scores 0 even when it is right, and ROUGE-2 of a one-word answer is 0 always.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,10 @@ _ORDERS = 4
 def overlap_scores(
     predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """bleu, rouge1, rouge2, rougeL, rougeLsum and meteor (or meteor_no_wordnet); raises ValueError on other ids."""
+    """bleu, rouge1, rouge2, rougeL, rougeLsum, meteor (or meteor_no_wordnet), each also HasAns_.
+
+    Raises ValueError unless the ids match one for one.
+    """
     return point(overlap_evidence(predictions, golds))
 
 
@@ -40,14 +42,14 @@ def bleu_signature() -> str:
     """sacrebleu's description of how BLEU is computed, to print beside the number."""
     bleu = _bleu()
     # Scoring tells it that the number of references varies from question to question.
-    bleu.corpus_score(["a", "a"], [["a", "a"], ["b", None]])
+    bleu.corpus_score(["a", "a"], [["a", "a"], ["b", None]])  # type: ignore[list-item]
     return str(bleu.get_signature())
 
 
 def per_example_overlap(
     predictions: Sequence[str], golds: Sequence[Sequence[str]], wordnet: WordNet | None
 ) -> FloatArray:
-    """(examples, 5): ROUGE-1/2/L/Lsum F-measures and METEOR, each the best over the example's golds."""
+    """(examples, 5): ROUGE-1/2/L/Lsum F-measures and METEOR, each the best over the golds."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(ROUGE_TYPES))
@@ -99,7 +101,10 @@ def _bleu() -> "BLEU":
 
 
 def _bleu_counts(texts: Sequence[str], golds: Sequence[Sequence[str]]) -> FloatArray:
-    """(examples, 10): length, closest reference length, matched and all n-grams for n = 1 to 4. They add up."""
+    """(examples, 10): length, closest reference length, 4 matched and 4 total n-gram counts.
+
+    They add up over examples, so BLEU of any resample needs nothing else.
+    """
     bleu = _bleu()
     scores = [
         bleu.sentence_score(text, _references(answers) or [""])

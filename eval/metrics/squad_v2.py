@@ -1,8 +1,7 @@
-"""Exact match and token F1 of short answers, with questions that have none: the numbers of the
-SQuAD 2.0 evaluation.
+"""Exact match and token F1 of short answers, and of silence where there is none (SQuAD 2.0).
 
-Written from its published definition and held equal to it by a test. Three things of it are easy to
-get wrong:
+Written from the published definition of the official evaluation and held equal to it by a test.
+All scores are percentages, as there. Three things are easy to get wrong:
 - texts are compared after lower-casing and without punctuation, articles and extra blanks, so
   "U.S." is "US", "1,000" is "1000", and a bare "The" is the empty answer;
 - `best_exact` and `best_f1` are oracles: the no-answer threshold is chosen on the scored examples
@@ -10,7 +9,7 @@ get wrong:
   (`threshold`);
 - the script walks its thresholds example by example, so its best depends on the order of rows when
   probabilities tie. Here a threshold is tried once for each different probability, which is what
-  can be applied afterwards. All scores are percentages, as in the script.
+  can be applied afterwards.
 """
 
 import re
@@ -29,7 +28,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class AnswerVectors(NamedTuple):
-    """One value an example, in the order of the golds: what intervals and paired tests are made of."""
+    """One value an example (0 to 1), in the order of the golds."""
 
     ids: tuple[str, ...]
     exact: FloatArray
@@ -43,12 +42,12 @@ def normalise(text: str) -> str:
 
 
 def exact_match(prediction: str, golds: Sequence[str]) -> float:
-    """1.0 when the prediction equals any gold after normalisation; no golds means the empty answer is right."""
+    """1.0 when the prediction equals a gold after normalisation, or is empty where none is."""
     return _exact(normalise(prediction), _normal_golds(golds))
 
 
 def token_f1(prediction: str, golds: Sequence[str]) -> float:
-    """The best F1 over the golds, of the words in common; between empty texts it is 1 if both are."""
+    """The best F1 over the golds, of the words in common; 1 between two empty texts."""
     return _token_f1(normalise(prediction), _normal_golds(golds))
 
 
@@ -60,7 +59,7 @@ def is_answerable(golds: Sequence[str]) -> bool:
 def per_example_answers(
     predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]]
 ) -> AnswerVectors:
-    """Exact match and F1 (0 to 1) of every question. Raises ValueError unless the ids match one for one."""
+    """Exact match and F1 of every question. Raises ValueError unless ids match one for one."""
     check_match(predictions, golds)
     pairs = [(normalise(predictions[i]), _normal_golds(texts)) for i, texts in golds.items()]
     return AnswerVectors(
@@ -108,7 +107,7 @@ def squad_evidence(
     *,
     threshold: float | None = None,
 ) -> Evidence:
-    """Rows of (probability, answerable, exact, F1) and the gains of answering, for the oracle thresholds."""
+    """Rows of (probability, answerable, exact, F1), and with probabilities what answering gains."""
     raw = per_example_answers(predictions, golds)
     chosen, columns = raw, []
     if no_answer_probabilities is not None:
@@ -160,7 +159,7 @@ def apply_threshold(
 
 
 def _normal_golds(golds: Sequence[str]) -> list[str]:
-    """Normalised golds without those that normalise to nothing; when none is left, the empty answer."""
+    """Normalised golds but for those that come to nothing; when none is left, the empty answer."""
     return [normal for gold in golds if (normal := normalise(gold))] or [""]
 
 
@@ -183,9 +182,7 @@ def _word_f1(words: Sequence[str], gold: Sequence[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _ordered(
-    probabilities: Mapping[str, float], golds: Mapping[str, Sequence[str]]
-) -> FloatArray:
+def _ordered(probabilities: Mapping[str, float], golds: Mapping[str, Sequence[str]]) -> FloatArray:
     check_match(probabilities, golds)
     ordered = np.array([probabilities[identity] for identity in golds], dtype=np.float64)
     if not np.isfinite(ordered).all():
@@ -209,8 +206,7 @@ def _official_gains(score: FloatArray, answerable: FloatArray, gave: FloatArray)
 def _running_scores(
     counts_RK: FloatArray, silent_R: FloatArray, gains_K: FloatArray, probabilities_K: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """The summed score at each different probability as threshold: (thresholds T, scores (R, 1 +
-    T)).
+    """Thresholds (T), one a different probability, and the summed scores (R, 1 + T) at each.
 
     The first column is silence throughout. Sorting ties by gain makes the float sums independent of
     the rows' order.
@@ -226,7 +222,7 @@ def _running_scores(
 def _best_threshold(
     silent_score: float, gains: FloatArray, probabilities: FloatArray, silent: float
 ) -> float:
-    """The lowest threshold with the highest score; `silent` when nothing beats answering nothing."""
+    """The lowest threshold with the highest score; `silent` where no answer at all is best."""
     ones = np.ones((1, len(gains)))
     thresholds, scores = _running_scores(ones, np.array([silent_score]), gains, probabilities)
     best = int(np.argmax(scores[0]))
@@ -235,11 +231,12 @@ def _best_threshold(
 
 def _statistic(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
     probabilities, answerable, exact, f1 = rows_KC[:, :4].T
+    groups = {"": np.ones_like(exact), "HasAns_": answerable, "NoAns_": 1 - answerable}
     result = {}
-    for prefix, group in (("", 1.0), ("HasAns_", answerable), ("NoAns_", 1 - answerable)):
+    for prefix, group in groups.items():
         for name, vector in (("exact", exact), ("f1", f1)):
-            group_K = group * np.ones(len(rows_KC))
-            result[f"{prefix}{name}"] = 100 * _share(counts_RK @ (vector * group_K), counts_RK @ group_K)
+            share = _share(counts_RK @ (vector * group), counts_RK @ group)
+            result[f"{prefix}{name}"] = 100 * share
     if rows_KC.shape[1] > 4:
         silent_R, total_R = counts_RK @ (1 - answerable), counts_RK.sum(axis=1)
         for name, gains in (("exact", rows_KC[:, 4]), ("f1", rows_KC[:, 5])):

@@ -14,15 +14,15 @@ from typing import Protocol
 
 DEBIAN = Path("/usr/share/wordnet")
 
-# Names by number within each part of speech, from lexnames(5WN); the file's third column is 1 noun, 2 verb, 3 adjective,
-# 4 adverb.
+# From lexnames(5WN). The number beside a name is its part of speech: noun, verb, adjective, adverb.
 _NOUNS = (
-    "Tops act animal artifact attribute body cognition communication event feeling food group location motive object"
-    " person phenomenon plant possession process quantity relation shape state substance time"
+    "Tops act animal artifact attribute body cognition communication event feeling food group"
+    " location motive object person phenomenon plant possession process quantity relation shape"
+    " state substance time"
 )
 _VERBS = (
-    "body change cognition communication competition consumption contact creation emotion motion perception possession"
-    " social stative weather"
+    "body change cognition communication competition consumption contact creation emotion motion"
+    " perception possession social stative weather"
 )
 _LEXNAMES = (
     ("adj.all", 3),
@@ -42,7 +42,7 @@ class WordNet(Protocol):
 
 
 def find_wordnet() -> WordNet | None:
-    """nltk's WordNet, loaded; None where none is installed. An installed one that cannot be read raises ValueError."""
+    """nltk's WordNet, loaded, or None where there is none; ValueError when it cannot be read."""
     from nltk.corpus import wordnet
 
     try:
@@ -51,9 +51,10 @@ def find_wordnet() -> WordNet | None:
         return None
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"WordNet is installed for nltk but cannot be read ({error}). Install it again, or remove it to go without"
+            f"WordNet is installed for nltk but cannot be read ({error}): "
+            "install it again, or remove it to go without"
         ) from error
-    return wordnet  # type: ignore[no-any-return]
+    return wordnet
 
 
 def install(source: Path = DEBIAN, data_folder: Path | None = None) -> Path:
@@ -62,7 +63,8 @@ def install(source: Path = DEBIAN, data_folder: Path | None = None) -> Path:
 
     `data_folder` is by default this Python's own. Raises ValueError when `source` holds no WordNet.
     """
-    needed = [f"{kind}.{part}" for kind in ("data", "index") for part in ("noun", "verb", "adj", "adv")]
+    parts = ("noun", "verb", "adj", "adv")
+    needed = [f"{kind}.{part}" for kind in ("data", "index") for part in parts]
     missing = [name for name in needed if not (source / name).is_file()]
     if missing:
         raise ValueError(f"no WordNet database in {source}: {missing[0]} is missing")

@@ -1,0 +1,65 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Targets are files: what is done is not
+# done again, what was cut off goes on.
+#
+#   make NAME                    the whole walk of recipes/NAME.yaml, e.g. make sst2
+#   make NAME SET="key=value"    with overrides, in a run folder of its own
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+BIN    := .venv/bin
+READY  := .venv/.ready
+NAMES  := $(patsubst recipes/%.yaml,%,$(wildcard recipes/*.yaml))
+DEMO   := tiny-sst2 tiny-squad tiny-squad-span
+# Overrides make another run: its folder carries a checksum of them.
+TAG    := $(if $(strip $(SET)),+$(shell printf '%s' "$(SET)" | cksum | cut -d' ' -f1))
+IN_RUN  = $(SET) train.output_dir=runs/$*$(TAG)
+
+.PHONY: help setup test check demo bench clean $(NAMES)
+
+help:
+	@echo "make demo        the whole job on an embedded tiny model, in minutes, without GPU or network"
+	@echo "make test        the tests        make check       lint, format, types"
+	@echo "make NAME        one of: $(NAMES)"
+	@echo "make NAME SET=\"model.model_name_or_path=... train.max_steps=50\""
+
+setup: $(READY)
+
+# torch goes first: with it in place no other package's range can bring in another build of it.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Two recipes at a time, one thread each: two cores are then busy also while libraries load.
+demo: $(READY)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(MAKE) --no-print-directory -j2 $(DEMO:%=runs/%/tuned/results.json)
+	@$(BIN)/llama-eval compare $(foreach name,$(DEMO),runs/$(name)/zero-shot runs/$(name)/tuned)
+
+$(NAMES): %: runs/%$(TAG)/report.html
+	@$(BIN)/llama-eval compare runs/$*$(TAG)/zero-shot runs/$*$(TAG)/tuned
+
+runs/%$(TAG)/zero-shot/results.json: recipes/%.yaml | $(READY)
+	$(BIN)/llama-eval run --task $< --output $(@D) $(IN_RUN)
+
+runs/%$(TAG)/training.json: recipes/%.yaml | $(READY)
+	$(BIN)/llama-peft train $< $(IN_RUN)
+
+runs/%$(TAG)/tuned/results.json: runs/%$(TAG)/training.json runs/%$(TAG)/zero-shot/results.json
+	$(BIN)/llama-eval run --model $(<D) --output $(@D)
+
+runs/%$(TAG)/report.html: runs/%$(TAG)/tuned/results.json
+	$(BIN)/llama-eval html $(@D)
+
+clean:
+	rm -rf .venv build *.egg-info

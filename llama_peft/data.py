@@ -1,0 +1,177 @@
+"""From a recipe to examples in parts: train, validation, test and, where there is one, official.
+
+Parts that the recipe names are taken as they are; test and validation are cut from train only where
+they are not named. Training and evaluation both come here, so they cannot disagree on a split.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_peft import sources, splits
+from llama_peft.examples import (
+    Answer,
+    Example,
+    QuestionExample,
+    TextExample,
+    label_names,
+    to_examples,
+)
+from llama_peft.recipe import Recipe, UserError
+from llama_peft.sources import Table
+
+__all__ = [
+    "Answer",
+    "Dataset",
+    "Example",
+    "QuestionExample",
+    "TextExample",
+    "load",
+    "load_file",
+    "split_ids",
+]
+
+PARTS = ("train", "validation", "test", "official")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Examples by part, and the names of labels 0, 1, ... (none for questions)."""
+
+    labels: tuple[str, ...]
+    parts: dict[str, list[Example]]
+
+
+def load(recipe: Recipe) -> Dataset:
+    """Every part that the recipe asks for; raises UserError with all that is wrong."""
+    places = _places(recipe)
+    train = _read(recipe, "train", places["train"])
+    labels = label_names(train, recipe)
+    parts = {"train": list(to_examples(train, recipe, "train", labels))}
+    for part in PARTS[1:]:
+        if part in places:
+            table = _read(recipe, part, places[part])
+            parts[part] = list(to_examples(table, recipe, part, labels))
+    _check_ids(parts)
+    if "test" not in parts:
+        _cut(parts, "test", recipe.dataset.test_size, recipe, labels)
+    if "validation" not in parts:
+        _cut(parts, "validation", recipe.dataset.validation_size, recipe, labels)
+    parts = {part: _sample(parts[part], part, recipe) for part in PARTS if part in parts}
+    if recipe.task == "classification":
+        _check_labels(parts["train"], labels, train.source, recipe)
+    return Dataset(labels=labels, parts=parts)
+
+
+def load_file(recipe: Recipe, source: str, split: str = "test") -> list[Example]:
+    """All rows of a file, or of a split of a Hub data set, with the recipe's columns and labels."""
+    if sources.is_file_name(source):
+        table, part = sources.read_file(source, recipe.dataset), Path(source).stem
+    else:
+        name = recipe.dataset.name if source == recipe.dataset.path else None
+        table, part = sources.read_hub(source, split, recipe.dataset, name), split
+    labels: tuple[str, ...] = tuple(recipe.dataset.labels or ())
+    if recipe.task == "classification" and not labels:
+        labels = label_names(_read(recipe, "train", _places(recipe)["train"]), recipe)
+    return list(to_examples(table, recipe, part, labels))
+
+
+def split_ids(dataset: Dataset) -> dict[str, list[str]]:
+    """The ids of each part, as a run folder's split.json holds them."""
+    return {part: [example.id for example in rows] for part, rows in dataset.parts.items()}
+
+
+def _places(recipe: Recipe) -> dict[str, str]:
+    """Where each given part is; a `path` that is a file is parts.train in short."""
+    data = recipe.dataset
+    places = data.parts.given()
+    if data.path is not None and sources.is_file_name(data.path):
+        if data.parts.train != "train":
+            raise UserError(
+                f"dataset.path {data.path} is a file, and so is dataset.parts.train: keep one"
+            )
+        places["train"] = data.path
+    return places
+
+
+def _read(recipe: Recipe, part: str, place: str) -> Table:
+    data = recipe.dataset
+    if data.path == "tiny":
+        return sources.read_tiny(data.name or "", part, int(place), data.seed)
+    if data.path is None or sources.is_file_name(data.path):
+        return sources.read_file(place, data)
+    return sources.read_hub(data.path, place, data, data.name)
+
+
+def _check_ids(parts: dict[str, list[Example]]) -> None:
+    """An id names one example, whichever part it is in: predictions are matched by id."""
+    seen: dict[str, str] = {}
+    twice = []
+    for part, examples in parts.items():
+        for example in examples:
+            other = seen.setdefault(example.id, part)
+            if other != part:
+                twice.append((example.id, other, part))
+    if twice:
+        first, one, other = twice[0]
+        raise UserError(
+            f"{len(twice)} ids stand in two parts (first: {first}, in {one} and {other}): "
+            "make them unique, or set dataset.columns.id: null to number the rows"
+        )
+
+
+def _cut(
+    parts: dict[str, list[Example]],
+    part: str,
+    share: float,
+    recipe: Recipe,
+    labels: Sequence[str],
+) -> None:
+    """Move a share of train into a new part."""
+    if share == 0:
+        return
+    train = parts["train"]
+    groups = _groups(train, recipe)
+    names = [labels[example.label] for example in train if isinstance(example, TextExample)]
+    cut = splits.cut(
+        len(train),
+        share,
+        recipe.dataset.seed,
+        labels=names if names and recipe.dataset.stratify else None,
+        groups=groups,
+        what=part,
+    )
+    parts["train"] = [train[row] for row in cut.kept]
+    parts[part] = [train[row] for row in cut.taken]
+
+
+def _groups(examples: Sequence[Example], recipe: Recipe) -> list[int] | None:
+    """What must not be torn apart: questions on one passage, and rows equal in `group_by`."""
+    contexts = [example.context for example in examples if isinstance(example, QuestionExample)]
+    keys = [contexts] if contexts else []
+    if recipe.dataset.group_by in ("title", "group"):
+        keys.append([getattr(example, recipe.dataset.group_by) for example in examples])
+    return splits.components(*keys) if keys else None
+
+
+def _sample(examples: list[Example], part: str, recipe: Recipe) -> list[Example]:
+    data = recipe.dataset
+    size = data.max_train_samples if part == "train" else data.max_eval_samples
+    return [examples[row] for row in splits.sample(len(examples), size, data.seed, part)]
+
+
+def _check_labels(
+    train: Sequence[Example], labels: Sequence[str], source: str, recipe: Recipe
+) -> None:
+    used = {example.label for example in train if isinstance(example, TextExample)}
+    if len(used) < 2:
+        raise UserError(
+            f"{source}: all {len(train)} rows to train on have one label "
+            f"({labels[used.pop()]}): there is nothing to learn"
+        )
+    verbalizers = recipe.prompt.verbalizers
+    if verbalizers is not None and len(verbalizers) != len(labels):
+        raise UserError(
+            f"prompt.verbalizers: {len(verbalizers)} for the {len(labels)} labels of {source} "
+            f"({', '.join(labels[:10])})"
+        )
