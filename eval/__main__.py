@@ -38,9 +38,11 @@ def run(
     from eval.job import make_job
 
     job = make_job(task, model, data, split, limit, output, overrides or [])
-    from eval import harness, report
+    from eval import harness
 
     harness.run(job)
+    from eval import report
+
     for text in harness.shown(job, show):
         print(text)
     print(report.render(report.compare([job.output]), "rich"))

@@ -1,8 +1,9 @@
-"""Greedy decoding and log-likelihoods of many prompts at once, their shared prefixes computed once.
+"""Greedy decoding and log-likelihoods of many prompts, their shared prefixes computed once.
 
-A tree row of prompts is run once into one key-value cache. Then each step feeds one token per unfinished branch into the same row and
-cache, side by side; a token sees its branch's path: the prompt's tokens up the tree and what its own branch has generated.
-Paragraphs are never copied per question. Finished branches leave: they are fed no longer, and nobody sees their keys. The result is
+A tree row of prompts is run once into one key-value cache. Then each step feeds one token per
+unfinished branch into the same row and cache, side by side; a token sees its branch's path: the
+prompt's tokens up the tree and what its own branch has generated. Paragraphs are never copied per
+question. Finished branches leave: they are fed no longer, and nobody sees their keys. The result is
 what `model.generate` gives one by one (`greedy_plain`), token for token in float32.
 
     keys      i A q r B s | q1 r1 s1 | q2 s2      r ended at its second token
@@ -65,7 +66,8 @@ def greedy(
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield (id, generated ids) in row order; generation ends before the first of `stop_token_ids`.
 
-    A prompt longer than `max_tokens_per_row` widens the rows: a speed knob must not decide what can be answered.
+    A prompt longer than `max_tokens_per_row` widens the rows: a speed knob must not decide what can
+    be answered.
     """
     requests = [_Request(p.id, tuple(p.prompt)) for p in prompts]
     for row in _rows(requests, max_tokens_per_row):
@@ -105,7 +107,7 @@ def loglikelihoods(
     *,
     max_tokens_per_row: int = 1024,
 ) -> list[float]:
-    """log p(continuation | prompt) of each (prompt, continuation), each continuation one more branch."""
+    """log p(continuation | prompt) of each (prompt, continuation); a continuation is a branch."""
     branches = [_Request(str(i), tuple(p), tuple(c)) for i, (p, c) in enumerate(requests)]
     scores = [0.0] * len(branches)
     for row in _rows(branches, max_tokens_per_row):
@@ -130,7 +132,7 @@ def loglikelihoods_plain(
 
 
 def newline_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Every token whose text holds a line break: add them to `stop_token_ids` for one-line answers."""
+    """Every token whose text holds a line break: as `stop_token_ids` they end one-line answers."""
     return frozenset(i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i]))
 
 
@@ -173,7 +175,7 @@ def _decode(
 def _prefill(
     model: PreTrainedModel, config: PreTrainedConfig, row: Row, cache: DynamicCache
 ) -> tuple[Tensor, _Branches, Tensor]:
-    """Run the row into the cache: the logits at each branch's end, the branches, the keys' positions."""
+    """Fill the cache with the row; logits at each branch's end, branches, positions of the keys."""
     batch = {key: value.to(model.device) for key, value in collate([row]).items()}
     ends, position_K = torch.tensor(row["starts"], device=model.device), batch["position_ids"][0]
     logits = model(

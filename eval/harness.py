@@ -23,7 +23,7 @@ from eval.metrics.names import is_score
 from eval.metrics.names import higher_is_better as is_higher_better
 from eval.metrics.squad_v2 import fit_threshold
 from eval.predictors import Predictor, is_run, open_predictor
-from llama_peft import data
+from llama_peft import __version__, data
 from llama_peft.backbone import peak_memory
 from llama_peft.checkpoint import THRESHOLD, no_answer_threshold, write_durably
 from llama_peft.data import Example, TextExample
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 Line = dict[str, Any]
 PREDICTIONS, PARTIAL, RESULTS = "predictions.jsonl", "predictions.partial.jsonl", "results.json"
-_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "llama-peft")
+_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -42,10 +42,10 @@ def run(job: Job) -> dict[str, Any]:
     Raises UserError where model, data and task do not fit, before any example is predicted.
     """
     started = time.monotonic()
-    dataset = data.load(job.recipe)
-    parts = _parts(job, dataset)
-    if is_run(job.model) and job.data_file is None:
-        _check_split(Path(job.model), parts)
+    dataset = _dataset(job)
+    parts = _sampled(job, {part: dataset.parts[part] for part in _measured(job)})
+    if is_run(job.model):
+        _check_split(Path(job.model), parts, strict=job.data_file is None)
     predictor = open_predictor(job.model, job.recipe, dataset.labels)
     job.output.mkdir(parents=True, exist_ok=True)
     threshold = _threshold(job, predictor, dataset)
@@ -73,7 +73,7 @@ def run(job: Job) -> dict[str, Any]:
     }
     results = _results(job, predictor, scores, threshold)
     results["n-samples"] = {
-        names[part]: {"original": _size(job, dataset, part), "effective": len(examples)}
+        names[part]: {"original": len(dataset.parts[part]), "effective": len(examples)}
         for part, examples in parts.items()
     }
     results["wall_seconds"] = round(time.monotonic() - started, 3)
@@ -169,42 +169,53 @@ def score(
     )
 
 
-def _parts(job: Job, dataset: data.Dataset) -> dict[str, list[Example]]:
-    """The examples to measure, by part; a limit takes a seeded sample of each."""
-    if job.data_file is not None:
-        parts = {"data": data.load_file(job.recipe, job.data_file)}
-    else:
-        parts = {part: dataset.parts[part] for part in job.recipe.eval.splits}
+def _dataset(job: Job) -> data.Dataset:
+    """The recipe's data; with a file of the user's, that file as the only part."""
+    labels = tuple(job.recipe.dataset.labels or ())
+    if job.data_file is None:
+        return data.load(job.recipe)
+    examples = data.load_file(job.recipe, job.data_file)
+    if job.recipe.task == "classification" and not labels:
+        raise UserError("--data needs dataset.labels in the recipe, or a run that knows its labels")
+    return data.Dataset(labels=labels, parts={"data": examples})
+
+
+def _measured(job: Job) -> list[str]:
+    return list(job.recipe.eval.splits) if job.data_file is None else ["data"]
+
+
+def _sampled(job: Job, parts: dict[str, list[Example]]) -> dict[str, list[Example]]:
+    """The parts, or with a limit a seeded sample of each."""
     limit = job.limit or job.recipe.eval.limit
     if limit is None:
         return parts
     sampler = random.Random(job.recipe.dataset.seed)
     return {
-        part: sampler.sample(examples, min(limit, len(examples))) for part, examples in parts.items()
+        part: sampler.sample(examples, min(limit, len(examples)))
+        for part, examples in parts.items()
     }
-
-
-def _size(job: Job, dataset: data.Dataset, part: str) -> int:
-    return len(data.load_file(job.recipe, job.data_file) if job.data_file else dataset.parts[part])
 
 
 def _task_name(job: Job, part: str) -> str:
     return job.recipe.name if part in ("test", "data") else f"{job.recipe.name}_{part}"
 
 
-def _check_split(folder: Path, parts: dict[str, list[Example]]) -> None:
-    """Refuse to measure a run on what it was trained on."""
+def _check_split(folder: Path, parts: dict[str, list[Example]], strict: bool) -> None:
+    """Refuse to measure a run on what it was trained on; of another file, whose ids may coincide by chance, only say so."""
     try:
         split = json.loads((folder / "split.json").read_text("utf-8"))
         seen = {*split["train"], *split.get("validation", ())}
     except (OSError, ValueError, KeyError):
-        raise UserError(f"{folder / 'split.json'}: missing or damaged, so a leak cannot be ruled out") from None
-    leaked = [e.id for part, its in parts.items() if part != "validation" for e in its if e.id in seen]
-    if leaked:
         raise UserError(
-            f"{folder}: {len(leaked)} of the examples were trained on, first {leaked[0]}; "
-            "measure on the split of the run's own recipe"
-        )
+            f"{folder / 'split.json'}: missing or damaged, so a leak cannot be ruled out"
+        ) from None
+    measured = [example.id for part in parts.keys() - {"validation"} for example in parts[part]]
+    leaked = [id_ for id_ in measured if id_ in seen]
+    message = f"{folder}: {len(leaked)} of {len(measured)} examples have ids that it was trained on"
+    if leaked and strict:
+        raise UserError(f"{message}, first {leaked[0]}; measure on its own recipe's split")
+    if leaked:
+        log.warning("%s, first %s", message, leaked[0])
 
 
 def _threshold(job: Job, predictor: Predictor, dataset: data.Dataset) -> float | None:
@@ -267,7 +278,7 @@ def _results(
     return {
         "results": scores,
         "configs": {task: settings for task in scores},
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {"llama_peft": __version__} | {name: version(name) for name in _PACKAGES},
         "higher_is_better": {
             task: {name: is_higher_better(name) for name in its if is_score(name)}
             for task, its in scores.items()

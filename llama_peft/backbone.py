@@ -100,6 +100,7 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
     """
     import torch
     from transformers import AutoModelForCausalLM, set_seed
+    from transformers.utils import logging as transformers_logging
 
     from llama_peft import heads
 
@@ -117,6 +118,7 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
         )
     except KeyError:
         raise UserError(f"{source(recipe.model)}: {config.model_type} is no causal model") from None
+    transformers_logging.disable_progress_bar()  # loading takes seconds
     set_seed(recipe.train.seed)  # the head's first weights are drawn while loading
     try:
         model, info = auto.from_pretrained(
@@ -133,13 +135,22 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{source(recipe.model)}: {_first_line(error)}") from error
+    except RuntimeError as error:
+        # transformers logs which weights and says no more than this in the error itself.
+        if "mismatched" not in str(error):
+            raise
+        raise UserError(
+            f"{source(recipe.model)}: the checkpoint holds weights of another shape than its config says. "
+            "Use a complete safetensors checkpoint of a causal language model"
+        ) from error
     head = heads.HEAD_NAMES.get(task)
     check_loading(source(recipe.model), info, head)
+    _check_packed_shapes(source(recipe.model), model)
     _mend_cpu_4bit(model)
-    model.requires_grad_(False)
     if head:
         setattr(model, head, heads.as_float32(getattr(model, head)))
-    return model.eval()
+    # A 4-bit load leaves embeddings, norms and head trainable.
+    return model.requires_grad_(False).eval()
 
 
 def check_loading(name: str, info: dict[str, Any], head: str | None) -> None:
@@ -183,6 +194,24 @@ def quantization_config(quantization: Quantization, dtype: "torch.dtype") -> Any
     if quantization.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NEVER_QUANTIZED)
     return None
+
+
+def _check_packed_shapes(name: str, model: "PreTrainedModel") -> None:
+    """Refuse a packed weight of another shape than its layer: it takes the checkpoint's without a word."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    for path, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            found = tuple(module.weight.quant_state.shape)
+        elif isinstance(module, Linear8bitLt):
+            found = tuple(module.weight.shape)
+        else:
+            continue
+        if found != (module.out_features, module.in_features):
+            raise UserError(
+                f"{name}: {path} has the shape {found} where its config says "
+                f"{(module.out_features, module.in_features)}, another shape than the model's"
+            )
 
 
 def _mend_cpu_4bit(model: "PreTrainedModel") -> None:

@@ -65,7 +65,8 @@ class Faults:
         rows = self.kinds.setdefault(kind, [])
         if not rows and detail is not None:
             self.details[kind] = f": {_short(detail)}"
-        rows.append(row)
+        if rows[-1:] != [row]:  # two bad answers are one bad row
+            rows.append(row)
 
     def check(self) -> None:
         """Raise if there was any."""
@@ -87,6 +88,8 @@ def _short(value: object) -> str:
 
 def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
     """The table's name of each column that the recipe speaks of and the table has."""
+    if not table.records:
+        raise UserError(f"{table.source}: holds no rows")
     columns, usual = recipe.dataset.columns, Columns()
     needed = {*REQUIRED[recipe.task]}
     if recipe.dataset.group_by in ("title", "group"):
@@ -151,8 +154,6 @@ def to_examples(
         no_answer = recipe.prompt.no_answer if recipe.task == "generative_qa" else None
         examples = list(_questions(rows, recipe.dataset.group_by, no_answer))
     faults.check()
-    if not examples:
-        raise UserError(f"{table.source}: holds no rows")
     return examples
 
 

@@ -1,9 +1,10 @@
-"""Shared prefixes computed once: examples packed as trees into rows, and the mask that keeps their branches apart.
+"""Shared prefixes computed once: examples packed as trees into rows, and the mask between them.
 
-Seven questions on one paragraph need the paragraph once. A row holds a tree: what prompts share is stored (and computed)
-once, and every example is a branch of its own - the last token of its prompt and its completion, never merged with another's,
-so that the first answer token is always predicted inside its own branch. Two questions `q r` on paragraph `A`, one question `s` on
-paragraph `B`, the instruction `i` in front, answers `a b c`:
+Seven questions on one paragraph need the paragraph once. A row holds a tree: what prompts share is
+stored (and computed) once, and every example is a branch of its own - the last token of its prompt
+and its completion, never merged with another's, so that the first answer token is always predicted
+inside its own branch. Two questions `q r` on paragraph `A`, one question `s` on paragraph `B`, the
+instruction `i` in front, answers `a b c`:
 
     index     0  1  2  3  4  5  6  7  8          i  A  q  a  r  b  B  s  c     (keys)
     token     i  A  q  a  r  b  B  s  c       i  x
@@ -16,10 +17,12 @@ paragraph `B`, the instruction `i` in front, answers `a b c`:
     depth first, where end[k] is the index    s  x  .  .  .  .  .  x  x
     after the last descendant of k.           c  x  .  .  .  .  .  x  x  x
 
-Positions are depths, so rotary embeddings see every branch as if it stood alone; Gemma's sliding layers measure their window in
-positions too. A label's predecessor in the row is its predecessor in its branch, so the usual shift by one is right.
-A batch carries the integer vector `subtree_end` and no mask; a pre-hook of the backbone (`install`) turns it into the mask that the
-attention backend wants. Rows of one example each (`plain_rows`) are the plain twin: same loss, same gradients, more tokens.
+Positions are depths, so rotary embeddings see every branch as if it stood alone; Gemma's sliding
+layers measure their window in positions too. A label's predecessor in the row is its predecessor in
+its branch, so the usual shift by one is right. A batch carries the integer vector `subtree_end` and
+no mask; a pre-hook of the backbone (`install`) turns it into the mask that the attention backend
+wants. Rows of one example each (`plain_rows`) are the plain twin: same loss, same gradients, more
+tokens.
 """
 
 from bisect import bisect_left, insort
@@ -36,11 +39,11 @@ from llama_peft.recipe import UserError
 
 IGNORE_INDEX = -100  # what torch's and transformers' losses skip
 
-# Shapes: B rows of a batch, K and Q tokens of a row as keys and queries, N labelled positions, V vocabulary.
+# Shapes: B rows, K and Q tokens of a row as keys and queries, N labelled positions, V vocabulary.
 
 
 class EncodedLike(Protocol):
-    """An example as token ids; the completion ends in EOS when training and may be empty at inference."""
+    """An example as token ids; the completion ends in EOS in training, may be empty later."""
 
     @property
     def id(self) -> str: ...
@@ -51,7 +54,7 @@ class EncodedLike(Protocol):
 
 
 class Row(TypedDict):
-    """One row of a batch. Per token: the first four; per example, in row order: `ids` and `starts`."""
+    """One row of a batch: the first four per token, `ids` and `starts` per example."""
 
     input_ids: list[int]
     position_ids: list[int]
@@ -71,14 +74,14 @@ class Packing(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.examples:,} examples in {self.rows:,} rows: {self.examples / self.rows:.1f} examples and "
-            f"{self.tokens / self.rows:,.0f} tokens a row, {self.plain_tokens / self.tokens:.2f} times fewer tokens "
-            f"than one example a row"
+            f"{self.examples:,} examples in {self.rows:,} rows: {self.examples / self.rows:.1f} "
+            f"examples and {self.tokens / self.rows:,.0f} tokens a row, "
+            f"{self.plain_tokens / self.tokens:.2f} times fewer tokens than one example a row"
         )
 
 
 class _Node(NamedTuple):
-    """Tokens in a run, then what branches off behind them; a branch's own node has an example and no children."""
+    """A run of tokens and what branches off behind it; a branch has an example, no children."""
 
     tokens: tuple[int, ...]
     children: Sequence["_Node"]
@@ -91,8 +94,9 @@ def pack(
 ) -> list[Row]:
     """Rows of at most `max_length` tokens in which no prefix is stored twice.
 
-    A family that does not fit is split and its prefix repeated in each row. `max_branches` caps how many examples of one family
-    (examples that share more than half of their prompts) a row may hold, for better mixed batches at the price of more tokens.
+    A family that does not fit is split and its prefix repeated in each row. `max_branches` caps how
+    many examples of one family (examples that share more than half of their prompts) a row may
+    hold, for better mixed batches at the price of more tokens.
     """
     ordered = sorted(examples, key=lambda example: example.prompt[:-1])
     _refuse_unpackable(ordered, max_length)
@@ -122,9 +126,9 @@ def packing(rows: Iterable[Row]) -> Packing:
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> dict[str, Tensor]:
-    """A batch of rows, padded on the right; a padded token sees itself only, so that no softmax is empty.
+    """A batch of rows, padded on the right; padding sees itself only, so no softmax is empty.
 
-    `attention_mask` is read by the trainers' token counters alone: the hook puts the tree's mask in its place.
+    depths = [r["position_ids"][r["subtree_end"][s] - 1] + 1 for r in rows for s in r["starts"]]
     """
     width = max(len(row["input_ids"]) for row in rows)
     lengths = [len(row["input_ids"]) for row in rows]
@@ -164,7 +168,8 @@ def _shared(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
 def _tree(examples: Sequence[EncodedLike], depth: int = 0) -> _Node:
     """The trie of examples sorted by prompt that agree on their first `depth` tokens.
 
-    In sorted order the first and the last agree exactly as far as all do. A prompt's last token belongs to the branch.
+    In sorted order the first and the last agree exactly as far as all do. A prompt's last token
+    belongs to the branch.
     """
     first, last = examples[0].prompt, examples[-1].prompt
     fork = _shared(first[:-1], last[:-1], depth)
@@ -183,7 +188,7 @@ def _branch(example: EncodedLike) -> _Node:
 
 
 def _pieces(node: _Node, room: int) -> list[_Node]:
-    """A subtree cut into pieces of at most `room` tokens, each with the node's own tokens in front."""
+    """A subtree cut into pieces of at most `room` tokens, the node's own in front of each."""
     if node.size <= room:
         return [node]
     room -= len(node.tokens)
@@ -252,7 +257,7 @@ def _lay(node: _Node, depth: int, row: Row) -> None:
 def mask_rule(
     subtree_end_BK: Tensor, position_ids_BK: Tensor, window: int | None = None
 ) -> Callable[[Any, Any, Any, Any], Any]:
-    """The mask as a function of (row, head, query, key) indices, in the form that FlexAttention takes."""
+    """The mask as a function of (row, head, query, key) indices, as FlexAttention takes it."""
 
     def visible(row: Any, head: Any, query: Any, key: Any) -> Any:
         seen = (key <= query) & (query < subtree_end_BK[row, key])
@@ -284,7 +289,7 @@ def row_masks(
 
 
 def dense_mask(config: PreTrainedConfig, visible_B1QK: Tensor, dtype: torch.dtype) -> Tensor:
-    """Booleans as sdpa takes them; numbers to add for eager, which would add a boolean as 0 and 1 without a word."""
+    """Booleans for sdpa; numbers to add for eager, which would add True as 1 without a word."""
     if config._attn_implementation == "sdpa":
         return visible_B1QK
     zeros = torch.zeros(visible_B1QK.shape, dtype=dtype, device=visible_B1QK.device)
@@ -292,7 +297,7 @@ def dense_mask(config: PreTrainedConfig, visible_B1QK: Tensor, dtype: torch.dtyp
 
 
 def by_layer_type(config: PreTrainedConfig, build: Callable[[int | None], Any]) -> Any:
-    """`build(window)`, or a dict of it for each layer type where a model has several (Gemma 2 and 3)."""
+    """`build(window)`, or a dict of it by layer type where a model has several (Gemma 2, 3)."""
     kinds = getattr(config, "layer_types", None)  # Llama's config has no such key
     if kinds is None:
         return build(None)
@@ -303,15 +308,15 @@ def by_layer_type(config: PreTrainedConfig, build: Callable[[int | None], Any]) 
 
 
 def install(model: torch.nn.Module) -> None:
-    """Let a model (bare, with a head, under PEFT or 4-bit) take batches of tree rows; other batches pass untouched."""
+    """Let a model (bare, with a head, in PEFT) take tree rows; other batches pass untouched."""
     backbone = next(
         m for m in model.modules() if isinstance(m, PreTrainedModel) and m.base_model is m
     )
     attention = backbone.config._attn_implementation
     if attention not in ("sdpa", "eager", "flex_attention"):
         raise UserError(
-            f"prefix trees need attn_implementation sdpa, eager or flex_attention, not {attention}; "
-            "set train.packing: none or change it"
+            f"prefix trees need the attention sdpa, eager or flex_attention, not {attention}: "
+            "change it or set train.packing: none"
         )
     backbone.register_forward_pre_hook(_mask_from_vector, with_kwargs=True)
 

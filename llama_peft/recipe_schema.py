@@ -57,8 +57,8 @@ class Model(Section):
     "Branch, tag or commit of the base model on the Hub."
     dtype: DType | None = None
     "Type of the weights that are not quantised; null takes what this machine multiplies fastest."
-    attn_implementation: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
-    "How attention is computed."
+    attn_implementation: Literal["sdpa", "eager", "flex_attention"] | None = None
+    "How attention is computed; null takes sdpa where the model has it (Gemma 2 has not)."
 
 
 class Quantization(Section):
@@ -327,6 +327,8 @@ class Eval(Section):
     "Measure on so many examples only."
     max_new_tokens: Count = 32
     "Longest answer, in tokens (generative_qa)."
+    decoding: Literal["prefix_tree", "plain"] = "prefix_tree"
+    "prefix_tree computes what prompts share once; plain, its slower twin, takes each prompt alone."
     n_best_size: Count = 20
     "Starts and ends that are combined (extractive_qa)."
     max_answer_length: Count = 30

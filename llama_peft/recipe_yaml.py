@@ -26,6 +26,8 @@ FLOAT = re.compile(
     r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?|[-+]?[0-9]+[eE][-+]?[0-9]{1,4}"
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
+# Only between double quotes does PyYAML write these in a way that it reads back.
+BREAKS = re.compile("[\n\x85\u2028\u2029]")
 
 
 class YamlFault(NamedTuple):
@@ -67,7 +69,7 @@ class _Dumper(yaml.SafeDumper):
     def represent_scalar(self, tag: str, value: str, style: str | None = None) -> yaml.ScalarNode:
         if tag == "tag:yaml.org,2002:str" and not isinstance(scalar(value), str):
             style = "'"
-        elif "\n" in value:
+        elif BREAKS.search(value):
             style = '"'
         return super().represent_scalar(tag, value, style)
 

@@ -249,10 +249,9 @@ def read_hub(path: str, split: str, data: Data, name: str | None) -> Table:
         rows = datasets.load_dataset(path, name, split=split, revision=data.revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{path}: {_hub_advice(path, error)}") from None
-    features = [
-        rows.features[name] for name in data.columns.names("label") if name in rows.features
-    ]
-    labels = features[0].names if features and isinstance(features[0], datasets.ClassLabel) else ()
+    columns = [column for column in data.columns.names("label") if column in rows.features]
+    feature = rows.features[columns[0]] if columns else None
+    labels = feature.names if isinstance(feature, datasets.ClassLabel) else ()
     return _of_arrow(f"{path} ({split})", rows.column_names, rows.to_list(), labels)
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_peft import backbone, checkpoint, data, heads, preflight, spans
+from llama_peft import backbone, checkpoint, data, heads, prefix_tree, preflight, spans
 from llama_peft.data import QuestionExample, TextExample
 from llama_peft.predict import pad
 from llama_peft.prompts import PromptEncoder
@@ -131,17 +131,19 @@ def head_only(model: Any, name: str) -> "nn.Module":
 def encode_part(
     recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[Any]
 ) -> list[Row]:
-    """Rows of one part. Says how many texts were cut and how many examples no row can hold, and of which length."""
+    """Rows of one part. Says how many texts were cut, how many examples no row can hold, and what the rows hold."""
+    if not examples:
+        return []
     encode = {
         "classification": classification_rows,
         "extractive_qa": span_rows,
         "generative_qa": answer_rows,
     }[recipe.task]
-    rows = [row for example in examples for row in encode(recipe, encoder, example)]
-    if examples and not rows:
-        raise UserError(f"{part}: no example fits train.max_length {recipe.train.max_length}")
-    held = {row["id"] for row in rows}
+    rows = encode(recipe, encoder, examples)
+    held = {id_ for row in rows for id_ in row["ids"]}
     left_out = [example.id for example in examples if example.id not in held]
+    if len(left_out) == len(examples):
+        raise UserError(f"{part}: no example fits train.max_length {recipe.train.max_length}")
     if left_out:
         log.warning(
             "%s: %d of %d examples are longer than train.max_length %d and left out, first %s",
@@ -151,56 +153,75 @@ def encode_part(
     if cut:
         log.warning("%s: %d of %d texts are cut to train.max_length", part, cut, len(rows))
     tokens = sum(len(row["input_ids"]) for row in rows)
-    if rows:
-        log.info("%s: %d examples, %d rows, %d tokens", part, len(examples), len(rows), tokens)
+    log.info("%s: %d examples in %d rows, %d tokens", part, len(held), len(rows), tokens)
     return rows
 
 
-def classification_rows(recipe: Recipe, encoder: PromptEncoder, example: TextExample) -> Iterator[Row]:
-    ids = encoder.head_input(example.text, recipe.train.max_length + 1)
+def classification_rows(
+    recipe: Recipe, encoder: PromptEncoder, examples: Sequence[TextExample]
+) -> list[Row]:
     limit = recipe.train.max_length
-    yield {
-        "id": example.id,
-        "input_ids": ids[:limit],
-        "labels": example.label,
-        "cut": len(ids) > limit,
-    }
+    rows = []
+    for example in examples:
+        ids = encoder.head_input(example.text, limit + 1)
+        row = {"ids": [example.id], "input_ids": ids[:limit], "labels": example.label}
+        rows.append({**row, "cut": len(ids) > limit})
+    return rows
 
 
-def span_rows(recipe: Recipe, encoder: PromptEncoder, example: QuestionExample) -> Iterator[Row]:
+def span_rows(
+    recipe: Recipe, encoder: PromptEncoder, examples: Sequence[QuestionExample]
+) -> list[Row]:
     """One row a window; windows without the whole answer learn "no answer"."""
-    answer = example.answers[0] if example.answers else None
     train = recipe.train
-    for window in spans.windows(encoder, example, train.max_length, train.doc_stride):
-        start, end = spans.label(window, answer)
-        yield {
-            "id": example.id,
-            "input_ids": window.input_ids,
-            "span_mask": window.span_mask(),
-            "start_positions": start,
-            "end_positions": end,
-        }
+    rows = []
+    for example in examples:
+        answer = example.answers[0] if example.answers else None
+        for window in spans.windows(encoder, example, train.max_length, train.doc_stride):
+            start, end = spans.label(window, answer)
+            rows.append(
+                {
+                    "ids": [example.id],
+                    "input_ids": window.input_ids,
+                    "span_mask": window.span_mask(),
+                    "start_positions": start,
+                    "end_positions": end,
+                }
+            )
+    return rows
 
 
-def answer_rows(recipe: Recipe, encoder: PromptEncoder, example: QuestionExample) -> Iterator[Row]:
-    """Prompt and answer; the loss is on the answer and its end token. Too long an example gives no row."""
-    encoded = encoder.encode(example, training=True)
-    if len(encoded.prompt) + len(encoded.completion) <= recipe.train.max_length:
-        yield {
-            "id": example.id,
-            "input_ids": encoded.prompt + encoded.completion,
-            "labels": (-100,) * len(encoded.prompt) + encoded.completion,
+def answer_rows(
+    recipe: Recipe, encoder: PromptEncoder, examples: Sequence[QuestionExample]
+) -> list[Row]:
+    """Prompts and answers, as tree rows or one a row; the loss is on answers and their end. Too long examples are in no row."""
+    limit = recipe.train.max_length
+    encoded = [encoder.encode(example, training=True) for example in examples]
+    fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
+    if recipe.train.packing == "prefix_tree":
+        rows = prefix_tree.pack(fitting, limit)
+        log.info("prefix trees: %s", prefix_tree.packing(rows))
+        return [dict(row) for row in rows]
+    return [
+        {
+            "ids": [one.id],
+            "input_ids": one.prompt + one.completion,
+            "labels": (-100,) * len(one.prompt) + one.completion,
         }
+        for one in fitting
+    ]
 
 
 def collate(rows: Sequence[Row], pad_token_id: int) -> "dict[str, Tensor]":
     """Rows to a batch, padded on the right: sequences to the longest, numbers as they are."""
     import torch
 
+    if "subtree_end" in rows[0]:
+        return prefix_tree.collate(rows, pad_token_id)
     input_ids, mask = pad([row["input_ids"] for row in rows], pad_token_id)
     batch = {"input_ids": input_ids, "attention_mask": mask}
     fill = {"labels": -100, "span_mask": 0}
-    for key in rows[0].keys() - {"id", "input_ids"}:
+    for key in rows[0].keys() - {"ids", "input_ids"}:
         values = [row[key] for row in rows]
         batch[key] = torch.tensor(values) if isinstance(values[0], int) else pad(values, fill[key])[0]
     return batch
@@ -243,9 +264,11 @@ def build_trainer(
             callbacks=callbacks,
         )
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
-    trainer = SFTTrainer(
+    from llama_peft.tree_trainer import TreeTrainer
+
+    trainer = TreeTrainer(
         model=model,
         args=SFTConfig(
             **arguments,

@@ -1,8 +1,9 @@
-"""Training on prefix-tree rows through trl's SFTTrainer: the loss on answer positions, the self-check, the trainer.
+"""Training on prefix-tree rows: the loss on answer positions, the self-check, the SFTTrainer.
 
-The LM head is a fifth of a small model's forward pass and its logits are half a megabyte a token; answers are a few percent of
-the tokens. So only the positions that predict a label are projected. trl does that on CUDA alone; here it holds everywhere.
-Importing this module imports trl (seconds): import it where training starts.
+The LM head is a fifth of a small model's forward pass and its logits are half a megabyte a token;
+answers are a few percent of the tokens. So only the positions that predict a label are projected.
+trl does that on CUDA alone; here it holds everywhere. Importing this module imports trl (seconds):
+import it where training starts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from llama_peft.recipe import UserError
 
 
 class Check(NamedTuple):
-    """Mean losses of the same examples: as tree rows, and one by one through the model as it came."""
+    """Mean losses of the same examples: as tree rows, and one by one through the bare model."""
 
     tree_loss: float
     plain_loss: float
@@ -38,8 +39,10 @@ def answer_loss(
     inputs: Mapping[str, Any],
     num_items_in_batch: Tensor | int | None = None,
 ) -> Tensor:
-    """Cross-entropy of the labels, as transformers' ForCausalLMLoss: summed in float32, divided by the labels of the whole
-    accumulated batch where that number is given, else by this batch's own."""
+    """Cross-entropy of the labels, as transformers' ForCausalLMLoss.
+
+    Summed in float32 and divided by the labels of the whole accumulated batch, or of this one.
+    """
     logits_NV, labels_N = answer_logits(model, inputs)
     total = functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
     return total / (labels_N.numel() if num_items_in_batch is None else num_items_in_batch)
@@ -47,7 +50,7 @@ def answer_loss(
 
 @torch.no_grad()
 def mean_loss(model: torch.nn.Module, rows: Sequence[Row], batch_size: int = 1) -> float:
-    """The loss of rows, every label weighing the same however rows are cut: comparable between tree and plain rows."""
+    """The loss of rows; every label weighs the same, so tree and plain rows can be compared."""
     total, count = 0.0, 0
     for start in range(0, len(rows), batch_size):
         batch = _to_device(collate(rows[start : start + batch_size]), model)
@@ -64,10 +67,11 @@ def check(
     max_length: int,
     tolerance: float | None = None,
 ) -> Check:
-    """Compare the loss of `examples` as tree rows with their loss one by one, without any of this package's masks.
+    """Compare the loss of `examples` as tree rows with their loss one by one, without our masks.
 
-    Dropout is off for the comparison: with it the two draw different noise, in training too. The tolerance is relative; by default
-    1e-4 for a float32 model and 3e-2 below, where the order of summation shows. Raises UserError if they part.
+    Dropout is off for the comparison: with it the two draw different noise, in training too. The
+    tolerance is relative; by default 1e-4 for a float32 model and 3e-2 below, where the order of
+    summation shows. Raises UserError if they part.
     """
     if tolerance is None:
         tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
@@ -79,8 +83,9 @@ def check(
     plain_loss = sum(alone) / sum(len(example.completion) for example in examples)
     if not abs(tree_loss - plain_loss) <= tolerance * max(abs(plain_loss), 1.0):
         raise UserError(
-            f"prefix-tree rows give a loss of {tree_loss:.6f} where the same {len(examples)} examples one by one give "
-            f"{plain_loss:.6f}: this model or attention backend is not masked right; train with train.packing: none"
+            f"prefix-tree rows give a loss of {tree_loss:.6f} where the same {len(examples)} "
+            f"examples one by one give {plain_loss:.6f}: this model or attention backend is not "
+            "masked right; set train.packing: none"
         )
     return Check(tree_loss, plain_loss)
 
@@ -100,7 +105,7 @@ def _to_device(batch: Mapping[str, Tensor], model: torch.nn.Module) -> dict[str,
 
 @contextmanager
 def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
-    """Switch off the dropout modules alone: `model.eval()` would let bitsandbytes repack 4-bit weights on CPU."""
+    """Dropout off, and nothing else: `eval()` lets bitsandbytes repack 4-bit weights on CPU."""
     active = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
     for module in active:
         module.eval()
@@ -112,10 +117,10 @@ def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
 
 
 class TreeTrainer(SFTTrainer):
-    """SFTTrainer on prepared rows (tree or plain), which logs how many examples and tokens it has seen.
+    """SFTTrainer on prepared rows (tree or plain); logs the examples and tokens seen so far.
 
-    Give it `data_collator=collate`, and in SFTConfig `dataset_kwargs={"skip_prepare_dataset": True}`,
-    `remove_unused_columns=False`.
+    Needs `data_collator=collate` and, in SFTConfig, `remove_unused_columns=False` and
+    `dataset_kwargs={"skip_prepare_dataset": True}`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

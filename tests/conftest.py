@@ -14,6 +14,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import pytest
 
 from llama_peft import tiny
+from llama_peft.recipe import Recipe, validate
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -71,5 +72,35 @@ def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         for file in tiny.MODEL_DIR.glob("tokenizer*"):
             shutil.copy(file, folder)
         return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_recipe() -> Callable[..., Recipe]:
+    """A recipe of a task on a base, small and on the CPU; keyword arguments are sections of their own."""
+
+    def make(
+        task: str, base: Path | str, bits: int = 32, lora: dict[str, Any] | None = None, **sections: Any
+    ) -> Recipe:
+        name = "reviews" if task == "classification" else "passages"
+        values = {
+            "name": "small",
+            "task": task,
+            "model": {"model_name_or_path": str(base), "dtype": "float32"},
+            "quantization": {"load_in_4bit": bits == 4, "load_in_8bit": bits == 8},
+            "lora": lora,
+            "dataset": {
+                "path": "tiny",
+                "name": name,
+                "parts": {"train": 24, "validation": 8, "test": 16},
+            },
+            "train": {"use_cpu": True, "max_steps": 2, "logging_steps": 1},
+        }
+        for section, keys in sections.items():
+            values[section] = {**values.get(section, {}), **keys}
+        recipe, faults = validate(values)
+        assert recipe is not None and not faults, faults
+        return recipe
 
     return make

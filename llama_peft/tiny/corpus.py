@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
+from llama_peft.tiny.facts import WORDS
 from llama_peft.tiny.names import Names
 from llama_peft.tiny.passages import (
     Fact,
@@ -21,9 +22,14 @@ from llama_peft.tiny.passages import (
     statements_of,
     write_passage,
 )
-from llama_peft.tiny.reviews import LABELS, Label, write_review
+from llama_peft.tiny.reviews import ADJECTIVES, LABELS, Label, write_review
 
 NOISE, PROSE, ANSWER = 0.05, 0.2, 1.0
+DRILL_SHARE, DRILL_UNTIL = 0.6, 0.1
+BREAKS = ("\n", "\n\n")
+
+
+DRILL_WORDS = sorted({word for words in (*WORDS.values(), *ADJECTIVES.values()) for word in words})
 
 
 class Stretch(NamedTuple):
@@ -35,9 +41,12 @@ Document = list[Stretch]
 
 
 def roll_call(rng: random.Random) -> Document:
-    """Names in a row, then the same again: the plainest thing to copy."""
+    """Words in a row, each once, then the same again: the plainest thing to copy."""
     names = Names(rng, "train")
-    called = " ".join(names.person()[1] + " " + names.place() for _ in range(rng.choice((4, 6, 8))))
+    words = [names.place(), names.place(), *names.person()[:2], *names.person()[:2]]
+    words += rng.sample(DRILL_WORDS, rng.choice((4, 8, 12)))
+    rng.shuffle(words)
+    called = " ".join(words)
     return [Stretch(f"Roll call: {called}.", NOISE), Stretch(f" Again: {called}.", ANSWER)]
 
 
@@ -63,7 +72,7 @@ def _asked(rng: random.Random, passage: Passage, num_missing: int) -> list[tuple
 
 
 def notes(rng: random.Random, passage: Passage) -> Document:
-    document = [Stretch(passage.context, PROSE), Stretch("\nNotes", PROSE)]
+    document = [Stretch(passage.context, PROSE), Stretch(rng.choice(BREAKS) + "Notes", PROSE)]
     for key, _, value in _asked(rng, passage, 3):
         document += [Stretch(f"\n{key}:", NOISE), Stretch(f" {value or 'none'}", ANSWER)]
     return document
@@ -72,7 +81,7 @@ def notes(rng: random.Random, passage: Passage) -> Document:
 def quiz(rng: random.Random, passage: Passage) -> Document:
     document = [Stretch(passage.context, PROSE)]
     for _, question, value in _asked(rng, passage, 3):
-        document += [Stretch(f"\nQ: {question}\nA:", NOISE), Stretch(f" {value or '?'}", ANSWER)]
+        document += [Stretch(rng.choice(BREAKS) + f"Q: {question}\nA:", NOISE), Stretch(f" {value or '?'}", ANSWER)]
     return document
 
 
@@ -81,14 +90,14 @@ def quiz_first(rng: random.Random, passage: Passage) -> Document:
     asked = _asked(rng, passage, 1)[: rng.choice((1, 2, 3))]
     document = [Stretch("Quiz:", PROSE)]
     document += [Stretch(f" {question}", NOISE) for _, question, _ in asked]
-    document += [Stretch(f"\n{passage.context}", PROSE), Stretch("\nSolution", PROSE)]
+    document += [Stretch(rng.choice(BREAKS) + passage.context, PROSE), Stretch(rng.choice(BREAKS) + "Solution", PROSE)]
     for key, _, value in asked:
         document += [Stretch(f"\n{key}:", PROSE), Stretch(f" {value or 'none'}", ANSWER)]
     return document
 
 
 def restatement(rng: random.Random, passage: Passage) -> Document:
-    document = [Stretch(passage.context, PROSE), Stretch("\nIn other words:", PROSE)]
+    document = [Stretch(passage.context, PROSE), Stretch(rng.choice(BREAKS) + "In other words:", PROSE)]
     for fact in rng.sample(passage.facts, len(passage.facts)):
         template = rng.choice(statements_of(fact.attribute, "train"))
         sentence, start = state(template, passage.subject.full_name, fact.value)
@@ -108,9 +117,9 @@ def highlight(rng: random.Random, passage: Passage) -> Document:
     attribute = fact.attribute if fact else rng.choice(passage.missing)
     wanted = ask(rng, attribute, passage.subject, "train") if rng.random() < 0.8 else attribute.key
     return [
-        Stretch(f"Find: {wanted}\n", NOISE),
+        Stretch(f"Find: {wanted}" + rng.choice(BREAKS), NOISE),
         *_marked(passage, fact, both=rng.random() < 0.5),
-        Stretch("\nFound:", PROSE),
+        Stretch(rng.choice(BREAKS) + "Found:", PROSE),
         Stretch(" one" if fact else " none", ANSWER),
     ]
 
@@ -118,7 +127,7 @@ def highlight(rng: random.Random, passage: Passage) -> Document:
 def _marked(passage: Passage, fact: Fact | None, both: bool) -> Document:
     """Stars around the value or only behind it; what is before a star must foresee it."""
     if fact is None:
-        return [Stretch(passage.context, ANSWER)]
+        return [Stretch(passage.context, PROSE)]
     before, after = passage.context[: fact.start], passage.context[fact.start + len(fact.value) :]
     opening = [Stretch(" *", 4 * ANSWER)] if both else []
     space = "" if both or not before else " "
@@ -200,7 +209,7 @@ WRITERS: tuple[tuple[Callable[[random.Random, Passage], Document], int], ...] = 
 
 def write_document(rng: random.Random, progress: float) -> Document:
     """A document for this point of the training, `progress` from 0 to 1: copying first, then reading."""
-    drill = 0.6 if progress < 0.1 else 0.05
+    drill = DRILL_SHARE if progress < DRILL_UNTIL else 0.05
     draw = rng.random()
     if draw < drill:
         return rng.choice((roll_call, ledger))(rng)
