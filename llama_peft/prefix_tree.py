@@ -118,9 +118,7 @@ def oversized(examples: Iterable[EncodedLike], max_length: int) -> list[str]:
 def packing(rows: Iterable[Row]) -> Packing:
     """Counts for the log: how many examples and tokens a row holds and what sharing saves."""
     rows = list(rows)
-    depths = [
-        row["position_ids"][row["subtree_end"][s] - 1] + 1 for row in rows for s in row["starts"]
-    ]
+    depths = [r["position_ids"][r["subtree_end"][s] - 1] + 1 for r in rows for s in r["starts"]]
     tokens = sum(len(row["input_ids"]) for row in rows)
     return Packing(len(rows), len(depths), tokens, sum(depths))
 
@@ -128,7 +126,7 @@ def packing(rows: Iterable[Row]) -> Packing:
 def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> dict[str, Tensor]:
     """A batch of rows, padded on the right; padding sees itself only, so no softmax is empty.
 
-    depths = [r["position_ids"][r["subtree_end"][s] - 1] + 1 for r in rows for s in r["starts"]]
+    `attention_mask` serves the token counters: the hook puts the tree's mask in its place.
     """
     width = max(len(row["input_ids"]) for row in rows)
     lengths = [len(row["input_ids"]) for row in rows]

@@ -117,7 +117,7 @@ def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
 
 
 class TreeTrainer(SFTTrainer):
-    """SFTTrainer on prepared rows (tree or plain); logs the examples and tokens seen so far.
+    """SFTTrainer on prepared rows (tree or plain) that logs what an optimizer step held.
 
     Needs `data_collator=collate` and, in SFTConfig, `remove_unused_columns=False` and
     `dataset_kwargs={"skip_prepare_dataset": True}`.
@@ -126,7 +126,8 @@ class TreeTrainer(SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         install(self.model)
-        self._seen = torch.zeros(2, dtype=torch.long)  # examples, tokens
+        self._held = torch.zeros(2, dtype=torch.long)  # examples and tokens since the last log
+        self._logged_step: int | None = None
 
     def compute_loss(
         self,
@@ -137,9 +138,7 @@ class TreeTrainer(SFTTrainer):
     ) -> Any:
         if model.training:
             self._count(inputs)
-        if (
-            return_outputs or inputs["input_ids"].is_cuda
-        ):  # there trl's own head does the same in tiles
+        if return_outputs or inputs["input_ids"].is_cuda:  # there trl's own head does it in tiles
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = answer_loss(model, inputs, num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -148,13 +147,18 @@ class TreeTrainer(SFTTrainer):
         return loss
 
     def _count(self, inputs: Mapping[str, Tensor]) -> None:
+        if self._logged_step is None:
+            self._logged_step = self.state.global_step
         labelled = inputs["labels"] != IGNORE_INDEX
         examples = (labelled[:, 1:] & ~labelled[:, :-1]).sum()
         counts = torch.stack([examples, inputs["attention_mask"].sum()])
-        self._seen += self.accelerator.reduce(counts, reduction="sum").cpu()
+        self._held += self.accelerator.reduce(counts, reduction="sum").cpu()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            examples, tokens = self._seen.tolist()
-            logs |= {"num_examples": examples, "num_tokens": tokens}
+        if "loss" in logs and self._logged_step is not None:
+            steps = max(1, self.state.global_step - self._logged_step)
+            examples, tokens = (self._held / steps).tolist()
+            logs |= {"examples_per_step": examples, "tokens_per_step": tokens}
+            self._held.zero_()
+            self._logged_step = self.state.global_step
         super().log(logs, start_time)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from tree_examples import MODELS, VOCABULARY, WINDOW, Example, families, real_questions, tiny_model
 
@@ -51,6 +52,15 @@ def test_greedy_equals_generate_one_by_one(kind: str) -> None:
         tree = greedy(model, asked, stop_token_ids=STOP, max_new_tokens=9, max_tokens_per_row=room)
         assert dict(tree) == plain
     assert max(len(row["input_ids"]) for row in pack(asked, 1024)) > 10 * WINDOW
+
+
+def test_greedy_under_peft_on_sliding_layers() -> None:
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(tiny_model("gemma3-sdpa"), lora).eval()
+    settings = {"stop_token_ids": STOP, "max_new_tokens": 5}
+    assert dict(greedy(model, prompts(), **settings)) == dict(
+        greedy_plain(model, prompts(), **settings)
+    )
 
 
 def test_greedy_plain_in_batches_is_the_same() -> None:

@@ -1,0 +1,125 @@
+"""Seals: nothing unsealed, damaged or foreign is ever loaded."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from llama_peft import checkpoint
+from llama_peft import train as training
+from llama_peft.recipe import Recipe, UserError
+
+
+def folder_of(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "weights").write_bytes(bytes(range(200)))
+    (path / "state.json").write_text("{}")
+    checkpoint.seal(path)
+    return path
+
+
+def test_any_damage_breaks_the_seal(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "checkpoint-1")
+    assert checkpoint.is_sealed(folder)
+    rng = random.Random(0)
+    for name in ("weights", "state.json", "manifest.json"):
+        raw = (folder / name).read_bytes()
+        flipped = bytearray(raw)
+        flipped[rng.randrange(len(raw))] ^= 1 << rng.randrange(7)
+        for damage in (bytes(flipped), raw[: len(raw) // 2], b""):
+            (folder / name).write_bytes(damage)
+            assert not checkpoint.is_sealed(folder), (name, damage)
+        (folder / name).unlink()
+        assert not checkpoint.is_sealed(folder), name
+        (folder / name).write_bytes(raw)
+    assert checkpoint.is_sealed(folder)
+
+
+def test_the_newest_whole_checkpoint_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (2, 9, 10):
+        folder_of(tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-11").mkdir()
+    assert checkpoint.newest_sealed(tmp_path) == tmp_path / "checkpoint-10"
+    assert "checkpoint-11 is incomplete" in caplog.text
+    (tmp_path / "checkpoint-10/weights").unlink()
+    assert checkpoint.newest_sealed(tmp_path) == tmp_path / "checkpoint-9"
+    assert checkpoint.newest_sealed(tmp_path / "none") is None
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10):
+        folder_of(tmp_path / f"checkpoint-{step}")
+    checkpoint.rotate(tmp_path, 2, best=str(tmp_path / "checkpoint-1"))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint-1", "checkpoint-3", "checkpoint-10",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    keys = {"output_dir": str(folder), "max_steps": 1}
+    return training.train(make_recipe("classification", make_base(), lora={"r": 4}, train=keys))
+
+
+def test_changed_exports_are_refused(finished: Path, tmp_path: Path) -> None:
+    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "recipe.yaml", "split.json"):
+        copy = tmp_path / name.replace("/", "-")
+        shutil.copytree(finished, copy)
+        raw = (copy / name).read_bytes()
+        (copy / name).write_bytes(raw[:-3] + b"xyz")
+        with pytest.raises(UserError, match="changed since"):
+            checkpoint.load_run(copy)
+        (copy / name).unlink()
+        with pytest.raises(UserError, match="no finished run"):
+            checkpoint.load_run(copy)
+
+
+def resealed(folder: Path) -> None:
+    facts = json.loads((folder / "training.json").read_text())
+    facts["files"] = {name: checkpoint.sha256(folder / name) for name in facts["files"]}
+    (folder / "training.json").write_text(json.dumps(facts))
+
+
+def test_an_adapter_of_another_depth_is_refused(finished: Path, tmp_path: Path) -> None:
+    """Trap 20: PEFT loads it without a word, and the layers it lacks stay untrained."""
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    path = copy / "adapter/adapter_model.safetensors"
+    kept = {name: value for name, value in load_file(path).items() if ".layers.1." not in name}
+    save_file(kept, path)
+    resealed(copy)
+    with pytest.raises(UserError, match=r"does not fit this base.*layers\.1\."):
+        checkpoint.load_run(copy)
+
+
+def test_another_base_of_the_same_shape_is_refused(
+    finished: Path, make_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    text = (copy / "recipe.yaml").read_text()
+    (copy / "recipe.yaml").write_text(
+        "\n".join(
+            f"  model_name_or_path: {make_base(initializer_range=0.03)}" if "model_name_or_path" in line else line
+            for line in text.splitlines()
+        )
+    )
+    resealed(copy)
+    with pytest.raises(UserError, match="trained on another"):
+        checkpoint.load_run(copy)
+
+
+def test_a_folder_without_a_run_says_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="llama-peft train"):
+        checkpoint.load_run(tmp_path)

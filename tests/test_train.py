@@ -1,0 +1,218 @@
+"""Training end to end on small real models: what is saved loads back, what is cut off goes on, what is wrong is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llama_peft import checkpoint, data, predict
+from llama_peft import train as training
+from llama_peft.recipe import Recipe, UserError
+
+CASES = [
+    ("classification", {"r": 4}),
+    ("classification", None),
+    ("extractive_qa", {"r": 4}),
+    ("extractive_qa", None),
+    ("generative_qa", {"r": 4}),
+]
+
+
+@pytest.fixture(scope="module")
+def run_of(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., tuple[Recipe, Path]]:
+    """Trains each case once a module, in 4-bit."""
+    done: dict[str, tuple[Recipe, Path]] = {}
+
+    def run(task: str, lora: dict[str, Any] | None) -> tuple[Recipe, Path]:
+        name = f"{task}-{lora}"
+        if name not in done:
+            folder = tmp_path_factory.mktemp("runs") / "run"
+            recipe = make_recipe(
+                task, make_base(), bits=4, lora=lora, train={"output_dir": str(folder)}
+            )
+            done[name] = recipe, training.train(recipe)
+        return done[name]
+
+    return run
+
+
+def outputs(folder: Path) -> dict[str, Any]:
+    run = checkpoint.load_run(folder)
+    dataset = data.load(run.recipe)
+    return {p.id: p for p in predict.predict(run, dataset.parts["test"])}
+
+
+@pytest.mark.parametrize(("task", "lora"), CASES)
+def test_run_folder_is_whole_and_loads_back(
+    run_of: Callable[..., tuple[Recipe, Path]], task: str, lora: dict[str, Any] | None
+) -> None:
+    _, folder = run_of(task, lora)
+    names = {path.name for path in folder.iterdir()}
+    export = {"adapter"} if lora else {"head.safetensors"}
+    assert {"recipe.yaml", "split.json", "history.jsonl", "checkpoints", "training.json"} | export <= names
+    facts = checkpoint.read_facts(folder)
+    assert facts["steps"] == 2 and facts["examples"] == {"train": 24, "validation": 8}
+    losses = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in losses if "loss" in entry] == [1, 2]
+    split = json.loads((folder / "split.json").read_text())
+    assert {part: len(ids) for part, ids in split.items()} == {
+        "train": 24, "validation": 8, "test": 16,
+    }  # fmt: skip
+    first, second = outputs(folder), outputs(folder)
+    assert first == second and set(first) == set(split["test"])
+
+
+@pytest.mark.parametrize(("task", "lora"), CASES)
+def test_exported_weights_are_those_of_the_best_checkpoint(
+    run_of: Callable[..., tuple[Recipe, Path]], task: str, lora: dict[str, Any] | None
+) -> None:
+    _, folder = run_of(task, lora)
+    best = folder / "checkpoints" / f"checkpoint-{checkpoint.read_facts(folder)['best_step']}"
+    exported = folder / ("adapter/adapter_model.safetensors" if lora else "head.safetensors")
+    saved = best / ("adapter_model.safetensors" if lora else "model.safetensors")
+    mine, its = load_file(exported), load_file(saved)
+    assert mine.keys() == its.keys()
+    assert all(torch.equal(mine[name], its[name]) for name in mine)
+    assert all(value.dtype == torch.float32 for value in mine.values()), "adapters learn in float32"
+
+
+def test_finished_run_is_not_trained_again(run_of: Callable[..., tuple[Recipe, Path]]) -> None:
+    recipe, folder = run_of(*CASES[0])
+    before = (folder / "training.json").stat().st_mtime_ns
+    assert training.train(recipe) == folder
+    assert (folder / "training.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_another_recipe_is_refused(run_of: Callable[..., tuple[Recipe, Path]]) -> None:
+    recipe, folder = run_of(*CASES[0])
+    other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": 1.0})})
+    with pytest.raises(UserError, match=r"another recipe.*learning_rate: 1\.0"):
+        training.train(other)
+    assert checkpoint.read_facts(folder)["steps"] == 2
+
+
+@pytest.mark.parametrize(("task", "lora"), [CASES[0], CASES[1], CASES[4]])
+def test_resume_is_bit_identical(
+    run_of: Callable[..., tuple[Recipe, Path]],
+    make_base: Callable[..., Path],
+    tmp_path: Path,
+    task: str,
+    lora: dict[str, Any] | None,
+) -> None:
+    """Cut off after its second sealed checkpoint of four, with the third one damaged, a run ends as one that was not."""
+    recipe, _ = run_of(task, lora)
+
+    def four_steps(folder: Path) -> Recipe:
+        keys = {"max_steps": 4, "eval_steps": 1, "output_dir": str(folder), "save_total_limit": 9}
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+
+    whole = training.train(four_steps(tmp_path / "whole"))
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    (cut / "recipe.yaml").unlink()
+    for name in ("training.json", "adapter", "head.safetensors", "checkpoints/checkpoint-4"):
+        path = cut / name
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    damaged = cut / "checkpoints/checkpoint-3/optimizer.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    resumed = training.train(four_steps(cut))
+    assert checkpoint.read_facts(resumed)["resumed_from"] == "checkpoint-2"
+    name = "adapter/adapter_model.safetensors" if lora else "head.safetensors"
+    assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    steps = [json.loads(line).get("step") for line in (cut / "history.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps), "the loss curve holds no step twice over"
+
+
+def test_accumulation_does_not_change_the_step(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """Trap 24: the stock loss of a classification model multiplies the gradient by the accumulation steps."""
+    norms = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        keys = {
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": accumulation,
+            "max_steps": 1,
+            "output_dir": str(tmp_path / str(size)),
+        }
+        parts = {"parts": {"train": 8, "validation": 8, "test": 8}}
+        recipe = make_recipe(
+            "classification", make_base(), lora={"r": 4}, train=keys, dataset=parts
+        )
+        folder = training.train(recipe)
+        history = (folder / "history.jsonl").read_text().splitlines()
+        norms.append(json.loads(history[0])["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_tree_rows_and_plain_rows_train_alike(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """Same examples in one step: same loss and gradient, whichever way they are laid out."""
+    first = {}
+    for packing in ("none", "prefix_tree"):
+        keys = {
+            "packing": packing, "max_steps": 1, "per_device_train_batch_size": 64,
+            "output_dir": str(tmp_path / packing), "max_length": 480,
+        }  # fmt: skip
+        recipe = make_recipe("generative_qa", make_base(), lora={"r": 4}, train=keys)
+        history = (training.train(recipe) / "history.jsonl").read_text().splitlines()
+        first[packing] = json.loads(history[0])
+    for name in ("loss", "grad_norm"):
+        assert first["none"][name] == pytest.approx(first["prefix_tree"][name], rel=1e-4)
+
+
+def test_examples_that_fit_no_row_are_counted(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recipe = make_recipe("generative_qa", make_base(), lora={"r": 4})
+    encoder = predict.PromptEncoder(
+        training.backbone.load_tokenizer(recipe.model), recipe.prompt
+    )
+    examples = data.load(recipe).parts["train"]
+    lengths = sorted(len(encoder.encode(e, True).prompt) for e in examples)
+    short = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"max_length": lengths[12]})}
+    )
+    rows = training.encode_part(short, encoder, "train", examples)
+    kept = {id_ for row in rows for id_ in row["ids"]}
+    assert f"{len(examples) - len(kept)} of {len(examples)} examples are longer" in caplog.text
+    none = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_length": 8})})
+    with pytest.raises(UserError, match="no example fits"):
+        training.encode_part(none, encoder, "train", examples)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    keys = {"learning_rate": 1e30, "max_steps": 6, "output_dir": str(tmp_path / "run"), "max_grad_norm": 0.0}
+    recipe = make_recipe("classification", make_base(), lora={"r": 4}, train=keys)
+    with pytest.raises(UserError, match="is nan|is inf"):
+        training.train(recipe)
+    assert not (tmp_path / "run/training.json").exists()
+
+
+def test_second_process_on_a_run_folder_is_refused(
+    run_of: Callable[..., tuple[Recipe, Path]], tmp_path: Path
+) -> None:
+    from filelock import FileLock
+
+    recipe, _ = run_of(*CASES[0])
+    keys = {"output_dir": str(tmp_path / "held")}
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held/.holder").write_text("4711")
+    with FileLock(tmp_path / "held/.lock"), pytest.raises(UserError, match="process 4711"):
+        training.train(recipe)
