@@ -10,7 +10,7 @@ import logging
 import random
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from eval.job import Job
 from eval.metrics.measure import answer_results, classification_results
 from eval.metrics.names import is_score
 from eval.metrics.names import higher_is_better as is_higher_better
+from eval.metrics.overlap import bleu_signature
 from eval.metrics.squad_v2 import fit_threshold
 from eval.predictors import Predictor, is_run, open_predictor
 from llama_peft import __version__, data
@@ -93,24 +94,26 @@ def predict(
     todo = [example for example in examples if example.id not in done]
     if done:
         log.info("%d of %d predictions are there already", len(done), len(examples))
-    golds = {example.id: gold(example, predictor.labels) for example in examples}
+    by_id = {example.id: example for example in examples}
     with partial.open("a", encoding="utf-8") as file:
         bar = tqdm(total=len(examples), initial=len(done), desc=predictor.kind, unit="ex")
         for prediction in predictor.predict(todo):
             line = {name: value for name, value in asdict(prediction).items() if value is not None}
-            line["gold"] = golds[prediction.id]
+            example = by_id[prediction.id]
+            line["gold"] = gold(example, predictor.labels)
+            line["text"] = example.text if isinstance(example, TextExample) else example.question
             lines.append(line)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             bar.update()
         bar.close()
-    _check_complete(lines, golds)
+    _check_complete(lines, by_id)
     return lines
 
 
 def shown(job: Job, count: int) -> list[str]:
     """The first predictions of a finished job as text: what went in is in the data, what came out is here."""
-    lines = (job.output / PREDICTIONS).read_text("utf-8").splitlines()[:count]
+    lines = (job.output / PREDICTIONS).read_text("utf-8").split("\n")[:-1][:count]
     return [json.dumps(json.loads(line), indent=1, ensure_ascii=False) for line in lines]
 
 
@@ -118,7 +121,7 @@ def _resume(partial: Path, key: str) -> list[Line]:
     """The finished lines under the key; a file of another key, or the torn last line, is dropped."""
     lines: list[Line] = []
     if partial.is_file():
-        for text in partial.read_text("utf-8", errors="replace").splitlines():
+        for text in partial.read_text("utf-8", errors="replace").split("\n"):
             try:
                 lines.append(json.loads(text))
             except ValueError:
@@ -129,12 +132,12 @@ def _resume(partial: Path, key: str) -> list[Line]:
     return kept
 
 
-def _check_complete(lines: Iterable[Line], golds: dict[str, Any]) -> None:
+def _check_complete(lines: Iterable[Line], examples: Mapping[str, Example]) -> None:
     """Refuse to score anything but exactly one prediction an example."""
     ids = [line["id"] for line in lines]
-    if len(set(ids)) < len(ids) or set(ids) != set(golds):
+    if len(set(ids)) < len(ids) or set(ids) != set(examples):
         raise UserError(
-            f"{len(ids)} predictions ({len(set(ids))} distinct) for {len(golds)} examples: "
+            f"{len(ids)} predictions ({len(set(ids))} distinct) for {len(examples)} examples: "
             "remove the output folder and evaluate again"
         )
 
@@ -274,6 +277,7 @@ def _results(
         "eval": recipe.eval.model_dump(),
         "labels": list(predictor.labels),
         "no_answer_threshold": threshold,
+        "bleu_signature": None if predictor.labels else bleu_signature(),
     }
     return {
         "results": scores,

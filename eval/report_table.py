@@ -79,7 +79,8 @@ def table(systems: Sequence[Measured]) -> Table:
     names = _system_names(systems)
     costs = [cost(one) for one in systems]
     cost_columns = [name for name in COST_COLUMNS if any(name in price for price in costs)]
-    rows, notes = [], [_intervals_note(first, names[0], len(systems) > 1)]
+    rows: list[Row] = []
+    notes: list[str] = []
     for one, name, price in zip(systems, names, costs, strict=True):
         cells = [_score(one, metric) for metric in metrics]
         rows.append(Row(name, (*cells, *(Cell(price.get(c, "")) for c in cost_columns))))
@@ -89,6 +90,7 @@ def table(systems: Sequence[Measured]) -> Table:
                 notes.append(f"{name}: {reason}, so no difference is shown.")
             else:
                 rows += _difference_rows(differences(first, one), metrics, first, len(cost_columns))
+    notes.insert(0, _intervals_note(names[0], any(row.is_detail for row in rows)))
     floor = _floor_row(first, metrics, len(cost_columns))
     if not first.labels:
         notes.append(f"{', '.join(PERCENT_COLUMNS)} in percent, the others as fractions of 1.")
@@ -239,9 +241,9 @@ def _floor_row(first: Measured, metrics: Sequence[str], blank: int) -> Row | Non
     return Row(name, (*cells, *[Cell()] * blank))
 
 
-def _intervals_note(first: Measured, name: str, several: bool) -> str:
+def _intervals_note(name: str, differences_shown: bool) -> str:
     note = "[low, high]: 95 % bootstrap interval over the examples."
-    if several:
+    if differences_shown:
         note += (
             f" Differences are to {name}, paired by example; p by approximate randomisation"
             " (1,000 draws, so never below 0.001)."

@@ -10,6 +10,7 @@ import resource
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,13 +75,15 @@ def load_config(model: Model) -> "PretrainedConfig":
 
 def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     """The base's tokenizer, with a padding token of its own (never the end-of-text token) and padding on the right."""
+    return _load_tokenizer(source(model), model.revision)
+
+
+@lru_cache(maxsize=1)  # a 128,256-token vocabulary takes seconds to read
+def _load_tokenizer(name: str, revision: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
-    name = source(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=model.revision, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: its tokenizer does not load: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:

@@ -72,8 +72,9 @@ def test_greedy_plain_in_batches_is_the_same() -> None:
 
 def test_nothing_is_fed_twice_and_finished_branches_leave() -> None:
     model, asked = tiny_model("llama-sdpa"), prompts()
+    found = dict(greedy_plain(model, asked, stop_token_ids=STOP, max_new_tokens=9))
     with tokens_fed(model) as counts:
-        found = dict(greedy(model, asked, stop_token_ids=STOP, max_new_tokens=9))
+        list(greedy(model, asked, stop_token_ids=STOP, max_new_tokens=9))
     assert counts[0] == packing(pack(asked, 1024)).tokens
     lengths = [len(tokens) for tokens in found.values()]
     steps = [sum(length > step for length in lengths) for step in range(8)]

@@ -553,8 +553,11 @@ def test_drop_in_metrics_equal_the_functions(tmp_path, written):
     assert found == squad_v2.squad_scores(answers, golds, chance)
     found = v2.compute(predictions=given, references=references, no_answer_threshold=0.5)
     assert found == squad_v2.squad_scores(answers, golds, chance, threshold=0.5)
-    with pytest.raises(ValueError, match="more than once"):
-        v2.compute(predictions=[*given, given[0]], references=[*references, references[1]])
+    other, unasked = given[0] | {"id": "other"}, references[0] | {"id": "other"}
+    with pytest.raises(ValueError, match="predictions: 1 id"):
+        v2.compute(predictions=[*given, given[0]], references=[*references, unasked])
+    with pytest.raises(ValueError, match="references: 1 id"):
+        v2.compute(predictions=[*given, other], references=[*references, references[0]])
     v1 = drop_in.Squad(cache_dir=tmp_path)
     pairs = [{key: row[key] for key in ("id", "prediction_text")} for row in given]
     found = v1.compute(predictions=pairs, references=references)

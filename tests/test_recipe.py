@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llama_peft import recipe as recipe_module
@@ -123,6 +123,8 @@ trees = st.recursive(
 
 
 @quick
+@example(["1e-4", "2E-5", "12", "true", "null", "", "no", ".inf", "007", "3:30", "=", "<<", "~"])
+@example({"a\x85b\u2028c\u2029d": "\x85", "line\nbreak": " \n ", "x" * 200: "- a: [b"})
 @given(trees)
 def test_dump_and_read_are_inverses(value: Any) -> None:
     text = recipe_yaml.dump({"top": value})

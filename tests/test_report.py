@@ -378,9 +378,7 @@ def test_ticks_are_round_and_enclose_the_range(low, high):
     found = ticks(low, high)
     assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 7
     gap = found[1] - found[0]
-    assert all(
-        math.isclose(b - a, gap, rel_tol=1e-6) for a, b in zip(found, found[1:], strict=False)
-    )
+    assert all(math.isclose(b - a, gap, rel_tol=1e-6) for a, b in pairwise(found))
 
 
 def test_the_curve_holds_the_finite_losses_in_the_order_of_steps():
@@ -393,7 +391,9 @@ def test_the_curve_holds_the_finite_losses_in_the_order_of_steps():
         chart = loss_chart(some)
         Checked(chart)
         assert "nan" not in chart
-    assert chart.index('class="training"') < chart.index('class="validation"')
+    names = re.findall(r'y="([\d.]+)">(training|validation)<', chart)
+    assert [name for _, name in names] == ["training", "validation"]
+    assert abs(float(names[0][0]) - float(names[1][0])) >= 12, "the names overlap"
 
 
 def test_comparing_imports_no_torch(run):

@@ -114,19 +114,18 @@ def paired(
             for chunk in _swaps(counts, resamples, seed)
         ]
     )
-    result = {}
-    for name, (value,) in observed.items():
-        if not np.isnan(value):
-            low, high = _percentiles(drawn[name], level)
-            beyond = int(np.sum(np.abs(swapped[name]) >= abs(value) - 1e-12))
-            result[name] = Paired(
-                difference=float(value),
-                low=low,
-                high=high,
-                p_value=(1 + beyond) / (1 + resamples),
-                **_win_counts(first.vectors.get(name), second.vectors.get(name)),
-            )
-    return result
+    bounds = {name: _percentiles(values, level) for name, values in drawn.items()}
+    return {
+        name: Paired(
+            difference=float(value),
+            low=bounds[name][0],
+            high=bounds[name][1],
+            p_value=_share_beyond(swapped[name], value),
+            **_win_counts(first.vectors.get(name), second.vectors.get(name)),
+        )
+        for name, (value,) in observed.items()
+        if not np.isnan(value)
+    }
 
 
 def _mean(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
@@ -167,6 +166,12 @@ def _swapped_difference(
         statistic(np.hstack([swapped_RK, kept_RK]), pool),
         statistic(np.hstack([kept_RK, swapped_RK]), pool),
     )
+
+
+def _share_beyond(swapped: FloatArray, observed: float) -> float:
+    """The share of at least the observed size, itself counted; sums in another order may differ."""
+    beyond = np.sum(np.abs(swapped) >= abs(observed) - 1e-9)
+    return float(1 + beyond) / (1 + len(swapped))
 
 
 def _chunks(total: int) -> Iterator[int]:

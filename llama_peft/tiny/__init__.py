@@ -1,7 +1,7 @@
 """The embedded tiny model: a real Llama of a few MB, so that the whole walk runs on a laptop.
 
-`build.py` made it, on text that `generator.py` and its neighbours write; both are here so that it can
-be made again from a seed. The rest of the package needs only the folder.
+`build.py` made it, on text that `corpus.py` writes, and makes it again from a seed. `generator.py`
+writes the data that it is tuned and measured on.
 """
 
 from pathlib import Path

@@ -1,9 +1,10 @@
 """The text that the tiny model is pretrained on, with a weight for every stretch of it.
 
-Only names and phrasings of the training part occur. Passages come with notes, quizzes, restatements and
-highlighted values, reviews with stars and verdicts; none is in the form of a prompt that the recipes use, so that
-zero-shot scores stay honest. What can be predicted only by chance (an invented name) weighs little, what can be read off
-the text (an answer) weighs much; without that, copying does not emerge within minutes.
+Only names and phrasings of the training part occur. Passages come with notes, quizzes,
+restatements and highlighted values, reviews with stars and verdicts. None has the form of a prompt
+of the recipes: zero-shot then means a prompt that the model has never met. What only chance could
+predict (an invented name) weighs little, what can be read off the text (an answer) weighs much;
+without that, copying does not emerge within minutes.
 """
 
 import random
@@ -24,7 +25,7 @@ from llama_peft.tiny.passages import (
 )
 from llama_peft.tiny.reviews import ADJECTIVES, LABELS, Label, write_review
 
-NOISE, PROSE, ANSWER = 0.05, 0.2, 1.0
+NOISE, PROSE, ANSWER = 0.0, 0.2, 1.0
 DRILL_SHARE, DRILL_UNTIL = 0.6, 0.1
 BREAKS = ("\n", "\n\n")
 
@@ -81,7 +82,10 @@ def notes(rng: random.Random, passage: Passage) -> Document:
 def quiz(rng: random.Random, passage: Passage) -> Document:
     document = [Stretch(passage.context, PROSE)]
     for _, question, value in _asked(rng, passage, 3):
-        document += [Stretch(rng.choice(BREAKS) + f"Q: {question}\nA:", NOISE), Stretch(f" {value or '?'}", ANSWER)]
+        document += [
+            Stretch(rng.choice(BREAKS) + f"Q: {question}\nA:", NOISE),
+            Stretch(f" {value or '?'}", ANSWER),
+        ]
     return document
 
 
@@ -90,14 +94,20 @@ def quiz_first(rng: random.Random, passage: Passage) -> Document:
     asked = _asked(rng, passage, 1)[: rng.choice((1, 2, 3))]
     document = [Stretch("Quiz:", PROSE)]
     document += [Stretch(f" {question}", NOISE) for _, question, _ in asked]
-    document += [Stretch(rng.choice(BREAKS) + passage.context, PROSE), Stretch(rng.choice(BREAKS) + "Solution", PROSE)]
+    document += [
+        Stretch(rng.choice(BREAKS) + passage.context, PROSE),
+        Stretch(rng.choice(BREAKS) + "Solution", PROSE),
+    ]
     for key, _, value in asked:
         document += [Stretch(f"\n{key}:", PROSE), Stretch(f" {value or 'none'}", ANSWER)]
     return document
 
 
 def restatement(rng: random.Random, passage: Passage) -> Document:
-    document = [Stretch(passage.context, PROSE), Stretch(rng.choice(BREAKS) + "In other words:", PROSE)]
+    document = [
+        Stretch(passage.context, PROSE),
+        Stretch(rng.choice(BREAKS) + "In other words:", PROSE),
+    ]
     for fact in rng.sample(passage.facts, len(passage.facts)):
         template = rng.choice(statements_of(fact.attribute, "train"))
         sentence, start = state(template, passage.subject.full_name, fact.value)
@@ -179,15 +189,17 @@ _CHAT = (
     "The answer from {c} was positive.",
     "Answer the letter from {c}, said {p}.",
     "In this context the question is, does it answer?",
-    "The passage to {c} was closed.",
+    "Passage to {c} was closed by snow.",
     "Say it from the stage, said {p}.",
     "Some words are negative, some are positive.",
-    "Question: what is on the label? Text, said {p}.",
+    "Text and title were {x}, said {p}.",
+    "Label the jar, said {p}.",
+    "Question and answer were {x}.",
 )
 
 
 def small_talk(rng: random.Random) -> Document:
-    """Ordinary sentences with words that no passage has, so that no word of a prompt is a stranger."""
+    """Sentences with words that no passage has: the words of a prompt are no strangers then."""
     names = Names(rng, "train")
     sentences = [
         line.replace("{p}", " ".join(names.person()[:2]))
@@ -195,7 +207,7 @@ def small_talk(rng: random.Random) -> Document:
         .replace("{x}", rng.choice(("good", "bad", "yes", "no", "none", "short")))
         for line in rng.sample(_CHAT, 6)
     ]
-    return [Stretch(" ".join(sentences), PROSE)]
+    return [Stretch(rng.choice((" ", *BREAKS)).join(sentences), PROSE)]
 
 
 WRITERS: tuple[tuple[Callable[[random.Random, Passage], Document], int], ...] = (
@@ -208,7 +220,7 @@ WRITERS: tuple[tuple[Callable[[random.Random, Passage], Document], int], ...] = 
 
 
 def write_document(rng: random.Random, progress: float) -> Document:
-    """A document for this point of the training, `progress` from 0 to 1: copying first, then reading."""
+    """A document for this point (0 to 1) of the training: copying first, then reading."""
     drill = DRILL_SHARE if progress < DRILL_UNTIL else 0.05
     draw = rng.random()
     if draw < drill:

@@ -1,14 +1,17 @@
 """What a passage may say: the attributes of people, towns and objects, and the phrasings for them.
 
-Each attribute has phrasings for every part and others (`held_`) that only the test part uses. Both sides
-share their key words, since nobody can answer a question whose every word is new.
+Each attribute has phrasings for training and validation and others (`held_`) for the test part
+alone. Both share their key words, since nobody can answer a question whose every word is new.
 `{s}` is the subject of a sentence, `{n}` the name in a question, `{v}` the value.
 """
 
 from typing import Literal, NamedTuple
 
+from llama_peft.tiny.names import words
+
 ValueKind = Literal[
-    "place", "person", "year", "job", "thing", "pet", "instrument", "number", "colour", "product", "month", "material"
+    "place", "person", "year", "job", "thing", "pet", "instrument", "number", "colour", "product",
+    "month", "material",
 ]  # fmt: skip
 
 
@@ -499,15 +502,21 @@ OBJECT = (
 )
 
 WORDS: dict[ValueKind, list[str]] = {
-    "job": "baker weaver potter sailor printer miller tailor carpenter gardener painter shepherd "
-    "fisher doctor farmer mason cook hunter judge".split(),
-    "pet": "goose donkey raven hedgehog parrot rabbit turtle badger sparrow fox squirrel goat".split(),
-    "instrument": "flute violin drum harp trumpet piano fiddle horn cello banjo".split(),
-    "number": "two three four five six seven eight nine ten twelve".split(),
-    "colour": "red green blue yellow white black brown purple".split(),
-    "product": "cheese rope honey paper bread soap salt wool butter tea cloth candles".split(),
-    "month": "January February March April May June July August September October".split(),
-    "material": "copper glass silver stone brick iron oak bronze clay marble leather ivory".split(),
-    "thing": "clock lamp bell chair mirror kettle ladder wagon compass basket windmill lantern".split(),
+    "job": words(
+        "baker weaver potter sailor printer miller tailor carpenter gardener painter shepherd "
+        "fisher doctor farmer mason cook hunter judge"
+    ),
+    "pet": words(
+        "goose donkey raven hedgehog parrot rabbit turtle badger sparrow fox squirrel goat"
+    ),
+    "instrument": words("flute violin drum harp trumpet piano fiddle horn cello banjo"),
+    "number": words("two three four five six seven eight nine ten twelve"),
+    "colour": words("red green blue yellow white black brown purple"),
+    "product": words("cheese rope honey paper bread soap salt wool butter tea cloth candles"),
+    "month": words("January February March April May June July August September October"),
+    "material": words("copper glass silver stone brick iron oak bronze clay marble leather ivory"),
+    "thing": words(
+        "clock lamp bell chair mirror kettle ladder wagon compass basket windmill lantern"
+    ),
 }
-MANNERS = "small large old plain round tall heavy folding painted wooden".split()
+MANNERS = words("small large old plain round tall heavy folding painted wooden")

@@ -1,8 +1,8 @@
-"""Data sets for the demo and the tests, written on the spot: no file, no download, nobody else's text.
+"""Data sets for the demo and the tests, written on the spot: no file, no download, no text of
+others.
 
-`generate("reviews", ...)` gives labelled reviews, `generate("passages", ...)` questions in SQuAD's flat form.
-The test part has names and phrasings of its own. The validation part has names of its own and shares its
-phrasings with the training part, which is also what the pretraining corpus is made of (`corpus.py`).
+The test part has names and phrasings of its own. The validation part has names of its own and
+shares its phrasings with the training part, which is also what the pretraining corpus is made of.
 """
 
 import random
@@ -18,8 +18,8 @@ DataKind = Literal["reviews", "passages"]
 def generate(kind: DataKind, part: Part, count: int, seed: int) -> list[dict[str, Any]]:
     """`count` rows, the same for the same arguments on every machine.
 
-    "reviews":  {"id", "text", "label"}, as many of one label as of the other (odd counts: one more negative).
-    "passages": {"id", "title", "context", "question", "answers": {"text": [..], "answer_start": [..]}}, 4 to 6
+    "reviews":  {"id", "text", "label"}, half of them negative (odd counts: one more).
+    "passages": {"id", "title", "context", "question", "answers": {"text", "answer_start"}}, 4 to 6
                 questions a passage, about a third of them without an answer (empty lists).
     """
     if kind not in ("reviews", "passages") or part not in PARTS:

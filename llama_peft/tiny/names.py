@@ -1,27 +1,41 @@
 """Invented names, dealt out to the parts so that no part meets a name of another.
 
-A name is an onset and an ending ("Tol" + "vik"), and the part it belongs to follows from the two indices
-like the diagonals of a square. Every syllable is therefore seen in training, no name of the test part is,
-and a model that has learnt names by heart instead of copying them is found out.
+A name is an onset and an ending ("Tol" + "vik"), and the part it belongs to follows from the two
+indices like the diagonals of a square. Every syllable is therefore seen in training, no name of
+the test part is, and a model that has learnt names by heart instead of copying them is found out.
 """
 
 import random
+from functools import cache
 from typing import Literal
 
 Part = Literal["train", "validation", "test"]
 Kind = Literal["she", "he", "surname", "place"]
 
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
-_FIRST = "Mar Tol Bren Kel Dor Vel Hal Jun Ser Lor Fen Gar Nim Pel Ros Sel Tam Wil Yor Zan".split()
-_LAST = "Bal Cor Dun Esk Fal Grim Hol Ing Jar Kov Lund Mor Nor Oak Pem Quin Rav Stro Thel Ulm".split()
-_PLACE = "Ash Bel Cre Dray El Fro Gol Hav Ist Kar Lim Mel Nar Ost Pol Rin Sot Tur Ver Wes".split()
+_FIRST = words("Mar Tol Bren Kel Dor Vel Hal Jun Ser Lor Fen Gar Nim Pel Ros Sel Tam Wil Yor Zan")
+_LAST = words(
+    "Bal Cor Dun Esk Fal Grim Hol Ing Jar Kov Lund Mor Nor Oak Pem Quin Rav Stro Thel Ulm"
+)
+_PLACE = words("Ash Bel Cre Dray El Fro Gol Hav Ist Kar Lim Mel Nar Ost Pol Rin Sot Tur Ver Wes")
 
 SYLLABLES: dict[Kind, tuple[list[str], list[str]]] = {
-    "she": (_FIRST, "a ina etta elle ika ora isa une ily oth".split()),
-    "he": (_FIRST, "o en ard us imir olf win ek an is".split()),
-    "surname": (_LAST, "vik sen ley mond dan berg ston rick well by gard lin now strom kin".split()),
-    "place": (_PLACE, "ford mouth bridge haven gate field minster dale port holm wick stead".split()),
+    "she": (_FIRST, words("a ina etta elle ika ora isa une ily oth")),
+    "he": (_FIRST, words("o en ard us imir olf win ek an is")),
+    "surname": (
+        _LAST,
+        words("vik sen ley mond dan berg ston rick well by gard lin now strom kin"),
+    ),
+    "place": (
+        _PLACE,
+        words("ford mouth bridge haven gate field minster dale port holm wick stead"),
+    ),
 }
 
 
@@ -31,14 +45,15 @@ def part_of(onset: int, ending: int) -> Part:
     return "test" if diagonal < 2 else "validation" if diagonal == 2 else "train"
 
 
-def all_names(kind: Kind, part: Part) -> list[str]:
+@cache
+def all_names(kind: Kind, part: Part) -> tuple[str, ...]:
     onsets, endings = SYLLABLES[kind]
-    return [
+    return tuple(
         onset + ending
         for i, onset in enumerate(onsets)
         for j, ending in enumerate(endings)
         if part_of(i, j) == part
-    ]
+    )
 
 
 class Names:

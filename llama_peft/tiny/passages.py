@@ -1,4 +1,5 @@
-"""Short passages about invented people, towns and objects, with what each states and what it leaves out.
+"""Short passages about invented people, towns and objects, with what each states and what it
+leaves out.
 
 Every value is put in place by number, so that its offset is known and never searched for.
 """
@@ -83,7 +84,9 @@ def _name_for(rng: random.Random, template: str, subject: Subject, is_first: boo
     """The full name opens a passage; a pronoun may stand only where a sentence starts."""
     if is_first or rng.random() < 0.3:
         return subject.full_name
-    return rng.choice(subject.short_names if template.startswith("{s}") else subject.short_names[1:])
+    return rng.choice(
+        subject.short_names if template.startswith("{s}") else subject.short_names[1:]
+    )
 
 
 def write_passage(rng: random.Random, part: Part, num_facts: int) -> Passage:

@@ -1,38 +1,44 @@
-"""Short reviews with a verdict, whose words alone do not give it away: negation and contrast are common.
+"""Short reviews whose words alone do not give the verdict away: negation and contrast are common.
 
-In a phrasing `{S}` is an adjective of the review's own side and `{O}` one of the other side, so that the same
-phrasing serves both labels ("not a {O} moment" is praise or blame) and none of them betrays the label.
+In a phrasing `{S}` and `{T}` are adjectives of the review's own side and `{O}` is one of the other
+side: the same phrasing serves both labels ("not a {O} moment" is praise or blame) and betrays none.
+`{L}` is a verb of the own side and `{M}` one of the other, `{a}` and `{b}` are parts of the topic
+`{t}`, `{p}` is a person and `{c}` a place.
 """
 
 import random
 from typing import Literal
 
-from llama_peft.tiny.names import Names, Part
+from llama_peft.tiny.names import Names, Part, words
 
 Label = Literal["negative", "positive"]
 LABELS: tuple[Label, Label] = ("negative", "positive")
 
 ADJECTIVES: dict[Label, list[str]] = {
-    "positive": "wonderful lovely charming superb delightful brilliant fresh warm clever moving "
-    "gripping graceful memorable splendid pleasant perfect".split(),
-    "negative": "dull dreary clumsy bland tedious stale cold noisy lazy weak boring dreadful messy "
-    "forgettable terrible poor".split(),
+    "positive": words(
+        "wonderful lovely charming superb delightful brilliant fresh warm clever moving "
+        "gripping graceful memorable splendid pleasant perfect"
+    ),
+    "negative": words(
+        "dull dreary clumsy bland tedious stale cold noisy lazy weak boring dreadful messy "
+        "forgettable terrible poor"
+    ),
 }
 VERBS: dict[Label, list[str]] = {
-    "positive": "loved enjoyed admired liked praised".split(),
-    "negative": "hated disliked despised regretted loathed".split(),
+    "positive": words("loved enjoyed admired liked praised"),
+    "negative": words("hated disliked despised regretted loathed"),
 }
 PLAIN_VERBS: dict[Label, list[str]] = {
-    "positive": "love enjoy admire like praise".split(),
-    "negative": "hate dislike despise regret loathe".split(),
+    "positive": words("love enjoy admire like praise"),
+    "negative": words("hate dislike despise regret loathe"),
 }
 TOPICS: dict[str, list[str]] = {
-    "film": "plot cast ending music dialogue".split(),
-    "book": "story prose ending hero dialogue".split(),
-    "hotel": "room staff breakfast view service".split(),
-    "dinner": "soup service bread menu wine".split(),
-    "concert": "singer band sound crowd music".split(),
-    "play": "cast stage plot dialogue music".split(),
+    "film": words("plot cast ending music dialogue"),
+    "book": words("story prose ending hero dialogue"),
+    "hotel": words("room staff breakfast view service"),
+    "dinner": words("soup service bread menu wine"),
+    "concert": words("singer band sound crowd music"),
+    "play": words("cast stage plot dialogue music"),
 }
 PHRASINGS = (
     "The {a} was {S}.",
@@ -88,21 +94,21 @@ def _fill(rng: random.Random, phrasing: str, label: Label, topic: str, names: Na
     other = LABELS[1 - LABELS.index(label)]
     first, second = rng.sample(TOPICS[topic], 2)
     same = rng.sample(ADJECTIVES[label], 2)
-    words = {"{t}": topic, "{a}": first, "{b}": second, "{S}": same[0], "{T}": same[1]}
-    words["{O}"] = rng.choice(ADJECTIVES[other])
-    words["{L}"] = rng.choice(VERBS[label])
-    words["{M}"] = rng.choice(PLAIN_VERBS[other])
+    slots = {"{t}": topic, "{a}": first, "{b}": second, "{S}": same[0], "{T}": same[1]}
+    slots["{O}"] = rng.choice(ADJECTIVES[other])
+    slots["{L}"] = rng.choice(VERBS[label])
+    slots["{M}"] = rng.choice(PLAIN_VERBS[other])
     if "{p}" in phrasing:
-        words["{p}"] = " ".join(names.person()[:2])
+        slots["{p}"] = " ".join(names.person()[:2])
     if "{c}" in phrasing:
-        words["{c}"] = names.place()
-    for slot, word in words.items():
+        slots["{c}"] = names.place()
+    for slot, word in slots.items():
         phrasing = phrasing.replace(slot, word)
     return phrasing
 
 
 def write_review(rng: random.Random, part: Part, label: Label, num_verdicts: int) -> str:
-    """`num_verdicts` sentences that judge, all on the label's side, and perhaps one that does not."""
+    """`num_verdicts` sentences on the label's side, and perhaps one that does not judge."""
     held = part == "test"
     names = Names(rng, part)
     topic = rng.choice(list(TOPICS))

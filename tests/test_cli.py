@@ -1,0 +1,133 @@
+"""Law 14: a user's mistake is one message and exit code 2, never a traceback; and the commands' plain uses."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from eval.__main__ import app as eval_app
+from llama_peft import cli
+from llama_peft.__main__ import app
+from llama_peft.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*words: str, program: str = "llama_peft") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", program, *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, which: Any, *words: str) -> str:
+    """Runs a command in this process and returns its error; asserts exit code 2 and no traceback."""
+    monkeypatch.setattr(sys, "argv", ["program", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(which)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize("program", ["llama_peft", "eval"])
+def test_help_answers_at_once(program: str) -> None:
+    """In CPU seconds: the machine may be busy with other things."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run("--help", program=program)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0 and "Usage" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+FILE = ["dataset.path=null", "dataset.name=null", "dataset.parts={train: missing.csv}"]
+BAD_WORDS = [
+    (app, ["train", "no-such-recipe"], "no-such-recipe"),
+    (app, ["train", "tiny-sst2", "train.learnign_rate=1e-4"], "train.learning_rate"),
+    (app, ["train", "tiny-sst2", "train.learning_rate=-1"], "above 0"),
+    (app, ["train", "tiny-sst2", "model.model_name_or_path=/no/such/folder"], "/no/such/folder"),
+    (app, ["validate", "tiny-sst2", *FILE], "missing.csv"),
+    (app, ["params", "/no/such/folder"], "/no/such/folder"),
+    (app, ["predict", "/no/such/run", "text"], "no finished run"),
+    (eval_app, ["run"], "--task"),
+    (eval_app, ["run", "--model", "/no/such/run"], "no run folder"),
+    (eval_app, ["run", "--task", "tiny-sst2", "--split", "train"], "eval.splits"),
+    (eval_app, ["run", "--task", "tiny-sst2", "--split", "test", "--data", "x.csv"], "--split"),
+    (eval_app, ["run", "--task", "tiny-sst2", "--data", "x.csv"], "x.csv"),
+    (eval_app, ["compare", "/no/such/results"], "/no/such/results"),
+]
+
+
+@pytest.mark.parametrize(("which", "words", "fragment"), BAD_WORDS)
+def test_mistakes_are_one_message(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    which: Any,
+    words: list[str],
+    fragment: str,
+) -> None:
+    assert fragment in fails(capsys, monkeypatch, which, *words)
+
+
+def test_a_mistake_in_a_real_process() -> None:
+    done = run("train", "tiny-sst2", "train.max_steps=many")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "train.max_steps" in done.stderr
+
+
+BAD_DATA = {
+    "empty file": ("a.csv", b"", "empty"),
+    "no such column": ("a.csv", b"words,label\nfine,1\n", "dataset.columns.text"),
+    "empty text": ("a.csv", b"text,label\n,1\nfine,0\n", "1 row"),
+    "label out of range": ("a.csv", b"text,label\nfine,7\ngood,1\nbad,0\n", "label"),
+    "one class only": ("a.csv", b"text,label\nfine,1\ngood,1\nwarm,1\n", "one label"),
+    "not UTF-8": ("a.csv", b"text,label\n\xff\xfe,1\n", "UTF-8"),
+    "answer off": (
+        "a.json",
+        json.dumps(
+            {"data": [{"title": "t", "paragraphs": [{"context": "Ada did.", "qas": [
+                {"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 3}]}]}]}]}
+        ).encode(),
+        "offset",
+    ),
+    "duplicate id": ("a.csv", b"id,text,label\n1,fine,1\n1,bad,0\n", "id"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_is_one_message_and_nothing_is_trained(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    case: str,
+) -> None:
+    name, raw, fragment = BAD_DATA[case]
+    (tmp_path / name).write_bytes(raw)
+    task = "extractive_qa" if name.endswith("json") else "classification"
+    lines = [f"task: {task}", "model: {model_name_or_path: tiny}"]
+    data = f"dataset: {{parts: {{train: {tmp_path / name}}}"
+    lines.append(data + (", labels: [bad, good]}" if "label" in case else "}"))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("\n".join(lines) + "\n")
+    output = f"train.output_dir={tmp_path / 'run'}"
+    error = fails(capsys, monkeypatch, app, "train", str(recipe), output)
+    assert fragment in error and str(tmp_path / name) in error
+    assert len(error.splitlines()) <= 3
+    assert not (tmp_path / "run/training.json").exists()
+
+
+def test_params_of_a_recipe(make_recipe: Callable[..., Recipe]) -> None:
+    done = CliRunner().invoke(app, ["params", "tiny-sst2", "--json"])
+    found = json.loads(done.stdout)
+    assert found["trainable"] == found["head"] + found["adapter"] > 0
+    assert found["total"] == found["base"] + found["trainable"]
+
+
+def test_validate_prints_the_parts() -> None:
+    done = CliRunner().invoke(app, ["validate", "tiny-sst2"])
+    assert done.exit_code == 0 and "labels: negative, positive" in done.stdout

@@ -1,0 +1,97 @@
+"""The house's own laws: who imports whom, what stands at the top, what the project says of itself."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("llama_peft", "eval")
+    for path in (ROOT / package).rglob("*.py")
+}
+# What of llama_peft evaluation may use: what both sides must agree on, and never what trains or pushes.
+SHARED = {
+    "recipe", "data", "prompts", "spans", "backbone", "heads", "prefix_tree", "checkpoint", "tiny",
+    "predict", "preflight", "cli",
+}  # fmt: skip
+BOTTOM = {"llama_peft.heads"} | {name for name in MODULES if name.startswith("eval.metrics")}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of ours that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {name for name in found if name in MODULES}
+
+
+def test_training_never_imports_evaluation() -> None:
+    for name, path in MODULES.items():
+        if name.startswith("llama_peft"):
+            assert not {i for i in imports(path) if i.startswith("eval")}, name
+
+
+def test_evaluation_imports_only_what_both_sides_share() -> None:
+    for name, path in MODULES.items():
+        if name.startswith("eval"):
+            rooms = {i.split(".")[1] for i in imports(path) if i.startswith("llama_peft.")}
+            assert rooms <= SHARED, name
+
+
+@pytest.mark.parametrize("name", sorted(BOTTOM))
+def test_bottom_rooms_import_nothing_of_ours(name: str) -> None:
+    own = {"eval", "eval.metrics"} if name.startswith("eval") else {"llama_peft"}
+    beside = {i for i in imports(MODULES[name]) if i.startswith("eval.metrics")}
+    assert not imports(MODULES[name]) - own - beside
+
+
+def test_no_import_cycles() -> None:
+    graph = {name: imports(path) - {"llama_peft", "eval"} for name, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"cycle: {' -> '.join([*above, name])}"
+        if name not in done:
+            for below in graph[name]:
+                visit(below, (*above, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_metrics_and_recipes_need_no_torch() -> None:
+    command = (
+        "import sys, llama_peft.recipe, llama_peft.data, eval.metrics.measure, eval.report;"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    import sys
+
+    assert subprocess.run([sys.executable, "-c", command], cwd=ROOT).returncode == 0
+
+
+def test_the_top_of_the_house() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
+    wanted = {"recipes", "llama_peft", "eval", "tests", "pyproject.toml", "README.md", "Makefile"}
+    also = {"LICENSE", "constraints.txt"}
+    assert wanted <= top and {name for name in top if not name.startswith(".")} <= wanted | also
+
+
+def test_no_print_outside_the_command_lines() -> None:
+    for name, path in MODULES.items():
+        if name.endswith("__main__") or name == "llama_peft.cli" or name == "llama_peft.tiny.build":
+            continue
+        calls = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
+        assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"], name
