@@ -24,13 +24,20 @@ def run(
         str | None, typer.Option(help="sst2, squad, or a recipe. Default: the run's own recipe.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Hub id or folder of a base, or a run folder. Default: the recipe's base.")
+        str | None,
+        typer.Option(
+            help="Hub id or folder of a base, or a run folder. Default: the recipe's base."
+        ),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="A file or Hub name to measure on, whole.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A file or Hub name to measure on, whole.")
+    ] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="test, validation or official. Default: the recipe's.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Measure on a sample of so many.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Measure on a sample of so many.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the results.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Print so many prompts with their outputs.")] = 0,
 ) -> None:
@@ -51,8 +58,10 @@ def run(
 
 @app.command()
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Result folders; the first is the one compared to.")],
-    format: Annotated[  # noqa: A002 - the option's name
+    folders: Annotated[
+        list[Path], typer.Argument(help="Result folders; the first is the one compared to.")
+    ],
+    format: Annotated[
         Literal["rich", "markdown", "latex"], typer.Option(help="How the table is written.")
     ] = "rich",
 ) -> None:

@@ -4,7 +4,7 @@ A tree row of prompts is run once into one key-value cache. Then each step feeds
 unfinished branch into the same row and cache, side by side; a token sees its branch's path: the
 prompt's tokens up the tree and what its own branch has generated. Paragraphs are never copied per
 question. Finished branches leave: they are fed no longer, and nobody sees their keys. The result is
-what `model.generate` gives one by one (`greedy_plain`), token for token in float32.
+what `model.generate` gives one by one (`llama_peft.predict.greedy_plain`), token for token in float32.
 
     keys      i A q r B s | q1 r1 s1 | q2 s2      r ended at its second token
     query s2  x . . . x x | .  .  x  | .  x
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from llama_peft.prefix_tree import (
     Row,
@@ -76,30 +76,6 @@ def greedy(
         )
 
 
-def greedy_plain(
-    model: PreTrainedModel,
-    prompts: Sequence[PromptLike],
-    *,
-    stop_token_ids: Collection[int],
-    max_new_tokens: int,
-    batch_size: int = 1,
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The plain twin: `model.generate` on left-padded batches of similar length."""
-    ordered = sorted(prompts, key=lambda p: len(p.prompt))
-    stop = sorted(stop_token_ids)
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
-    )
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
-        inputs = _left_padded([p.prompt for p in batch], stop[0], model.device)
-        output = model.generate(**inputs, generation_config=settings)
-        new = output[:, inputs["input_ids"].shape[1] :].tolist()
-        for prompt, tokens in zip(batch, new, strict=True):
-            end = next((i for i, token in enumerate(tokens) if token in stop), len(tokens))
-            yield prompt.id, tuple(tokens[:end])
-
-
 @torch.inference_mode()
 def loglikelihoods(
     model: PreTrainedModel,
@@ -118,24 +94,6 @@ def loglikelihoods(
     return scores
 
 
-@torch.inference_mode()
-def loglikelihoods_plain(
-    model: PreTrainedModel, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[float]:
-    """The plain twin: one request a forward pass."""
-    scores = []
-    for prompt, continuation in requests:
-        ids = torch.tensor([[*prompt, *continuation]], device=model.device)
-        logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        scores.append(_gathered(logits, ids[0, len(prompt) :]).sum().item())
-    return scores
-
-
-def newline_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Every token whose text holds a line break: as `stop_token_ids` they end one-line answers."""
-    return frozenset(i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i]))
-
-
 def _rows(requests: Sequence[_Request], max_tokens_per_row: int) -> list[Row]:
     longest = max((len(r.prompt) + len(r.completion) for r in requests), default=0)
     return pack(requests, max(max_tokens_per_row, longest))
@@ -146,10 +104,8 @@ def _decode(
     model: PreTrainedModel, row: Row, stop_token_ids: Sequence[int], max_new_tokens: int
 ) -> list[tuple[int, ...]]:
     """What each branch of a row of prompts generates."""
-    config, cache = (
-        model.config.get_text_config(),
-        DynamicCache(),
-    )  # without a config it evicts nothing
+    config = model.config.get_text_config()
+    cache = DynamicCache()  # without a config its sliding layers evict nothing
     stop = torch.tensor(stop_token_ids, device=model.device)
     logits_QV, live, position_K = _prefill(model, config, row, cache)
     generated: list[list[int]] = [[] for _ in row["starts"]]
@@ -221,15 +177,3 @@ def _label_log_probabilities(model: PreTrainedModel, row: Row) -> Tensor:
 
 def _gathered(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     return logits_NV.float().log_softmax(dim=-1).gather(-1, labels_N[:, None])[:, 0]
-
-
-def _left_padded(
-    prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
-) -> dict[str, Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }

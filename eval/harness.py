@@ -19,8 +19,8 @@ from typing import Any
 
 from eval.job import Job
 from eval.metrics.measure import answer_results, classification_results
-from eval.metrics.names import is_score
 from eval.metrics.names import higher_is_better as is_higher_better
+from eval.metrics.names import is_score
 from eval.metrics.overlap import bleu_signature
 from eval.metrics.squad_v2 import fit_threshold
 from eval.predictors import Predictor, is_run, open_predictor
@@ -28,7 +28,7 @@ from llama_peft import __version__, data
 from llama_peft.backbone import peak_memory
 from llama_peft.checkpoint import THRESHOLD, no_answer_threshold, write_durably
 from llama_peft.data import Example, TextExample
-from llama_peft.recipe import Recipe, UserError
+from llama_peft.recipe import UserError
 
 log = logging.getLogger(__name__)
 
@@ -281,7 +281,7 @@ def _results(
     }
     return {
         "results": scores,
-        "configs": {task: settings for task in scores},
+        "configs": dict.fromkeys(scores, settings),
         "versions": {"llama_peft": __version__} | {name: version(name) for name in _PACKAGES},
         "higher_is_better": {
             task: {name: is_higher_better(name) for name in its if is_score(name)}

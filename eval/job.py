@@ -42,7 +42,11 @@ def make_job(
     if output is None:
         is_run = own is not None and own.is_file()
         folder = Path(str(model)) / "tuned" if is_run else Path(recipe.run_folder) / "zero-shot"
-        output = folder if data_file is None else folder.with_name(f"{folder.name}-{Path(data_file).stem}")
+        output = (
+            folder
+            if data_file is None
+            else folder.with_name(f"{folder.name}-{Path(data_file).stem}")
+        )
     return Job(
         recipe=recipe,
         model=model or recipe.model.model_name_or_path,

@@ -75,7 +75,9 @@ def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predicto
         "run": str(folder),
         "parameters": run.facts["parameters"],
         "base_fingerprint": run.facts["base_fingerprint"],
-        "adapter_sha256": sums.get("adapter/adapter_model.safetensors", sums.get("head.safetensors")),
+        "adapter_sha256": sums.get(
+            "adapter/adapter_model.safetensors", sums.get("head.safetensors")
+        ),
         "training": {key: run.facts[key] for key in ("wall_seconds", "peak_memory_bytes", "steps")},
     }
     engine = TREE if recipe.eval.decoding == "prefix_tree" else predict.PLAIN
@@ -96,7 +98,10 @@ def _open_zero_shot(recipe: Recipe, labels: tuple[str, ...]) -> Predictor:
         "adapter_sha256": None,
     }
     if recipe.task == "classification":
-        kind, answer = "zero-shot verbalizer", partial(verbalize, model, encoder, labels, recipe, engine)
+        kind, answer = (
+            "zero-shot verbalizer",
+            partial(verbalize, model, encoder, labels, recipe, engine),
+        )
     else:
         kind, answer = "zero-shot generative", partial(_write, model, encoder, recipe, engine)
     return Predictor(kind=kind, labels=labels, predict=answer, facts=facts)

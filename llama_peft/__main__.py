@@ -15,7 +15,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe: its file, or the name of a packaged one.")]
+RecipeName = Annotated[
+    str, typer.Argument(help="A recipe: its file, or the name of a packaged one.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value, through the recipe's own checks.")
 ]
@@ -25,7 +27,9 @@ Overrides = Annotated[
 def train(
     recipe: RecipeName,
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option(help="Start again, whatever the run folder holds.")] = False,
+    fresh: Annotated[
+        bool, typer.Option(help="Start again, whatever the run folder holds.")
+    ] = False,
 ) -> None:
     """Train a recipe. The same command continues a run that was cut off."""
     from llama_peft.recipe import load_recipe
@@ -40,7 +44,9 @@ def train(
 def validate(
     recipe: RecipeName,
     overrides: Overrides = None,
-    data: Annotated[bool, typer.Option(help="Check the data too (a Hub name downloads it).")] = True,
+    data: Annotated[
+        bool, typer.Option(help="Check the data too (a Hub name downloads it).")
+    ] = True,
 ) -> None:
     """Check a recipe and its data without loading a model."""
     from llama_peft.recipe import load_recipe
@@ -59,7 +65,9 @@ def validate(
 
 @app.command()
 def params(
-    recipe_or_model: Annotated[str, typer.Argument(help="A recipe, or a model's folder or Hub id.")],
+    recipe_or_model: Annotated[
+        str, typer.Argument(help="A recipe, or a model's folder or Hub id.")
+    ],
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -89,7 +97,7 @@ def predict(
     read_facts(run)
     task = load_recipe(run / "recipe.yaml").task
     if task == "classification" and (text is None or question or context):
-        raise UserError(f"{run} classifies: llama-peft predict {run} \"text\"")
+        raise UserError(f'{run} classifies: llama-peft predict {run} "text"')
     if task != "classification" and (text or question is None or context is None):
         raise UserError(
             f"{run} answers questions: llama-peft predict {run} --question Q --context PASSAGE"
@@ -100,7 +108,12 @@ def predict(
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
-        print("  ".join(f"{value:.4f}" if isinstance(value, float) else str(value) for value in found.values()))
+        print(
+            "  ".join(
+                f"{value:.4f}" if isinstance(value, float) else str(value)
+                for value in found.values()
+            )
+        )
 
 
 def main() -> None:

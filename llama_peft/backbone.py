@@ -116,9 +116,7 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
     place = torch.device("cpu") if recipe.train.use_cpu else device()
     dtype = getattr(torch, recipe.model.dtype) if recipe.model.dtype else fast_dtype(place)
     try:
-        auto = (
-            AutoModelForCausalLM if task == "generative_qa" else heads.model_class(config, task)
-        )
+        auto = AutoModelForCausalLM if task == "generative_qa" else heads.model_class(config, task)
     except KeyError:
         raise UserError(f"{source(recipe.model)}: {config.model_type} is no causal model") from None
     transformers_logging.disable_progress_bar()  # loading takes seconds
@@ -239,9 +237,13 @@ def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -
     head = heads.HEAD_NAMES.get(task)
     keys = lora.peft_kwargs()
     if head:
-        keys["modules_to_save"] = [*(keys.get("modules_to_save") or []), head]
-        if keys["target_modules"] == "all-linear":  # would put LoRA on the head as well
-            keys["exclude_modules"] = [*(keys.get("exclude_modules") or []), head]
+        keys["modules_to_save"] = [*(lora.modules_to_save or []), head]
+        if lora.target_modules == "all-linear":  # would put LoRA on the head as well
+            excluded = lora.exclude_modules or []
+            if isinstance(excluded, str):
+                keys["exclude_modules"] = f"({excluded})|(.*\\.)?{head}"
+            else:
+                keys["exclude_modules"] = [*excluded, head]
     # The task type only names the class that loads the adapter back; the head is already in modules_to_save.
     task_types = {
         "classification": TaskType.SEQ_CLS,
@@ -266,7 +268,9 @@ def check_targets(model: "PreTrainedModel", lora: Lora) -> None:
     names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     targets = lora.target_modules
     for target in [targets] if isinstance(targets, str) else targets:
-        if not any(counts.matches(name, target if target is targets else [target]) for name in names):
+        if not any(
+            counts.matches(name, target if target is targets else [target]) for name in names
+        ):
             known = sorted({name.split(".")[-1] for name in names if ".layers." in name})
             raise UserError(
                 f"lora.target_modules: {target!r} matches no linear layer; this model has {', '.join(known)}"

@@ -114,7 +114,9 @@ def save_run(
         name = heads.HEAD_NAMES[task]
         state = getattr(model, name).state_dict()
         path = folder / "head.safetensors"
-        tensors = {f"{name}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+        tensors = {
+            f"{name}.{key}": value.detach().cpu().contiguous() for key, value in state.items()
+        }
         save_file(tensors, path, metadata={"format": "pt"})
         files = [path]
     sums = _sums(folder, [*files, folder / "recipe.yaml", folder / "split.json"])
@@ -182,7 +184,12 @@ def load_run(folder: Path) -> Run:
     tokenizer = backbone.load_tokenizer(recipe.model)
     encoder = PromptEncoder(tokenizer, recipe.prompt)
     return Run(
-        folder=folder, recipe=recipe, labels=labels, model=model.eval(), encoder=encoder, facts=facts
+        folder=folder,
+        recipe=recipe,
+        labels=labels,
+        model=model.eval(),
+        encoder=encoder,
+        facts=facts,
     )
 
 
@@ -210,7 +217,9 @@ def _attach_head(model: "PreTrainedModel", path: Path, name: str) -> None:
     try:
         getattr(model, name).load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{path}: does not fit this base: {str(error).splitlines()[-1].strip()}") from None
+        raise UserError(
+            f"{path}: does not fit this base: {str(error).splitlines()[-1].strip()}"
+        ) from None
 
 
 def base_fingerprint(recipe: Recipe) -> str:

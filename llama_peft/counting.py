@@ -62,7 +62,7 @@ def read_config(name: str, revision: str = "main") -> dict[str, Any]:
         file = path / "config.json"
     else:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
         from huggingface_hub.utils import httpx
 
         try:

@@ -143,9 +143,7 @@ def matches(name: str, targets: str | Sequence[str]) -> bool:
     return any(name == target or name.endswith("." + target) for target in targets)
 
 
-def _lora_size(
-    shapes: Mapping[str, tuple[int, int]], blocks: int, lora: Mapping[str, Any]
-) -> int:
+def _lora_size(shapes: Mapping[str, tuple[int, int]], blocks: int, lora: Mapping[str, Any]) -> int:
     """r x (in + out) for each target, and `out` more with DoRA (its magnitude vector)."""
     chosen = lora.get("layers_to_transform")
     layers = range(blocks) if chosen is None else [chosen] if isinstance(chosen, int) else chosen
@@ -157,8 +155,11 @@ def _lora_size(
             if not matches(name, lora["target_modules"]) or matches(name, excluded):
                 continue
             rank = next(
-                (r for pattern, r in (lora.get("rank_pattern") or {}).items()
-                 if re.match(rf"(.*\.)?({pattern})$", name)),
+                (
+                    r
+                    for pattern, r in (lora.get("rank_pattern") or {}).items()
+                    if re.match(rf"(.*\.)?({pattern})$", name)
+                ),
                 lora["r"],
             )
             total += rank * (inputs + outputs) + (outputs if lora.get("use_dora") else 0)

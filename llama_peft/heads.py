@@ -129,10 +129,11 @@ def model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
     Raises KeyError where transformers has no causal model for the config's type.
     """
     causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    family = next(
-        base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel")
-    )
+    family = next(base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel"))
     generic = {"classification": _Classification, "extractive_qa": _Span}[task]
     stem = causal.__name__.removesuffix("ForCausalLM")
-    suffix = {"classification": "ForSequenceClassification", "extractive_qa": "ForQuestionAnswering"}
+    suffix = {
+        "classification": "ForSequenceClassification",
+        "extractive_qa": "ForQuestionAnswering",
+    }
     return type(stem + suffix[task], (generic, family), {"config_class": type(config)})

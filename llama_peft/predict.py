@@ -172,7 +172,7 @@ def greedy_plain(
     *,
     stop_token_ids: Collection[int],
     max_new_tokens: int,
-    batch_size: int = 16,
+    batch_size: int = 1,
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(id, generated ids) by `model.generate`, on left-padded batches of like length; ends before the first stop id."""
     import torch
@@ -240,9 +240,7 @@ def _grouped(
         yield group
 
 
-def pad(
-    rows: Sequence[Sequence[int]], value: int, left: bool = False
-) -> "tuple[Tensor, Tensor]":
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> "tuple[Tensor, Tensor]":
     """(B, T) integers and their attention mask, padded on the right, or on the left for generation."""
     import torch
 
@@ -271,7 +269,10 @@ def predict_one(
         )
     (found,) = predict(run, [example])
     if found.probabilities is not None:
-        return {"prediction": found.prediction, **dict(zip(run.labels, found.probabilities, strict=True))}
+        return {
+            "prediction": found.prediction,
+            **dict(zip(run.labels, found.probabilities, strict=True)),
+        }
     answer = found.prediction
     if run.recipe.task == "extractive_qa":
         silent = (found.no_answer_probability or 0.0) > no_answer_threshold(folder)

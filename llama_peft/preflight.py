@@ -22,12 +22,15 @@ def check(recipe: Recipe, training: bool) -> None:
     """Raise UserError that names everything in the way of loading the recipe's base (and of training on it)."""
     name = backbone.source(recipe.model)
     if Path(name).is_dir():
-        problems, parameters, download = [], _local_parameters(Path(name)), 0
+        parameters, download = _local_parameters(Path(name)), 0
+        problems: list[str] = []
     else:
         problems, parameters, download = _hub(recipe)
     problems += _machine(recipe, parameters, download, training)
     if problems:
-        raise UserError("\n".join([f"{recipe.model.model_name_or_path} cannot be used:", *problems]))
+        raise UserError(
+            "\n".join([f"{recipe.model.model_name_or_path} cannot be used:", *problems])
+        )
 
 
 def _local_parameters(folder: Path) -> int:
@@ -57,17 +60,35 @@ def _hub(recipe: Recipe) -> tuple[list[str], int, int]:
     except GatedRepoError:
         known = get_token() is not None
         step = "" if known else " and log in with `hf auth login` (or set HF_TOKEN)"
-        return [f"its licence must be accepted first: open https://huggingface.co/{name}{step}; {_MIRROR}"], 0, 0
+        return (
+            [
+                f"its licence must be accepted first: open https://huggingface.co/{name}{step}; {_MIRROR}"
+            ],
+            0,
+            0,
+        )
     except RevisionNotFoundError:
         return [f"the Hub has no revision {revision!r} of it; see model.revision"], 0, 0
     except (RepositoryNotFoundError, HFValidationError):
-        hint = "" if get_token() else "; if it is private, log in with `hf auth login` (or set HF_TOKEN)"
+        hint = (
+            ""
+            if get_token()
+            else "; if it is private, log in with `hf auth login` (or set HF_TOKEN)"
+        )
         return [f"no such folder here and no such model on the Hub{hint}"], 0, 0
     except OfflineModeIsEnabled:
-        return ["it is not in the cache and HF_HUB_OFFLINE is set: unset it, or name a folder"], 0, 0
+        return (
+            ["it is not in the cache and HF_HUB_OFFLINE is set: unset it, or name a folder"],
+            0,
+            0,
+        )
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return [f"the Hub does not answer ({reason}); name a folder, or try a tiny recipe: make demo"], 0, 0
+        return (
+            [f"the Hub does not answer ({reason}); name a folder, or try a tiny recipe: make demo"],
+            0,
+            0,
+        )
     weights = sum(
         file.size or 0 for file in info.siblings or () if file.rfilename.endswith(".safetensors")
     )
@@ -131,6 +152,8 @@ def _host_memory() -> int:
     """Bytes that a new process can have without swapping."""
     try:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+        return 1024 * int(
+            next(line for line in lines if line.startswith("MemAvailable")).split()[1]
+        )
     except OSError:  # no Linux: all of the memory, used or not
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

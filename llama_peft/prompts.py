@@ -78,7 +78,9 @@ class PromptEncoder:
                 raise UserError("the tokenizer has no end-of-text token, so no answer could end")
             self._before, self._between = self._bos, ()
             self.end_id = tokenizer.eos_token_id
-            self._lead = " "  # trap: a prompt must not end in the space, so the answer starts with it
+            self._lead = (
+                " "  # trap: a prompt must not end in the space, so the answer starts with it
+            )
         self.newline_ends = not tokenizer.chat_template
         """Whether a model that never learned to stop is cut at the first line break."""
 

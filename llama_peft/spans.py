@@ -100,7 +100,9 @@ def text(window: Window, start: int, end: int, context: str) -> str:
     if start == window.null or end == window.null:
         return ""
     return context[
-        window.offsets[start - window.context_start][0] : window.offsets[end - window.context_start][1]
+        window.offsets[start - window.context_start][0] : window.offsets[
+            end - window.context_start
+        ][1]
     ]
 
 

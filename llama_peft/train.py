@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,13 +74,19 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
     counted = backbone.count_loaded(base, recipe.task)
     log.info(counted.describe())
     trainer = build_trainer(recipe, model, encoder, rows["train"], rows["validation"], folder)
+    if recipe.train.packing == "prefix_tree":
+        _check_tree_rows(recipe, encoder, model, dataset.parts["train"])
     resumed = checkpoint.newest_sealed(folder / "checkpoints")
     if resumed is not None:
         log.info("continuing from %s", resumed)
     result = trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     if trainer.is_world_process_zero():
         facts = {
-            "parameters": {"total": counted.total, "trainable": counted.trainable, "base": counted.base},
+            "parameters": {
+                "total": counted.total,
+                "trainable": counted.trainable,
+                "base": counted.base,
+            },
             "examples": {part: len(dataset.parts.get(part, [])) for part in rows},
             "rows": {part: len(its) for part, its in rows.items()},
             "steps": trainer.state.global_step,
@@ -97,6 +103,21 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
         checkpoint.save_run(trained, recipe, folder, recipe.task, facts)
         log.info("trained in %.0f s; the run is %s", facts["wall_seconds"], folder)
     return folder
+
+
+def _check_tree_rows(
+    recipe: Recipe, encoder: PromptEncoder, model: Any, examples: Sequence[Any]
+) -> None:
+    """Hold tree rows against plain ones before the first step: a wrong mask would train, and say nothing."""
+    from llama_peft.tree_trainer import check
+
+    # The first questions stand on the same few passages, so their row has branches.
+    encoded = [encoder.encode(example, training=True) for example in examples[:6]]
+    limit = recipe.train.max_length
+    fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
+    if fitting:
+        found = check(model, fitting, limit)
+        log.info("self-check: loss %.5f as a tree, %.5f one by one", *found)
 
 
 def attach(recipe: Recipe, model: Any) -> "nn.Module":
@@ -134,12 +155,12 @@ def encode_part(
     """Rows of one part. Says how many texts were cut, how many examples no row can hold, and what the rows hold."""
     if not examples:
         return []
-    encode = {
+    encoders: dict[str, Callable[..., list[Row]]] = {
         "classification": classification_rows,
         "extractive_qa": span_rows,
         "generative_qa": answer_rows,
-    }[recipe.task]
-    rows = encode(recipe, encoder, examples)
+    }
+    rows = encoders[recipe.task](recipe, encoder, examples)
     held = {id_ for row in rows for id_ in row["ids"]}
     left_out = [example.id for example in examples if example.id not in held]
     if len(left_out) == len(examples):
@@ -223,7 +244,9 @@ def collate(rows: Sequence[Row], pad_token_id: int) -> "dict[str, Tensor]":
     fill = {"labels": -100, "span_mask": 0}
     for key in rows[0].keys() - {"ids", "input_ids"}:
         values = [row[key] for row in rows]
-        batch[key] = torch.tensor(values) if isinstance(values[0], int) else pad(values, fill[key])[0]
+        batch[key] = (
+            torch.tensor(values) if isinstance(values[0], int) else pad(values, fill[key])[0]
+        )
     return batch
 
 
@@ -369,4 +392,6 @@ def _only_process(folder: Path) -> Iterator[None]:
             holder.unlink(missing_ok=True)
     except Timeout:
         who = holder.read_text("utf-8") if holder.is_file() else "unknown"
-        raise UserError(f"{folder}: process {who} is training here; wait for it or stop it") from None
+        raise UserError(
+            f"{folder}: process {who} is training here; wait for it or stop it"
+        ) from None

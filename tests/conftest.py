@@ -34,12 +34,12 @@ def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def make(family: str = "llama", **changes: Any) -> Path:
         import torch
         from transformers import (
+            AutoModelForCausalLM,
+            AutoTokenizer,
             Gemma2Config,
             Gemma3TextConfig,
             GemmaConfig,
             LlamaConfig,
-            AutoModelForCausalLM,
-            AutoTokenizer,
         )
 
         tokenizer = AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
@@ -81,7 +81,11 @@ def make_recipe() -> Callable[..., Recipe]:
     """A recipe of a task on a base, small and on the CPU; keyword arguments are sections of their own."""
 
     def make(
-        task: str, base: Path | str, bits: int = 32, lora: dict[str, Any] | None = None, **sections: Any
+        task: str,
+        base: Path | str,
+        bits: int = 32,
+        lora: dict[str, Any] | None = None,
+        **sections: Any,
     ) -> Recipe:
         name = "reviews" if task == "classification" else "passages"
         values = {

@@ -97,7 +97,9 @@ def test_cpu_4bit_weights_are_never_repacked(
     """Trap 22: after a repacking forward, gradients through Linear4bit are wrong without an error."""
     from bitsandbytes.nn import Linear4bit
 
-    model = backbone.load(make_recipe("generative_qa", make_base(), bits=4, lora={"r": 4}), "generative_qa")
+    model = backbone.load(
+        make_recipe("generative_qa", make_base(), bits=4, lora={"r": 4}), "generative_qa"
+    )
     layers = [m for m in model.modules() if isinstance(m, Linear4bit)]
     assert len(layers) == 14 and not any(m.support_avx512bf16_for_cpu for m in layers)
 
@@ -109,14 +111,18 @@ def test_targets_that_match_nothing_are_refused(
     for targets in (["q_proj", "c_attn"], "model.layers.*.attn"):
         recipe = make_recipe("generative_qa", folder, lora={"r": 4, "target_modules": targets})
         with pytest.raises(UserError, match=r"matches no linear layer.*q_proj"):
-            backbone.add_lora(backbone.load(recipe, "generative_qa"), recipe.lora, "generative_qa", recipe)
+            backbone.add_lora(
+                backbone.load(recipe, "generative_qa"), recipe.lora, "generative_qa", recipe
+            )
 
 
 def test_all_linear_leaves_heads_alone(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
 ) -> None:
     for task in TASKS:
-        recipe = make_recipe(task, make_base(), bits=4, lora={"r": 4, "target_modules": "all-linear"})
+        recipe = make_recipe(
+            task, make_base(), bits=4, lora={"r": 4, "target_modules": "all-linear"}
+        )
         adapted = backbone.add_lora(backbone.load(recipe, task, 2), recipe.lora, task, recipe)
         names = [n for n, _ in adapted.named_parameters() if "lora_A" in n]
         assert len(names) == 14 and all(".layers." in n for n in names)
@@ -127,14 +133,17 @@ def test_head_follows_the_seed(
 ) -> None:
     folder = make_base()
     weights = [
-        backbone.load(make_recipe("classification", folder, train={"seed": seed}), "classification", 2)
-        .score.weight
+        backbone.load(
+            make_recipe("classification", folder, train={"seed": seed}), "classification", 2
+        ).score.weight
         for seed in (1, 1, 2)
     ]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def test_tokenizer_pads_with_a_token_of_its_own(shared: Path, make_recipe: Callable[..., Recipe]) -> None:
+def test_tokenizer_pads_with_a_token_of_its_own(
+    shared: Path, make_recipe: Callable[..., Recipe]
+) -> None:
     """Padding with the end-of-text token would hide that token's labels, and a model would never stop."""
     folder = shared / "llama-3.2-1b"
     tokenizer = backbone.load_tokenizer(make_recipe("classification", folder).model)

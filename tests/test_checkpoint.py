@@ -73,7 +73,12 @@ def finished(
 
 
 def test_changed_exports_are_refused(finished: Path, tmp_path: Path) -> None:
-    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "recipe.yaml", "split.json"):
+    for name in (
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "recipe.yaml",
+        "split.json",
+    ):
         copy = tmp_path / name.replace("/", "-")
         shutil.copytree(finished, copy)
         raw = (copy / name).read_bytes()
@@ -111,7 +116,9 @@ def test_another_base_of_the_same_shape_is_refused(
     text = (copy / "recipe.yaml").read_text()
     (copy / "recipe.yaml").write_text(
         "\n".join(
-            f"  model_name_or_path: {make_base(initializer_range=0.03)}" if "model_name_or_path" in line else line
+            f"  model_name_or_path: {make_base(initializer_range=0.03)}"
+            if "model_name_or_path" in line
+            else line
             for line in text.splitlines()
         )
     )

@@ -24,7 +24,9 @@ def run(*words: str, program: str = "llama_peft") -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, which: Any, *words: str) -> str:
+def fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, which: Any, *words: str
+) -> str:
     """Runs a command in this process and returns its error; asserts exit code 2 and no traceback."""
     monkeypatch.setattr(sys, "argv", ["program", *words])
     with pytest.raises(SystemExit) as stop:

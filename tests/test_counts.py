@@ -53,7 +53,10 @@ def test_lora_of_the_1b() -> None:
 def test_params_command_answers_from_the_config_alone(shared: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "llama_peft", "params"]
     done = subprocess.run(
-        [*command, str(shared / "llama-3.2-1b"), "--json"], capture_output=True, text=True, check=True
+        [*command, str(shared / "llama-3.2-1b"), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found = json.loads(done.stdout)
     assert found["base"] == 1_235_814_400
@@ -66,7 +69,11 @@ def test_params_command_answers_from_the_config_alone(shared: Path) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("bits", [4, 32])
 def test_formula_equals_the_loaded_model(
-    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], family: str, tied: bool, bits: int
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    family: str,
+    tied: bool,
+    bits: int,
 ) -> None:
     """`count_loaded` raises where formula and model differ; LoRA and head are in place."""
     if not tied and family != "llama":

@@ -383,6 +383,10 @@ def test_bad_questions(tmp_path: Path, content: Any, fragment: str) -> None:
 def test_squad_format_is_checked_when_it_is_said(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", [question(1, 1)])
     assert "must be SQuAD's" in refusal(whole(file, "extractive_qa", format="squad"))
+    write(file, {"data": [question(1, 1)]})
+    assert len(train_of(whole(file, "extractive_qa"))) == 1
+    message = refusal(whole(file, "extractive_qa", format="squad"))
+    assert "article 1: has no list paragraphs: this is not SQuAD's format" in message
 
 
 def test_two_bad_answers_are_one_bad_row(tmp_path: Path) -> None:

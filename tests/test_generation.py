@@ -8,17 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from tree_examples import MODELS, VOCABULARY, WINDOW, Example, families, real_questions, tiny_model
 
 from eval import generation
-from eval.generation import (
-    greedy,
-    greedy_plain,
-    loglikelihoods,
-    loglikelihoods_plain,
-    newline_token_ids,
-)
+from eval.generation import greedy, loglikelihoods
+from llama_peft.predict import greedy_plain, loglikelihoods_plain
 from llama_peft.prefix_tree import pack, packing
 
 STOP = frozenset(range(0, VOCABULARY, 8))  # one token in eight: branches end at different steps
@@ -125,17 +120,6 @@ def test_loglikelihoods_equal_one_request_a_pass(kind: str) -> None:
         tree = torch.tensor(loglikelihoods(model, requests, max_tokens_per_row=room))
         assert torch.allclose(tree, plain, atol=1e-4, rtol=0)
     assert plain.min() < -5 and (plain == 0).sum() == len(families(6))
-
-
-def test_newline_tokens_are_found(shared: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(shared / "llama-mini")
-    found = newline_token_ids(tokenizer)
-    for text in ("a\nb", "a\n\nb", "end.\n", "\r\n"):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert [i in found for i in ids] == ["\n" in tokenizer.decode([i]) for i in ids]
-        assert found.intersection(ids)
-    assert tokenizer.eos_token_id not in found
-    assert len(found) < 100
 
 
 def test_real_questions_on_a_trained_model(shared: Path) -> None:

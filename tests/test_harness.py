@@ -58,7 +58,10 @@ def test_zero_shot_and_tuned_answer_the_same_examples(
     assert tuned["config"]["model_kind"] == "classification head"
     assert zero["adapter_sha256"] is None and tuned["adapter_sha256"]
     lines = [
-        [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+        [
+            json.loads(line)
+            for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()
+        ]
         for name in ("zero", "tuned")
     ]
     pairs = [[(line["id"], line["gold"]) for line in its] for its in lines]
@@ -80,7 +83,9 @@ def test_shared_prefixes_change_no_prediction(
     """The tree engine and its plain twin, through the zero-shot predictors of both kinds."""
     found = []
     for decoding in ("prefix_tree", "plain"):
-        recipe = make_recipe(task, make_base(), lora={"r": 4}, eval={"decoding": decoding, "max_new_tokens": 6})
+        recipe = make_recipe(
+            task, make_base(), lora={"r": 4}, eval={"decoding": decoding, "max_new_tokens": 6}
+        )
         labels = ("negative", "positive") if task == "classification" else ()
         predictor = open_predictor(recipe.model.model_name_or_path, recipe, labels)
         its = {p.id: p for p in predictor.predict(data.load(recipe).parts["test"])}
@@ -135,7 +140,11 @@ def test_a_perfect_abstainer_scores_100_on_the_unanswerable(
 
     def scores(answer: Callable[[Sequence[Example]], Iterator[Prediction]]) -> dict[str, Any]:
         lines = [
-            {"id": p.id, "prediction": p.prediction, "no_answer_probability": p.no_answer_probability}
+            {
+                "id": p.id,
+                "prediction": p.prediction,
+                "no_answer_probability": p.no_answer_probability,
+            }
             for p in answer(examples)
         ]
         return harness.score(lines, examples, ())
@@ -223,7 +232,9 @@ def test_a_file_of_the_user_s_is_measured_whole(
     job = make_job(None, str(folder), str(file), None, None, tmp_path / "out", [])
     results = harness.run(job)
     assert results["n-samples"] == {"small": {"original": 3, "effective": 3}}
-    lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()
+    ]
     assert [line["gold"] for line in lines] == ["positive", "negative", "positive"]
 
 

@@ -69,7 +69,11 @@ def test_heads_are_float32_and_never_quantised(
         assert mine and all(p.dtype == torch.float32 for p in mine)
     kinds = {type(m).__name__ for m in model.modules() if "Linear" in type(m).__name__}
     assert ({4: "Linear4bit", 8: "Linear8bitLt", 32: "Linear"}[bits]) in kinds
-    assert (model.qa_outputs.bias is not None) if task == "extractive_qa" else (model.score.bias is None)
+    assert (
+        (model.qa_outputs.bias is not None)
+        if task == "extractive_qa"
+        else (model.score.bias is None)
+    )
 
 
 def test_a_quantised_head_is_refused() -> None:
@@ -102,7 +106,7 @@ def test_span_loss_sees_the_allowed_positions_only() -> None:
             F.cross_entropy(logits[i, allowed[i].bool(), side], torch.tensor(index))
             for side, labels in ((0, starts), (1, ends))
             for i, index in enumerate(
-                int(allowed[i, : label].sum()) for i, label in enumerate(labels.tolist())
+                int(allowed[i, :label].sum()) for i, label in enumerate(labels.tolist())
             )
         ]
     ).mean()

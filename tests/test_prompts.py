@@ -142,3 +142,10 @@ def test_long_texts_lose_their_end_never_the_question(encoder: PromptEncoder) ->
     assert len(asked) == 80 and asked[-len(question) :] == question
     with pytest.raises(UserError, match="no room"):
         encoder.zero_shot("word " * 50, 3)
+
+
+def test_every_token_with_a_line_break_ends_an_answer(encoder: PromptEncoder) -> None:
+    for text in ("a\nb", "a\n\nb", "end.\n", "\r\n"):
+        broken = [id_ for id_ in encoder.ids(text) if "\n" in encoder.tokenizer.decode([id_])]
+        assert broken and encoder.newline_ids.issuperset(broken)
+    assert not encoder.newline_ids & {encoder.end_id, *encoder.ids("a b c.")}

@@ -36,10 +36,11 @@ def write(folder: Path, predictions, golds, *, labels=(), kind="zero-shot", part
     folder.mkdir(parents=True, exist_ok=True)
     recipe = facts.pop("recipe", "sst2" if labels else "squad")
     texts = facts.pop("texts", {})
-    if labels:
-        scores = classification_results(predictions, golds, labels)
-    else:
-        scores = answer_results(predictions, golds, dict.fromkeys(golds, 0.5))
+    scores = (
+        classification_results(predictions, golds, labels)
+        if labels
+        else answer_results(predictions, golds, dict.fromkeys(golds, 0.5))
+    )
     task = recipe if part == "test" else f"{recipe}_{part}"
     lines = [
         {"id": k, "prediction": p, "gold": golds[k], "split": part, "raw": p}

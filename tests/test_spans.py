@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def test_windows_cover_the_context_and_share_the_stride(encoder: PromptEncoder) 
     ids, offsets = encoder.offsets(context)
     assert len(rows) > 3
     joined = list(rows[0].offsets)
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         assert before.offsets[-32:] == after.offsets[:32]
         joined += after.offsets[32:]
     assert tuple(joined) == offsets

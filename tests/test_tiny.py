@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,14 +19,14 @@ KINDS = get_args(DataKind)
 ATTRIBUTES = (*facts.PERSON, *facts.TOWN, *facts.OBJECT)
 
 
-def corpus_text(documents: int = 3000) -> str:
+def corpus_text(documents: int = 1000) -> str:
     rng = random.Random(5)
     written = (corpus.write_document(rng, i / documents) for i in range(documents))
     return "\n".join("".join(piece.text for piece in document) for document in written)
 
 
 def data_text(part: names.Part) -> str:
-    rows = [row for kind in KINDS for row in generate(kind, part, 1500, 3)]
+    rows = [row for kind in KINDS for row in generate(kind, part, 1000, 3)]
     return "\n".join(" ".join(str(value) for value in row.values()) for row in rows)
 
 
@@ -34,9 +35,17 @@ def texts() -> dict[str, str]:
     return {"corpus": corpus_text(), **{part: data_text(part) for part in names.PARTS}}
 
 
-def as_pattern(phrasing: str) -> re.Pattern[str]:
-    """A phrasing with every slot open; it may start in upper case and follow on anything."""
-    return re.compile(re.sub(r"\\\{\w\\\}", r"[\\w ]+?", re.escape(phrasing)), re.IGNORECASE)
+def occurs(phrasing: str, text: str) -> str:
+    """The first place where a phrasing stands with its slots filled, or nothing."""
+    pieces = re.split(r"(\{\w\})", phrasing)
+    if max(pieces[::2], key=len) not in text:  # most are settled without the slow pattern
+        return ""
+    names = ["{s}", "{n}", "{v}", "{p}", "{c}"]  # of several words; the other slots hold one
+    slots = [r"[A-Za-z0-9 ]{1,40}?" if slot in names else r"[a-z]+" for slot in pieces[1::2]]
+    literals = [re.escape(piece) for piece in pieces[::2]]
+    pattern = "".join(a + b for a, b in zip_longest(literals, slots, fillvalue=""))
+    found = re.search(rf"\b{pattern}", text)
+    return found.group() if found else ""
 
 
 def held_phrasings() -> list[str]:
@@ -168,19 +177,20 @@ def test_answers_stand_at_their_offsets(part: names.Part) -> None:
 
 
 def test_an_unanswerable_question_asks_for_what_the_passage_does_not_state() -> None:
-    patterns = {
-        question: [as_pattern(s) for s in attribute.statements]
-        for group in (facts.PERSON, facts.TOWN, facts.OBJECT)
-        for attribute in group
-        for question in attribute.questions
-    }
     checked = 0
-    for row in generate("passages", "train", 400, 0):
-        asked = [q for q in patterns if as_pattern(q).fullmatch(row["question"])]
-        for question in asked if not row["answers"]["text"] else []:
+    for row in generate("passages", "train", 300, 0):
+        groups = [g for g in (facts.PERSON, facts.TOWN, facts.OBJECT) if about(row, g)]
+        assert len(groups) == 1, row
+        asked = [a for a in groups[0] if any(occurs(q, row["question"]) for q in a.questions)]
+        if not row["answers"]["text"]:
             checked += 1
-            assert not any(p.search(row["context"]) for p in patterns[question]), row
-    assert checked > 100
+            stated = [any(occurs(s, row["context"]) for s in a.statements) for a in asked]
+            assert stated and not all(stated), row
+    assert checked > 80
+
+
+def about(row: dict[str, Any], group: tuple[facts.Attribute, ...]) -> bool:
+    return any(occurs(question, row["question"]) for a in group for question in a.questions)
 
 
 # --- what is held out
@@ -208,19 +218,16 @@ def test_names_of_the_test_part_are_met_nowhere_else(texts: dict[str, str]) -> N
 
 def test_phrasings_of_the_test_part_are_met_nowhere_else(texts: dict[str, str]) -> None:
     for phrasing in held_phrasings():
-        pattern = as_pattern(phrasing)
         for other in ("corpus", "train", "validation"):
-            found = pattern.search(texts[other])
-            assert not found, (other, phrasing, found)
-        assert pattern.search(texts["test"]), phrasing
+            assert not occurs(phrasing, texts[other]), (other, phrasing)
+        assert occurs(phrasing, texts["test"]), phrasing
 
 
 def test_the_test_part_uses_no_phrasing_of_the_others(texts: dict[str, str]) -> None:
     for phrasing in common_phrasings():
-        pattern = as_pattern(phrasing)
-        assert not pattern.search(texts["test"]), phrasing
-        assert pattern.search(texts["train"]), phrasing
-        assert pattern.search(texts["validation"]), phrasing
+        assert not occurs(phrasing, texts["test"]), phrasing
+        for other in ("corpus", "train", "validation"):
+            assert occurs(phrasing, texts[other]), (other, phrasing)
 
 
 def test_the_corpus_holds_no_prompt_of_a_recipe(texts: dict[str, str]) -> None:
@@ -263,9 +270,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def build_small(folder: Path, seed: int) -> dict[str, bytes]:
     shape = {
-        "hidden_size": 64,
+        "hidden_size": 128,
         "intermediate_size": 64,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 32,

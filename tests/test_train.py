@@ -58,7 +58,13 @@ def test_run_folder_is_whole_and_loads_back(
     _, folder = run_of(task, lora)
     names = {path.name for path in folder.iterdir()}
     export = {"adapter"} if lora else {"head.safetensors"}
-    assert {"recipe.yaml", "split.json", "history.jsonl", "checkpoints", "training.json"} | export <= names
+    assert {
+        "recipe.yaml",
+        "split.json",
+        "history.jsonl",
+        "checkpoints",
+        "training.json",
+    } | export <= names
     facts = checkpoint.read_facts(folder)
     assert facts["steps"] == 2 and facts["examples"] == {"train": 24, "validation": 8}
     losses = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
@@ -94,7 +100,9 @@ def test_finished_run_is_not_trained_again(run_of: Callable[..., tuple[Recipe, P
 
 def test_a_folder_of_another_recipe_is_refused(run_of: Callable[..., tuple[Recipe, Path]]) -> None:
     recipe, folder = run_of(*CASES[0])
-    other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": 1.0})})
+    other = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"learning_rate": 1.0})}
+    )
     with pytest.raises(UserError, match=r"another recipe.*learning_rate: 1\.0"):
         training.train(other)
     assert checkpoint.read_facts(folder)["steps"] == 2
@@ -128,7 +136,9 @@ def test_resume_is_bit_identical(
     assert checkpoint.read_facts(resumed)["resumed_from"] == "checkpoint-2"
     name = "adapter/adapter_model.safetensors" if lora else "head.safetensors"
     assert (resumed / name).read_bytes() == (whole / name).read_bytes()
-    steps = [json.loads(line).get("step") for line in (cut / "history.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line).get("step") for line in (cut / "history.jsonl").read_text().splitlines()
+    ]
     assert steps == sorted(steps), "the loss curve holds no step twice over"
 
 
@@ -178,9 +188,7 @@ def test_examples_that_fit_no_row_are_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     recipe = make_recipe("generative_qa", make_base(), lora={"r": 4})
-    encoder = predict.PromptEncoder(
-        training.backbone.load_tokenizer(recipe.model), recipe.prompt
-    )
+    encoder = predict.PromptEncoder(training.backbone.load_tokenizer(recipe.model), recipe.prompt)
     examples = data.load(recipe).parts["train"]
     lengths = sorted(len(encoder.encode(e, True).prompt) for e in examples)
     short = recipe.model_copy(
@@ -197,9 +205,14 @@ def test_examples_that_fit_no_row_are_counted(
 def test_a_loss_that_is_no_number_stops_the_run(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    keys = {"learning_rate": 1e30, "max_steps": 6, "output_dir": str(tmp_path / "run"), "max_grad_norm": 0.0}
+    keys = {
+        "learning_rate": 1e30,
+        "max_steps": 6,
+        "output_dir": str(tmp_path / "run"),
+        "max_grad_norm": 0.0,
+    }
     recipe = make_recipe("classification", make_base(), lora={"r": 4}, train=keys)
-    with pytest.raises(UserError, match="is nan|is inf"):
+    with pytest.raises(UserError, match=r"is (nan|inf)"):
         training.train(recipe)
     assert not (tmp_path / "run/training.json").exists()
 

@@ -33,8 +33,8 @@ class Build:
     steps: int = 2200
     tokens_per_step: int = 2048
     row_width: int = 256
-    matrix_rate: float = 0.02
-    rate: float = 3e-3
+    matrix_rate: float = 0.004
+    rate: float = 0.001
     vocab_size: int = 1536
     tokenizer_documents: int = 4000
     shape: dict[str, Any] = field(

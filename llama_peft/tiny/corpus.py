@@ -26,7 +26,7 @@ from llama_peft.tiny.passages import (
 from llama_peft.tiny.reviews import ADJECTIVES, LABELS, Label, write_review
 
 NOISE, PROSE, ANSWER = 0.0, 0.2, 1.0
-DRILL_SHARE, DRILL_UNTIL = 0.6, 0.1
+DRILL_SHARE, DRILL_UNTIL, DRILL_LATER = 0.4, 0.1, 0.08
 BREAKS = ("\n", "\n\n")
 
 
@@ -221,7 +221,7 @@ WRITERS: tuple[tuple[Callable[[random.Random, Passage], Document], int], ...] = 
 
 def write_document(rng: random.Random, progress: float) -> Document:
     """A document for this point (0 to 1) of the training: copying first, then reading."""
-    drill = DRILL_SHARE if progress < DRILL_UNTIL else 0.05
+    drill = DRILL_SHARE if progress < DRILL_UNTIL else DRILL_LATER
     draw = rng.random()
     if draw < drill:
         return rng.choice((roll_call, ledger))(rng)

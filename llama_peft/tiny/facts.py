@@ -76,7 +76,7 @@ PERSON = (
             "How did {n} earn a living?",
             "What work did {n} do?",
         ),
-        ("For a living {s} worked as a {v}.", "The trade of {s} was that of a {v}."),
+        ("{s} was a {v} by trade.", "The trade of {s} was that of a {v}."),
         ("As what did {n} earn a living?", "What trade did {n} work in?"),
     ),
     Attribute(
@@ -112,7 +112,7 @@ PERSON = (
             "Whom did {n} marry?",
             "With whom did {n} share a marriage?",
         ),
-        ("{v} and {s} were married.", "In a small wedding {s} married {v}."),
+        ("{v} and {s} were married.", "{s} had a small wedding with {v}."),
         ("Who was married to {n}?", "Whose marriage did {n} share?"),
     ),
     Attribute(
@@ -184,7 +184,7 @@ PERSON = (
             "Which pet did {n} have?",
             "What did {n} have as a pet?",
         ),
-        ("As a pet {s} kept a {v}.", "{s} was fond of a pet {v}."),
+        ("A {v} was kept by {s}.", "{s} was fond of a pet {v}."),
         ("What did {n} keep as a pet?", "What kind of pet did {n} have?"),
     ),
     Attribute(
@@ -203,7 +203,7 @@ PERSON = (
             "Which instrument could {n} play?",
         ),
         ("{s} could play the {v}.", "The {v} was what {s} liked to play."),
-        ("What did {n} like to play?", "Which instrument did {n} play tunes on?"),
+        ("What was it that {n} liked to play?", "Which instrument did {n} play tunes on?"),
     ),
     Attribute(
         "children",
@@ -332,7 +332,7 @@ TOWN = (
             "What kind of bridge does {n} have?",
         ),
         ("{s} built its bridge of {v}.", "The old bridge of {s} is of {v}."),
-        ("Of what was the bridge of {n} built?", "What is the old bridge in {n} made of?"),
+        ("Of what was the bridge of {n} built?", "What kind of bridge is there in {n}?"),
     ),
     Attribute(
         "mills",
