@@ -274,6 +274,7 @@ BAD_DATASETS: list[tuple[str, str]] = [
     ("{path: a, test_size: 0}", "eval.splits: there is no test part: set dataset.parts.test"),
     ("{path: a, columns: {text: 5}}", "must be a column name or a list of them, not 5"),
     ("{path: a, columns: {text: []}}", "must be a column name or a list of them, not []"),
+    ("{path: a, columns: {contexts: b}}", "did you mean dataset.columns.context?"),
     ("{path: a, columns: {txt: b}}", "did you mean dataset.columns.text?"),
     ("{path: a, max_train_samples: 0}", "must be a whole number of at least 1 or null, not 0"),
 ]

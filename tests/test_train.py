@@ -1,7 +1,11 @@
 """Training end to end on small real models: what is saved loads back, what is cut off goes on, what is wrong is refused."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llama_peft import checkpoint, data, predict
+from llama_peft import checkpoint, data, predict, rows
 from llama_peft import train as training
 from llama_peft.recipe import Recipe, UserError
 
@@ -164,6 +168,43 @@ def test_accumulation_does_not_change_the_step(
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
+def test_two_processes_take_the_step_of_one(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """Trap 24 again: under DDP the stock loss would double the gradient."""
+    keys = {"max_steps": 1, "per_device_train_batch_size": 8, "output_dir": str(tmp_path / "one")}
+    parts = {"parts": {"train": 8, "validation": 8, "test": 8}}
+    recipe = make_recipe("classification", make_base(), train=keys, dataset=parts)
+    one = training.train(recipe)
+    words = ["train.per_device_train_batch_size=4", f"train.output_dir={tmp_path / 'two'}"]
+    command = [sys.executable, "-m", "llama_peft", "train", str(one / "recipe.yaml"), *words]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=Path(__file__).parents[1],
+            env=os.environ | {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            },
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    first = [
+        json.loads((run / "history.jsonl").read_text().splitlines()[0])
+        for run in (one, tmp_path / "two")
+    ]
+    for name in ("loss", "grad_norm"):
+        assert first[0][name] == pytest.approx(first[1][name], rel=1e-4)
+    exports = [
+        load_file(run / "head.safetensors")["score.weight"] for run in (one, tmp_path / "two")
+    ]
+    torch.testing.assert_close(*exports)
+
+
 def test_tree_rows_and_plain_rows_train_alike(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
@@ -194,12 +235,12 @@ def test_examples_that_fit_no_row_are_counted(
     short = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"max_length": lengths[12]})}
     )
-    rows = training.encode_part(short, encoder, "train", examples)
-    kept = {id_ for row in rows for id_ in row["ids"]}
+    found = rows.encode_part(short, encoder, "train", examples)
+    kept = {id_ for row in found for id_ in row["ids"]}
     assert f"{len(examples) - len(kept)} of {len(examples)} examples are longer" in caplog.text
     none = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_length": 8})})
     with pytest.raises(UserError, match="no example fits"):
-        training.encode_part(none, encoder, "train", examples)
+        rows.encode_part(none, encoder, "train", examples)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(

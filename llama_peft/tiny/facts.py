@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from llama_peft.tiny.names import words
 
 ValueKind = Literal[
-    "place", "person", "year", "job", "thing", "pet", "instrument", "number", "colour", "product",
+    "place", "person", "year", "job", "pet", "instrument", "colour", "product",
     "month", "material",
 ]  # fmt: skip
 
@@ -98,24 +98,6 @@ PERSON = (
         ("Who was it that taught {n}?", "Which teacher did {n} have?"),
     ),
     Attribute(
-        "partner",
-        "person",
-        (
-            "{s} married {v}.",
-            "{s} was married to {v}.",
-            "The wedding of {s} and {v} was a small one.",
-            "{s} shared a long marriage with {v}.",
-        ),
-        (
-            "Who married {n}?",
-            "To whom was {n} married?",
-            "Whom did {n} marry?",
-            "With whom did {n} share a marriage?",
-        ),
-        ("{v} and {s} were married.", "{s} had a small wedding with {v}."),
-        ("Who was married to {n}?", "Whose marriage did {n} share?"),
-    ),
-    Attribute(
         "home",
         "place",
         (
@@ -132,42 +114,6 @@ PERSON = (
         ),
         ("It was in {v} that {s} lived.", "{s} made a home in {v}."),
         ("What town did {n} live in?", "Which town was the home of {n}?"),
-    ),
-    Attribute(
-        "prize",
-        "year",
-        (
-            "{s} won a prize in {v}.",
-            "The prize for {s} came in {v}.",
-            "{s} was given a prize in the year {v}.",
-            "In {v} {s} won a small prize.",
-        ),
-        (
-            "When did {n} win a prize?",
-            "In what year did {n} win a prize?",
-            "When was {n} given a prize?",
-            "What was the year of the prize for {n}?",
-        ),
-        ("{s} was given the prize of {v}.", "The year of the prize was {v}."),
-        ("What year did {n} win the prize in?", "In which year was {n} given a prize?"),
-    ),
-    Attribute(
-        "invention",
-        "thing",
-        (
-            "{s} built a {v}.",
-            "{s} made a famous {v}.",
-            "The best work of {s} was a {v}.",
-            "A {v} was made by {s}.",
-        ),
-        (
-            "What did {n} build?",
-            "What did {n} make?",
-            "What famous thing did {n} make?",
-            "What was built by {n}?",
-        ),
-        ("A famous {v} was built by {s}.", "{s} made and sold a {v}."),
-        ("What thing was made by {n}?", "What was it that {n} built?"),
     ),
     Attribute(
         "pet",
@@ -204,24 +150,6 @@ PERSON = (
         ),
         ("{s} could play the {v}.", "The {v} was what {s} liked to play."),
         ("What was it that {n} liked to play?", "Which instrument did {n} play tunes on?"),
-    ),
-    Attribute(
-        "children",
-        "number",
-        (
-            "{s} had {v} children.",
-            "{s} raised {v} children.",
-            "The family of {s} had {v} children.",
-            "There were {v} children in the family.",
-        ),
-        (
-            "How many children did {n} have?",
-            "How many children did {n} raise?",
-            "How many children were in the family of {n}?",
-            "What number of children did {n} have?",
-        ),
-        ("{s} was raising {v} children.", "In the family of {s} were {v} children."),
-        ("What number of children did {n} raise?", "How many children had {n}?"),
     ),
 )
 
@@ -334,42 +262,6 @@ TOWN = (
         ("{s} built its bridge of {v}.", "The old bridge of {s} is of {v}."),
         ("Of what was the bridge of {n} built?", "What kind of bridge is there in {n}?"),
     ),
-    Attribute(
-        "mills",
-        "number",
-        (
-            "{s} has {v} mills.",
-            "There are {v} mills in the town.",
-            "The river at {s} drives {v} mills.",
-            "The people of {s} run {v} mills.",
-        ),
-        (
-            "How many mills does {n} have?",
-            "How many mills are there in {n}?",
-            "What number of mills does {n} have?",
-            "How many mills does the river at {n} drive?",
-        ),
-        ("In {s} there are {v} mills.", "The town runs {v} mills."),
-        ("How many mills are in {n}?", "What number of mills are there in {n}?"),
-    ),
-    Attribute(
-        "neighbour",
-        "place",
-        (
-            "The nearest town is {v}.",
-            "{s} lies close to {v}.",
-            "A road leads from {s} to {v}.",
-            "The road from {s} ends in {v}.",
-        ),
-        (
-            "What town is nearest to {n}?",
-            "What does {n} lie close to?",
-            "Where does the road from {n} lead?",
-            "Which town lies close to {n}?",
-        ),
-        ("The town nearest to {s} is {v}.", "From {s} the road leads to {v}."),
-        ("Which town is the nearest to {n}?", "To what town does the road from {n} lead?"),
-    ),
 )
 
 OBJECT = (
@@ -481,24 +373,6 @@ OBJECT = (
         ("{s} was painted in {v}.", "As to its colour, {s} is {v}."),
         ("Which colour does {n} have?", "What colour was {n} painted?"),
     ),
-    Attribute(
-        "price",
-        "number",
-        (
-            "{s} was sold for {v} coins.",
-            "The price of {s} was {v} coins.",
-            "It cost {v} coins.",
-            "Someone paid {v} coins for {s}.",
-        ),
-        (
-            "What was the price of {n}?",
-            "How many coins did {n} cost?",
-            "For how many coins was {n} sold?",
-            "How many coins were paid for {n}?",
-        ),
-        ("At the market {s} cost {v} coins.", "The price paid was {v} coins."),
-        ("How much did {n} cost?", "What price was paid for {n}?"),
-    ),
 )
 
 WORDS: dict[ValueKind, list[str]] = {
@@ -510,7 +384,6 @@ WORDS: dict[ValueKind, list[str]] = {
         "goose donkey raven hedgehog parrot rabbit turtle badger sparrow fox squirrel goat"
     ),
     "instrument": words("flute violin drum harp trumpet piano fiddle horn cello banjo"),
-    "number": words("two three four five six seven eight nine ten twelve"),
     "colour": words("red green blue yellow white black brown purple"),
     "product": words("cheese rope honey paper bread soap salt wool butter tea cloth candles"),
     "month": words("January February March April May June July August September October"),

@@ -1,0 +1,189 @@
+"""What is measured: a model of random weights and real questions.
+
+Speed does not depend on what weights say, only on their shapes. On a CPU that is a Llama of 51M
+parameters in float32; on CUDA the shape of Llama-3.2-1B in NF4 with bfloat16. Where the real data
+(../shared) are not on this machine, generated passages stand in, and the results say so.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import PreTrainedModel
+
+from llama_peft import backbone, data, tiny
+from llama_peft.data import QuestionExample
+from llama_peft.prompts import Encoded, PromptEncoder
+from llama_peft.recipe import Recipe, validate
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+DENSITY = 7
+"""Questions a paragraph: SQuAD v2's train set has 6.85; its dev set, read here, has 9.6."""
+
+CPU_SHAPE = {
+    "hidden_size": 640,
+    "intermediate_size": 1728,
+    "num_hidden_layers": 10,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 5,
+    "head_dim": 64,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
+CUDA_SHAPE = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions, paragraph by paragraph, and where they are from."""
+
+    examples: list[QuestionExample]
+    source: str
+
+    def facts(self) -> dict[str, Any]:
+        paragraphs = len({example.context for example in self.examples})
+        return {"data": self.source, "questions": len(self.examples), "paragraphs": paragraphs}
+
+
+def questions(count: int, seed: int = 0) -> Questions:
+    """`count` questions of random SQuAD paragraphs, `DENSITY` of each; generated ones without ../shared."""
+    path = SHARED / "data/squad/squad_v2.json"
+    if not path.is_file():
+        parts = {"train": count, "validation": 1, "test": 1}
+        drawn = {"path": "tiny", "name": "passages", "parts": parts}
+        found = data.load(_recipe(tiny.MODEL_DIR, dataset=drawn)).parts["train"]
+        return Questions([e for e in found if isinstance(e, QuestionExample)], "tiny passages")
+    rng = random.Random(seed)
+    paragraphs = [group for group in by_paragraph(squad()) if len(group) >= DENSITY]
+    rng.shuffle(paragraphs)
+    drawn_examples = [e for group in paragraphs for e in rng.sample(group, DENSITY)]
+    return Questions(drawn_examples[:count], f"SQuAD v2 dev, {DENSITY} questions a paragraph")
+
+
+def squad() -> list[QuestionExample]:
+    """All of ../shared's SQuAD, in its order."""
+    path = SHARED / "data/squad/squad_v2.json"
+    found = data.load_file(_recipe(tiny.MODEL_DIR), str(path))
+    return [example for example in found if isinstance(example, QuestionExample)]
+
+
+def by_paragraph(examples: Sequence[QuestionExample]) -> list[list[QuestionExample]]:
+    """Neighbours on one paragraph together."""
+    return [list(group) for _, group in groupby(examples, key=lambda example: example.context)]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A saved base model and how this machine loads it."""
+
+    folder: Path
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        recipe = self.recipe()
+        return PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
+
+    def recipe(self, attention: str | None = None) -> Recipe:
+        return _recipe(self.folder, attention)
+
+    def load(self, attention: str | None = None) -> PreTrainedModel:
+        """The frozen base, fresh, in evaluation mode."""
+        return backbone.load(self.recipe(attention), "generative_qa")
+
+    def adapted(self, attention: str | None = None) -> PeftModel:
+        """The base with LoRA r16 on the seven projections; every call draws the same weights."""
+        recipe = self.recipe(attention)
+        model = self.load(attention)
+        assert recipe.lora is not None
+        torch.manual_seed(0)
+        return backbone.add_lora(model, recipe.lora, "generative_qa", recipe)
+
+    def facts(self) -> dict[str, Any]:
+        config = AutoConfig.from_pretrained(self.folder)
+        with torch.device("meta"):
+            parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+        kind = "NF4, bfloat16" if torch.cuda.is_available() else "float32"
+        return {
+            "model": f"Llama, random weights, hidden {config.hidden_size}, "
+            f"{config.num_hidden_layers} layers, vocabulary {config.vocab_size}",
+            "parameters": parameters,
+            "precision": kind,
+            "lora": "r 16 on the seven projections",
+        }
+
+
+def random_base(folder: Path, **changes: Any) -> Base:
+    """Save a Llama of random weights with the tokenizer that this machine has for it."""
+    cuda = torch.cuda.is_available()
+    name = "llama-3.2-1b" if cuda else "llama-mini"
+    source = SHARED / name if (SHARED / name).is_dir() else tiny.MODEL_DIR
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    shape = (CUDA_SHAPE | {"vocab_size": 128256} if cuda else CPU_SHAPE) | changes
+    shape.setdefault("vocab_size", len(tokenizer))
+    config = LlamaConfig(
+        **shape,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        # Wide enough for attention that picks out tokens: answers then differ between questions.
+        initializer_range=1.3 / shape["hidden_size"] ** 0.5,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.bfloat16 if cuda else torch.float32
+    )
+    # A random tied model repeats its last token for ever, unless its layers outweigh its embedding.
+    model.get_input_embeddings().weight.data *= 0.02
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Base(folder)
+
+
+def _recipe(folder: Path, attention: str | None = None, **sections: Any) -> Recipe:
+    cuda = torch.cuda.is_available()
+    values: dict[str, Any] = {
+        "name": "benchmark",
+        "task": "generative_qa",
+        "model": {
+            "model_name_or_path": str(folder),
+            "dtype": "bfloat16" if cuda else "float32",
+            "attn_implementation": attention,
+        },
+        "quantization": {"load_in_4bit": cuda},
+        "lora": {"r": 16},
+        "train": {"use_cpu": not cuda},
+        "dataset": {"path": str(SHARED / "data/squad/squad_v2.json")},
+        **sections,
+    }
+    recipe, faults = validate(values)
+    if recipe is None:
+        raise ValueError(json.dumps([str(fault) for fault in faults]))
+    return recipe
+
+
+def encoded(encoder: PromptEncoder, examples: Sequence[QuestionExample]) -> Iterator[Encoded]:
+    """The examples as training sees them."""
+    return (encoder.encode(example, training=True) for example in examples)

@@ -1,0 +1,210 @@
+"""The clock and the memory gauge: contestants run in turns, every turn one repeat of each.
+
+Turns (A B C A B C, not A A B B C C) let a busy machine's noise fall on all alike, and a ratio is
+taken within a turn. On a CPU ratios are of CPU seconds, which other processes hardly touch; on CUDA
+of wall seconds, where the CPU only waits.
+"""
+
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from llama_peft import backbone
+
+RESULTS = Path(__file__).parent / "results"
+_LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets")
+
+
+class Prepared(NamedTuple):
+    """A model, and what is to be timed on it."""
+
+    model: torch.nn.Module
+    run: Callable[[], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """One way to do the same work; `prepare` builds a fresh model, outside the clock."""
+
+    name: str
+    prepare: Callable[[], Prepared]
+    once: bool = False
+    """Only in the first turn: it informs, no ratio needs its spread."""
+
+
+class Sample(NamedTuple):
+    """One repeat of one contestant."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    tokens: int
+    """Computed by the model, padding included."""
+    peak_bytes: int
+    """Most held at once: by the GPU's tensors, or on a CPU by the whole process."""
+
+
+@dataclass
+class Measured:
+    """All repeats of one contestant and what its last run returned."""
+
+    name: str
+    samples: list[Sample] = field(default_factory=list)
+    outcome: Any = None
+
+    def row(self, examples: int, **facts: Any) -> dict[str, Any]:
+        """Its row in the results."""
+        seconds = [clock(sample) for sample in self.samples]
+        return {
+            "name": self.name,
+            "examples": examples,
+            "tokens": self.samples[-1].tokens,
+            **facts,
+            "wall_seconds": spread([sample.wall_seconds for sample in self.samples]),
+            "cpu_seconds": spread([sample.cpu_seconds for sample in self.samples]),
+            "examples_per_second": spread([examples / second for second in seconds]),
+            "peak_bytes": spread([sample.peak_bytes for sample in self.samples]),
+        }
+
+
+def clock(sample: Sample) -> float:
+    """The seconds that rates and ratios are of."""
+    return sample.wall_seconds if torch.cuda.is_available() else sample.cpu_seconds
+
+
+def in_turns(contestants: Sequence[Contestant], repeats: int) -> dict[str, Measured]:
+    """Run every contestant once a turn."""
+    measured = {contestant.name: Measured(contestant.name) for contestant in contestants}
+    for turn in range(repeats):
+        for contestant in contestants:
+            if turn and contestant.once:
+                continue
+            prepared = contestant.prepare()
+            outcome, sample = _timed(prepared)
+            measured[contestant.name].outcome = outcome
+            measured[contestant.name].samples.append(sample)
+            del prepared, outcome
+    return measured
+
+
+def _timed(prepared: Prepared) -> tuple[Any, Sample]:
+    with _counted(prepared.model) as tokens:
+        _reset_peak()
+        wall, cpu = time.perf_counter(), time.process_time()
+        outcome = prepared.run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return outcome, Sample(wall, cpu, sum(tokens), _peak())
+
+
+@contextmanager
+def _counted(model: torch.nn.Module) -> Iterator[list[int]]:
+    """How many tokens each pass embeds: what the model computes, whoever calls it."""
+    tokens: list[int] = []
+    base = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    embedding = base.get_input_embeddings()
+    hook = embedding.register_forward_pre_hook(lambda _, args: tokens.append(args[0].numel()))
+    try:
+        yield tokens
+    finally:
+        hook.remove()
+
+
+def _reset_peak() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux only; elsewhere the peak is that of the process so far
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
+def _peak() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return backbone.peak_memory()
+    lines = dict(line.split(":", 1) for line in status.read_text("ascii").splitlines())
+    return int(lines["VmHWM"].split()[0]) * 1024
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Minimum, median, maximum, and the repeats that they are of."""
+    return {
+        "min": min(values),
+        "median": statistics.median(values),
+        "max": max(values),
+        "repeats": list(values),
+    }
+
+
+def ratios(
+    measured: Mapping[str, Measured], ours: str, against: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Seconds of each of `against` (ratio's name -> contestant) over ours, turn by turn."""
+    return {
+        name: spread(
+            [
+                clock(other) / clock(own)
+                for other, own in zip(
+                    measured[rival].samples, measured[ours].samples, strict=False
+                )
+            ]
+        )
+        for name, rival in against.items()
+        if rival in measured
+    }
+
+
+def result(
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    ratio_spreads: Mapping[str, dict[str, Any]],
+    **facts: Any,
+) -> dict[str, Any]:
+    """What a results file holds."""
+    return {
+        "name": name,
+        "ratios": {key: value["median"] for key, value in ratio_spreads.items()},
+        "ratio_spreads": dict(ratio_spreads),
+        "seconds_are": "wall" if torch.cuda.is_available() else "cpu",
+        **facts,
+        "rows": list(rows),
+        "hardware": _hardware(),
+        "versions": {
+            "python": platform.python_version(),
+            **{library: version(library) for library in _LIBRARIES},
+        },
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def write(found: Mapping[str, Any], folder: Path) -> Path:
+    """Write a result under its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{found['name']}.json"
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return path
+
+
+def _hardware() -> dict[str, Any]:
+    found: dict[str, Any] = {"machine": platform.machine(), "threads": torch.get_num_threads()}
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line for line in info.read_text("utf-8").splitlines() if "model name" in line]
+        found["cpu"] = names[0].split(":")[1].strip() if names else platform.processor()
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
