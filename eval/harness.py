@@ -96,7 +96,9 @@ def predict(
         log.info("%d of %d predictions are there already", len(done), len(examples))
     by_id = {example.id: example for example in examples}
     with partial.open("a", encoding="utf-8") as file:
-        bar = tqdm(total=len(examples), initial=len(done), desc=predictor.kind, unit="ex")
+        bar = tqdm(
+            total=len(examples), initial=len(done), desc=predictor.kind, unit="ex", disable=None
+        )
         for prediction in predictor.predict(todo):
             line = {name: value for name, value in asdict(prediction).items() if value is not None}
             example = by_id[prediction.id]

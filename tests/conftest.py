@@ -1,6 +1,7 @@
 """Fixtures that several test files share. No test needs a network, a token or a GPU."""
 
 import os
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest
+
+# Here and in every child process: a test that asks the network for anything fails (law 13).
+NO_NETWORK = str(Path(__file__).parent / "no_network")
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [NO_NETWORK, *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+os.environ.pop("HF_TOKEN", None)
+runpy.run_path(str(Path(NO_NETWORK) / "sitecustomize.py"))
 
 from llama_peft import tiny
 from llama_peft.recipe import Recipe, validate

@@ -1,7 +1,9 @@
 """The house's own laws: who imports whom, what stands at the top, what the project says of itself."""
 
 import ast
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,8 +73,6 @@ def test_metrics_and_recipes_need_no_torch() -> None:
         "import sys, llama_peft.recipe, llama_peft.data, eval.metrics.measure, eval.report;"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
-    import sys
-
     assert subprocess.run([sys.executable, "-c", command], cwd=ROOT).returncode == 0
 
 
@@ -95,3 +95,12 @@ def test_no_print_outside_the_command_lines() -> None:
             continue
         calls = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
         assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"], name
+
+
+def test_nothing_but_the_loopback_can_be_reached() -> None:
+    """Law 13: the guard of every other test holds, here and in child processes."""
+    with pytest.raises(AssertionError, match="asked for"), socket.socket() as one:
+        one.connect(("192.0.2.1", 80))
+    code = "import socket; socket.socket().connect(('192.0.2.1', 80))"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "the network was asked for" in child.stderr

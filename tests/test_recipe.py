@@ -269,6 +269,14 @@ BAD_DATASETS: list[tuple[str, str]] = [
     ("{path: a, labels: [x]}", "dataset.labels: must be a list (text) or null"),
     ("{path: a, labels: [0, 1]}", "dataset.labels: must be a list (text) or null, not [0, 1]"),
     ("{path: a, labels: [x, x]}", "dataset.labels: names the same thing twice"),
+    (
+        "{path: a, labels: [x, y]}\nprompt: {verbalizers: [a, b, c]}",
+        "line 5: prompt.verbalizers: 3 verbalizers for 2 labels",
+    ),
+    (
+        "{path: a, validation_size: 0}\ntrain: {early_stopping_patience: 2}",
+        "line 5: train.early_stopping_patience: there is no validation part",
+    ),
     ("{path: a, test_size: 1}", "dataset.test_size: must be a number of at least 0 and below 1"),
     ("{path: a, test_size: -0.1}", "dataset.test_size: must be a number of at least 0"),
     ("{path: a, test_size: 0}", "eval.splits: there is no test part: set dataset.parts.test"),
@@ -305,6 +313,11 @@ def test_tasks_and_keys_that_do_not_go_together(
         assert load_recipe(file).task == task
     else:
         assert fragment in refusal(file)
+
+
+def test_questions_have_no_labels(tmp_path: Path) -> None:
+    file = write(tmp_path, SMALL.replace("classification", "extractive_qa"))
+    assert "only classification has labels" in refusal(file, "dataset.labels=[a, b]")
 
 
 def test_all_faults_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -476,7 +489,7 @@ def test_reading_a_recipe_loads_no_heavy_library() -> None:
 # Any recipe ------------------------------------------------------------------------------------
 
 clean = texts.map(lambda text: text.replace("{", "").replace("}", ""))
-words = texts.filter(bool)
+words = texts.filter(bool) | st.sampled_from(["1e-4", "12", "null", "true", "no", "a\nb"])
 recipes = st.fixed_dictionaries(
     {
         "task": st.just("classification"),

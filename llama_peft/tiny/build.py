@@ -33,8 +33,9 @@ class Build:
     steps: int = 2200
     tokens_per_step: int = 2048
     row_width: int = 256
-    matrix_rate: float = 0.004
-    rate: float = 0.001
+    matrix_rate: float = 0.003
+    circuit_rate: float = 0.001
+    rate: float = 1e-3
     vocab_size: int = 1536
     tokenizer_documents: int = 4000
     shape: dict[str, Any] = field(
@@ -131,7 +132,9 @@ def run(build: Build, folder: Path, report: Callable[[int, float], None]) -> Non
         tokenizer = train_tokenizer(build)
         model = new_model(build, tokenizer)
         data = batches(tokenizer, build.seed, build.steps, build.tokens_per_step, build.row_width)
-        pretrain(model, data, build.steps, build.matrix_rate, build.rate, report)
+        pretrain(
+            model, data, build.steps, build.matrix_rate, build.circuit_rate, build.rate, report
+        )
         save(model, tokenizer, folder)
     finally:
         torch.set_num_threads(threads)

@@ -23,10 +23,17 @@ from llama_peft.tiny.passages import (
     statements_of,
     write_passage,
 )
-from llama_peft.tiny.reviews import ADJECTIVES, LABELS, Label, write_review
+from llama_peft.tiny.reviews import (
+    ADJECTIVES,
+    GROUPS,
+    LABELS,
+    PLAIN_VERBS,
+    VERBS,
+    Label,
+    write_review,
+)
 
-NOISE, PROSE, ANSWER = 0.0, 0.2, 1.0
-DRILL_SHARE, DRILL_UNTIL, DRILL_LATER = 0.4, 0.1, 0.08
+NOISE, PROSE, ABSENCE, ANSWER = 0.0, 0.2, 0.3, 1.0
 BREAKS = ("\n", "\n\n")
 
 
@@ -39,6 +46,26 @@ class Stretch(NamedTuple):
 
 
 Document = list[Stretch]
+
+
+class Stage(NamedTuple):
+    """What the documents are like up to a point of the training (0 to 1)."""
+
+    until: float
+    num_facts: tuple[int, ...]
+    num_missing: int
+    variety: int  # phrasings of a statement or a question
+    num_reviews: tuple[int, ...]
+    groups: tuple[str, ...]  # of phrasings of a review
+    drill: float  # share of documents that only copy
+    thesaurus: float  # share of documents that list words of praise and blame
+
+
+STAGES = (
+    Stage(0.2, (2, 3), 0, 1, (1,), ("plain",), 0.2, 0.1),
+    Stage(0.4, (3, 4), 1, 2, (1, 2), ("plain", "negated"), 0.1, 0.05),
+    Stage(1.0, (3, 4, 5), 2, 4, (1, 2, 3), GROUPS, 0.05, 0.02),
+)
 
 
 def roll_call(rng: random.Random) -> Document:
@@ -64,34 +91,41 @@ def ledger(rng: random.Random) -> Document:
     return document
 
 
-def _asked(rng: random.Random, passage: Passage, num_missing: int) -> list[tuple[str, str, str]]:
+def _asked(rng: random.Random, passage: Passage, stage: Stage) -> list[tuple[str, str, str]]:
     """(key, question, value or "") for every fact and some that are missing, in random order."""
-    missing = rng.sample(passage.missing, min(num_missing, len(passage.missing)))
+    missing = rng.sample(passage.missing, min(stage.num_missing, len(passage.missing)))
     pairs = [(f.attribute, f.value) for f in passage.facts] + [(a, "") for a in missing]
     rng.shuffle(pairs)
-    return [(a.key, ask(rng, a, passage.subject, "train"), value) for a, value in pairs]
+    return [
+        (a.key, ask(rng, a, passage.subject, "train", stage.variety), value) for a, value in pairs
+    ]
 
 
-def notes(rng: random.Random, passage: Passage) -> Document:
+def _answer(value: str, otherwise: str) -> Stretch:
+    """To say that nothing is stated is easy; weighed alike it would drown the looking up."""
+    return Stretch(f" {value or otherwise}", ANSWER if value else ABSENCE)
+
+
+def notes(rng: random.Random, passage: Passage, stage: Stage) -> Document:
     document = [Stretch(passage.context, PROSE), Stretch(rng.choice(BREAKS) + "Notes", PROSE)]
-    for key, _, value in _asked(rng, passage, 3):
-        document += [Stretch(f"\n{key}:", NOISE), Stretch(f" {value or 'none'}", ANSWER)]
+    for key, _, value in _asked(rng, passage, stage):
+        document += [Stretch(f"\n{key}:", NOISE), _answer(value, "none")]
     return document
 
 
-def quiz(rng: random.Random, passage: Passage) -> Document:
+def quiz(rng: random.Random, passage: Passage, stage: Stage) -> Document:
     document = [Stretch(passage.context, PROSE)]
-    for _, question, value in _asked(rng, passage, 3):
+    for _, question, value in _asked(rng, passage, stage):
         document += [
             Stretch(rng.choice(BREAKS) + f"Q: {question}\nA:", NOISE),
-            Stretch(f" {value or '?'}", ANSWER),
+            _answer(value, "?"),
         ]
     return document
 
 
-def quiz_first(rng: random.Random, passage: Passage) -> Document:
+def quiz_first(rng: random.Random, passage: Passage, stage: Stage) -> Document:
     """Questions before the passage, answers after it: its states can serve the questions."""
-    asked = _asked(rng, passage, 1)[: rng.choice((1, 2, 3))]
+    asked = _asked(rng, passage, stage)[: rng.choice((1, 2, 3))]
     document = [Stretch("Quiz:", PROSE)]
     document += [Stretch(f" {question}", NOISE) for _, question, _ in asked]
     document += [
@@ -99,17 +133,17 @@ def quiz_first(rng: random.Random, passage: Passage) -> Document:
         Stretch(rng.choice(BREAKS) + "Solution", PROSE),
     ]
     for key, _, value in asked:
-        document += [Stretch(f"\n{key}:", PROSE), Stretch(f" {value or 'none'}", ANSWER)]
+        document += [Stretch(f"\n{key}:", PROSE), _answer(value, "none")]
     return document
 
 
-def restatement(rng: random.Random, passage: Passage) -> Document:
+def restatement(rng: random.Random, passage: Passage, stage: Stage) -> Document:
     document = [
         Stretch(passage.context, PROSE),
         Stretch(rng.choice(BREAKS) + "In other words:", PROSE),
     ]
     for fact in rng.sample(passage.facts, len(passage.facts)):
-        template = rng.choice(statements_of(fact.attribute, "train"))
+        template = rng.choice(statements_of(fact.attribute, "train")[: stage.variety])
         sentence, start = state(template, passage.subject.full_name, fact.value)
         end = start + len(fact.value)
         weight = ANSWER if start else PROSE
@@ -121,16 +155,21 @@ def restatement(rng: random.Random, passage: Passage) -> Document:
     return document
 
 
-def highlight(rng: random.Random, passage: Passage) -> Document:
+def highlight(rng: random.Random, passage: Passage, stage: Stage) -> Document:
     """The question, then the passage with its answer in stars, then how many were found."""
-    fact = rng.choice(passage.facts) if rng.random() < 0.75 else None
+    absent = stage.num_missing > 0 and rng.random() < 0.3
+    fact = None if absent else rng.choice(passage.facts)
     attribute = fact.attribute if fact else rng.choice(passage.missing)
-    wanted = ask(rng, attribute, passage.subject, "train") if rng.random() < 0.8 else attribute.key
+    wanted = (
+        ask(rng, attribute, passage.subject, "train", stage.variety)
+        if rng.random() < 0.8
+        else attribute.key
+    )
     return [
         Stretch(f"Find: {wanted}" + rng.choice(BREAKS), NOISE),
         *_marked(passage, fact, both=rng.random() < 0.5),
         Stretch(rng.choice(BREAKS) + "Found:", PROSE),
-        Stretch(" one" if fact else " none", ANSWER),
+        Stretch(" one" if fact else " none", PROSE),
     ]
 
 
@@ -139,13 +178,13 @@ def _marked(passage: Passage, fact: Fact | None, both: bool) -> Document:
     if fact is None:
         return [Stretch(passage.context, PROSE)]
     before, after = passage.context[: fact.start], passage.context[fact.start + len(fact.value) :]
-    opening = [Stretch(" *", 4 * ANSWER)] if both else []
+    opening = [Stretch(" *", 2 * ANSWER)] if both else []
     space = "" if both or not before else " "
     return [
         Stretch(before.rstrip(), PROSE),
         *opening,
         Stretch(space + fact.value, PROSE),
-        Stretch("*", 4 * ANSWER),
+        Stretch("*", 2 * ANSWER),
         Stretch(after, PROSE),
     ]
 
@@ -156,25 +195,36 @@ def _verdict(rng: random.Random, label: Label) -> str:
     return rng.choice(
         (
             f"\nStars: {stars}",
-            "\nVerdict: worth it" if good else "\nVerdict: not worth it",
+            "\nVerdict: good" if good else "\nVerdict: bad",
             "\nThumbs: up" if good else "\nThumbs: down",
             "\nAgain? yes" if good else "\nAgain? no",
         )
     )
 
 
-def guest_book(rng: random.Random) -> Document:
+def guest_book(rng: random.Random, stage: Stage) -> Document:
     """Reviews in a row, each with its verdict."""
     document = [Stretch("Guest book", PROSE)]
-    for _ in range(rng.choice((4, 5, 6))):
+    for _ in range(rng.choice(stage.num_reviews)):
         label = rng.choice(LABELS)
-        review = write_review(rng, "train", label, rng.choice((1, 1, 2)))
+        review = write_review(rng, "train", label, rng.choice((1, 1, 2)), stage.groups)
         before, last = _verdict(rng, label).rsplit(" ", 1)
         document += [
-            Stretch(f"\n- {review}", PROSE),
+            Stretch(f"\n- {review}", NOISE),
             Stretch(before, PROSE),
             Stretch(f" {last}", 3 * ANSWER),
         ]
+    return document
+
+
+def thesaurus(rng: random.Random) -> Document:
+    """Words of praise and words of blame, line by line."""
+    document = [Stretch("Words", PROSE)]
+    for _ in range(4):
+        label = rng.choice(LABELS)
+        listed = rng.sample([*ADJECTIVES[label], *VERBS[label], *PLAIN_VERBS[label]], 6)
+        document.append(Stretch("\nPraise:" if label == "positive" else "\nBlame:", PROSE))
+        document.append(Stretch(" " + ", ".join(listed), ANSWER / 2))
     return document
 
 
@@ -210,7 +260,7 @@ def small_talk(rng: random.Random) -> Document:
     return [Stretch(rng.choice((" ", *BREAKS)).join(sentences), PROSE)]
 
 
-WRITERS: tuple[tuple[Callable[[random.Random, Passage], Document], int], ...] = (
+WRITERS: tuple[tuple[Callable[[random.Random, Passage, Stage], Document], int], ...] = (
     (notes, 3),
     (quiz, 3),
     (quiz_first, 3),
@@ -220,14 +270,17 @@ WRITERS: tuple[tuple[Callable[[random.Random, Passage], Document], int], ...] = 
 
 
 def write_document(rng: random.Random, progress: float) -> Document:
-    """A document for this point (0 to 1) of the training: copying first, then reading."""
-    drill = DRILL_SHARE if progress < DRILL_UNTIL else DRILL_LATER
-    draw = rng.random()
-    if draw < drill:
+    """A document for this point (0 to 1) of the training."""
+    stage = next(stage for stage in STAGES if progress < stage.until)
+    kind = rng.random()
+    if kind < stage.drill:
         return rng.choice((roll_call, ledger))(rng)
-    if draw < drill + 0.2 * (1 - drill):
-        return small_talk(rng) if rng.random() < 0.1 else guest_book(rng)
-    num_facts = rng.choice((2, 3) if progress < 0.25 else (3, 4, 5))
-    passage = write_passage(rng, "train", num_facts)
+    if kind < stage.drill + stage.thesaurus:
+        return thesaurus(rng)
+    if kind < stage.drill + stage.thesaurus + 0.02:
+        return small_talk(rng)
+    if kind < stage.drill + stage.thesaurus + 0.27:
+        return guest_book(rng, stage)
+    passage = write_passage(rng, "train", rng.choice(stage.num_facts), stage.variety)
     writers, weights = zip(*WRITERS, strict=True)
-    return rng.choices(writers, weights)[0](rng, passage)
+    return rng.choices(writers, weights)[0](rng, passage, stage)

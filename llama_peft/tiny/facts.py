@@ -388,8 +388,5 @@ WORDS: dict[ValueKind, list[str]] = {
     "product": words("cheese rope honey paper bread soap salt wool butter tea cloth candles"),
     "month": words("January February March April May June July August September October"),
     "material": words("copper glass silver stone brick iron oak bronze clay marble leather ivory"),
-    "thing": words(
-        "clock lamp bell chair mirror kettle ladder wagon compass basket windmill lantern"
-    ),
 }
-MANNERS = words("small large old plain round tall heavy folding painted wooden")
+THINGS = words("clock lamp bell chair mirror kettle ladder wagon compass basket windmill lantern")

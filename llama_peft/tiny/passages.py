@@ -7,7 +7,7 @@ Every value is put in place by number, so that its offset is known and never sea
 import random
 from typing import NamedTuple
 
-from llama_peft.tiny.facts import MANNERS, OBJECT, PERSON, TOWN, WORDS, Attribute, ValueKind
+from llama_peft.tiny.facts import OBJECT, PERSON, THINGS, TOWN, WORDS, Attribute, ValueKind
 from llama_peft.tiny.names import Names, Part
 
 
@@ -43,7 +43,7 @@ def make_subject(rng: random.Random, names: Names) -> Subject:
     place = names.place()
     if kind == "town":
         return Subject(place, place, place, ("the town", "it", place), TOWN)
-    thing = rng.choice(WORDS["thing"])
+    thing = rng.choice(THINGS)
     title = f"{place} {thing}"
     return Subject(title, f"the {title}", f"the {title}", (f"the {thing}", "it"), OBJECT)
 
@@ -55,8 +55,6 @@ def make_value(rng: random.Random, kind: ValueKind, names: Names) -> str:
         return " ".join(names.person()[:2])
     if kind == "year":
         return str(rng.randrange(1600, 2000))
-    if kind == "thing":
-        return f"{rng.choice(MANNERS)} {rng.choice(WORDS['thing'])}"
     return rng.choice(WORDS[kind])
 
 
@@ -75,8 +73,13 @@ def state(template: str, subject: str, value: str) -> tuple[str, int]:
     return sentence[0].upper() + sentence[1:], len(before)
 
 
-def ask(rng: random.Random, attribute: Attribute, subject: Subject, part: Part) -> str:
-    question = rng.choice(questions_of(attribute, part)).replace("{n}", subject.question_name)
+def ask(
+    rng: random.Random, attribute: Attribute, subject: Subject, part: Part, variety: int = 4
+) -> str:
+    """A question in one of the first `variety` phrasings."""
+    question = rng.choice(questions_of(attribute, part)[:variety]).replace(
+        "{n}", subject.question_name
+    )
     return question[0].upper() + question[1:]
 
 
@@ -89,7 +92,8 @@ def _name_for(rng: random.Random, template: str, subject: Subject, is_first: boo
     )
 
 
-def write_passage(rng: random.Random, part: Part, num_facts: int) -> Passage:
+def write_passage(rng: random.Random, part: Part, num_facts: int, variety: int = 4) -> Passage:
+    """`num_facts` sentences, each in one of the first `variety` phrasings that its place allows."""
     names = Names(rng, part)
     subject = make_subject(rng, names)
     attributes = rng.sample(subject.attributes, len(subject.attributes))
@@ -97,7 +101,7 @@ def write_passage(rng: random.Random, part: Part, num_facts: int) -> Passage:
     context = ""
     for attribute in attributes[:num_facts]:
         choices = [t for t in statements_of(attribute, part) if facts or "{s}" in t]
-        template = rng.choice(choices)
+        template = rng.choice(choices[:variety])
         value = make_value(rng, attribute.value, names)
         name = _name_for(rng, template, subject, is_first=not facts)
         sentence, start = state(template, name, value)

@@ -20,41 +20,50 @@ SPREAD = 0.05  # of the embeddings at the start
 
 
 class Row(NamedTuple):
-    """Token ids and, for each, its weight as a target."""
+    """Token ids and, for each, its weight as a target and its position in its own document."""
 
     ids: list[int]
     weights: list[float]
+    positions: list[int]
+
+
+class Batch(NamedTuple):
+    """Packed rows. Positions restart with each document; transformers then lets none see another."""
+
+    ids_BT: "Tensor"
+    weights_BT: "Tensor"
+    positions_BT: "Tensor"
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", document: Document) -> Row:
     """BOS, the stretches encoded apart (each begins with a space or a line break), EOS."""
-    row = Row([tokenizer.bos_token_id], [0.0])
+    ids, weights = [tokenizer.bos_token_id], [0.0]
     for text, weight in document:
         piece = tokenizer(text, add_special_tokens=False)["input_ids"]
-        row.ids.extend(piece)
-        row.weights.extend([weight] * len(piece))
-    return Row([*row.ids, tokenizer.eos_token_id], [*row.weights, END_WEIGHT])
+        ids.extend(piece)
+        weights.extend([weight] * len(piece))
+    ids.append(tokenizer.eos_token_id)
+    return Row(ids, [*weights, END_WEIGHT], list(range(len(ids))))
 
 
 def pack(documents: list[Row], width: int) -> list[Row]:
     """Longest first, each into the first row with room; documents longer than `width` are cut."""
     rows: list[Row] = []
-    for ids, weights in sorted(documents, key=lambda row: -len(row.ids)):
-        home = next((row for row in rows if len(row.ids) + len(ids) <= width), None)
+    for document in sorted(documents, key=lambda row: -len(row.ids)):
+        home = next((row for row in rows if len(row.ids) + len(document.ids) <= width), None)
         if home is None:
-            home = Row([], [])
+            home = Row([], [], [])
             rows.append(home)
-        home.ids.extend(ids[:width])
-        home.weights.extend(weights[:width])
+        home.ids.extend(document.ids[:width])
+        home.weights.extend(document.weights[:width])
+        home.positions.extend(document.positions[:width])
     return rows
 
 
 def batches(
     tokenizer: "PreTrainedTokenizerBase", seed: int, steps: int, tokens_per_step: int, width: int
-) -> Iterator[tuple["Tensor", "Tensor"]]:
-    """Fresh documents for every step: (ids_BT, weights_BT)."""
-    import torch
-
+) -> Iterator[Batch]:
+    """Fresh documents for every step."""
     rng = random.Random(f"corpus {seed}")
     for step in range(steps):
         documents: list[Row] = []
@@ -62,13 +71,19 @@ def batches(
         while room > 0:
             documents.append(encode(tokenizer, write_document(rng, step / steps)))
             room -= len(documents[-1].ids)
-        rows = pack(documents, width)
-        longest = max(len(row.ids) for row in rows)
-        pad = tokenizer.pad_token_id
-        yield (
-            torch.tensor([row.ids + [pad] * (longest - len(row.ids)) for row in rows]),
-            torch.tensor([row.weights + [0.0] * (longest - len(row.ids)) for row in rows]),
-        )
+        yield collate(pack(documents, width), tokenizer.pad_token_id)
+
+
+def collate(rows: list[Row], pad: int) -> Batch:
+    import torch
+
+    longest = max(len(row.ids) for row in rows)
+    spare = [longest - len(row.ids) for row in rows]
+    return Batch(
+        torch.tensor([row.ids + [pad] * n for row, n in zip(rows, spare, strict=True)]),
+        torch.tensor([row.weights + [0.0] * n for row, n in zip(rows, spare, strict=True)]),
+        torch.tensor([row.positions + [0] * n for row, n in zip(rows, spare, strict=True)]),
+    )
 
 
 def start_copying(model: "LlamaForCausalLM", seed: int) -> None:
@@ -147,14 +162,16 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 40, 0.02 + 0.98 * 2 * (1 - step / steps))
 
 
-def weighted_loss(model: "LlamaForCausalLM", ids_BT: "Tensor", weights_BT: "Tensor") -> "Tensor":
+def weighted_loss(model: "LlamaForCausalLM", batch: Batch) -> "Tensor":
     from torch.nn.functional import cross_entropy
 
-    states_BTD = model.model(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
-    weights_BT = weights_BT[:, 1:]
+    states_BTD = model.model(
+        input_ids=batch.ids_BT[:, :-1], position_ids=batch.positions_BT[:, :-1], use_cache=False
+    ).last_hidden_state
+    weights_BT = batch.weights_BT[:, 1:]
     counts_BT = weights_BT > 0  # no logits where nothing is learnt
     losses_N = cross_entropy(
-        model.lm_head(states_BTD[counts_BT]), ids_BT[:, 1:][counts_BT], reduction="none"
+        model.lm_head(states_BTD[counts_BT]), batch.ids_BT[:, 1:][counts_BT], reduction="none"
     )
     weights_N = weights_BT[counts_BT]
     return (losses_N * weights_N).sum() / weights_N.sum()
@@ -162,24 +179,28 @@ def weighted_loss(model: "LlamaForCausalLM", ids_BT: "Tensor", weights_BT: "Tens
 
 def pretrain(
     model: "LlamaForCausalLM",
-    data: Iterator[tuple["Tensor", "Tensor"]],
+    data: Iterator[Batch],
     steps: int,
     matrix_rate: float,
+    circuit_rate: float,
     rate: float,
     report: Callable[[int, float], None],
 ) -> None:
     import torch
 
+    circuit = [p for layer in model.model.layers[:2] for p in layer.self_attn.parameters()]
     layers = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if all(p is not matrix for matrix in layers)]
-    muon = Muon(layers)
+    layers = [p for p in layers if all(p is not matrix for matrix in circuit)]
+    rest = [p for p in model.parameters() if all(p is not m for m in (*layers, *circuit))]
+    muon, slow_muon = Muon(layers), Muon(circuit)
     adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
-    for step, (ids_BT, weights_BT) in enumerate(data):
-        loss = weighted_loss(model, ids_BT, weights_BT)
+    for step, batch in enumerate(data):
+        loss = weighted_loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.param_groups[0]["lr"] = rate * schedule(step, steps)
         adam.step()
         muon.step(matrix_rate * schedule(step, steps))
+        slow_muon.step(circuit_rate * schedule(step, steps))
         model.zero_grad()
         report(step + 1, loss.item())

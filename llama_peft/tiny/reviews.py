@@ -7,12 +7,14 @@ side: the same phrasing serves both labels ("not a {O} moment" is praise or blam
 """
 
 import random
+from collections.abc import Sequence
 from typing import Literal
 
 from llama_peft.tiny.names import Names, Part, words
 
 Label = Literal["negative", "positive"]
 LABELS: tuple[Label, Label] = ("negative", "positive")
+GROUPS = ("plain", "negated", "contrast")
 
 ADJECTIVES: dict[Label, list[str]] = {
     "positive": words(
@@ -40,42 +42,56 @@ TOPICS: dict[str, list[str]] = {
     "concert": words("singer band sound crowd music"),
     "play": words("cast stage plot dialogue music"),
 }
-PHRASINGS = (
-    "The {a} was {S}.",
-    "The {a} was {S} and the {b} was {T}.",
-    "I found the {a} {S}.",
-    "What a {S} {t}!",
-    "I {L} the {a}.",
-    "I {L} the {t}, from the {a} to the {b}.",
-    "I did not {M} the {a}.",
-    "The {a} was not {O} at all.",
-    "The {a} was never {O}.",
-    "Not a {O} moment in this {t}.",
-    "Nothing about the {a} was {O}.",
-    "The {a} was anything but {O}.",
-    "It was hardly a {O} {t}.",
-    "Far from {O}, the {a} was {S}.",
-    "The {t} starts {O} but soon turns {S}.",
-    "The {a} was {O}, but the {b} was {S} and that is what counts.",
-    "Although the {a} was {O}, the {t} was {S}.",
-    "I expected a {O} {t} and got a {S} one.",
-    "Some call it {O}, I call it {S}.",
-    "The {a} seemed {O}, yet in the end the {t} was {S}.",
-)
-HELD_PHRASINGS = (
-    "The {a} seemed {O} at first, but soon it was {S}.",
-    "There was nothing {O} about this {t}.",
-    "I would not call the {a} {O}.",
-    "Some found it {O}, but I found it {S}.",
-    "There was never a {O} moment in the {t}.",
-    "Although I expected a {O} {a}, I got a {S} one.",
-    "It was a {S} {t}, far from {O}.",
-    "All of us {L} this {t}.",
-    "The {t} was not a {O} one.",
-    "This {t} has a {S} {a}.",
-    "The {b} starts {O}, yet the {t} was {S}.",
-    "I call the {a} {S} and the {b} {T}.",
-)
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "plain": (
+        "The {a} was {S}.",
+        "The {a} was {S} and the {b} was {T}.",
+        "I found the {a} {S}.",
+        "What a {S} {t}!",
+        "I {L} the {a}.",
+        "I {L} the {t}, from the {a} to the {b}.",
+        "We had a {S} {a} and a {T} {b}.",
+        "It is a {S} {t}.",
+    ),
+    "negated": (
+        "I did not {M} the {a}.",
+        "The {a} was not {O} at all.",
+        "The {a} was never {O}.",
+        "Not a {O} moment in this {t}.",
+        "Nothing about the {a} was {O}.",
+        "The {a} was anything but {O}.",
+        "It was hardly a {O} {t}.",
+    ),
+    "contrast": (
+        "Far from {O}, the {a} was {S}.",
+        "The {t} starts {O} but soon turns {S}.",
+        "The {a} was {O}, but the {b} was {S} and that is what counts.",
+        "Although the {a} was {O}, the {t} was {S}.",
+        "I expected a {O} {t} and got a {S} one.",
+        "Some call it {O}, I call it {S}.",
+        "The {a} seemed {O}, yet in the end the {t} was {S}.",
+    ),
+}
+HELD_PHRASINGS: dict[str, tuple[str, ...]] = {
+    "plain": (
+        "All of us {L} this {t}.",
+        "This {t} has a {S} {a}.",
+        "I call the {a} {S} and the {b} {T}.",
+        "We found a {S} {t} with a {T} {a}.",
+    ),
+    "negated": (
+        "There was nothing {O} about this {t}.",
+        "I would not call the {a} {O}.",
+        "There was never a {O} moment in the {t}.",
+        "The {t} was not a {O} one.",
+    ),
+    "contrast": (
+        "The {a} seemed {O} at first, but soon it was {S}.",
+        "Some found it {O}, but I found it {S}.",
+        "Although I expected a {O} {a}, I got a {S} one.",
+        "The {b} starts {O}, yet the {t} was {S}.",
+    ),
+}
 ASIDES = (
     "We went with {p}.",
     "We were in {c} that day.",
@@ -107,12 +123,15 @@ def _fill(rng: random.Random, phrasing: str, label: Label, topic: str, names: Na
     return phrasing
 
 
-def write_review(rng: random.Random, part: Part, label: Label, num_verdicts: int) -> str:
+def write_review(
+    rng: random.Random, part: Part, label: Label, num_verdicts: int, groups: Sequence[str] = GROUPS
+) -> str:
     """`num_verdicts` sentences on the label's side, and perhaps one that does not judge."""
     held = part == "test"
     names = Names(rng, part)
     topic = rng.choice(list(TOPICS))
-    phrasings = rng.sample(HELD_PHRASINGS if held else PHRASINGS, num_verdicts)
+    choices = HELD_PHRASINGS if held else PHRASINGS
+    phrasings = [rng.choice(choices[rng.choice(groups)]) for _ in range(num_verdicts)]
     if rng.random() < 0.5:
         aside = rng.choice(HELD_ASIDES if held else ASIDES)
         phrasings.insert(rng.randrange(num_verdicts + 1), aside)

@@ -158,9 +158,7 @@ def ratios(
         name: spread(
             [
                 clock(other) / clock(own)
-                for other, own in zip(
-                    measured[rival].samples, measured[ours].samples, strict=False
-                )
+                for other, own in zip(measured[rival].samples, measured[ours].samples, strict=False)
             ]
         )
         for name, rival in against.items()
