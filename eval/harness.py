@@ -23,7 +23,7 @@ from eval.metrics.names import higher_is_better as is_higher_better
 from eval.metrics.names import is_score
 from eval.metrics.overlap import bleu_signature
 from eval.metrics.squad_v2 import fit_threshold
-from eval.predictors import Predictor, is_run, open_predictor
+from eval.predictors import Predictor, check_model, is_run, open_predictor
 from llama_peft import __version__, data
 from llama_peft.backbone import peak_memory
 from llama_peft.checkpoint import THRESHOLD, no_answer_threshold, write_durably
@@ -43,6 +43,7 @@ def run(job: Job) -> dict[str, Any]:
     Raises UserError where model, data and task do not fit, before any example is predicted.
     """
     started = time.monotonic()
+    check_model(job.model, job.recipe)
     dataset = _dataset(job)
     parts = _sampled(job, {part: dataset.parts[part] for part in _measured(job)})
     if is_run(job.model):

@@ -45,14 +45,23 @@ def open_predictor(model: str, recipe: Recipe, labels: tuple[str, ...]) -> Predi
     """
     if is_run(model):
         return _open_run(Path(model), recipe, labels)
-    folder = Path(model)
-    if (folder / "adapter_config.json").is_file():
+    return _open_zero_shot(_on_base(recipe, model), labels)
+
+
+def check_model(model: str, recipe: Recipe) -> None:
+    """Refuse in seconds, before data or weights are fetched, a model that cannot be opened."""
+    if is_run(model):
+        checkpoint.read_facts(Path(model))
+    elif (Path(model) / "adapter_config.json").is_file():
         raise UserError(f"{model}: an adapter alone; give the run folder that it belongs to")
-    recipe = recipe.model_copy(
-        update={"model": recipe.model.model_copy(update={"model_name_or_path": model})}
-    )
-    preflight.check(recipe, training=False)
-    return _open_zero_shot(recipe, labels)
+    else:
+        preflight.check(_on_base(recipe, model), long=True)
+
+
+def _on_base(recipe: Recipe, model: str) -> Recipe:
+    """The recipe with another base."""
+    base = recipe.model.model_copy(update={"model_name_or_path": model})
+    return recipe.model_copy(update={"model": base})
 
 
 def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predictor:

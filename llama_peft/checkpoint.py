@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_peft import backbone, heads
+from llama_peft import backbone, heads, preflight
 from llama_peft.prompts import PromptEncoder
 from llama_peft.recipe import Recipe, UserError, dump_recipe, load_recipe
 
@@ -170,6 +170,7 @@ def load_run(folder: Path) -> Run:
     facts = read_facts(folder)
     recipe = load_recipe(folder / "recipe.yaml")
     labels = tuple(recipe.dataset.labels or ())
+    preflight.check(recipe, long=False)
     found = base_fingerprint(recipe)
     if found != facts["base_fingerprint"]:
         raise UserError(

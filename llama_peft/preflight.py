@@ -12,21 +12,24 @@ from llama_peft import backbone
 from llama_peft.recipe import Recipe, UserError
 
 CPU_LIMIT = 400_000_000
-"""Parameters above which training on a CPU must be asked for (train.use_cpu): an epoch would take days."""
+"""Parameters above which a CPU must be asked for (train.use_cpu): an epoch would take days."""
 _BYTES = {"4bit": 0.55, "8bit": 1.05, "16bit": 2.0, "32bit": 4.0}
 """Bytes a weight in memory, quantisation constants included."""
 _MIRROR = 'or use an ungated copy: SET="model.model_name_or_path=unsloth/Llama-3.2-1B"'
 
 
-def check(recipe: Recipe, training: bool) -> None:
-    """Raise UserError that names everything in the way of loading the recipe's base (and of training on it)."""
+def check(recipe: Recipe, long: bool) -> None:
+    """Raise UserError that names everything in the way of loading the recipe's base.
+
+    long: whether training or a whole evaluation follows, which a CPU should not be given by mistake.
+    """
     name = backbone.source(recipe.model)
     if Path(name).is_dir():
         parameters, download = _local_parameters(Path(name)), 0
-        problems: list[str] = []
+        problems = [] if parameters else ["this folder holds no safetensors weights"]
     else:
         problems, parameters, download = _hub(recipe)
-    problems += _machine(recipe, parameters, download, training)
+    problems += _machine(recipe, parameters, download, long)
     if problems:
         raise UserError(
             "\n".join([f"{recipe.model.model_name_or_path} cannot be used:", *problems])
@@ -112,15 +115,15 @@ def _cached(name: str, revision: str) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _machine(recipe: Recipe, parameters: int, download: int, training: bool) -> list[str]:
+def _machine(recipe: Recipe, parameters: int, download: int, long: bool) -> list[str]:
     import torch
     from huggingface_hub import constants
 
     problems = []
     gpu = torch.cuda.is_available() and not recipe.train.use_cpu
-    if training and not gpu and not recipe.train.use_cpu and parameters > CPU_LIMIT:
+    if long and not gpu and not recipe.train.use_cpu and parameters > CPU_LIMIT:
         problems.append(
-            f"no GPU here, and training {parameters:,} parameters on a CPU takes days: "
+            f"no GPU here, and {parameters:,} parameters take a CPU days: "
             'try `make demo`, or insist with SET="train.use_cpu=true"'
         )
     cache = Path(constants.HF_HUB_CACHE)

@@ -45,7 +45,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
     with _only_process(folder):
         if fresh and _is_main():
             _forget(folder)
-        preflight.check(recipe, training=True)
+        preflight.check(recipe, long=True)
         dataset = data.load(recipe)
         recipe = _with_labels(recipe, dataset)
         if _is_main():

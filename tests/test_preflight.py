@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,7 +32,7 @@ for name in json.loads(sys.argv[1]):
     model, _, revision = name.partition("@")
     words = [f"model.model_name_or_path={model}", f"model.revision={revision or 'main'}"]
     try:
-        preflight.check(load_recipe("sst2", words), training=True)
+        preflight.check(load_recipe("sst2", words), long=True)
         said[name] = ""
     except UserError as error:
         said[name] = str(error)
@@ -70,11 +71,20 @@ def test_several_obstacles_are_said_together(said: dict[str, str]) -> None:
 
 def test_offline_without_a_cache_says_so(make_recipe: Callable[..., Recipe]) -> None:
     with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
-        preflight.check(make_recipe("classification", "some/model"), training=True)
+        preflight.check(make_recipe("classification", "some/model"), long=True)
 
 
 def test_a_local_base_that_fits_passes(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
 ) -> None:
-    preflight.check(make_recipe("classification", make_base()), training=True)
-    preflight.check(make_recipe("classification", "tiny"), training=True)
+    preflight.check(make_recipe("classification", make_base()), long=True)
+    preflight.check(make_recipe("classification", "tiny"), long=True)
+
+
+def test_a_folder_without_weights_is_refused(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    shutil.copytree(make_base(), tmp_path / "base")
+    (tmp_path / "base/model.safetensors").unlink()
+    with pytest.raises(UserError, match="no safetensors weights"):
+        preflight.check(make_recipe("classification", tmp_path / "base"), long=True)
