@@ -30,8 +30,8 @@ class Build:
     """All that decides the files. Widths are multiples of 64, which NF4 on a CPU asks for."""
 
     seed: int = 0
-    steps: int = 2200
-    tokens_per_step: int = 2048
+    steps: int = 4000
+    tokens_per_step: int = 1024
     row_width: int = 256
     matrix_rate: float = 0.003
     circuit_rate: float = 0.001

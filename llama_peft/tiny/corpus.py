@@ -27,8 +27,6 @@ from llama_peft.tiny.reviews import (
     ADJECTIVES,
     GROUPS,
     LABELS,
-    PLAIN_VERBS,
-    VERBS,
     Label,
     write_review,
 )
@@ -55,16 +53,18 @@ class Stage(NamedTuple):
     num_facts: tuple[int, ...]
     num_missing: int
     variety: int  # phrasings of a statement or a question
+    hint: float  # share of questions whose answer follows its key
     num_reviews: tuple[int, ...]
     groups: tuple[str, ...]  # of phrasings of a review
     drill: float  # share of documents that only copy
-    thesaurus: float  # share of documents that list words of praise and blame
+    reviews: float  # share of documents that hold reviews
 
 
 STAGES = (
-    Stage(0.2, (2, 3), 0, 1, (1,), ("plain",), 0.2, 0.1),
-    Stage(0.4, (3, 4), 1, 2, (1, 2), ("plain", "negated"), 0.1, 0.05),
-    Stage(1.0, (3, 4, 5), 2, 4, (1, 2, 3), GROUPS, 0.05, 0.02),
+    Stage(0.1, (2,), 0, 1, 0.7, (1,), ("plain",), 0.15, 0.6),
+    Stage(0.25, (2, 3), 0, 1, 0.6, (1, 2), ("plain", "negated"), 0.1, 0.3),
+    Stage(0.5, (3, 4), 1, 2, 0.4, (1, 2, 3), GROUPS, 0.05, 0.25),
+    Stage(1.0, (3, 4, 5), 2, 4, 0.2, (1, 2, 3), GROUPS, 0.03, 0.2),
 )
 
 
@@ -114,12 +114,13 @@ def notes(rng: random.Random, passage: Passage, stage: Stage) -> Document:
 
 
 def quiz(rng: random.Random, passage: Passage, stage: Stage) -> Document:
+    """Questions after the passage; a hinted one has its key for a cue, which must be inferred."""
     document = [Stretch(passage.context, PROSE)]
-    for _, question, value in _asked(rng, passage, stage):
-        document += [
-            Stretch(rng.choice(BREAKS) + f"Q: {question}\nA:", NOISE),
-            _answer(value, "?"),
-        ]
+    for key, question, value in _asked(rng, passage, stage):
+        document.append(Stretch(f"{rng.choice(BREAKS)}Q: {question}", NOISE))
+        hinted = rng.random() < stage.hint
+        document.append(Stretch(f"\n{key}:", ANSWER / 2) if hinted else Stretch("\nA:", NOISE))
+        document.append(_answer(value, "?"))
     return document
 
 
@@ -191,10 +192,9 @@ def _marked(passage: Passage, fact: Fact | None, both: bool) -> Document:
 
 def _verdict(rng: random.Random, label: Label) -> str:
     good = label == "positive"
-    stars = rng.choice("45") if good else rng.choice("12")
     return rng.choice(
         (
-            f"\nStars: {stars}",
+            "\nStars: 5" if good else "\nStars: 1",
             "\nVerdict: good" if good else "\nVerdict: bad",
             "\nThumbs: up" if good else "\nThumbs: down",
             "\nAgain? yes" if good else "\nAgain? no",
@@ -214,17 +214,6 @@ def guest_book(rng: random.Random, stage: Stage) -> Document:
             Stretch(before, PROSE),
             Stretch(f" {last}", 3 * ANSWER),
         ]
-    return document
-
-
-def thesaurus(rng: random.Random) -> Document:
-    """Words of praise and words of blame, line by line."""
-    document = [Stretch("Words", PROSE)]
-    for _ in range(4):
-        label = rng.choice(LABELS)
-        listed = rng.sample([*ADJECTIVES[label], *VERBS[label], *PLAIN_VERBS[label]], 6)
-        document.append(Stretch("\nPraise:" if label == "positive" else "\nBlame:", PROSE))
-        document.append(Stretch(" " + ", ".join(listed), ANSWER / 2))
     return document
 
 
@@ -262,10 +251,10 @@ def small_talk(rng: random.Random) -> Document:
 
 WRITERS: tuple[tuple[Callable[[random.Random, Passage, Stage], Document], int], ...] = (
     (notes, 3),
-    (quiz, 3),
+    (quiz, 5),
     (quiz_first, 3),
-    (restatement, 2),
-    (highlight, 4),
+    (restatement, 1),
+    (highlight, 3),
 )
 
 
@@ -275,12 +264,10 @@ def write_document(rng: random.Random, progress: float) -> Document:
     kind = rng.random()
     if kind < stage.drill:
         return rng.choice((roll_call, ledger))(rng)
-    if kind < stage.drill + stage.thesaurus:
-        return thesaurus(rng)
-    if kind < stage.drill + stage.thesaurus + 0.02:
-        return small_talk(rng)
-    if kind < stage.drill + stage.thesaurus + 0.27:
+    if kind < stage.drill + stage.reviews:
         return guest_book(rng, stage)
+    if kind > 0.98:
+        return small_talk(rng)
     passage = write_passage(rng, "train", rng.choice(stage.num_facts), stage.variety)
     writers, weights = zip(*WRITERS, strict=True)
     return rng.choices(writers, weights)[0](rng, passage, stage)

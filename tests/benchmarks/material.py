@@ -32,7 +32,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 DENSITY = 7
 """Questions a paragraph: SQuAD v2's train set has 6.85; its dev set, read here, has 9.6."""
 
-CPU_SHAPE = {
+CPU_SHAPE: dict[str, Any] = {
     "hidden_size": 640,
     "intermediate_size": 1728,
     "num_hidden_layers": 10,
@@ -42,7 +42,7 @@ CPU_SHAPE = {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": True,
 }
-CUDA_SHAPE = {
+CUDA_SHAPE: dict[str, Any] = {
     "hidden_size": 2048,
     "intermediate_size": 8192,
     "num_hidden_layers": 16,

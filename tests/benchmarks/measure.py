@@ -5,6 +5,7 @@ taken within a turn. On a CPU ratios are of CPU seconds, which other processes h
 of wall seconds, where the CPU only waits.
 """
 
+import ctypes
 import gc
 import json
 import platform
@@ -126,6 +127,8 @@ def _reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError, AttributeError):  # glibc keeps what was freed, unless told
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):  # Linux only; elsewhere the peak is that of the process so far
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 

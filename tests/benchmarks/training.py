@@ -27,10 +27,12 @@ from llama_peft.prompts import Encoded, answer_text
 from llama_peft.tree_trainer import TreeTrainer, answer_loss
 
 from . import measure
-from .material import Base, Questions, encoded
+from .material import Base, Questions, by_paragraph, encoded
 from .measure import Contestant, Prepared
 
-CHECKED = 8  # examples: one batch of the stock trainer, two paragraphs
+# A dense mask makes attention quadratic in the row: on a CPU short rows win, while they still hold
+# a paragraph with all its questions.
+ROW_TOKENS = {"cpu": 768, "cuda": 2048}
 RIVALS = {
     "train_vs_stock_default": "stock_default",
     "train_vs_length_grouped": "stock_length_grouped",
@@ -57,9 +59,11 @@ def run(base: Base, questions: Questions, repeats: int, row_tokens: int | None) 
     datasets.disable_progress_bars()
     examples = questions.examples
     lengths = [len(e.prompt) + len(e.completion) for e in encoded(base.encoder, examples)]
-    row_tokens = max(row_tokens or (2048 if torch.cuda.is_available() else 512), *lengths)
-    makers = _trainers(base, max(1024, *lengths), row_tokens)
-    checks = _checks(base, makers, examples[:CHECKED])
+    row_tokens = max(
+        row_tokens or ROW_TOKENS["cuda" if torch.cuda.is_available() else "cpu"], *lengths
+    )
+    makers = trainers(base, max(1024, *lengths), row_tokens)
+    checks = compare(base, makers, _few(examples))
     contestants = [
         Contestant(name=name, prepare=_preparation(make, examples), once=name == "stock_packed")
         for name, make in makers.items()
@@ -86,6 +90,11 @@ def run(base: Base, questions: Questions, repeats: int, row_tokens: int | None) 
     )
 
 
+def _few(examples: Sequence[QuestionExample]) -> list[QuestionExample]:
+    """Two questions of each of two paragraphs: a tree with branches at two depths."""
+    return [e for paragraph in by_paragraph(examples)[:2] for e in paragraph[:2]]
+
+
 def _median(measured: measure.Measured) -> float:
     return float(measure.spread([measure.clock(sample) for sample in measured.samples])["median"])
 
@@ -93,12 +102,12 @@ def _median(measured: measure.Measured) -> float:
 Maker = Callable[[Sequence[QuestionExample], Path], SFTTrainer]
 
 
-def _trainers(base: Base, max_length: int, row_tokens: int) -> dict[str, Maker]:
+def trainers(base: Base, max_length: int, row_tokens: int) -> dict[str, Maker]:
     """Every contestant's name and how its trainer is built."""
 
     def stock(changes: dict[str, Any]) -> Maker:
         def make(examples: Sequence[QuestionExample], folder: Path) -> SFTTrainer:
-            return _stock(base, examples, _arguments(folder, max_length=max_length, **changes))
+            return _stock(base, examples, arguments(folder, max_length=max_length, **changes))
 
         return make
 
@@ -148,7 +157,7 @@ def _ours(
     rows = _tree_rows(base, examples, row_tokens)
     trainer = TreeTrainer(
         model=_perturbed(base.adapted(attention)),
-        args=_arguments(
+        args=arguments(
             folder,
             max_length=row_tokens,
             per_device_train_batch_size=1,
@@ -172,7 +181,7 @@ def _tree_rows(
     return prefix_tree.pack(encoded(base.encoder, examples), row_tokens)
 
 
-def _arguments(folder: Path, **changes: Any) -> SFTConfig:
+def arguments(folder: Path, **changes: Any) -> SFTConfig:
     """The library's defaults, but for what would write, print, or compute the forward pass twice."""
     cuda = torch.cuda.is_available()
     return SFTConfig(
@@ -214,7 +223,7 @@ def _preparation(make: Maker, examples: Sequence[QuestionExample]) -> Callable[[
     return prepare
 
 
-def _checks(
+def compare(
     base: Base, makers: dict[str, Maker], examples: Sequence[QuestionExample]
 ) -> dict[str, dict[str, Any]]:
     """Mean loss and gradient error of every contestant on the same examples, and whether they are right."""

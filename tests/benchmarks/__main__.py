@@ -1,0 +1,52 @@
+"""`make bench`: measure, print the tables, write `results/<name>.json`."""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+# One thread: with busy cores two can be ten times slower. Both are set before torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def main() -> None:
+    arguments = _arguments()
+    import torch
+    from rich.console import Console
+    from transformers.utils import logging
+
+    from . import convergence, decoding, material, measure, table, training
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    console = Console(width=110)
+    if arguments.only == "convergence":
+        found = convergence.run(arguments.examples, arguments.seeds)
+        console.print(table.convergence(found), f"wrote {measure.write(found, arguments.output)}")
+        return
+    count = arguments.questions or (1400 if torch.cuda.is_available() else 140)
+    drawn = material.questions(count)
+    with tempfile.TemporaryDirectory() as folder:
+        base = material.random_base(Path(folder))
+        for name, benchmark in {"decoding": decoding, "training": training}.items():
+            if arguments.only in (None, name):
+                found = benchmark.run(base, drawn, arguments.repeats, arguments.row_tokens)
+                path = measure.write(found, arguments.output)
+                console.print(table.speed(found), table.ratios(found), f"wrote {path}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--only", choices=["training", "decoding", "convergence"])
+    parser.add_argument("--questions", type=int, help="default: 140 on a CPU, 1400 on CUDA")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--row-tokens", type=int, help="tokens a tree row holds")
+    parser.add_argument("--examples", type=int, default=2400, help="convergence: examples seen")
+    parser.add_argument("--seeds", type=int, default=3, help="convergence: how many")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

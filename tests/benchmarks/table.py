@@ -1,0 +1,56 @@
+"""Results as tables for a terminal."""
+
+from typing import Any
+
+from rich.table import Table
+
+
+def speed(found: dict[str, Any]) -> Table:
+    """A row a contestant: median, and the least and most of the repeats."""
+    table = Table(title=f"{found['name']}: {found['questions']} questions, {found['precision']}")
+    table.add_column("contestant")
+    heads = ("examples/s", "CPU s (min-max)", "wall s", "tokens", "steps", "peak GB")
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row in found["rows"]:
+        cpu, wall = row["cpu_seconds"], row["wall_seconds"]
+        table.add_row(
+            row["name"],
+            f"{row['examples_per_second']['median']:.2f}",
+            f"{cpu['median']:.1f} ({cpu['min']:.1f}-{cpu['max']:.1f})",
+            f"{wall['median']:.1f}",
+            f"{row['tokens']:,}",
+            str(row.get("optimizer_steps", "")),
+            f"{row['peak_bytes']['median'] / 1e9:.2f}",
+        )
+    return table
+
+
+def ratios(found: dict[str, Any]) -> Table:
+    """How many times faster, with the spread over the turns."""
+    table = Table()
+    for head in ("ratio", "median", "min", "max"):
+        table.add_column(head, justify="left" if head == "ratio" else "right")
+    for name, values in found["ratio_spreads"].items():
+        table.add_row(name, *(f"{values[key]:.2f}" for key in ("median", "min", "max")))
+    return table
+
+
+def convergence(found: dict[str, Any]) -> Table:
+    """Validation losses of each layout, seed by seed."""
+    table = Table(title=f"validation loss after {found['examples_seen']} examples")
+    table.add_column("layout")
+    for head in ("tokens", "fewer", "steps", "mean loss", "min-max over seeds", "against plain"):
+        table.add_column(head, justify="right")
+    for row in found["rows"]:
+        loss = row["final_loss"]
+        table.add_row(
+            row["name"],
+            f"{row['tokens']:,}",
+            f"{row['times_fewer_tokens']:.2f}",
+            str(row["optimizer_steps"]),
+            f"{loss['mean']:.4f}",
+            f"{loss['min']:.4f}-{loss['max']:.4f}",
+            f"{row['loss_difference']:+.4f}",
+        )
+    return table

@@ -1,0 +1,100 @@
+"""The benchmarks run, and say what they measured; how fast anything was is no matter of a test."""
+
+import json
+from typing import Any
+
+import pytest
+from benchmarks import decoding, material, measure, table, training
+
+MINIATURE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> material.Base:
+    return material.random_base(tmp_path_factory.mktemp("base"), **MINIATURE)
+
+
+@pytest.fixture(scope="module")
+def asked() -> material.Questions:
+    """Six questions of two paragraphs."""
+    drawn = material.questions(10)
+    return material.Questions(drawn.examples[4:], drawn.source)
+
+
+@pytest.fixture(scope="module")
+def results(
+    base: material.Base, asked: material.Questions, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """What `make bench` writes, of six questions on a miniature model."""
+    folder, found = tmp_path_factory.mktemp("results"), {}
+    for benchmark, repeats in ((training, 1), (decoding, 2)):
+        path = measure.write(benchmark.run(base, asked, repeats, None), folder)
+        found[path.stem] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("name", ["training", "decoding"])
+def test_results_say_what_was_measured(results: dict[str, dict[str, Any]], name: str) -> None:
+    found = results[name]
+    assert found["name"] == name and found["questions"] == 6 and found["parameters"] > 0
+    assert {"hardware", "versions", "date", "data"} <= set(found)
+    for row in found["rows"]:
+        assert row["examples"] == 6 and row["tokens"] > 0
+        for key in ("wall_seconds", "cpu_seconds", "examples_per_second", "peak_bytes"):
+            low, middle, high = (row[key][part] for part in ("min", "median", "max"))
+            assert 0 < low <= middle <= high
+    assert table.speed(found).row_count == len(found["rows"])
+    assert table.ratios(found).row_count == len(found["ratios"])
+
+
+@pytest.mark.parametrize(
+    ("name", "rivals"),
+    [
+        ("training", training.RIVALS),
+        ("decoding", {"decode_vs_generate": "generate"}),
+    ],
+)
+def test_ratios_are_ratios_of_the_rows(
+    results: dict[str, dict[str, Any]], name: str, rivals: dict[str, str]
+) -> None:
+    found = results[name]
+    kind = f"{found['seconds_are']}_seconds"
+    seconds = {row["name"]: row[kind]["repeats"] for row in found["rows"]}
+    assert set(found["ratios"]) == {ratio for ratio, rival in rivals.items() if rival in seconds}
+    for ratio, median in found["ratios"].items():
+        turns = zip(seconds[rivals[ratio]], seconds[found.get("ours", "tree")], strict=False)
+        expected = measure.spread([theirs / own for theirs, own in turns])
+        assert found["ratio_spreads"][ratio] == expected
+        assert median == found["ratio_spreads"][ratio]["median"]
+
+
+def test_contestants_do_the_same_work(results: dict[str, dict[str, Any]]) -> None:
+    checks = results["training"]["checks"]
+    assert all(checks[name]["right"] for name in ("stock_default", "stock_length_grouped", "tree"))
+    tokens = {row["name"]: row["tokens"] for row in results["training"]["rows"]}
+    assert tokens["tree"] < tokens["stock_packed"] < tokens["stock_default"]
+    assert results["decoding"]["checks"]["equal_answers"] == 6
+    assert results["decoding"]["checks"]["different_answers"] > 1
+
+
+def test_wrong_rows_are_noticed(
+    base: material.Base, asked: material.Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows whose branches see one another are refused before anything is timed."""
+    right = training.prefix_tree.collate
+
+    def leaky(*arguments: Any) -> dict[str, Any]:
+        batch = right(*arguments)
+        return batch | {"subtree_end": batch["subtree_end"] * 0 + batch["input_ids"].shape[1]}
+
+    monkeypatch.setattr(training.prefix_tree, "collate", leaky)
+    tree = {"tree": training.trainers(base, 1024, 1024)["tree"]}
+    with pytest.raises(AssertionError, match="rows are wrong"):
+        training.compare(base, tree, asked.examples)
