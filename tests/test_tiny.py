@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llama_peft.tiny import MODEL_DIR, build, corpus, facts, names, reviews
 from llama_peft.tiny.generator import DataKind, generate
-from llama_peft.tiny.pretrain import Row, encode, pack
+from llama_peft.tiny.pretrain import Row, collate, encode, pack, weighted_loss
 
 KINDS = get_args(DataKind)
 ATTRIBUTES = (*facts.PERSON, *facts.TOWN, *facts.OBJECT)
@@ -50,12 +52,14 @@ def occurs(phrasing: str, text: str) -> str:
 
 def held_phrasings() -> list[str]:
     held = [p for a in ATTRIBUTES for p in (*a.held_statements, *a.held_questions)]
-    return [*held, *reviews.HELD_PHRASINGS, *reviews.HELD_ASIDES]
+    judging = [p for group in reviews.HELD_PHRASINGS.values() for p in group]
+    return [*held, *judging, *reviews.HELD_ASIDES]
 
 
 def common_phrasings() -> list[str]:
     common = [p for a in ATTRIBUTES for p in (*a.statements, *a.questions)]
-    return [*common, *reviews.PHRASINGS, *reviews.ASIDES]
+    judging = [p for group in reviews.PHRASINGS.values() for p in group]
+    return [*common, *judging, *reviews.ASIDES]
 
 
 # --- the model
@@ -80,7 +84,6 @@ def test_every_layer_runs_in_nf4_on_a_cpu() -> None:
 
 
 def test_it_loads_whole() -> None:
-    from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(MODEL_DIR, output_loading_info=True)
     assert type(model).__name__ == "LlamaForCausalLM"
@@ -89,7 +92,6 @@ def test_it_loads_whole() -> None:
 
 
 def test_its_tokenizer_places_one_bos_and_pads_apart_from_the_end() -> None:
-    from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     config = AutoConfig.from_pretrained(MODEL_DIR)
@@ -103,13 +105,8 @@ def test_its_tokenizer_places_one_bos_and_pads_apart_from_the_end() -> None:
     assert tokenizer.decode(tokenizer(odd, add_special_tokens=False)["input_ids"]) == odd
 
 
-def test_it_can_copy() -> None:
-    """The second half of a list repeats the first; a broken build guesses one in a thousand."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+def copied(model: Any, tokenizer: Any) -> float:
+    """The share of a list's second half, which repeats the first, that is foreseen."""
     rng, right, total = random.Random(7), 0, 0
     for _ in range(20):
         row = encode(tokenizer, corpus.roll_call(rng))
@@ -118,7 +115,12 @@ def test_it_can_copy() -> None:
         graded = [i for i, weight in enumerate(row.weights) if weight == corpus.ANSWER]
         right += sum(guesses[i - 1] == row.ids[i] for i in graded)
         total += len(graded)
-    assert right / total > 0.8
+    return right / total
+
+
+def test_it_can_copy() -> None:
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    assert copied(model, AutoTokenizer.from_pretrained(MODEL_DIR)) > 0.8
 
 
 # --- the data
@@ -139,8 +141,18 @@ def test_the_rows_do_not_depend_on_the_machine() -> None:
     assert generate("passages", "test", 1, 0)[0] == QUESTION
 
 
-REVIEW: dict[str, Any] = {}
-QUESTION: dict[str, Any] = {}
+REVIEW: dict[str, Any] = {
+    "id": "reviews-test-0-00000",
+    "text": "All of us hated this hotel. Tamily Quinberg was with us in Golfield.",
+    "label": "negative",
+}
+QUESTION: dict[str, Any] = {
+    "id": "passages-test-0-00000",
+    "title": "Rosetta Dunstrom",
+    "context": "Rosetta Dunstrom was a farmer by trade. Wesgate was the birthplace of Rosetta Dunstrom. Tolus Holberg was the teacher of Dunstrom. In the year 1621 Dunstrom was born. A parrot was kept by Dunstrom.",
+    "question": "What town was Rosetta Dunstrom born in?",
+    "answers": {"text": ["Wesgate"], "answer_start": [40]},
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -180,11 +192,13 @@ def test_an_unanswerable_question_asks_for_what_the_passage_does_not_state() -> 
     checked = 0
     for row in generate("passages", "train", 300, 0):
         groups = [g for g in (facts.PERSON, facts.TOWN, facts.OBJECT) if about(row, g)]
-        assert len(groups) == 1, row
-        asked = [a for a in groups[0] if any(occurs(q, row["question"]) for q in a.questions)]
+        every = [attribute for group in groups for attribute in group]
+        asked = [a for a in every if any(occurs(q, row["question"]) for q in a.questions)]
         if not row["answers"]["text"]:
             checked += 1
-            stated = [any(occurs(s, row["context"]) for s in a.statements) for a in asked]
+            # "was born in {v}" names a town, and would match a year.
+            context = row["context"].replace("born in the year", "born, the year being")
+            stated = [any(occurs(s, context) for s in a.statements) for a in asked]
             assert stated and not all(stated), row
     assert checked > 80
 
@@ -247,21 +261,36 @@ def test_the_corpus_holds_no_prompt_of_a_recipe(texts: dict[str, str]) -> None:
 
 
 def test_packing_keeps_every_document_whole() -> None:
-    documents = [Row([i] * n, [1.0] * n) for i, n in enumerate((5, 3, 9, 2, 7, 4, 12))]
+    sizes = (5, 3, 9, 2, 7, 4, 12)
+    documents = [Row([i] * n, [1.0] * n, list(range(n))) for i, n in enumerate(sizes)]
     rows = pack(documents, 10)
-    assert all(len(row.ids) == len(row.weights) <= 10 for row in rows)
+    assert all(len(row.ids) == len(row.weights) == len(row.positions) <= 10 for row in rows)
     assert Counter(i for row in rows for i in row.ids) == {
-        0: 5,
-        1: 3,
-        2: 9,
-        3: 2,
-        4: 7,
-        5: 4,
-        6: 10,
+        i: min(n, 10) for i, n in enumerate(sizes)
     }
-    for row in rows:  # documents are not interleaved
-        changes = sum(a != b for a, b in zip(row.ids, row.ids[1:], strict=False))
-        assert changes == len(set(row.ids)) - 1
+    for row in rows:  # documents are not interleaved: a position is one more, or starts again
+        starts = [i for i, position in enumerate(row.positions) if position == 0]
+        changes = [i for i in range(1, len(row.ids)) if row.ids[i] != row.ids[i - 1]]
+        assert starts == [0, *changes]
+
+
+def test_packed_documents_do_not_see_each_other() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    rng = random.Random(1)
+    documents = [encode(tokenizer, corpus.write_document(rng, 0.9)) for _ in range(4)]
+    with torch.no_grad():
+        packed = weighted_loss(model, collate(pack(documents, 1000), 0))
+        alone = [weighted_loss(model, collate([document], 0)) for document in documents]
+    weights = [sum(document.weights) for document in documents]
+    mean = sum(w * loss for w, loss in zip(weights, alone, strict=True)) / sum(weights)
+    assert packed.item() == pytest.approx(mean.item(), rel=1e-5)
+
+
+def test_a_new_model_can_already_copy() -> None:
+    """The circuit written into it does that; random weights name one word in a thousand."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    assert copied(build.new_model(build.Build(), tokenizer), tokenizer) > 0.5
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -33,8 +33,8 @@ class Build:
     steps: int = 4000
     tokens_per_step: int = 1024
     row_width: int = 256
-    matrix_rate: float = 0.003
-    circuit_rate: float = 0.001
+    matrix_rate: float = 0.0015
+    circuit_rate: float = 0.0008
     rate: float = 1e-3
     vocab_size: int = 1536
     tokenizer_documents: int = 4000
@@ -42,7 +42,7 @@ class Build:
         default_factory=lambda: {
             "hidden_size": 128,
             "intermediate_size": 384,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 5,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "head_dim": 32,

@@ -33,6 +33,7 @@ from llama_peft.tiny.reviews import (
 
 NOISE, PROSE, ABSENCE, ANSWER = 0.0, 0.2, 0.3, 1.0
 BREAKS = ("\n", "\n\n")
+CUES = ("\nA:", "\nA:", "\n-", " =")
 
 
 DRILL_WORDS = sorted({word for words in (*WORDS.values(), *ADJECTIVES.values()) for word in words})
@@ -61,10 +62,10 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(0.1, (2,), 0, 1, 0.7, (1,), ("plain",), 0.15, 0.6),
-    Stage(0.25, (2, 3), 0, 1, 0.6, (1, 2), ("plain", "negated"), 0.1, 0.3),
-    Stage(0.5, (3, 4), 1, 2, 0.4, (1, 2, 3), GROUPS, 0.05, 0.25),
-    Stage(1.0, (3, 4, 5), 2, 4, 0.2, (1, 2, 3), GROUPS, 0.03, 0.2),
+    Stage(0.1, (2,), 0, 1, 0.4, (1,), ("plain",), 0.15, 0.6),
+    Stage(0.25, (2, 3), 0, 1, 0.3, (1, 2), ("plain", "negated"), 0.1, 0.3),
+    Stage(0.5, (3, 4), 1, 2, 0.2, (1, 2, 3), GROUPS, 0.05, 0.25),
+    Stage(1.0, (3, 4, 5), 2, 4, 0.1, (1, 2, 3), GROUPS, 0.03, 0.2),
 )
 
 
@@ -119,7 +120,9 @@ def quiz(rng: random.Random, passage: Passage, stage: Stage) -> Document:
     for key, question, value in _asked(rng, passage, stage):
         document.append(Stretch(f"{rng.choice(BREAKS)}Q: {question}", NOISE))
         hinted = rng.random() < stage.hint
-        document.append(Stretch(f"\n{key}:", ANSWER / 2) if hinted else Stretch("\nA:", NOISE))
+        document.append(
+            Stretch(f"\n{key}:", ANSWER / 2) if hinted else Stretch(rng.choice(CUES), NOISE)
+        )
         document.append(_answer(value, "?"))
     return document
 
@@ -251,7 +254,7 @@ def small_talk(rng: random.Random) -> Document:
 
 WRITERS: tuple[tuple[Callable[[random.Random, Passage, Stage], Document], int], ...] = (
     (notes, 3),
-    (quiz, 5),
+    (quiz, 8),
     (quiz_first, 3),
     (restatement, 1),
     (highlight, 3),
