@@ -149,7 +149,11 @@ REVIEW: dict[str, Any] = {
 QUESTION: dict[str, Any] = {
     "id": "passages-test-0-00000",
     "title": "Rosetta Dunstrom",
-    "context": "Rosetta Dunstrom was a farmer by trade. Wesgate was the birthplace of Rosetta Dunstrom. Tolus Holberg was the teacher of Dunstrom. In the year 1621 Dunstrom was born. A parrot was kept by Dunstrom.",
+    "context": (
+        "Rosetta Dunstrom was a farmer by trade. Wesgate was the birthplace of Rosetta Dunstrom. "
+        "Tolus Holberg was the teacher of Dunstrom. In the year 1621 Dunstrom was born. "
+        "A parrot was kept by Dunstrom."
+    ),
     "question": "What town was Rosetta Dunstrom born in?",
     "answers": {"text": ["Wesgate"], "answer_start": [40]},
 }
