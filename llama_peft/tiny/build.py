@@ -6,7 +6,7 @@ for bit, on one machine; another processor or torch version rounds differently: 
 the same bits.
 
 Known gap: the files in `tiny/model/` come from an earlier setting of `Build` (4 layers, matrix_rate
-0.003, cut off after 2,200 of 4,000 steps), so a rebuild gives a better model, not these bits.
+0.003, cut off after 2,200 of 4,000 steps), so a rebuild gives a like model, not these bits.
 """
 
 import argparse
