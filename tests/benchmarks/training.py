@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import datasets
 import torch
 from torch import Tensor
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from llama_peft import prefix_tree
@@ -32,7 +33,7 @@ from .measure import Contestant, Prepared
 
 # A dense mask makes attention quadratic in the row: on a CPU short rows win, while they still hold
 # a paragraph with all its questions.
-ROW_TOKENS = {"cpu": 768, "cuda": 2048}
+ROW_TOKENS = {"cpu": 640, "cuda": 2048}
 RIVALS = {
     "train_vs_stock_default": "stock_default",
     "train_vs_length_grouped": "stock_length_grouped",
@@ -212,6 +213,7 @@ def _preparation(make: Maker, examples: Sequence[QuestionExample]) -> Callable[[
     def prepare() -> Prepared:
         folder = tempfile.TemporaryDirectory()
         trainer = make(examples, Path(folder.name))
+        trainer.remove_callback(PrinterCallback)
 
         def train() -> Any:
             with folder:
