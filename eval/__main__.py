@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from eval.job import Kind, make_job, slug
 from llama_peft import cli
 
 app = typer.Typer(
@@ -24,10 +25,14 @@ def run(
         str | None, typer.Option(help="sst2, squad, or a recipe. Default: the run's own recipe.")
     ] = None,
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Hub id or folder of a base, or a run folder. Default: the recipe's base."
+            help="Hub id or folder of a base, a run, an adapter, or a whole classification or question answering "
+            "checkpoint; several make one table. Default: the recipe's base."
         ),
+    ] = None,
+    kind: Annotated[
+        Kind | None, typer.Option(help="What the model is, where its files do not tell.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="A file or Hub name to measure on, whole.")
@@ -38,22 +43,71 @@ def run(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Measure on a sample of so many.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the results.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the results; of several models, one in it for each."),
+    ] = None,
     show: Annotated[int, typer.Option(min=0, help="Print so many prompts with their outputs.")] = 0,
 ) -> None:
     """Predict, score, and write predictions.jsonl and results.json."""
-    from eval.job import make_job
-
-    job = make_job(task, model, data, split, limit, output, overrides or [])
+    models: list[str | None] = [*model] if model else [None]
+    jobs = [
+        make_job(
+            task, name, data, split, limit, _inside(output, name, models), overrides or [], kind
+        )
+        for name in models
+    ]
     from eval import harness
 
-    harness.run(job)
+    for job in jobs:
+        harness.run(job, show)
+    _print_table([job.output for job in jobs])
+
+
+def _inside(output: Path | None, model: str | None, models: list[str | None]) -> Path | None:
+    """The folder of one model's results: each its own where there are several."""
+    if output is None or model is None or len(models) == 1:
+        return output
+    return output / slug(model)
+
+
+def _print_table(folders: list[Path]) -> None:
     from eval import report
 
-    for text in harness.shown(job, show):
-        print(text)
-    print(report.render(report.compare([job.output]), "rich"))
-    print(job.output)
+    print(report.render(report.compare(folders), "rich"))
+    for folder in folders:
+        print(folder)
+
+
+@app.command()
+def score(
+    predictions: Annotated[
+        Path, typer.Option(help="predictions.jsonl, or the official JSON of {id: text}.")
+    ],
+    task: Annotated[str, typer.Option(help="sst2, squad, or a recipe.")],
+    data: Annotated[
+        str | None, typer.Option(help="The file with the truth. Default: the recipe's test part.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value, through the recipe's own checks.")
+    ] = None,
+    no_answer_probabilities: Annotated[
+        Path | None, typer.Option(help="The official JSON of {id: probability of no answer}.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="test, validation or official. Default: the recipe's.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the results. Default: beside the predictions.")
+    ] = None,
+) -> None:
+    """Score predictions that were made elsewhere; no model is loaded."""
+    from eval import scoring
+
+    folder = output or predictions.with_name(f"{predictions.stem}-scores")
+    job = make_job(task, None, data, split, None, folder, overrides or [])
+    scoring.score_file(job, predictions, no_answer_probabilities)
+    _print_table([folder])
 
 
 @app.command()

@@ -8,116 +8,125 @@ import hashlib
 import json
 import logging
 import random
-import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from eval.job import Job
-from eval.metrics.measure import answer_results, classification_results
-from eval.metrics.names import higher_is_better as is_higher_better
-from eval.metrics.names import is_score
-from eval.metrics.overlap import bleu_signature
 from eval.metrics.squad_v2 import fit_threshold
-from eval.predictors import Predictor, check_model, is_run, open_predictor
-from llama_peft import __version__, data
+from eval.predictors import Predictor, Shots, check_model, is_run, open_predictor
+from eval.scoring import Line, Material, check_ids, described, finish, material
+from llama_peft import data
 from llama_peft.backbone import peak_memory
-from llama_peft.checkpoint import THRESHOLD, no_answer_threshold, write_durably
-from llama_peft.data import Example, TextExample
+from llama_peft.checkpoint import THRESHOLD, no_answer_threshold
+from llama_peft.data import Example, QuestionExample, TextExample
+from llama_peft.files import write_durably
 from llama_peft.recipe import UserError
 
 log = logging.getLogger(__name__)
 
-Line = dict[str, Any]
-PREDICTIONS, PARTIAL, RESULTS = "predictions.jsonl", "predictions.partial.jsonl", "results.json"
-_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
+PARTIAL = "predictions.partial.jsonl"
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job, show: int = 0) -> dict[str, Any]:
     """Predict, score, and write `output`/predictions.jsonl and results.json; returns the latter.
 
-    Raises UserError where model, data and task do not fit, before any example is predicted.
+    show: log so many prompts with what the model made of them. Raises UserError where model, data and task do not fit,
+    before any example is predicted.
     """
     started = time.monotonic()
-    check_model(job.model, job.recipe)
-    dataset = _dataset(job)
-    parts = _sampled(job, {part: dataset.parts[part] for part in _measured(job)})
-    if is_run(job.model):
-        _check_split(Path(job.model), parts, strict=job.data_file is None)
-    predictor = open_predictor(job.model, job.recipe, dataset.labels)
+    kind = check_model(job.model, job.recipe, job.kind)
+    found = material(job)
+    if kind == "run":
+        _check_split(Path(job.model), found.parts, strict=job.data_file is None)
+    predictor = open_predictor(job.model, job.recipe, found.labels, kind, _shots(job, found))
     job.output.mkdir(parents=True, exist_ok=True)
-    threshold = _threshold(job, predictor, dataset)
-    key = _key(job, predictor, parts)
-    split_of = {example.id: part for part, examples in parts.items() for example in examples}
-    lines = predict(
-        predictor, [e for examples in parts.values() for e in examples], job.output / PARTIAL, key
+    threshold = _threshold(job, predictor, found)
+    size = job.recipe.train.per_device_eval_batch_size
+    partial = job.output / PARTIAL
+    lines = predict(predictor, found.examples, partial, _key(job, predictor, found.parts), size)
+    _show(predictor, found.examples[:show], lines)
+    results = finish(
+        job,
+        found,
+        lines,
+        kind=predictor.kind,
+        facts=predictor.facts,
+        started=started,
+        threshold=threshold,
+        peak_memory_bytes=peak_memory(),
     )
-    for line in lines:
-        line["split"] = split_of[line["id"]]
-        if threshold is not None:
-            line["prediction"] = "" if line["no_answer_probability"] > threshold else line["raw"]
-    lines.sort(key=lambda line: line["id"])
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_durably(job.output / PREDICTIONS, text)
-    names = {part: _task_name(job, part) for part in parts}
-    scores = {
-        names[part]: score(
-            [line for line in lines if line["split"] == part],
-            parts[part],
-            dataset.labels,
-            threshold,
-        )
-        for part in parts
-    }
-    results = _results(job, predictor, scores, threshold)
-    results["n-samples"] = {
-        names[part]: {"original": len(dataset.parts[part]), "effective": len(examples)}
-        for part, examples in parts.items()
-    }
-    results["wall_seconds"] = round(time.monotonic() - started, 3)
-    write_durably(job.output / RESULTS, json.dumps(results, indent=1, ensure_ascii=False))
-    (job.output / PARTIAL).unlink(missing_ok=True)
+    partial.unlink(missing_ok=True)
     return results
 
 
 def predict(
-    predictor: Predictor, examples: Sequence[Example], partial: Path, key: str
+    predictor: Predictor, examples: Sequence[Example], partial: Path, key: str, batch_size: int = 32
 ) -> list[Line]:
-    """One line an example. What `partial` already holds under the same key is not predicted again."""
+    """One line an example. What `partial` already holds under the same key is not predicted again.
+
+    Where memory runs out the batch is halved, and what is predicted stays. Raises UserError when a batch of one does not
+    fit, or when there is not exactly one prediction an example.
+    """
+    from accelerate.utils.memory import should_reduce_batch_size
     from tqdm import tqdm
 
     lines = _resume(partial, key)
-    done = {line["id"] for line in lines}
-    todo = [example for example in examples if example.id not in done]
-    if done:
-        log.info("%d of %d predictions are there already", len(done), len(examples))
+    if lines:
+        log.info("%d of %d predictions are there already", len(lines), len(examples))
     by_id = {example.id: example for example in examples}
-    with partial.open("a", encoding="utf-8") as file:
-        bar = tqdm(
-            total=len(examples), initial=len(done), desc=predictor.kind, unit="ex", disable=None
-        )
-        for prediction in predictor.predict(todo):
-            line = {name: value for name, value in asdict(prediction).items() if value is not None}
-            example = by_id[prediction.id]
-            line["gold"] = gold(example, predictor.labels)
-            line["text"] = example.text if isinstance(example, TextExample) else example.question
-            lines.append(line)
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            bar.update()
-        bar.close()
-    _check_complete(lines, by_id)
+    bar = tqdm(
+        total=len(examples), initial=len(lines), desc=predictor.kind, unit="ex", disable=None
+    )
+    with partial.open("a", encoding="utf-8") as file, bar:
+        while todo := _unanswered(lines, examples):
+            try:
+                for prediction in predictor.predict(todo, batch_size):
+                    line = {
+                        k: value for k, value in asdict(prediction).items() if value is not None
+                    }
+                    line |= described(by_id[prediction.id], predictor.labels)
+                    lines.append(line)
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    file.flush()
+                    bar.update()
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+                    raise
+                batch_size = _halved(batch_size)
+            _free_memory()
+    check_ids([line["id"] for line in lines], list(by_id), predictor.kind)
     return lines
 
 
-def shown(job: Job, count: int) -> list[str]:
-    """The first predictions of a finished job as text: what went in is in the data, what came out is here."""
-    lines = (job.output / PREDICTIONS).read_text("utf-8").split("\n")[:-1][:count]
-    return [json.dumps(json.loads(line), indent=1, ensure_ascii=False) for line in lines]
+def _unanswered(lines: Sequence[Line], examples: Sequence[Example]) -> list[Example]:
+    done = {line["id"] for line in lines}
+    return [example for example in examples if example.id not in done]
+
+
+def _halved(batch_size: int) -> int:
+    if batch_size == 1:
+        raise UserError(
+            "memory runs out with one example at a time: lower train.max_length or eval.max_new_tokens, "
+            "load in 4-bit, or take a smaller base; what is predicted is kept"
+        )
+    log.warning("memory ran out: going on with %d examples at a time", batch_size // 2)
+    return batch_size // 2
+
+
+def _free_memory() -> None:
+    """After the exception is gone, for its traceback holds the tensors that did not fit."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _resume(partial: Path, key: str) -> list[Line]:
@@ -135,75 +144,51 @@ def _resume(partial: Path, key: str) -> list[Line]:
     return kept
 
 
-def _check_complete(lines: Iterable[Line], examples: Mapping[str, Example]) -> None:
-    """Refuse to score anything but exactly one prediction an example."""
-    ids = [line["id"] for line in lines]
-    if len(set(ids)) < len(ids) or set(ids) != set(examples):
-        raise UserError(
-            f"{len(ids)} predictions ({len(set(ids))} distinct) for {len(examples)} examples: "
-            "remove the output folder and evaluate again"
+def _show(predictor: Predictor, examples: Sequence[Example], lines: Sequence[Line]) -> None:
+    """Say what the model read, and what it made of it."""
+    by_id = {line["id"]: line for line in lines}
+    for example in examples:
+        line = by_id[example.id]
+        log.info(
+            "--- %s\n%s\n>>> %r\nprediction %r, gold %r",
+            *(example.id, predictor.prompt(example), line["raw"], line["prediction"], line["gold"]),
         )
 
 
-def gold(example: Example, labels: Sequence[str]) -> str | list[str]:
-    """What predictions.jsonl holds as the truth: the label's name, or the answers (none if unanswerable)."""
-    if isinstance(example, TextExample):
-        return labels[example.label]
-    return [answer.text for answer in example.answers]
+def _shots(job: Job, found: Material) -> Shots | None:
+    """How an example's worked examples are chosen (eval.num_fewshot), None for none."""
+    wanted, source = job.recipe.eval.num_fewshot, job.recipe.eval.fewshot_from
+    if not wanted:
+        return None
+    if source == "passage":
+        earlier = _earlier(found.dataset, wanted)
+        return lambda example: earlier[example.id]
+    whole = found.dataset if job.data_file is None else data.load(job.recipe)
+    chosen = _worked(whole.parts["train"], wanted, job.recipe.dataset.seed)
+    return lambda example: chosen
 
 
-def score(
-    lines: Sequence[Line],
-    examples: Sequence[Example],
-    labels: Sequence[str],
-    threshold: float | None = None,
-) -> dict[str, Any]:
-    """Metrics of one part, each with its interval. Raises ValueError unless predictions match the examples id for id."""
-    golds = {example.id: gold(example, labels) for example in examples}
-    if labels:
-        return classification_results(
-            {line["id"]: line["prediction"] for line in lines},
-            {id_: str(name) for id_, name in golds.items()},
-            labels,
-        )
-    text = "prediction" if threshold is None else "raw"
-    return answer_results(
-        {line["id"]: line[text] for line in lines},
-        {id_: list(texts) for id_, texts in golds.items()},
-        {line["id"]: line["no_answer_probability"] for line in lines},
-        threshold=threshold,
-    )
+def _earlier(dataset: data.Dataset, wanted: int) -> dict[str, list[Example]]:
+    """For each question those before it on the same passage, in the order of the data."""
+    found: dict[str, list[Example]] = {}
+    passages: dict[str, list[Example]] = {}
+    for example in (example for part in dataset.parts.values() for example in part):
+        if not isinstance(example, QuestionExample):
+            raise UserError("eval.fewshot_from: passage is for questions on passages")
+        before = passages.setdefault(example.context, [])
+        found[example.id] = before[-wanted:]
+        before.append(example)
+    return found
 
 
-def _dataset(job: Job) -> data.Dataset:
-    """The recipe's data; with a file of the user's, that file as the only part."""
-    labels = tuple(job.recipe.dataset.labels or ())
-    if job.data_file is None:
-        return data.load(job.recipe)
-    examples = data.load_file(job.recipe, job.data_file)
-    if job.recipe.task == "classification" and not labels:
-        raise UserError("--data needs dataset.labels in the recipe, or a run that knows its labels")
-    return data.Dataset(labels=labels, parts={"data": examples})
-
-
-def _measured(job: Job) -> list[str]:
-    return list(job.recipe.eval.splits) if job.data_file is None else ["data"]
-
-
-def _sampled(job: Job, parts: dict[str, list[Example]]) -> dict[str, list[Example]]:
-    """The parts, or with a limit a seeded sample of each."""
-    limit = job.limit or job.recipe.eval.limit
-    if limit is None:
-        return parts
-    sampler = random.Random(job.recipe.dataset.seed)
-    return {
-        part: sampler.sample(examples, min(limit, len(examples)))
-        for part, examples in parts.items()
-    }
-
-
-def _task_name(job: Job, part: str) -> str:
-    return job.recipe.name if part in ("test", "data") else f"{job.recipe.name}_{part}"
+def _worked(train: Sequence[Example], wanted: int, seed: int) -> list[Example]:
+    """A seeded sample of train that takes labels, or answerable and not, in turn."""
+    kinds: dict[object, list[Example]] = {}
+    for example in random.Random(seed).sample(train, len(train)):
+        kind = example.label if isinstance(example, TextExample) else bool(example.answers)
+        kinds.setdefault(kind, []).append(example)
+    turns = chain.from_iterable(zip_longest(*kinds.values()))
+    return [example for example in turns if example is not None][:wanted]
 
 
 def _check_split(folder: Path, parts: dict[str, list[Example]], strict: bool) -> None:
@@ -224,24 +209,28 @@ def _check_split(folder: Path, parts: dict[str, list[Example]], strict: bool) ->
         log.warning("%s, first %s", message, leaked[0])
 
 
-def _threshold(job: Job, predictor: Predictor, dataset: data.Dataset) -> float | None:
-    """The no-answer threshold of a span head: fitted on its validation part once, then kept with the run."""
-    validation = dataset.parts.get("validation")
-    if not predictor.kind.startswith("span head"):
+def _threshold(job: Job, predictor: Predictor, found: Material) -> float | None:
+    """The no-answer probability above which a span model abstains: fitted on validation (a run keeps it), else 0.5."""
+    if not predictor.abstains:
         return None
-    path = Path(job.model) / THRESHOLD
-    if path.is_file() or not validation:
-        return no_answer_threshold(Path(job.model))
+    run = Path(job.model) if is_run(job.model) else None
+    validation = found.dataset.parts.get("validation")
+    if run is not None and (run / THRESHOLD).is_file():
+        return no_answer_threshold(run)
+    if not validation:
+        return 0.5
     key = _key(job, predictor, {"validation": validation})
     partial = job.output / "validation.partial.jsonl"
-    lines = predict(predictor, validation, partial, key)
+    size = job.recipe.train.per_device_eval_batch_size
+    lines = predict(predictor, validation, partial, key, size)
     threshold = fit_threshold(
         {line["id"]: line["raw"] for line in lines},
         {line["id"]: line["gold"] for line in lines},
         {line["id"]: line["no_answer_probability"] for line in lines},
     )
-    found = {"no_answer_threshold": threshold, "fitted_on": len(lines), "metric": "f1"}
-    write_durably(path, json.dumps(found))
+    if run is not None:
+        kept = {"no_answer_threshold": threshold, "fitted_on": len(lines), "metric": "f1"}
+        write_durably(run / THRESHOLD, json.dumps(kept))
     partial.unlink()
     return threshold
 
@@ -266,45 +255,3 @@ def _key(job: Job, predictor: Predictor, parts: dict[str, list[Example]]) -> str
         for example in sorted(parts[part], key=lambda example: example.id):
             digest.update(json.dumps([part, asdict(example)], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _results(
-    job: Job, predictor: Predictor, scores: dict[str, dict[str, Any]], threshold: float | None
-) -> dict[str, Any]:
-    recipe = job.recipe
-    settings = {
-        "task": recipe.task,
-        "dataset": recipe.dataset.model_dump(mode="json"),
-        "data_file": job.data_file,
-        "prompt": recipe.prompt.model_dump(),
-        "eval": recipe.eval.model_dump(),
-        "labels": list(predictor.labels),
-        "no_answer_threshold": threshold,
-        "bleu_signature": None if predictor.labels else bleu_signature(),
-    }
-    return {
-        "results": scores,
-        "configs": dict.fromkeys(scores, settings),
-        "versions": {"llama_peft": __version__} | {name: version(name) for name in _PACKAGES},
-        "higher_is_better": {
-            task: {name: is_higher_better(name) for name in its if is_score(name)}
-            for task, its in scores.items()
-        },
-        "config": {"model_kind": predictor.kind, "recipe": recipe.name, **predictor.facts},
-        "git_hash": _git_hash(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "adapter_sha256": predictor.facts["adapter_sha256"],
-        "base_revision": predictor.facts["base_fingerprint"],
-        "peak_memory_bytes": peak_memory(),
-    }
-
-
-def _git_hash() -> str | None:
-    """The project's commit, None outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return found.stdout.strip() or None

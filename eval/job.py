@@ -1,9 +1,16 @@
 """From the command line's words to what is measured, checked before anything heavy is imported."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from llama_peft.recipe import Recipe, UserError, load_recipe
+
+Kind = Literal["run", "adapter", "causal", "classifier", "reader"]
+"""What a model is: a run folder of ours, a PEFT adapter, or a whole checkpoint by its class in transformers:
+...ForCausalLM, ...ForSequenceClassification or ...ForQuestionAnswering."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +20,8 @@ class Job:
     recipe: Recipe
     model: str
     output: Path
+    kind: Kind | None = None
+    """None: seen from the model's files."""
     data_file: str | None = None
     limit: int | None = None
 
@@ -25,6 +34,7 @@ def make_job(
     limit: int | None,
     output: Path | None,
     overrides: list[str],
+    kind: Kind | None = None,
 ) -> Job:
     """Fill in what was not said: a run folder brings its own recipe, a recipe its own base and output folder."""
     if task is None and model is None:
@@ -40,8 +50,7 @@ def make_job(
         overrides = [*overrides, f"eval.splits=[{', '.join(splits)}]"]
     recipe = load_recipe(task, overrides)
     if output is None:
-        is_run = own is not None and own.is_file()
-        folder = Path(str(model)) / "tuned" if is_run else Path(recipe.run_folder) / "zero-shot"
+        folder = _folder(recipe, model)
         output = (
             folder
             if data_file is None
@@ -51,6 +60,23 @@ def make_job(
         recipe=recipe,
         model=model or recipe.model.model_name_or_path,
         output=output,
+        kind=kind,
         data_file=data_file,
         limit=limit,
     )
+
+
+def _folder(recipe: Recipe, model: str | None) -> Path:
+    """A run's own `tuned`, or a folder in the recipe's run named after what is measured."""
+    if model is not None and Path(model, "recipe.yaml").is_file():
+        return Path(model) / "tuned"
+    shots = recipe.eval.num_fewshot
+    name = f"{shots}-shot" if shots else "zero-shot"
+    if model not in (None, recipe.model.model_name_or_path):
+        name += f"-{slug(str(model))}"
+    return Path(recipe.run_folder) / name
+
+
+def slug(model: str) -> str:
+    """A model's name as a folder's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model"

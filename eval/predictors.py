@@ -1,4 +1,4 @@
-"""What can be measured, opened: the untouched base (zero-shot) or a finished run.
+"""What can be measured, opened: the untouched base (zero-shot), a finished run, or a checkpoint that somebody else made.
 
 Zero-shot means the LM head: a classification task is answered by the verbalizer that the base finds likeliest, a question
 by what it writes. An untrained head is never opened here.
@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval import generation
+from eval import foreign, generation
+from eval.job import Kind
 from llama_peft import backbone, checkpoint, predict, preflight
 from llama_peft.data import Example, QuestionExample, TextExample
-from llama_peft.predict import Engine, Prediction
+from llama_peft.predict import Engine, Prediction, Shots
 from llama_peft.prompts import PromptEncoder
 from llama_peft.recipe import Recipe, UserError
 
@@ -26,11 +27,16 @@ class Predictor:
     """A model and how it answers a task's examples."""
 
     kind: str
-    """zero-shot verbalizer, zero-shot generative, classification head, span head or tuned generative."""
+    """What the tables call it: zero-shot verbalizer, span head + LoRA, question answering checkpoint, ..."""
     labels: tuple[str, ...]
-    predict: Callable[[Sequence[Example]], Iterator[Prediction]]
+    predict: Callable[[Sequence[Example], int], Iterator[Prediction]]
+    """From examples and the most to take at once."""
+    prompt: Callable[[Example], str]
+    """What the model reads of an example."""
     facts: dict[str, Any]
     """What results.json records of the model."""
+    abstains: bool = False
+    """Whether it scores "no answer" against a span, so that a threshold decides."""
 
 
 def is_run(model: str) -> bool:
@@ -38,30 +44,75 @@ def is_run(model: str) -> bool:
     return (Path(model) / "recipe.yaml").is_file()
 
 
-def open_predictor(model: str, recipe: Recipe, labels: tuple[str, ...]) -> Predictor:
-    """Load what `model` names: a run folder of ours, or a base (Hub id, folder, `tiny`) for zero-shot.
+def check_model(model: str, recipe: Recipe, kind: Kind | None = None) -> Kind:
+    """What `model` is. Refuses in seconds, before data or weights are fetched, what cannot be opened for the task."""
+    if kind is None and is_run(model):
+        kind = "run"
+    if kind == "run":
+        checkpoint.read_facts(Path(model))
+    else:
+        preflight.check(on_base(recipe, model), long=True)
+        kind = kind or foreign.recognise(model, recipe.model.revision)
+    if kind == "adapter":
+        folder = foreign.fetch(model, recipe.model.revision)
+        preflight.check(on_base(recipe, foreign.read_adapter(folder).base), long=True)
+    if kind == "run" and recipe.eval.num_fewshot:
+        raise UserError(
+            "eval.num_fewshot is for untuned models; a run was trained without examples"
+        )
+    fits = {"classifier": ("classification",), "reader": ("extractive_qa", "generative_qa")}
+    if recipe.task not in fits.get(kind, (recipe.task,)):
+        raise UserError(f"{model}: a {foreign.NAMES[kind]}, and the task is {recipe.task}")
+    return kind
+
+
+def open_predictor(
+    model: str, recipe: Recipe, labels: tuple[str, ...], kind: Kind, shots: Shots | None = None
+) -> Predictor:
+    """Load what `model` names: a run folder of ours, a base (Hub id, folder, `tiny`) for its LM head, or another's checkpoint.
 
     `labels` are the task's, in order. Raises UserError where the model does not fit the task.
     """
-    if is_run(model):
+    if kind == "run":
         return _open_run(Path(model), recipe, labels)
-    return _open_zero_shot(_on_base(recipe, model), labels)
+    if kind == "classifier":
+        return _foreign(foreign.open_classifier(on_base(recipe, model), labels), labels)
+    if kind == "reader":
+        return _foreign(foreign.open_reader(on_base(recipe, model)), labels)
+    if kind == "adapter":
+        return _open_adapter(foreign.fetch(model, recipe.model.revision), recipe, labels, shots)
+    base = on_base(recipe, model)
+    loaded = backbone.load(base, "generative_qa")
+    counted = backbone.count_loaded(loaded, "generative_qa")
+    facts = {
+        "model": model,
+        "parameters": {"total": counted.total, "trainable": 0, "base": counted.base},
+        "base_fingerprint": checkpoint.base_fingerprint(base),
+        "adapter_sha256": None,
+    }
+    way = f"{recipe.eval.num_fewshot}-shot" if shots else "zero-shot"
+    return _by_lm_head(loaded, base, labels, way, facts, shots)
 
 
-def check_model(model: str, recipe: Recipe) -> None:
-    """Refuse in seconds, before data or weights are fetched, a model that cannot be opened."""
-    if is_run(model):
-        checkpoint.read_facts(Path(model))
-    elif (Path(model) / "adapter_config.json").is_file():
-        raise UserError(f"{model}: an adapter alone; give the run folder that it belongs to")
-    else:
-        preflight.check(_on_base(recipe, model), long=True)
-
-
-def _on_base(recipe: Recipe, model: str) -> Recipe:
+def on_base(recipe: Recipe, model: str) -> Recipe:
     """The recipe with another base."""
     base = recipe.model.model_copy(update={"model_name_or_path": model})
     return recipe.model_copy(update={"model": base})
+
+
+def _engine(recipe: Recipe) -> Engine:
+    return TREE if recipe.eval.decoding == "prefix_tree" else predict.PLAIN
+
+
+def _foreign(opened: foreign.Opened, labels: tuple[str, ...]) -> Predictor:
+    return Predictor(
+        kind=opened.kind,
+        labels=labels,
+        predict=opened.predict,
+        prompt=opened.prompt,
+        facts=opened.facts,
+        abstains=opened.abstains,
+    )
 
 
 def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predictor:
@@ -77,7 +128,6 @@ def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predicto
         "extractive_qa": "span head",
         "generative_qa": "tuned generative",
     }
-    kind = kinds[recipe.task] + (" + LoRA" if run.recipe.lora is not None else "")
     sums = run.facts["files"]
     facts = {
         "model": run.recipe.model.model_name_or_path,
@@ -89,67 +139,121 @@ def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predicto
         ),
         "training": {key: run.facts[key] for key in ("wall_seconds", "peak_memory_bytes", "steps")},
     }
-    engine = TREE if recipe.eval.decoding == "prefix_tree" else predict.PLAIN
     return Predictor(
-        kind=kind, labels=labels, predict=partial(predict.predict, run, engine=engine), facts=facts
+        kind=kinds[recipe.task] + (" + LoRA" if run.recipe.lora is not None else ""),
+        labels=labels,
+        predict=partial(predict.predict, run, engine=_engine(recipe)),
+        prompt=partial(predict.prompt_text, run.encoder, run.recipe),
+        facts=facts,
+        abstains=recipe.task == "extractive_qa",
     )
 
 
-def _open_zero_shot(recipe: Recipe, labels: tuple[str, ...]) -> Predictor:
-    model = backbone.load(recipe, "generative_qa")
-    counted = backbone.count_loaded(model, "generative_qa")
-    encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
-    engine = TREE if recipe.eval.decoding == "prefix_tree" else predict.PLAIN
-    facts = {
-        "model": recipe.model.model_name_or_path,
-        "parameters": {"total": counted.total, "trainable": 0, "base": counted.base},
-        "base_fingerprint": checkpoint.base_fingerprint(recipe),
-        "adapter_sha256": None,
-    }
-    if recipe.task == "classification":
-        kind, answer = (
-            "zero-shot verbalizer",
-            partial(verbalize, model, encoder, labels, recipe, engine),
+def _open_adapter(
+    folder: Path, recipe: Recipe, labels: tuple[str, ...], shots: Shots | None
+) -> Predictor:
+    """A PEFT adapter on the base that it names: its head's predictor, or for a causal one that of the LM head."""
+    adapter = foreign.read_adapter(folder)
+    base = on_base(recipe, adapter.base)
+    if adapter.task == "extractive_qa" and adapter.is_librarys:
+        return _foreign(foreign.open_reader(base, adapter), labels)
+    if adapter.task not in (recipe.task, "generative_qa"):
+        raise UserError(f"{folder}: an adapter for {adapter.task}, and the task is {recipe.task}")
+    if adapter.task == "classification" and adapter.num_labels != len(labels):
+        raise UserError(
+            f"{folder}: its head has {adapter.num_labels} labels, and the task's are {', '.join(labels)}"
         )
+    model = backbone.load(base, adapter.task, adapter.num_labels)
+    total = model.num_parameters()
+    model = checkpoint.attach_adapter(model, folder).eval()
+    facts = {
+        "model": adapter.base,
+        "adapter": str(folder),
+        "parameters": {"total": total, "trainable": 0, "base": total},
+        "base_fingerprint": checkpoint.base_fingerprint(base),
+        "adapter_sha256": adapter.sha256,
+    }
+    if adapter.task == "generative_qa":
+        return _by_lm_head(model, base, labels, "adapter,", facts, shots)
+    encoder = PromptEncoder(backbone.load_tokenizer(base.model), base.prompt)
+    run = checkpoint.Run(
+        folder=folder, recipe=base, labels=labels, model=model, encoder=encoder, facts=facts
+    )
+    return Predictor(
+        kind="adapter, "
+        + ("span head" if adapter.task == "extractive_qa" else "classification head"),
+        labels=labels,
+        predict=partial(predict.predict, run),
+        prompt=partial(predict.prompt_text, encoder, base),
+        facts=facts,
+        abstains=adapter.task == "extractive_qa",
+    )
+
+
+def _by_lm_head(
+    model: Any,
+    recipe: Recipe,
+    labels: tuple[str, ...],
+    way: str,
+    facts: dict[str, Any],
+    shots: Shots | None,
+) -> Predictor:
+    """A causal model as it answers without a head: by verbalizers, or in its own words."""
+    encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
+    if shots:
+        facts = facts | {"fewshot_from": recipe.eval.fewshot_from}
+    if recipe.task == "classification":
+        kind, answer = "verbalizer", partial(_verbalize, model, encoder, labels, recipe, shots)
     else:
-        kind, answer = "zero-shot generative", partial(_write, model, encoder, recipe, engine)
-    return Predictor(kind=kind, labels=labels, predict=answer, facts=facts)
+        kind, answer = "generative", partial(_write, model, encoder, recipe, shots)
+    prompt = partial(
+        predict.prompt_text, encoder, recipe, zero_shot=True, labels=labels, shots=shots
+    )
+    return Predictor(
+        kind=f"{way} {kind}", labels=labels, predict=answer, prompt=prompt, facts=facts
+    )
 
 
 def _write(
     model: Any,
     encoder: PromptEncoder,
     recipe: Recipe,
-    engine: Engine,
+    shots: Shots | None,
     examples: Sequence[Example],
+    batch_size: int,
 ) -> Iterator[Prediction]:
     questions = [example for example in examples if isinstance(example, QuestionExample)]
-    return predict.write_answers(model, encoder, questions, recipe, engine)
+    return predict.write_answers(
+        model, encoder, questions, recipe, batch_size, _engine(recipe), shots
+    )
 
 
-def verbalize(
+def _verbalize(
     model: Any,
     encoder: PromptEncoder,
     labels: tuple[str, ...],
     recipe: Recipe,
-    engine: Engine,
+    shots: Shots | None,
     examples: Sequence[Example],
+    batch_size: int,
 ) -> Iterator[Prediction]:
     """The label whose verbalizer the LM head finds likeliest after the zero-shot prompt.
 
     A verbalizer of several tokens counts by the sum of their log-probabilities, as lm-evaluation-harness's `acc` does.
     """
-    words = [encoder.continuation(word) for word in recipe.prompt.verbalizers or labels]
+    words = recipe.prompt.verbalizers or labels
+    continuations = [encoder.continuation(word) for word in words]
     texts = [example for example in examples if isinstance(example, TextExample)]
     texts.sort(key=lambda example: -len(example.text))
-    size = 4 * recipe.train.per_device_eval_batch_size
+    size = 4 * batch_size
     for first in range(0, len(texts), size):
         chunk = texts[first : first + size]
         requests = []
         for example in chunk:
-            prompt = encoder.zero_shot(example.text, recipe.train.max_length)
-            requests += [(prompt, word) for word in words]
-        scores = engine.loglikelihoods(model, requests)
+            worked = [(shot.text, words[shot.label]) for shot in (shots(example) if shots else ())]
+            prompt = encoder.zero_shot(example.text, recipe.train.max_length, worked)
+            requests += [(prompt, continuation) for continuation in continuations]
+        scores = _engine(recipe).loglikelihoods(model, requests)
         for i, example in enumerate(chunk):
             row = scores[i * len(words) : (i + 1) * len(words)]
             best = max(range(len(labels)), key=row.__getitem__)
@@ -158,5 +262,5 @@ def verbalize(
                 id=example.id,
                 prediction=labels[best],
                 probabilities=tuple(math.exp(score - row[best]) / total for score in row),
-                raw=(recipe.prompt.verbalizers or labels)[best],
+                raw=words[best],
             )

@@ -33,7 +33,11 @@ _LLAMA_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|endoftext|>")
 
 def source(model: Model) -> str:
     """The Hub id or folder that transformers loads; `tiny` is the embedded model's folder."""
-    return str(tiny.MODEL_DIR) if model.model_name_or_path == "tiny" else model.model_name_or_path
+    return source_of(model.model_name_or_path)
+
+
+def source_of(name: str) -> str:
+    return str(tiny.MODEL_DIR) if name == "tiny" else name
 
 
 def device() -> "torch.device":
@@ -147,7 +151,7 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
     head = heads.HEAD_NAMES.get(task)
     check_loading(source(recipe.model), info, head)
     _check_packed_shapes(source(recipe.model), model)
-    _mend_cpu_4bit(model)
+    mend_cpu_4bit(model)
     if head:
         setattr(model, head, heads.as_float32(getattr(model, head)))
     # A 4-bit load leaves embeddings, norms and head trainable.
@@ -160,14 +164,14 @@ def check_loading(name: str, info: dict[str, Any], head: str | None) -> None:
     unexpected = _outside(info["unexpected_keys"], "lm_head")
     mismatched = [str(key) for key in info.get("mismatched_keys") or ()]
     for problem, keys in (
-        ("lacks weights of the backbone, which would be random", missing),
+        ("lacks weights, which would be random", missing),
         ("holds weights that the model has no place for", unexpected),
         ("holds weights of another shape than its config says", mismatched),
     ):
         if keys:
             raise UserError(
                 f"{name}: the checkpoint {problem}: {len(keys)}, first {keys[0]}. "
-                "Use a complete safetensors checkpoint of a causal language model"
+                "Use a complete safetensors checkpoint"
             )
 
 
@@ -215,7 +219,7 @@ def _check_packed_shapes(name: str, model: "PreTrainedModel") -> None:
             )
 
 
-def _mend_cpu_4bit(model: "PreTrainedModel") -> None:
+def mend_cpu_4bit(model: "PreTrainedModel") -> None:
     """Keep Linear4bit from repacking its weights for AVX512 in its first forward, after which gradients are silently wrong."""
     from bitsandbytes.nn import Linear4bit
 

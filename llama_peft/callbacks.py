@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llama_peft import checkpoint
+from llama_peft.files import write_durably
 from llama_peft.recipe import UserError
 
 
@@ -22,7 +23,7 @@ class History(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             lines = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
-            checkpoint.write_durably(self.path, lines)
+            write_durably(self.path, lines)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

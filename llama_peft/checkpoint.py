@@ -7,7 +7,6 @@ without a seal that verifies is as good as absent, so a kill at any moment loses
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_peft import backbone, heads, preflight
+from llama_peft.files import fsync, sha256, write_durably
 from llama_peft.prompts import PromptEncoder
 from llama_peft.recipe import Recipe, UserError, dump_recipe, load_recipe
 
@@ -28,34 +28,10 @@ TRAINING = "training.json"
 """The run's own seal: facts of the training and the sums of what it exported."""
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a file by `text` at once: after a crash it holds either the old text or the new."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sums(folder: Path, files: Iterable[Path]) -> dict[str, str]:
     sums = {}
     for file in sorted(files):
-        _fsync(file)
+        fsync(file)
         sums[file.relative_to(folder).as_posix()] = sha256(file)
     return sums
 
@@ -64,7 +40,7 @@ def seal(folder: Path) -> None:
     """Write the folder's manifest, last."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != SEAL]
     write_durably(folder / SEAL, json.dumps(_sums(folder, files), indent=1))
-    _fsync(folder.parent)
+    fsync(folder.parent)
 
 
 def is_sealed(folder: Path) -> bool:
@@ -179,7 +155,7 @@ def load_run(folder: Path) -> Run:
         )
     model = backbone.load(recipe, recipe.task, len(labels))
     if recipe.lora is not None:
-        model = _attach_adapter(model, folder / "adapter")
+        model = attach_adapter(model, folder / "adapter")
     else:
         _attach_head(model, folder / "head.safetensors", heads.HEAD_NAMES[recipe.task])
     tokenizer = backbone.load_tokenizer(recipe.model)
@@ -194,7 +170,7 @@ def load_run(folder: Path) -> Run:
     )
 
 
-def _attach_adapter(model: "PreTrainedModel", folder: Path) -> Any:
+def attach_adapter(model: "PreTrainedModel", folder: Path) -> Any:
     """The base with the adapter. Every tensor of the file must find its place, and every place its tensor:
     PEFT loads an adapter of another depth without a word.
     """

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from llama_peft.checkpoint import Run
 
 Item = TypeVar("Item")
+Piece = TypeVar("Piece")
+Shots = Callable[[Example], Sequence[Any]]
+"""The worked examples that stand before an example in a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,17 +41,21 @@ class Prediction:
 
 
 def predict(
-    run: "Run", examples: Sequence[Example], engine: "Engine | None" = None
+    run: "Run",
+    examples: Sequence[Example],
+    batch_size: int | None = None,
+    engine: "Engine | None" = None,
 ) -> Iterator[Prediction]:
     """Predictions of a finished run; `engine` is how a generative one decodes."""
     recipe = run.recipe
+    size = batch_size or recipe.train.per_device_eval_batch_size
     if recipe.task == "classification":
         texts = [example for example in examples if isinstance(example, TextExample)]
-        return classify(run.model, run.encoder, texts, run.labels, recipe)
+        return classify(run.model, run.encoder, texts, run.labels, recipe, size)
     questions = [example for example in examples if isinstance(example, QuestionExample)]
     if recipe.task == "extractive_qa":
-        return read_spans(run.model, run.encoder, questions, recipe)
-    return write_answers(run.model, run.encoder, questions, recipe, engine)
+        return read_spans(run.model, run.encoder, questions, recipe, size)
+    return write_answers(run.model, run.encoder, questions, recipe, size, engine)
 
 
 def classify(
@@ -57,13 +64,14 @@ def classify(
     examples: Sequence[TextExample],
     labels: Sequence[str],
     recipe: Recipe,
+    batch_size: int,
 ) -> Iterator[Prediction]:
     """The classification head's label of each text."""
     import torch
 
     max_length = recipe.train.max_length
     rows = [(example.id, encoder.head_input(example.text, max_length)) for example in examples]
-    for batch in batches(rows, recipe.train.per_device_eval_batch_size):
+    for batch in batches(rows, batch_size):
         input_ids, mask = pad([ids for _, ids in batch], encoder.tokenizer.pad_token_id)
         with torch.inference_mode():
             logits = model(
@@ -75,23 +83,27 @@ def classify(
 
 
 def read_spans(
-    model: Any, encoder: PromptEncoder, examples: Sequence[QuestionExample], recipe: Recipe
+    model: Any,
+    encoder: PromptEncoder,
+    examples: Sequence[QuestionExample],
+    recipe: Recipe,
+    batch_size: int,
 ) -> Iterator[Prediction]:
     """The span head's best answer over all windows of each question; "" where "no answer" scores higher."""
     import torch
 
-    train, size = recipe.train, recipe.train.per_device_eval_batch_size
+    train = recipe.train
     rows = [
         (example, list(spans.windows(encoder, example, train.max_length, train.doc_stride)))
         for example in examples
     ]
     rows.sort(key=lambda row: -sum(len(window.input_ids) for window in row[1]))
-    for group in _grouped(rows, size):
+    for group in grouped(rows, batch_size):
         windows = [window for _, its in group for window in its]
         starts: list[list[float]] = []
         ends: list[list[float]] = []
-        for first in range(0, len(windows), size):
-            part = windows[first : first + size]
+        for first in range(0, len(windows), batch_size):
+            part = windows[first : first + batch_size]
             input_ids, mask = pad([w.input_ids for w in part], encoder.tokenizer.pad_token_id)
             allowed, _ = pad([w.span_mask() for w in part], 0)
             with torch.inference_mode():
@@ -126,9 +138,11 @@ def write_answers(
     encoder: PromptEncoder,
     examples: Sequence[QuestionExample],
     recipe: Recipe,
+    batch_size: int,
     engine: "Engine | None" = None,
+    shots: "Shots | None" = None,
 ) -> Iterator[Prediction]:
-    """The answers that a causal model writes, greedily.
+    """The answers that a causal model writes, greedily; `shots` gives a question's worked examples.
 
     `no_answer_probability` is what the model gives to the no-answer phrase as the whole answer. Questions of one context
     stay together, so that an engine that shares prefixes can.
@@ -140,9 +154,12 @@ def write_answers(
         stop |= encoder.newline_ids
     no_answer = (*encoder.continuation(recipe.prompt.no_answer), encoder.end_id)
     ordered = sorted(examples, key=lambda example: (-len(example.context), example.context))
-    size = 4 * recipe.train.per_device_eval_batch_size
+    size = 4 * batch_size
     for first in range(0, len(ordered), size):
-        prompts = [Encoded(e.id, encoder.question(e, room)) for e in ordered[first : first + size]]
+        prompts = [
+            Encoded(e.id, encoder.question(e, room, shots(e) if shots else ()))
+            for e in ordered[first : first + size]
+        ]
         written = dict(
             engine.greedy(
                 model, prompts, stop_token_ids=stop, max_new_tokens=recipe.eval.max_new_tokens
@@ -157,6 +174,33 @@ def write_answers(
                 no_answer_probability=math.exp(score),
                 raw=raw,
             )
+
+
+def prompt_text(
+    encoder: PromptEncoder,
+    recipe: Recipe,
+    example: Example,
+    zero_shot: bool = False,
+    labels: Sequence[str] = (),
+    shots: "Shots | None" = None,
+) -> str:
+    """What the model reads of an example, as text with its control tokens; zero_shot: for the LM head."""
+    worked = shots(example) if shots else ()
+    if isinstance(example, QuestionExample):
+        if recipe.task == "extractive_qa" and not zero_shot:
+            first = next(
+                spans.windows(encoder, example, recipe.train.max_length, recipe.train.doc_stride)
+            )
+            ids = first.input_ids
+        else:
+            ids = encoder.question(example, shots=worked)
+    elif zero_shot:
+        words = recipe.prompt.verbalizers or labels
+        pairs = [(shot.text, words[shot.label]) for shot in worked]
+        ids = encoder.zero_shot(example.text, recipe.train.max_length, pairs)
+    else:
+        ids = encoder.head_input(example.text, recipe.train.max_length)
+    return str(encoder.tokenizer.decode(ids))
 
 
 class Engine(NamedTuple):
@@ -224,11 +268,11 @@ def batches(
         yield ordered[first : first + size]
 
 
-def _grouped(
-    rows: Sequence[tuple[Item, list[spans.Window]]], size: int
-) -> Iterator[list[tuple[Item, list[spans.Window]]]]:
+def grouped(
+    rows: Sequence[tuple[Item, list[Piece]]], size: int
+) -> Iterator[list[tuple[Item, list[Piece]]]]:
     """Rows together while their windows fit one batch; a row's windows are never parted."""
-    group: list[tuple[Item, list[spans.Window]]] = []
+    group: list[tuple[Item, list[Piece]]] = []
     held = 0
     for row in rows:
         if group and held + len(row[1]) > size:

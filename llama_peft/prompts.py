@@ -4,6 +4,7 @@ Pieces are encoded apart and then joined, so that training, evaluation and prefi
 searches for a boundary. Control tokens are placed by number; text from data is encoded with control strings as plain text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,13 +48,17 @@ def answer_text(example: QuestionExample, no_answer: str) -> str:
 
 
 def parse_answer(text: str, no_answer: str) -> str:
-    """The answer in a model's output: its first line. The one place where "no answer" becomes the empty string.
+    """The answer in a model's output: its first line, "" where that says that there is none."""
+    lines = text.strip().splitlines()
+    return without_no_answer(" ".join(lines[0].split()) if lines else "", no_answer)
+
+
+def without_no_answer(text: str, no_answer: str) -> str:
+    """The text, or "" where it is the no-answer phrase: the one place where "no answer" becomes the empty string.
 
     Case and closing punctuation of the phrase do not matter, so that every wording a model gives it counts as abstaining.
     """
-    lines = text.strip().splitlines()
-    answer = " ".join(lines[0].split()) if lines else ""
-    return "" if _bare(answer) == _bare(no_answer) else answer
+    return "" if _bare(text) == _bare(no_answer) else text
 
 
 def _bare(text: str) -> str:
@@ -101,8 +106,13 @@ class PromptEncoder:
         """What a classification head reads: BOS and the template, cut to `max_length` tokens at the end."""
         return (self._bos + self.ids(self.prompt.template.format(text=text)))[:max_length]
 
-    def zero_shot(self, text: str, max_length: int) -> tuple[int, ...]:
-        """The prompt whose continuations are the verbalizers; a text that is too long loses its end, never the question."""
+    def zero_shot(
+        self, text: str, max_length: int, shots: Sequence[tuple[str, str]] = ()
+    ) -> tuple[int, ...]:
+        """The prompt whose continuations are the verbalizers; a text that is too long loses its end, never the question.
+
+        shots: (text, verbalizer) pairs that stand before it, worked; `max_length` is without them.
+        """
         room = max_length - len(self._before) - len(self._between)
         ids = self.ids(self.prompt.zero_shot.format(text=text))
         while len(ids) > room:
@@ -112,23 +122,52 @@ class PromptEncoder:
                 raise UserError(f"train.max_length {max_length} has no room for prompt.zero_shot")
             text = text[: offsets[kept - 1][1]]
             ids = self.ids(self.prompt.zero_shot.format(text=text))
-        return self._before + ids + self._between
+        worked: tuple[int, ...] = ()
+        for shot, verbalizer in shots:
+            worked += self.ids(self.prompt.zero_shot.format(text=shot)) + self._worked(verbalizer)
+        return self._before + worked + ids + self._between
 
     def continuation(self, text: str) -> tuple[int, ...]:
         """An answer's ids after a prompt, without the end token: a verbalizer, or an answer."""
         return self.ids(self._lead + text.strip())
 
-    def question(self, example: QuestionExample, room: int | None = None) -> tuple[int, ...]:
+    def _worked(self, answer: str) -> tuple[int, ...]:
+        """The answer of an example in the prompt; cut where pieces encode as they would jointly."""
+        return self.ids(f" {answer.strip()}\n\n")
+
+    def question(
+        self,
+        example: QuestionExample,
+        room: int | None = None,
+        shots: Sequence[QuestionExample] = (),
+    ) -> tuple[int, ...]:
         """The generative prompt: instruction, context, question. Examples of one context share all but the question.
 
-        `room` is the most tokens that it may take: a context that is too long loses its end, never the question.
+        `room` is the most tokens that it may take: a context that is too long loses its end, never the question. `shots`
+        are questions that stand before it with their answers; neighbours on one context share it. Raises UserError where
+        the shots and the question alone take more than `room`.
         """
         # The cut falls after each piece's closing blank line, where pieces encode as they would jointly.
         before = self._before + self.ids(self.prompt.instruction)
-        after = self.ids(self.prompt.question.format(question=example.question)) + self._between
-        context = self.ids(self.prompt.context.format(context=example.context))
+        context: tuple[int, ...] = ()
+        after: tuple[int, ...] = ()
+        told = None
+        for one in (*shots, example):
+            if one.context != told:
+                before += context + after
+                context, after = self.ids(self.prompt.context.format(context=one.context)), ()
+                told = one.context
+            after += self.ids(self.prompt.question.format(question=one.question))
+            if one is not example:
+                after += self._worked(answer_text(one, self.prompt.no_answer))
+        after += self._between
         if room is not None and len(before) + len(context) + len(after) > room:
-            context = context[: max(0, room - len(before) - len(after))]
+            if len(before) + len(after) > room:
+                raise UserError(
+                    f"question {example.id}: its prompt takes {len(before) + len(after)} tokens without the passage, and "
+                    f"the model has room for {room}; lower eval.num_fewshot"
+                )
+            context = context[: room - len(before) - len(after)]
         return before + context + after
 
     def completion(self, example: QuestionExample) -> tuple[int, ...]:
@@ -153,7 +192,7 @@ class PromptEncoder:
             return_offsets_mapping=True,
             verbose=False,
         )
-        trimmed = tuple(_trim(context, start, end) for start, end in encoding["offset_mapping"])
+        trimmed = tuple(trim(context, start, end) for start, end in encoding["offset_mapping"])
         return tuple(encoding["input_ids"]), trimmed
 
     def text(self, ids: list[int]) -> str:
@@ -184,7 +223,8 @@ class PromptEncoder:
         return pieces[0], pieces[1], pieces[2][0]
 
 
-def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+def trim(text: str, start: int, end: int) -> tuple[int, int]:
+    """The bounds of a piece of text without the white space at its edges."""
     while start < end and text[start].isspace():
         start += 1
     while end > start and text[end - 1].isspace():

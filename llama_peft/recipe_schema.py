@@ -325,6 +325,10 @@ class Eval(Section):
     "The parts that results are measured on."
     limit: Count | None = None
     "Measure on so many examples only."
+    num_fewshot: Size = 0
+    "Worked examples in the prompt of an untuned model."
+    fewshot_from: Literal["train", "passage"] = "train"
+    "The same ones from train, or earlier questions on the same passage with their gold answers."
     max_new_tokens: Count = 32
     "Longest answer, in tokens (generative_qa)."
     decoding: Literal["prefix_tree", "plain"] = "prefix_tree"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_peft import backbone, checkpoint, data, heads, preflight
+from llama_peft.files import write_durably
 from llama_peft.prompts import PromptEncoder
 from llama_peft.recipe import Recipe, UserError
 from llama_peft.rows import Row, collate, encode_part
@@ -51,7 +52,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
         if _is_main():
             checkpoint.write_recipe(recipe, folder)
             text = json.dumps(data.split_ids(dataset), ensure_ascii=False)
-            checkpoint.write_durably(folder / "split.json", text)
+            write_durably(folder / "split.json", text)
         if (folder / checkpoint.TRAINING).is_file():
             checkpoint.read_facts(folder)
             log.info("%s is finished; --fresh trains it again", folder)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from llama_peft import checkpoint
 from llama_peft import train as training
+from llama_peft.files import sha256
 from llama_peft.recipe import Recipe, UserError
 
 
@@ -92,7 +93,7 @@ def test_changed_exports_are_refused(finished: Path, tmp_path: Path) -> None:
 
 def resealed(folder: Path) -> None:
     facts = json.loads((folder / "training.json").read_text())
-    facts["files"] = {name: checkpoint.sha256(folder / name) for name in facts["files"]}
+    facts["files"] = {name: sha256(folder / name) for name in facts["files"]}
     (folder / "training.json").write_text(json.dumps(facts))
 
 

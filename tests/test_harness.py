@@ -1,7 +1,11 @@
 """Evaluation end to end: same examples, honest zero-shot, exact ids, and nothing predicted twice."""
 
 import json
+import os
+import random
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from eval import harness
+from eval import harness, scoring
 from eval.job import Job, make_job
 from eval.predictors import Predictor, open_predictor
 from llama_peft import checkpoint, data, predict
 from llama_peft import train as training
 from llama_peft.data import Example
+from llama_peft.files import sha256
 from llama_peft.predict import Prediction
 from llama_peft.recipe import Recipe, UserError
 
@@ -88,8 +93,8 @@ def test_shared_prefixes_change_no_prediction(
             task, make_base(), lora={"r": 4}, eval={"decoding": decoding, "max_new_tokens": 6}
         )
         labels = ("negative", "positive") if task == "classification" else ()
-        predictor = open_predictor(recipe.model.model_name_or_path, recipe, labels)
-        its = {p.id: p for p in predictor.predict(data.load(recipe).parts["test"])}
+        predictor = open_predictor(recipe.model.model_name_or_path, recipe, labels, "causal")
+        its = {p.id: p for p in predictor.predict(data.load(recipe).parts["test"], 32)}
         found.append(its)
     assert found[0].keys() == found[1].keys()
     for id_, one in found[0].items():
@@ -120,10 +125,14 @@ def test_span_threshold_is_fitted_on_validation_and_kept(
     (folder / "threshold.json").unlink()
 
 
-def oracle(silent: bool = False) -> Callable[[Sequence[Example]], Iterator[Prediction]]:
+def named(kind: str, predict: Any) -> Predictor:
+    return Predictor(kind=kind, labels=(), predict=predict, prompt=str, facts={})
+
+
+def oracle(silent: bool = False) -> Callable[..., Iterator[Prediction]]:
     """A predictor that knows the answers, or one that never answers."""
 
-    def answer(examples: Sequence[Example]) -> Iterator[Prediction]:
+    def answer(examples: Sequence[Example], batch_size: int = 1) -> Iterator[Prediction]:
         for example in examples:
             text = "" if silent or not example.answers else example.answers[0].text
             yield Prediction(id=example.id, prediction=text, no_answer_probability=float(not text))
@@ -139,7 +148,7 @@ def test_a_perfect_abstainer_scores_100_on_the_unanswerable(
     share = 100 * sum(not e.answers for e in examples) / len(examples)
     assert 0 < share < 100
 
-    def scores(answer: Callable[[Sequence[Example]], Iterator[Prediction]]) -> dict[str, Any]:
+    def scores(answer: Callable[..., Iterator[Prediction]]) -> dict[str, Any]:
         lines = [
             {
                 "id": p.id,
@@ -148,7 +157,7 @@ def test_a_perfect_abstainer_scores_100_on_the_unanswerable(
             }
             for p in answer(examples)
         ]
-        return harness.score(lines, examples, ())
+        return scoring.score(lines, examples, ())
 
     silent, perfect = scores(oracle(silent=True)), scores(oracle())
     assert silent["NoAns_exact"] == 100 and silent["exact"] == pytest.approx(share)
@@ -162,7 +171,7 @@ def test_predictions_that_do_not_match_id_for_id_are_refused(
     """Law 8."""
     examples = data.load(make_recipe("extractive_qa", "tiny")).parts["test"]
 
-    def answer(asked: Sequence[Example]) -> Iterator[Prediction]:
+    def answer(asked: Sequence[Example], batch_size: int) -> Iterator[Prediction]:
         found = list(oracle()(asked))
         if fault == "extra":
             yield replace(found[0], id=found[1].id)
@@ -170,7 +179,7 @@ def test_predictions_that_do_not_match_id_for_id_are_refused(
         if fault == "twice":
             yield found[0]
 
-    predictor = Predictor(kind="oracle", labels=(), predict=answer, facts={})
+    predictor = named("oracle", answer)
     with pytest.raises(UserError, match="predictions"):
         harness.predict(predictor, examples, tmp_path / "partial", "key")
 
@@ -181,20 +190,20 @@ def test_what_was_predicted_before_a_crash_is_not_predicted_again(
     examples = data.load(make_recipe("extractive_qa", "tiny")).parts["test"]
     asked: list[str] = []
 
-    def crashing(todo: Sequence[Example]) -> Iterator[Prediction]:
+    def crashing(todo: Sequence[Example], batch_size: int) -> Iterator[Prediction]:
         for i, prediction in enumerate(oracle()(todo)):
             if i == 5:
-                raise MemoryError
+                raise KeyboardInterrupt
             asked.append(prediction.id)
             yield prediction
 
-    def counting(todo: Sequence[Example]) -> Iterator[Prediction]:
+    def counting(todo: Sequence[Example], batch_size: int) -> Iterator[Prediction]:
         asked.extend(example.id for example in todo)
         return oracle()(todo)
 
     partial = tmp_path / "partial"
-    broken = Predictor(kind="oracle", labels=(), predict=crashing, facts={})
-    with pytest.raises(MemoryError):
+    broken = named("oracle", crashing)
+    with pytest.raises(KeyboardInterrupt):
         harness.predict(broken, examples, partial, "key")
     with partial.open("a") as file:
         file.write('{"id": "torn')
@@ -217,7 +226,7 @@ def test_measuring_on_training_examples_is_refused(
     split["train"] = split["test"]
     (copy / "split.json").write_text(json.dumps(split))
     facts = json.loads((copy / "training.json").read_text())
-    facts["files"]["split.json"] = checkpoint.sha256(copy / "split.json")
+    facts["files"]["split.json"] = sha256(copy / "split.json")
     (copy / "training.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match="16 of 16 examples have ids that it was trained on"):
         harness.run(job_for(recipe, copy, tmp_path / "out"))
@@ -255,9 +264,9 @@ def test_task_and_labels_must_be_the_run_s(
     class_run: tuple[Recipe, Path], span_run: tuple[Recipe, Path]
 ) -> None:
     with pytest.raises(UserError, match="trained for extractive_qa"):
-        open_predictor(str(span_run[1]), class_run[0], ("negative", "positive"))
+        open_predictor(str(span_run[1]), class_run[0], ("negative", "positive"), "run")
     with pytest.raises(UserError, match="labels negative, positive"):
-        open_predictor(str(class_run[1]), class_run[0], ("bad", "good"))
+        open_predictor(str(class_run[1]), class_run[0], ("bad", "good"), "run")
 
 
 def test_one_example_at_a_time_gives_what_a_batch_gives(
@@ -275,3 +284,142 @@ def test_one_example_at_a_time_gives_what_a_batch_gives(
     assert set(predict.predict_one(class_run[1], **text)) == {"prediction", "negative", "positive"}
     asked = {"question": "Who?", "context": "Ada built it."}
     assert set(predict.predict_one(span_run[1], **asked)) == {"prediction", "no_answer_probability"}
+
+
+# --- memory, kills, worked examples
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_what_is_done(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    examples = data.load(make_recipe("extractive_qa", "tiny")).parts["test"]
+    sizes: list[int] = []
+
+    def limited(todo: Sequence[Example], batch_size: int) -> Iterator[Prediction]:
+        sizes.append(batch_size)
+        for i, prediction in enumerate(oracle()(todo)):
+            if i == 3 and batch_size > 2:
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+            yield prediction
+
+    lines = harness.predict(named("oracle", limited), examples, tmp_path / "partial", "key", 8)
+    assert sizes == [8, 4, 2]
+    assert [line["id"] for line in lines] == [example.id for example in examples]
+
+    def hopeless(todo: Sequence[Example], batch_size: int) -> Iterator[Prediction]:
+        raise MemoryError
+        yield
+
+    with pytest.raises(UserError, match="one example at a time"):
+        harness.predict(named("oracle", hopeless), examples, tmp_path / "partial", "other", 8)
+
+    def broken(todo: Sequence[Example], batch_size: int) -> Iterator[Prediction]:
+        raise RuntimeError("a bug of ours")
+        yield
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        harness.predict(named("oracle", broken), examples, tmp_path / "partial", "other", 8)
+
+
+@pytest.mark.parametrize("task", ["classification", "extractive_qa", "generative_qa"])
+def test_the_batch_changes_no_prediction(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], task: str, tmp_path: Path
+) -> None:
+    """What halving stands on."""
+    keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
+    recipe = make_recipe(task, make_base(), lora={"r": 2}, train=keys, eval={"max_new_tokens": 4})
+    run = checkpoint.load_run(training.train(recipe))
+    examples = data.load(recipe).parts["test"]
+    many, few = (
+        {p.id: (p.prediction, p.raw) for p in predict.predict(run, examples, size)}
+        for size in (32, 1)
+    )
+    assert many == few
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_bytes(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """kill -9 at 20 random moments of one evaluation; each continues the one before."""
+    parts = {"train": 24, "validation": 8, "test": 120}
+    recipe = make_recipe(
+        "generative_qa", make_base(), lora={"r": 2}, dataset={"parts": parts},
+        train={"per_device_eval_batch_size": 1}, eval={"max_new_tokens": 12},
+    )  # fmt: skip
+    base = recipe.model.model_name_or_path
+    whole, cut = job_for(recipe, base, tmp_path / "whole"), job_for(recipe, base, tmp_path / "cut")
+    expected = harness.run(whole)
+    started = time.monotonic()
+    harness.run(replace(whole, output=tmp_path / "timed"))
+    length = time.monotonic() - started
+    rng = random.Random(0)
+    progress = []
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            try:
+                harness.run(cut)
+            finally:
+                os._exit(0)
+        time.sleep(rng.uniform(0.2, 0.45) * length)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        partial = cut.output / harness.PARTIAL
+        progress.append(len(partial.read_text().splitlines()) if partial.is_file() else 0)
+    assert any(0 < count <= 120 for count in progress), "no kill fell into the predicting"
+    found = harness.run(cut)
+    assert found["results"] == expected["results"]
+    both = [(job.output / "predictions.jsonl").read_bytes() for job in (whole, cut)]
+    assert both[0] == both[1]
+    assert not (cut.output / harness.PARTIAL).exists()
+
+
+@pytest.mark.parametrize("task", ["classification", "generative_qa"])
+def test_worked_examples_stand_in_the_prompt(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    task: str,
+) -> None:
+    """From train, with their answers, never the measured example's own; shared prefixes change nothing."""
+    found = []
+    for decoding in ("prefix_tree", "plain"):
+        keys = {"num_fewshot": 3, "max_new_tokens": 4, "decoding": decoding}
+        recipe = make_recipe(task, make_base(), lora={"r": 2}, eval=keys)
+        job = job_for(recipe, recipe.model.model_name_or_path, tmp_path / decoding)
+        with caplog.at_level("INFO", logger="eval.harness"):
+            caplog.clear()
+            found.append(harness.run(job, show=2)["results"])
+        shown = [r.message for r in caplog.records if r.message.startswith("---")]
+        assert len(shown) == 2
+        mark = "Label:" if task == "classification" else "Answer:"
+        for prompt in shown:
+            assert prompt.count(f"{mark} ") == 3 and prompt.count(mark) == 4
+    assert found[0] == found[1]
+    parts = data.load(recipe).parts
+    results = json.loads((tmp_path / "plain/results.json").read_text())
+    assert results["config"]["model_kind"].startswith("3-shot ")
+    chosen = harness._worked(parts["train"], 3, 42)
+    assert {e.id for e in chosen} <= {e.id for e in parts["train"]}
+    kinds = [e.label if task == "classification" else bool(e.answers) for e in chosen]
+    assert len(set(kinds[:2])) == 2, "labels, or answerable and not, in turn"
+
+
+def test_earlier_questions_of_the_passage_are_the_examples(
+    make_recipe: Callable[..., Recipe],
+) -> None:
+    """Meta's setting: gold answers of earlier questions on the passage, never of later ones."""
+    dataset = data.load(make_recipe("generative_qa", "tiny", lora={"r": 2}))
+    earlier = harness._earlier(dataset, 2)
+    order = [e for part in dataset.parts.values() for e in part]
+    for i, example in enumerate(order):
+        before = [e for e in order[:i] if e.context == example.context]
+        assert earlier[example.id] == before[-2:]
+    assert max(map(len, earlier.values())) == 2
+
+
+def test_worked_examples_are_not_for_runs(class_run: tuple[Recipe, Path], tmp_path: Path) -> None:
+    job = make_job(None, str(class_run[1]), None, None, None, tmp_path, ["eval.num_fewshot=1"])
+    with pytest.raises(UserError, match="for untuned models"):
+        harness.run(job)

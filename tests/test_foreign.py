@@ -1,0 +1,281 @@
+"""Checkpoints that others made: recognised by their files, measured as they were made, or refused by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+)
+
+from eval import foreign, harness
+from eval.job import Job, make_job
+from eval.predictors import check_model
+from llama_peft import data, tiny
+from llama_peft import train as training
+from llama_peft.recipe import Recipe, UserError
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def with_tokenizer(folder: Path) -> Path:
+    """The embedded tokenizer, under names that an encoder's users would find: [CLS] is its BOS."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
+    tokenizer.add_special_tokens({"cls_token": tokenizer.bos_token})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def classifier(folder: Path, **changes: Any) -> Path:
+    """A DistilBERT classifier of random weights, saved as transformers saves one."""
+    config = DistilBertConfig(
+        vocab_size=2000, dim=32, hidden_dim=64, n_layers=2, n_heads=2, max_position_embeddings=128,
+        **({"id2label": {0: "POSITIVE", 1: "NEGATIVE"}} | changes),
+    )  # fmt: skip
+    torch.manual_seed(1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return with_tokenizer(folder)
+
+
+def reader(folder: Path) -> Path:
+    config = RobertaConfig(
+        vocab_size=2000, intermediate_size=64, max_position_embeddings=130, pad_token_id=2, **TINY
+    )
+    torch.manual_seed(1)
+    AutoModelForQuestionAnswering.from_config(config).save_pretrained(folder)
+    return with_tokenizer(folder)
+
+
+def adapter(folder: Path, base: Path, model: PreTrainedModel, task: TaskType) -> Path:
+    """A LoRA adapter as plain PEFT trains and saves one, with weights that change the outputs."""
+    config = LoraConfig(
+        r=2,
+        task_type=task,
+        target_modules=["q_proj", "v_proj"],
+        exclude_modules=["qa_outputs", "score"],
+    )
+    torch.manual_seed(2)
+    adapted = get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(folder)
+    path = folder / "adapter_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(base)})
+    )
+    return folder
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def measured(recipe: Recipe, model: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    return harness.run(Job(recipe=recipe, model=str(model), output=output, **changes))
+
+
+@pytest.fixture(scope="module")
+def base(make_base: Callable[..., Path]) -> Path:
+    return make_base()
+
+
+def test_a_whole_classifier_gives_its_own_logits(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    """Its labels stand in another order and in capitals; its probabilities are those of the bare model."""
+    recipe, folder = make_recipe("classification", base), classifier(tmp_path / "theirs")
+    found = measured(recipe, folder, tmp_path / "out")
+    assert found["config"]["model_kind"] == "sequence classification checkpoint"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    for line in lines_of(tmp_path / "out"):
+        inputs = tokenizer(line["text"], return_tensors="pt")
+        with torch.no_grad():
+            positive, negative = model(inputs["input_ids"]).logits.softmax(-1)[0].tolist()
+        assert line["probabilities"] == pytest.approx([negative, positive], abs=1e-5)
+        assert line["prediction"] == ("positive" if positive > negative else "negative")
+
+
+def test_a_whole_reader_gives_its_own_spans(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    recipe, folder = make_recipe("extractive_qa", base), reader(tmp_path / "theirs")
+    found = measured(recipe, folder, tmp_path / "out")
+    assert found["config"]["model_kind"] == "question answering checkpoint"
+    threshold = found["configs"]["small"]["no_answer_threshold"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForQuestionAnswering.from_pretrained(folder)
+    contexts = {e.id: e.context for e in data.load(recipe).parts["test"]}
+    for line in lines_of(tmp_path / "out"):
+        inputs = tokenizer(line["text"], contexts[line["id"]], return_tensors="pt")
+        with torch.no_grad():
+            output = model(inputs["input_ids"])
+        null = output.start_logits[0, 0] + output.end_logits[0, 0]
+        best = torch.logit(torch.tensor(1 - line["no_answer_probability"])) + null
+        own = [i for i, part in enumerate(inputs.sequence_ids(0)) if part == 1]
+        pairs = [
+            (output.start_logits[0, i] + output.end_logits[0, j]).item()
+            for i in own for j in own if i <= j < i + recipe.eval.max_answer_length
+        ]  # fmt: skip
+        assert best.item() == pytest.approx(max(pairs), abs=1e-3)
+        assert line["raw"] in contexts[line["id"]]
+        assert line["prediction"] == (
+            "" if line["no_answer_probability"] > threshold else line["raw"]
+        )
+
+
+def test_long_passages_are_read_in_windows(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    """Every character of the passage is in some window, and no window is longer than the model's positions."""
+    recipe = make_recipe("extractive_qa", base, train={"doc_stride": 16})
+    folder = reader(tmp_path / "theirs")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    context = " ".join(f"In {year} the mill was sold." for year in range(1700, 1760))
+    file = tmp_path / "long.json"
+    answers = [{"text": "1700", "answer_start": 3}]
+    asked = [{"id": "1", "question": "When?", "answers": answers}]
+    paragraphs = [{"context": context, "qas": asked}]
+    file.write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
+    (example,) = data.load_file(recipe, str(file))
+    pairs = foreign._windows(tokenizer, 128, 16, example)
+    assert len(pairs) > 2 and all(len(pair.input_ids) <= 128 for pair in pairs)
+    covered = {c for pair in pairs for start, end in pair.window.offsets for c in range(start, end)}
+    assert covered == {i for i, character in enumerate(context) if character != " "}
+    measured(recipe, folder, tmp_path / "out", data_file=str(file))
+
+
+def heads(base: Path) -> dict[str, tuple[PreTrainedModel, TaskType]]:
+    torch.manual_seed(3)
+    qa = AutoModelForQuestionAnswering.from_pretrained(
+        base, key_mapping={r"^model\.": "transformer."}
+    )
+    return {
+        "classification": (
+            LlamaForSequenceClassification.from_pretrained(base, num_labels=2),
+            TaskType.SEQ_CLS,
+        ),
+        "extractive_qa": (qa, TaskType.QUESTION_ANS),
+        "generative_qa": (AutoModelForCausalLM.from_pretrained(base), TaskType.CAUSAL_LM),
+    }
+
+
+@pytest.mark.parametrize("task", ["classification", "extractive_qa", "generative_qa"])
+def test_an_adapter_of_plain_peft_is_measured_on_its_base(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, task: str
+) -> None:
+    """The tuned model's own outputs, not the base's: for classification checked against plain PEFT."""
+    model, kind = heads(base)[task]
+    folder = adapter(tmp_path / "adapter", base, model, kind)
+    recipe = make_recipe(task, "no-such-base", lora={"r": 2}, eval={"max_new_tokens": 4})
+    found = measured(recipe, folder, tmp_path / "out")
+    assert found["config"]["model_kind"].startswith("adapter, ")
+    assert found["config"]["model"] == str(base)
+    assert found["adapter_sha256"]
+    lines = lines_of(tmp_path / "out")
+    if task == "classification":
+        from peft import AutoPeftModelForSequenceClassification
+
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        plain = AutoPeftModelForSequenceClassification.from_pretrained(
+            folder, num_labels=2, pad_token_id=tokenizer.pad_token_id
+        ).eval()
+        for line in lines[:5]:
+            with torch.no_grad():
+                ids = tokenizer(line["text"], return_tensors="pt")["input_ids"]
+                expected = plain(ids).logits.softmax(-1)[0].tolist()
+            assert line["probabilities"] == pytest.approx(expected, abs=1e-5)
+    elif task == "generative_qa":
+        measured(recipe, base, tmp_path / "bare")
+        assert [line["no_answer_probability"] for line in lines] != [
+            line["no_answer_probability"] for line in lines_of(tmp_path / "bare")
+        ]
+
+
+@pytest.mark.parametrize("task", ["classification", "extractive_qa", "generative_qa"])
+def test_a_run_s_adapter_alone_gives_what_the_run_gives(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, task: str
+) -> None:
+    recipe = make_recipe(
+        task, base, lora={"r": 2}, train={"output_dir": str(tmp_path / "run"), "max_steps": 1}
+    )
+    run = training.train(recipe)
+    shutil.copytree(run / "adapter", tmp_path / "adapter")
+    found = [
+        measured(recipe, model, tmp_path / f"out-{model.name}")["results"]["small"]
+        for model in (run, tmp_path / "adapter")
+    ]
+    assert found[0] == found[1]
+
+
+def test_files_tell_what_a_model_is(base: Path, tmp_path: Path) -> None:
+    assert foreign.recognise("tiny", "main") == "causal"
+    assert foreign.recognise(str(base), "main") == "causal"
+    assert foreign.recognise(str(classifier(tmp_path / "c")), "main") == "classifier"
+    assert foreign.recognise(str(reader(tmp_path / "r")), "main") == "reader"
+    model, kind = heads(base)["generative_qa"]
+    folder = adapter(tmp_path / "a", base, model, kind)
+    assert foreign.recognise(str(folder), "main") == "adapter"
+    shutil.copy(base / "config.json", folder)
+    with pytest.raises(UserError, match=r"both PEFT adapter and causal language model.*--kind"):
+        foreign.recognise(str(folder), "main")
+    (folder / "adapter_config.json").unlink()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match=r"nothing that is known.*--kind run.adapter.causal"):
+        foreign.recognise(str(folder), "main")
+
+
+def test_what_does_not_fit_is_refused_in_one_line(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    texts, spans = make_recipe("classification", base), make_recipe("extractive_qa", base)
+    theirs = classifier(tmp_path / "c")
+    with pytest.raises(UserError, match="the task is extractive_qa"):
+        check_model(str(theirs), spans)
+    named = classifier(tmp_path / "named", id2label={0: "spam", 1: "ham"})
+    with pytest.raises(UserError, match=r"its labels are spam, ham.*negative, positive"):
+        measured(texts, named, tmp_path / "out")
+    unnamed = classifier(tmp_path / "unnamed", id2label={0: "LABEL_0", 1: "LABEL_1"})
+    measured(texts, unnamed, tmp_path / "unnamed-out")
+    with pytest.raises(
+        UserError, match=r"lacks weights, which would be random: 1, first score.weight"
+    ):
+        headless = tmp_path / "headless"
+        shutil.copytree(base, headless)
+        measured(texts, headless, tmp_path / "out", kind="classifier")
+
+
+def test_an_adapter_that_does_not_fit_its_base_is_refused(
+    make_recipe: Callable[..., Recipe], make_base: Callable[..., Path], base: Path, tmp_path: Path
+) -> None:
+    deeper = make_base(num_hidden_layers=3)
+    model, kind = heads(deeper)["generative_qa"]
+    folder = adapter(tmp_path / "deep", base, model, kind)
+    with pytest.raises(UserError, match="does not fit this base"):
+        measured(make_recipe("generative_qa", base, lora={"r": 2}), folder, tmp_path / "out")
+    (folder / "adapter_model.safetensors").write_bytes(b"no")
+    with pytest.raises(UserError, match="cannot be read"):
+        measured(make_recipe("generative_qa", base, lora={"r": 2}), folder, tmp_path / "out")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="no safetensors weights"):
+        measured(make_recipe("generative_qa", base, lora={"r": 2}), folder, tmp_path / "out")
+
+
+def test_models_have_folders_of_their_own(tmp_path: Path) -> None:
+    jobs = [make_job("tiny-sst2", name, None, None, None, None, []) for name in (None, "org/model")]
+    assert [job.output.name for job in jobs] == ["zero-shot", "zero-shot-org-model"]
+    shots = make_job("tiny-sst2", None, None, None, None, None, ["eval.num_fewshot=4"])
+    assert shots.output.name == "4-shot"
