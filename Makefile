@@ -16,12 +16,13 @@ DEMO   := tiny-sst2 tiny-squad tiny-squad-span
 TAG    := $(if $(strip $(SET)),+$(shell printf '%s' "$(SET)" | cksum | cut -d' ' -f1))
 IN_RUN  = $(SET) train.output_dir=runs/$*$(TAG)
 
-.PHONY: help setup test check demo bench clean $(NAMES)
+.PHONY: help setup test check demo bench wordnet clean $(NAMES)
 
 help:
 	@echo "make demo        the whole job on an embedded tiny model, in minutes, without GPU or network"
 	@echo "make test        the tests        make check       lint, format, types"
 	@echo "make bench       training and decoding side by side with the stock libraries"
+	@echo "make wordnet     the synonyms that METEOR wants"
 	@echo "make NAME        one of: $(NAMES)"
 	@echo "make NAME SET=\"model.model_name_or_path=... train.max_steps=50\""
 
@@ -47,9 +48,13 @@ demo: $(READY)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(MAKE) --no-print-directory -j2 $(DEMO:%=runs/%/tuned/results.json)
 	@$(BIN)/llama-eval compare $(foreach name,$(DEMO),runs/$(name)/zero-shot runs/$(name)/tuned)
 
-# About half an hour on one core. ARGS="--only convergence" and others: python -m tests.benchmarks --help
+# About an hour on one core. ARGS="--only convergence" and others: python -m tests.benchmarks --help
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# METEOR's synonyms; without them its number is called meteor_no_wordnet.
+wordnet: $(READY)
+	$(BIN)/llama-eval wordnet
 
 $(NAMES): %: runs/%$(TAG)/report.html
 	@$(BIN)/llama-eval compare runs/$*$(TAG)/zero-shot runs/$*$(TAG)/tuned

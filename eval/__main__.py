@@ -7,6 +7,7 @@ import typer
 
 from eval.job import Kind, make_job, slug
 from llama_peft import cli
+from llama_peft.recipe import UserError
 
 app = typer.Typer(
     help="Measure zero-shot and tuned models on the same examples, with intervals.",
@@ -123,6 +124,17 @@ def compare(
     from eval import report
 
     print(report.render(report.compare(folders), format))
+
+
+@app.command()
+def wordnet() -> None:
+    """Get the WordNet that METEOR looks synonyms up in: Debian's where it is installed, else Princeton's (10 MB)."""
+    from eval.metrics.wordnet import get
+
+    try:
+        print(get())
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 @app.command()

@@ -1,11 +1,13 @@
 """Laws of eval.metrics: equal to the definitions and libraries they name, honest about doubt."""
 
+import hashlib
 import json
 import random
 import re
 import string
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from math import comb
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.metrics import bootstrap, classification, ids, measure, names, overlap, squad_v2
+from eval.metrics import bootstrap, classification, ids, measure, names, overlap, squad_v2, wordnet
 from eval.metrics.meteor import meteor_score
 from eval.metrics.wordnet import find_wordnet, install
 
@@ -373,11 +375,28 @@ def test_meteor_with_wordnet_matches_synonyms_as_nltk_does(fresh_nltk, mini_word
     from nltk.translate.meteor_score import single_meteor_score
 
     assert install(mini_wordnet, fresh_nltk) == fresh_nltk / "corpora" / "wordnet"
-    wordnet = find_wordnet()
+    found = find_wordnet()
     scores = overlap.overlap_scores({"1": "the old car"}, {"1": ["the old auto"]})
-    theirs = single_meteor_score(["the", "old", "auto"], ["the", "old", "car"], wordnet=wordnet)
+    theirs = single_meteor_score(["the", "old", "auto"], ["the", "old", "car"], wordnet=found)
     assert scores["meteor"] == pytest.approx(theirs) and theirs > 0.9
-    assert meteor_score("the old boat", ["the old auto"], wordnet) < 0.7
+    assert meteor_score("the old boat", ["the old auto"], found) < 0.7
+
+
+def test_the_archive_is_checked_before_it_is_unpacked(
+    fresh_nltk, mini_wordnet, tmp_path, monkeypatch
+):
+    path = tmp_path / "WordNet-3.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(mini_wordnet, "WordNet-3.0/dict")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(wordnet, "DEBIAN", tmp_path / "none")
+    with pytest.raises(ValueError, match=f"sha256 {digest}, not 640db279"):
+        wordnet.get(fresh_nltk, path.as_uri())
+    with pytest.raises(ValueError, match=r"cannot be had.*wordnet-base"):
+        wordnet.get(fresh_nltk, (tmp_path / "gone").as_uri())
+    assert find_wordnet() is None, "nothing was installed"
+    assert wordnet.get(fresh_nltk, path.as_uri(), digest).is_dir()
+    assert find_wordnet() is not None
 
 
 def test_a_broken_wordnet_is_an_error_and_no_database_is_none_to_install(
@@ -393,12 +412,12 @@ def test_a_broken_wordnet_is_an_error_and_no_database_is_none_to_install(
 def test_meteor_equals_nltk_on_word_lists():
     from nltk.translate.meteor_score import meteor_score as theirs
 
-    wordnet = find_wordnet()
+    found = find_wordnet()
     golds = ["the cats sat on the mat", "a cat sits"]
     for answer in ("the cat sat on the mat", "cats sit", "on the mat the cat sat"):
         expected = max(theirs([g.split()], answer.split(), wordnet=_Silent()) for g in golds)
         assert meteor_score(answer, golds, None) == pytest.approx(expected)
-    assert meteor_score("Paris", ["Paris"], wordnet) == 0.5
+    assert meteor_score("Paris", ["Paris"], found) == 0.5
 
 
 class _Silent:

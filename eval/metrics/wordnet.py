@@ -1,4 +1,4 @@
-"""WordNet for METEOR: find the one that nltk can read, or make one from Debian's `wordnet-base`.
+"""WordNet for METEOR: find the one that nltk can read, or get one.
 
 nltk reads it as `corpora/wordnet` in one of its data folders, among them `$NLTK_DATA`,
 `~/nltk_data` and `<sys.prefix>/nltk_data`, and refuses links that lead out of them. Debian's
@@ -6,13 +6,20 @@ nltk reads it as `corpora/wordnet` in one of its data folders, among them `$NLTK
 files, given here, and `index.sense`, of which METEOR needs nothing.
 """
 
+import hashlib
+import io
 import shutil
 import sys
+import tarfile
+import tempfile
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 DEBIAN = Path("/usr/share/wordnet")
+ARCHIVE = "https://wordnetcode.princeton.edu/3.0/WordNet-3.0.tar.gz"
+ARCHIVE_SHA256 = "640db279c949a88f61f851dd54ebbb22d003f8b90b85267042ef85a3781d3a52"
 
 # From lexnames(5WN). The number beside a name is its part of speech: noun, verb, adjective, adverb.
 _NOUNS = (
@@ -57,6 +64,28 @@ def find_wordnet() -> WordNet | None:
     return wordnet
 
 
+def get(data_folder: Path | None = None, url: str = ARCHIVE, sha256: str = ARCHIVE_SHA256) -> Path:
+    """Install Debian's WordNet where it is on this machine, else Princeton's archive, downloaded and checked; returns the
+    folder that nltk reads. Raises ValueError when the archive cannot be had or is not the one that is meant.
+    """
+    if DEBIAN.is_dir():
+        return install(DEBIAN, data_folder)
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            raw = response.read()
+    except OSError as error:
+        raise ValueError(
+            f"{url} cannot be had ({error}); Debian's package wordnet-base does as well"
+        ) from error
+    found = hashlib.sha256(raw).hexdigest()
+    if found != sha256:
+        raise ValueError(f"{url} is not the archive that is meant: sha256 {found}, not {sha256}")
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
+            archive.extractall(folder, filter="data")
+        return install(Path(folder) / "WordNet-3.0" / "dict", data_folder)
+
+
 def install(source: Path = DEBIAN, data_folder: Path | None = None) -> Path:
     """Copy a WordNet 3.0 database into `<data_folder>/corpora/wordnet` and add what nltk needs;
     returns that folder.
@@ -71,6 +100,7 @@ def install(source: Path = DEBIAN, data_folder: Path | None = None) -> Path:
     target = (data_folder or Path(sys.prefix) / "nltk_data") / "corpora" / "wordnet"
     shutil.copytree(source, target, dirs_exist_ok=True)
     lines = [f"{number:02d}\t{name}\t{part}\n" for number, (name, part) in enumerate(_LEXNAMES)]
-    (target / "lexnames").write_text("".join(lines), encoding="ascii")
-    (target / "index.sense").touch()
+    if not (target / "lexnames").is_file():
+        (target / "lexnames").write_text("".join(lines), encoding="ascii")
+    (target / "index.sense").touch()  # stays as it is where the database has one
     return target

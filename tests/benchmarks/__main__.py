@@ -25,7 +25,7 @@ def main() -> None:
         found = convergence.run(arguments.examples, arguments.seeds)
         console.print(table.convergence(found), f"wrote {measure.write(found, arguments.output)}")
         return
-    count = arguments.questions or (1400 if torch.cuda.is_available() else 70)
+    count = arguments.questions or (1400 if torch.cuda.is_available() else 140)
     drawn = material.questions(count)
     with tempfile.TemporaryDirectory() as folder:
         base = material.random_base(Path(folder))
@@ -39,7 +39,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", choices=["training", "decoding", "convergence"])
-    parser.add_argument("--questions", type=int, help="default: 70 on a CPU, 1400 on CUDA")
+    parser.add_argument("--questions", type=int, help="default: 140 on a CPU, 1400 on CUDA")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--row-tokens", type=int, help="tokens a tree row holds")
     parser.add_argument("--examples", type=int, default=2400, help="convergence: examples seen")
