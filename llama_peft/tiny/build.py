@@ -4,9 +4,6 @@ Provenance: every word of the corpus is written by `corpus.py` from the phrasing
 this folder; no outside text, tokenizer or weights take part. One seed gives the same files, bit
 for bit, on one machine; another processor or torch version rounds differently: a like model, not
 the same bits.
-
-Known gap: the files in `tiny/model/` come from an earlier setting of `Build` (4 layers, matrix_rate
-0.003, cut off after 2,200 of 4,000 steps), so a rebuild gives a like model, not these bits.
 """
 
 import argparse
