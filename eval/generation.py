@@ -64,7 +64,7 @@ def greedy(
     max_new_tokens: int,
     max_tokens_per_row: int = 1024,
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield (id, generated ids) in row order; generation ends before the first of `stop_token_ids`.
+    """Yield (id, generated ids) in row order; generation ends with the first of `stop_token_ids`.
 
     A prompt longer than `max_tokens_per_row` widens the rows: a speed knob must not decide what can
     be answered.
@@ -111,10 +111,10 @@ def _decode(
     generated: list[list[int]] = [[] for _ in row["starts"]]
     for step in range(max_new_tokens):
         token_Q = logits_QV.argmax(dim=-1)
-        go_Q = ~torch.isin(token_Q, stop)
-        live, token_Q = live.keep(go_Q), token_Q[go_Q]
         for index, token in zip(live.index_Q.tolist(), token_Q.tolist(), strict=True):
             generated[index].append(token)
+        go_Q = ~torch.isin(token_Q, stop)
+        live, token_Q = live.keep(go_Q), token_Q[go_Q]
         if not len(token_Q) or step == max_new_tokens - 1:
             break
         live = _grown(live)

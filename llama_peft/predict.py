@@ -218,7 +218,10 @@ def greedy_plain(
     max_new_tokens: int,
     batch_size: int = 1,
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(id, generated ids) by `model.generate`, on left-padded batches of like length; ends before the first stop id."""
+    """(id, generated ids) by `model.generate`, on left-padded batches of like length; ends with the first stop id.
+
+    A token may hold a line break and the text before it (".\\n"), so the one that stops belongs to the answer.
+    """
     import torch
     from transformers import GenerationConfig
 
@@ -236,8 +239,8 @@ def greedy_plain(
             )
         written = output[:, input_ids.shape[1] :].tolist()
         for (id_, _), ids in zip(batch, written, strict=True):
-            end = next((i for i, token in enumerate(ids) if token in stop_token_ids), len(ids))
-            yield id_, tuple(ids[:end])
+            last = next((i for i, token in enumerate(ids) if token in stop_token_ids), len(ids))
+            yield id_, tuple(ids[: last + 1])
 
 
 def loglikelihoods_plain(

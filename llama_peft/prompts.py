@@ -49,8 +49,8 @@ def answer_text(example: QuestionExample, no_answer: str) -> str:
 
 def parse_answer(text: str, no_answer: str) -> str:
     """The answer in a model's output: its first line, "" where that says that there is none."""
-    lines = text.strip().splitlines()
-    return without_no_answer(" ".join(lines[0].split()) if lines else "", no_answer)
+    line = text.strip().split("\n")[0]  # other separators occur inside answers
+    return without_no_answer(" ".join(line.split()), no_answer)
 
 
 def without_no_answer(text: str, no_answer: str) -> str:

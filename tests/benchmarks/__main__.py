@@ -16,7 +16,7 @@ def main() -> None:
     from rich.console import Console
     from transformers.utils import logging
 
-    from . import convergence, decoding, material, measure, table, training
+    from . import convergence, decoding, lm_eval, material, measure, table, training
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -25,10 +25,19 @@ def main() -> None:
         found = convergence.run(arguments.examples, arguments.seeds)
         console.print(table.convergence(found), f"wrote {measure.write(found, arguments.output)}")
         return
+    if arguments.only == "lm_eval" and not arguments.lm_eval:
+        raise SystemExit(
+            "--only lm_eval needs --lm-eval PYTHON, of an environment with lm-eval[hf]"
+        )
     count = arguments.questions or (1400 if torch.cuda.is_available() else 140)
     drawn = material.questions(count)
     with tempfile.TemporaryDirectory() as folder:
         base = material.random_base(Path(folder))
+        if arguments.only == "lm_eval":
+            found = lm_eval.run(base, drawn, arguments.repeats, arguments.lm_eval)
+            path = measure.write(found, arguments.output)
+            console.print(table.ratios(found), found["checks"], found["scores"], f"wrote {path}")
+            return
         for name, benchmark in {"decoding": decoding, "training": training}.items():
             if arguments.only in (None, name):
                 found = benchmark.run(base, drawn, arguments.repeats, arguments.row_tokens)
@@ -38,7 +47,8 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=["training", "decoding", "convergence"])
+    parser.add_argument("--only", choices=["training", "decoding", "convergence", "lm_eval"])
+    parser.add_argument("--lm-eval", help="Python of an environment with lm-eval[hf]")
     parser.add_argument("--questions", type=int, help="default: 140 on a CPU, 1400 on CUDA")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--row-tokens", type=int, help="tokens a tree row holds")
