@@ -20,10 +20,10 @@ from eval.metrics.squad_v2 import fit_threshold
 from eval.predictors import Predictor, Shots, check_model, is_run, open_predictor
 from eval.scoring import Line, Material, check_ids, described, finish, material
 from llama_peft import data
-from llama_peft.backbone import peak_memory
 from llama_peft.checkpoint import THRESHOLD, no_answer_threshold
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.files import write_durably
+from llama_peft.memory import free_memory, is_out_of_memory, peak_memory
 from llama_peft.recipe import UserError
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,6 @@ def predict(
     Where memory runs out the batch is halved, and what is predicted stays. Raises UserError when a batch of one does not
     fit, or when there is not exactly one prediction an example.
     """
-    from accelerate.utils.memory import should_reduce_batch_size
     from tqdm import tqdm
 
     lines = _resume(partial, key)
@@ -95,10 +94,10 @@ def predict(
                     bar.update()
                 break
             except (MemoryError, RuntimeError) as error:
-                if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+                if not is_out_of_memory(error):
                     raise
                 batch_size = _halved(batch_size)
-            _free_memory()
+            free_memory()
     check_ids([line["id"] for line in lines], list(by_id), predictor.kind)
     return lines
 
@@ -116,17 +115,6 @@ def _halved(batch_size: int) -> int:
         )
     log.warning("memory ran out: going on with %d examples at a time", batch_size // 2)
     return batch_size // 2
-
-
-def _free_memory() -> None:
-    """After the exception is gone, for its traceback holds the tensors that did not fit."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _resume(partial: Path, key: str) -> list[Line]:

@@ -6,8 +6,6 @@ gap with random numbers and go on.
 
 import logging
 import os
-import resource
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
@@ -323,16 +321,6 @@ def count_on_meta(model: Model) -> int:
     config = load_config(model)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).num_parameters()
-
-
-def peak_memory() -> int:
-    """Bytes: the most that the GPU held at once, or on CPU the most that this process did."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _first_line(error: Exception) -> str:

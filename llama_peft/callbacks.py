@@ -1,7 +1,9 @@
-"""What happens beside the steps of a training: the loss curve, the seals, and the stop at the first number that is none."""
+"""What happens beside the steps of a training: the loss curve, the seals, and the stop when the user says so."""
 
 import json
-import math
+import logging
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llama_peft import checkpoint
 from llama_peft.files import write_durably
-from llama_peft.recipe import UserError
+
+log = logging.getLogger(__name__)
 
 
 class History(TrainerCallback):
@@ -48,21 +51,42 @@ class SealCheckpoints(TrainerCallback):
             checkpoint.rotate(checkpoints, self.keep, state.best_model_checkpoint)
 
 
-class StopAtNonFinite(TrainerCallback):
-    """Ends the run at the first loss or gradient norm that is not finite: the stock Trainer goes on and logs 0.0."""
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C and SIGTERM end the training after a checkpoint at the end of the step; a second one ends it at once."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for name in ("loss", "grad_norm", "eval_loss"):
-            value = (logs or {}).get(name)
-            if value is not None and not math.isfinite(value):
-                raise UserError(
-                    f"step {state.global_step}: {name} is {value}. The sealed checkpoints are as they were; "
-                    "lower train.learning_rate or train.max_grad_norm and train again"
-                )
+        if threading.current_thread() is threading.main_thread():
+            self._before = {
+                number: signal.signal(number, self._note)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = number
+        self.restore()
+        log.warning("stopping at the end of this step; a second signal stops at once")
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.world_size > 1:  # one process may get the signal before the others
+            import torch
+
+            number = torch.tensor(self.received or 0, device=args.device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            self.received = int(number) or None
+        if self.received is not None:
+            control.should_save = True
+            control.should_training_stop = True

@@ -2,24 +2,41 @@
 
 import logging
 import os
+import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
-from llama_peft.recipe import UserError
+from llama_peft.recipe import Stopped, UserError
 
 
 def run(app: Callable[[], None]) -> None:
-    """Run a typer app. Exits with 2 on a UserError, 130 on Ctrl-C; anything else is a fault of ours and shows its traceback."""
+    """Run a typer app. Exits with 2 on a UserError, 130 on Ctrl-C, 143 on SIGTERM; any other exception is a fault of ours."""
     _quiet_libraries()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
+    except Stopped as stop:
+        print(f"stopped; to continue: {_command()}", file=sys.stderr)
+        sys.exit(128 + stop.signal_number)
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped(number)
+
+
+def _command() -> str:
+    """What was typed, but for --fresh, which would start again."""
+    program = Path(sys.argv[0])
+    module = ["python", "-m", program.parent.name]
+    words = module if program.name == "__main__.py" else [program.name]
+    return shlex.join([*words, *(word for word in sys.argv[1:] if word != "--fresh")])
 
 
 def _quiet_libraries() -> None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from llama_peft import backbone, checkpoint, data, heads, preflight
 from llama_peft.files import write_durably
+from llama_peft.memory import peak_memory
 from llama_peft.prompts import PromptEncoder
-from llama_peft.recipe import Recipe, UserError
+from llama_peft.recipe import Recipe, Stopped, UserError
 from llama_peft.rows import Row, collate, encode_part
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
 
 
 def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
+    from llama_peft.callbacks import StopOnSignal
+
     started = time.monotonic()
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
     rows = {
@@ -77,7 +80,14 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
     resumed = checkpoint.newest_sealed(folder / "checkpoints")
     if resumed is not None:
         log.info("continuing from %s", resumed)
-    result = trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    stop = StopOnSignal()
+    trainer.add_callback(stop)
+    try:
+        result = trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    finally:
+        stop.restore()
+    if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
+        raise Stopped(stop.received)
     if trainer.is_world_process_zero():
         facts = {
             "parameters": {
@@ -94,7 +104,7 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
             "best_step": trainer.state.best_global_step if trainer.state.best_metric else None,
             "resumed_from": None if resumed is None else resumed.name,
             "wall_seconds": time.monotonic() - started,
-            "peak_memory_bytes": backbone.peak_memory(),
+            "peak_memory_bytes": peak_memory(),
             "base_fingerprint": checkpoint.base_fingerprint(recipe),
         }
         trained = base if recipe.lora is None else trainer.accelerator.unwrap_model(trainer.model)
@@ -155,27 +165,27 @@ def build_trainer(
     validation_rows: list[Row],
     folder: Path,
 ) -> "Trainer":
-    """A Trainer or SFTTrainer that seals its checkpoints, writes history.jsonl and keeps the best by validation loss."""
-    from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+    """A steady Trainer or SFTTrainer that seals its checkpoints, writes history.jsonl and keeps the best by validation loss."""
+    from transformers import EarlyStoppingCallback, TrainingArguments
 
-    from llama_peft.callbacks import History, SealCheckpoints, StopAtNonFinite
+    from llama_peft.callbacks import History, SealCheckpoints
+    from llama_peft.steady import IDS, Steady
 
     arguments = training_arguments(recipe, bool(validation_rows), folder)
     best = arguments["load_best_model_at_end"]
     callbacks: list[Any] = [
         History(folder / "history.jsonl"),
         SealCheckpoints(recipe.train.save_total_limit),
-        StopAtNonFinite(),
     ]
     if recipe.train.early_stopping_patience is not None and best:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
     pad_id = encoder.tokenizer.pad_token_id
 
-    def collator(rows: Sequence[Row]) -> "dict[str, Tensor]":
-        return collate(rows, pad_id)
+    def collator(rows: Sequence[Row]) -> dict[str, Any]:
+        return {**collate(rows, pad_id), IDS: [row["ids"] for row in rows]}
 
     if recipe.task != "generative_qa":
-        return Trainer(
+        return Steady(
             model=model,
             args=TrainingArguments(**arguments),
             data_collator=collator,

@@ -25,6 +25,7 @@ from llama_peft.prefix_tree import (
     pack,
 )
 from llama_peft.recipe import UserError
+from llama_peft.steady import Steady
 
 
 class Check(NamedTuple):
@@ -116,7 +117,7 @@ def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
             module.train()
 
 
-class TreeTrainer(SFTTrainer):
+class TreeTrainer(Steady, SFTTrainer):
     """SFTTrainer on prepared rows (tree or plain) that logs what an optimizer step held.
 
     Needs `data_collator=collate` and, in SFTConfig, `remove_unused_columns=False` and

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from llama_peft import backbone
+from llama_peft.memory import peak_memory
 
 RESULTS = Path(__file__).parent / "results"
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets")
@@ -138,7 +138,7 @@ def _peak() -> int:
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if not status.is_file():
-        return backbone.peak_memory()
+        return peak_memory()
     lines = dict(line.split(":", 1) for line in status.read_text("ascii").splitlines())
     return int(lines["VmHWM"].split()[0]) * 1024
 

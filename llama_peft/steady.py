@@ -1,0 +1,139 @@
+"""Training steps that survive running out of memory, and stop at the first number that is none.
+
+The stock Trainer logs a NaN as 0.0 and goes on with ruined weights; its own batch finder starts again with weights that are
+already trained and forgets accumulation. Here the same step is done again in smaller pieces, so the trajectory stays but for
+the order of summation; and a loss or gradient that is not finite ends the run before the optimizer takes it.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from llama_peft.memory import free_memory, is_out_of_memory
+from llama_peft.recipe import UserError
+
+log = logging.getLogger(__name__)
+
+IDS = "ids"
+"""Key of a batch that names the examples of each of its rows; the model never sees it."""
+
+
+class Steady(Trainer):
+    """A Trainer whose batches may carry `ids`, a list of example ids for each row."""
+
+    _pieces = 1
+    """In how many pieces a batch is computed; doubled when memory runs out, and kept."""
+    _share = 1.0
+    """Part of the batch's loss that the present piece makes up."""
+    _step_ids: tuple[str, ...] = ()
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        ids = [id_ for row in inputs.pop(IDS, []) for id_ in row]
+        self._step_ids = (*self._step_ids, *ids)
+        before = [None if p.grad is None else p.grad.clone() for p in _trained(model)]
+        while (loss := self._attempt(model, inputs, num_items_in_batch)) is None:
+            for parameter, gradient in zip(_trained(model), before, strict=True):
+                parameter.grad = None if gradient is None else gradient.clone()
+            free_memory()
+        if not torch.isfinite(loss):
+            self._refuse("loss", loss.item())
+        return loss
+
+    def _attempt(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> Tensor | None:
+        """The batch's loss, its gradients added; None where memory ran out and smaller pieces are to be tried."""
+        rows = len(inputs["input_ids"])
+        losses = []
+        try:
+            for piece in _split(inputs, self._pieces):
+                # A loss that is summed over `num_items_in_batch` adds up by itself, a mean does not.
+                summed = num_items_in_batch is not None and self.model_accepts_loss_kwargs
+                self._share = 1.0 if summed else len(piece["input_ids"]) / rows
+                losses.append(super().training_step(model, piece, num_items_in_batch))
+            return torch.stack(losses).sum()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._halve(rows)
+            return None
+        finally:
+            self._share = 1.0
+
+    def _halve(self, rows: int) -> None:
+        if self.accelerator.num_processes > 1:
+            raise UserError(
+                "memory ran out, and with several processes no batch is split: halve "
+                "train.per_device_train_batch_size and double train.gradient_accumulation_steps; "
+                "the same command then needs --fresh"
+            ) from None
+        if self._pieces >= rows:
+            raise UserError(
+                "memory ran out with one row at a time: lower train.max_length, or set "
+                "train.activation_checkpointing: true; the sealed checkpoints are as they were"
+            ) from None
+        self._pieces *= 2
+        log.warning(
+            "memory ran out: a batch of %d rows is now computed in %d pieces", rows, self._pieces
+        )
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        found = super().compute_loss(model, inputs, *args, **kwargs)
+        if self._share == 1.0:
+            return found
+        return (
+            (found[0] * self._share, *found[1:])
+            if isinstance(found, tuple)
+            else found * self._share
+        )
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared: dict[str, Any] = super()._prepare_inputs(
+            {key: value for key, value in inputs.items() if key != IDS}
+        )
+        return prepared
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called once a step, before the optimizer. Under float16 a scaler skips steps whose gradients overflow."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
+            self._refuse("the norm of the gradient", float(norm))
+        self._step_ids = ()
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        loss = logs.get("eval_loss")
+        if loss is not None and not torch.isfinite(torch.tensor(loss)):
+            self._refuse("the validation loss", loss)
+        super().log(logs, start_time)
+
+    def _refuse(self, what: str, value: float) -> None:
+        ids, step = self._step_ids, self.state.global_step + 1
+        batch = f"; its batch: {', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''}" if ids else ""
+        raise UserError(
+            f"step {step}: {what} is {value}{batch}. The sealed checkpoints are as they were; "
+            "look at these rows, or lower train.learning_rate or train.max_grad_norm"
+        )
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _split(inputs: dict[str, Any], pieces: int) -> Iterator[dict[str, Any]]:
+    """The batch in at most `pieces` runs of rows."""
+    rows = len(inputs["input_ids"])
+    size = -(-rows // pieces)
+    for first in range(0, rows, size):
+        yield {key: value[first : first + size] for key, value in inputs.items()}
