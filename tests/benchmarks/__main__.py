@@ -52,7 +52,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, help="default: 140 on a CPU, 1400 on CUDA")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--row-tokens", type=int, help="tokens a tree row holds")
-    parser.add_argument("--examples", type=int, default=2400, help="convergence: examples seen")
+    parser.add_argument("--examples", type=int, default=1600, help="convergence: examples seen")
     parser.add_argument("--seeds", type=int, default=3, help="convergence: how many")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     return parser.parse_args()
