@@ -45,6 +45,13 @@ def _task_faults(recipe: Recipe) -> Rows:
         yield "generative_qa has no head to train: set lora, as lora: {r: 16}", "lora", "task"
     if recipe.task != "generative_qa" and recipe.train.packing != "none":
         yield f"{recipe.task} trains without packing: remove it", "train.packing", "task"
+    if recipe.task == "generative_qa" and recipe.head.layer != -1:
+        yield "generative_qa has no head: remove it", "head.layer", "task"
+    if recipe.head.layer == "auto" and (recipe.lora is not None or not classification):
+        message = "auto is for a classification head alone: give a block's number, or remove lora"
+        yield message, "head.layer", "lora", "task"
+    if recipe.head.layer == "auto" and recipe.head.features == "none":
+        yield "auto chooses on features: remove none", "head.features", "head.layer"
     if not classification and recipe.dataset.labels is not None:
         yield "only classification has labels: remove it", "dataset.labels", "task"
     if not classification and recipe.prompt.verbalizers is not None:

@@ -63,6 +63,12 @@ def _steps(value: int) -> int:
     return value
 
 
+def _layer(value: int | str) -> int | str:
+    if value == 0:
+        raise ValueError("must be -1 (the last), auto, or a block's number, from 1 on")
+    return value
+
+
 def _warmup(value: float) -> float:
     if value >= 1 and value != int(value):
         raise ValueError("must be a whole number of steps, or a share of all steps below 1")
@@ -96,6 +102,11 @@ QuestionTemplate = Annotated[
 Instruction = Annotated[str, AfterValidator(_template())]
 NoAnswer = Annotated[str, AfterValidator(_plain_answer)]
 MaxSteps = Annotated[int, Field(ge=-1), AfterValidator(_steps), "-1 or a number of steps"]
+Layer = Annotated[
+    Annotated[int, Field(ge=-1)] | Literal["auto"],
+    AfterValidator(_layer),
+    "-1, auto, or a block's number, from 1 on",
+]
 Warmup = Annotated[NotNegative, AfterValidator(_warmup)]
 LoraInit = Annotated[bool | str, AfterValidator(_init_name)]
 RunName = Annotated[str, Field(pattern=r"^\w[\w.-]*$"), "letters, digits, '.', '_' and '-'"]

@@ -17,6 +17,7 @@ from llama_peft.recipe_fields import (
     EvalSteps,
     Instruction,
     Labels,
+    Layer,
     LoraInit,
     MaxSteps,
     Names,
@@ -162,6 +163,10 @@ class Head(Section):
 
     pooling: Literal["last", "mean"] = "last"
     "Which states the classification head reads: the last token's, or the mean of all."
+    layer: Layer = -1
+    "The block whose states the head reads, through the final norm: -1 is the last, k the k-th; auto tries all."
+    features: Literal["prefix_tree", "length_sorted", "none"] = "prefix_tree"
+    "How a classification head alone gets its states: once, or with none in every epoch."
 
 
 class Columns(Section):
@@ -343,11 +348,13 @@ class Hub(Section):
     """Where the adapter and its card go."""
 
     push_to_hub: bool = False
-    "Push the run when it is done."
+    "Push the run when it is trained; `make NAME` pushes it again when it is measured."
     hub_model_id: Text | None = None
-    "Repository; null is the name of the recipe, under your account."
+    "Repository; null is the recipe's name (behind the base's, if that is a Llama), under your account."
     hub_private_repo: bool = True
     "Create it as a private one."
+    language: Text | None = None
+    "Language of the data, for the card: en, de, ..."
 
 
 class Recipe(Section):

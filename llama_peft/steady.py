@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from llama_peft.memory import free_memory, is_out_of_memory
+from llama_peft.order import EpochOrder
 from llama_peft.recipe import UserError
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,11 @@ class Steady(Trainer):
     _share = 1.0
     """Part of the batch's loss that the present piece makes up."""
     _step_ids: tuple[str, ...] = ()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy == "sequential":
+            return super()._get_train_sampler(train_dataset)
+        return EpochOrder(self)
 
     def training_step(
         self,
@@ -52,13 +58,13 @@ class Steady(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor | None:
         """The batch's loss, its gradients added; None where memory ran out and smaller pieces are to be tried."""
-        rows = len(inputs["input_ids"])
+        rows = _num_rows(inputs)
         losses = []
         try:
             for piece in _split(inputs, self._pieces):
                 # A loss that is summed over `num_items_in_batch` adds up by itself, a mean does not.
                 summed = num_items_in_batch is not None and self.model_accepts_loss_kwargs
-                self._share = 1.0 if summed else len(piece["input_ids"]) / rows
+                self._share = 1.0 if summed else _num_rows(piece) / rows
                 losses.append(super().training_step(model, piece, num_items_in_batch))
             return torch.stack(losses).sum()
         except (MemoryError, RuntimeError) as error:
@@ -131,9 +137,13 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def _num_rows(inputs: dict[str, Any]) -> int:
+    return len(next(iter(inputs.values())))
+
+
 def _split(inputs: dict[str, Any], pieces: int) -> Iterator[dict[str, Any]]:
     """The batch in at most `pieces` runs of rows."""
-    rows = len(inputs["input_ids"])
+    rows = _num_rows(inputs)
     size = -(-rows // pieces)
     for first in range(0, rows, size):
         yield {key: value[first : first + size] for key, value in inputs.items()}

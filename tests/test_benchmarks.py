@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from benchmarks import decoding, material, measure, table, training
+from benchmarks import decoding, features, layers, material, measure, table, training
 
 MINIATURE = {
     "hidden_size": 64,
@@ -98,3 +98,22 @@ def test_wrong_rows_are_noticed(
     tree = {"tree": training.trainers(base, 1024, 1024)["tree"]}
     with pytest.raises(AssertionError, match="rows are wrong"):
         training.compare(base, tree, asked.examples)
+
+
+def test_features_end_on_the_weights_of_the_loop(base: material.Base) -> None:
+    found = features.run(base, 40, 1)
+    assert found["ratios"].keys() == {"features_vs_loop"} and found["sentences"] == 40
+    assert max(found["checks"]["largest_weight_error"].values()) <= features.TOLERANCE
+    loop, tree, _ = found["rows"]
+    assert loop["tokens"] > features.EPOCHS * tree["tokens"], "the loop computes every epoch again"
+    assert table.speed(found).row_count == 3
+
+
+def test_layers_are_compared_seed_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "SHARED", material.SHARED / "nowhere")
+    monkeypatch.setattr(layers, "CHOICES", {"auto": {"layer": "auto"}})
+    found = layers.run(60, 2)
+    (row,) = found["rows"]
+    assert [seed["seed"] for seed in row["seeds"]] == [1, 2]
+    assert all(0 <= seed["accuracy"] <= 1 and seed["layer"] != "auto" for seed in row["seeds"])
+    assert table.layers(found).row_count == 1

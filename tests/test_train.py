@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from llama_peft import checkpoint, data, predict, rows
 from llama_peft import train as training
 from llama_peft.recipe import Recipe, UserError
+from llama_peft.steady import Steady
 
 CASES = [
     ("classification", {"r": 4}),
@@ -146,6 +147,75 @@ def test_resume_is_bit_identical(
     assert steps == sorted(steps), "the loss curve holds no step twice over"
 
 
+@pytest.mark.parametrize(("task", "lora"), CASES)
+def test_resume_in_a_later_epoch_takes_up_its_order(
+    run_of: Callable[..., tuple[Recipe, Path]],
+    tmp_path: Path,
+    task: str,
+    lora: dict[str, Any] | None,
+) -> None:
+    """The stock samplers would replay the order of the first epoch: some rows twice, others never."""
+    recipe, _ = run_of(task, lora)
+
+    def seven_steps(folder: Path) -> Recipe:
+        keys = {
+            "max_steps": 7,
+            "eval_steps": 1,
+            "output_dir": str(folder),
+            "save_total_limit": 9,
+            "per_device_train_batch_size": 8,
+        }
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+
+    whole = training.train(seven_steps(tmp_path / "whole"))
+    state = json.loads((whole / "checkpoints/checkpoint-5/trainer_state.json").read_text())
+    assert state["epoch"] > 1 and state["epoch"] % 1, "in the middle of a later epoch"
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for name in (
+        "recipe.yaml",
+        "training.json",
+        "adapter",
+        "head.safetensors",
+        "checkpoints/checkpoint-6",
+        "checkpoints/checkpoint-7",
+    ):
+        path = cut / name
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    resumed = training.train(seven_steps(cut))
+    assert checkpoint.read_facts(resumed)["resumed_from"] == "checkpoint-5"
+    last = "checkpoints/checkpoint-7/" + ("adapter_" if lora else "") + "model.safetensors"
+    assert (resumed / last).read_bytes() == (whole / last).read_bytes()
+
+
+def test_each_epoch_has_an_order_of_its_own_and_every_row_once(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipe = make_recipe(
+        "classification",
+        make_base(),
+        lora={"r": 2},
+        train={
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 9,
+            "per_device_train_batch_size": 8,
+        },
+    )
+    seen: list[list[str]] = []
+    step = Steady.training_step
+
+    def noting(self: Steady, model: Any, inputs: Any, *rest: Any) -> Any:
+        seen.append([id_ for row in inputs["ids"] for id_ in row])
+        return step(self, model, inputs, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Steady, "training_step", noting)
+        training.train(recipe)
+    epochs = [[*a, *b, *c] for a, b, c in (seen[0:3], seen[3:6], seen[6:9])]
+    assert all(len(set(epoch)) == 24 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
 def test_accumulation_does_not_change_the_step(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
@@ -153,7 +223,7 @@ def test_accumulation_does_not_change_the_step(
     norms = []
     for size, accumulation in ((8, 1), (2, 4)):
         keys = {
-            "per_device_train_batch_size": size,
+            "per_device_train_batch_size": 8,
             "gradient_accumulation_steps": accumulation,
             "max_steps": 1,
             "output_dir": str(tmp_path / str(size)),

@@ -16,7 +16,17 @@ def main() -> None:
     from rich.console import Console
     from transformers.utils import logging
 
-    from . import convergence, decoding, lm_eval, material, measure, table, training
+    from . import (
+        convergence,
+        decoding,
+        features,
+        layers,
+        lm_eval,
+        material,
+        measure,
+        table,
+        training,
+    )  # fmt: skip
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -24,6 +34,10 @@ def main() -> None:
     if arguments.only == "convergence":
         found = convergence.run(arguments.examples, arguments.seeds)
         console.print(table.convergence(found), f"wrote {measure.write(found, arguments.output)}")
+        return
+    if arguments.only == "layers":
+        found = layers.run(4 * arguments.sentences, arguments.seeds)
+        console.print(table.layers(found), f"wrote {measure.write(found, arguments.output)}")
         return
     if arguments.only == "lm_eval" and not arguments.lm_eval:
         raise SystemExit(
@@ -38,6 +52,10 @@ def main() -> None:
             path = measure.write(found, arguments.output)
             console.print(table.ratios(found), found["checks"], found["scores"], f"wrote {path}")
             return
+        if arguments.only in (None, "features"):
+            found = features.run(base, arguments.sentences, arguments.repeats)
+            path = measure.write(found, arguments.output)
+            console.print(table.speed(found), table.ratios(found), f"wrote {path}")
         for name, benchmark in {"decoding": decoding, "training": training}.items():
             if arguments.only in (None, name):
                 found = benchmark.run(base, drawn, arguments.repeats, arguments.row_tokens)
@@ -47,13 +65,18 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=["training", "decoding", "convergence", "lm_eval"])
+    parser.add_argument(
+        "--only", choices=["training", "decoding", "features", "layers", "convergence", "lm_eval"]
+    )
     parser.add_argument("--lm-eval", help="Python of an environment with lm-eval[hf]")
     parser.add_argument("--questions", type=int, help="default: 140 on a CPU, 1400 on CUDA")
+    parser.add_argument(
+        "--sentences", type=int, default=2000, help="features: how many; layers: four times as many"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--row-tokens", type=int, help="tokens a tree row holds")
     parser.add_argument("--examples", type=int, default=1600, help="convergence: examples seen")
-    parser.add_argument("--seeds", type=int, default=3, help="convergence: how many")
+    parser.add_argument("--seeds", type=int, default=3, help="convergence, layers: how many")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     return parser.parse_args()
 

@@ -80,7 +80,7 @@ def questions(count: int, seed: int = 0) -> Questions:
     if not path.is_file():
         parts = {"train": count, "validation": 1, "test": 1}
         drawn = {"path": "tiny", "name": "passages", "parts": parts}
-        found = data.load(_recipe(tiny.MODEL_DIR, dataset=drawn)).parts["train"]
+        found = data.load(recipe(tiny.MODEL_DIR, dataset=drawn)).parts["train"]
         return Questions([e for e in found if isinstance(e, QuestionExample)], "tiny passages")
     rng = random.Random(seed)
     paragraphs = [group for group in by_paragraph(squad()) if len(group) >= DENSITY]
@@ -92,7 +92,7 @@ def questions(count: int, seed: int = 0) -> Questions:
 def squad() -> list[QuestionExample]:
     """All of ../shared's SQuAD, in its order."""
     path = SHARED / "data/squad/squad_v2.json"
-    found = data.load_file(_recipe(tiny.MODEL_DIR), str(path))
+    found = data.load_file(recipe(tiny.MODEL_DIR), str(path))
     return [example for example in found if isinstance(example, QuestionExample)]
 
 
@@ -109,11 +109,11 @@ class Base:
 
     @property
     def encoder(self) -> PromptEncoder:
-        recipe = self.recipe()
-        return PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
+        its = self.recipe()
+        return PromptEncoder(backbone.load_tokenizer(its.model), its.prompt)
 
     def recipe(self, attention: str | None = None) -> Recipe:
-        return _recipe(self.folder, attention)
+        return recipe(self.folder, attention)
 
     def load(self, attention: str | None = None) -> PreTrainedModel:
         """The frozen base, fresh, in evaluation mode."""
@@ -121,11 +121,11 @@ class Base:
 
     def adapted(self, attention: str | None = None) -> PeftModel:
         """The base with LoRA r16 on the seven projections; every call draws the same weights."""
-        recipe = self.recipe(attention)
+        its = self.recipe(attention)
         model = self.load(attention)
-        assert recipe.lora is not None
+        assert its.lora is not None
         torch.manual_seed(0)
-        return backbone.add_lora(model, recipe.lora, "generative_qa", recipe)
+        return backbone.add_lora(model, its.lora, "generative_qa", its)
 
     def facts(self) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(self.folder)
@@ -167,7 +167,8 @@ def random_base(folder: Path, **changes: Any) -> Base:
     return Base(folder)
 
 
-def _recipe(folder: Path, attention: str | None = None, **sections: Any) -> Recipe:
+def recipe(folder: Path, attention: str | None = None, **sections: Any) -> Recipe:
+    """A generative recipe on a base, as this machine runs it; `sections` replace its own."""
     cuda = torch.cuda.is_available()
     values: dict[str, Any] = {
         "name": "benchmark",
@@ -183,10 +184,10 @@ def _recipe(folder: Path, attention: str | None = None, **sections: Any) -> Reci
         "dataset": {"path": str(SHARED / "data/squad/squad_v2.json")},
         **sections,
     }
-    recipe, faults = validate(values)
-    if recipe is None:
+    found, faults = validate(values)
+    if found is None:
         raise ValueError(json.dumps([str(fault) for fault in faults]))
-    return recipe
+    return found
 
 
 def encoded(encoder: PromptEncoder, examples: Sequence[QuestionExample]) -> Iterator[Encoded]:

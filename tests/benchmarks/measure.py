@@ -63,6 +63,11 @@ class Measured:
     samples: list[Sample] = field(default_factory=list)
     outcome: Any = None
 
+    @property
+    def median(self) -> float:
+        """Seconds of the middle repeat."""
+        return float(statistics.median(clock(sample) for sample in self.samples))
+
     def row(self, examples: int, **facts: Any) -> dict[str, Any]:
         """Its row in the results."""
         seconds = [clock(sample) for sample in self.samples]

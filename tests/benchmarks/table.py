@@ -7,7 +7,8 @@ from rich.table import Table
 
 def speed(found: dict[str, Any]) -> Table:
     """A row a contestant: median, and the least and most of the repeats."""
-    table = Table(title=f"{found['name']}: {found['questions']} questions, {found['precision']}")
+    what = "questions" if "questions" in found else "sentences"
+    table = Table(title=f"{found['name']}: {found[what]} {what}, {found['precision']}")
     table.add_column("contestant")
     heads = ("examples/s", "CPU s (min-max)", "wall s", "tokens", "steps", "peak GB")
     for head in heads:
@@ -52,5 +53,22 @@ def convergence(found: dict[str, Any]) -> Table:
             f"{loss['mean']:.4f}",
             f"{loss['min']:.4f}-{loss['max']:.4f}",
             f"{row['loss_difference']:+.4f}",
+        )
+    return table
+
+
+def layers(found: dict[str, Any]) -> Table:
+    """Validation accuracy of each choice, seed by seed."""
+    table = Table(
+        title=f"head alone on {found['train_rows']} rows: validation accuracy, seed by seed"
+    )
+    for head in ("base", "choice", "accuracy", "layer and pooling"):
+        table.add_column(head)
+    for row in found["rows"]:
+        table.add_row(
+            row["base"],
+            row["choice"],
+            "  ".join(f"{seed['accuracy']:.4f}" for seed in row["seeds"]),
+            "  ".join(f"{seed['layer']} {seed['pooling']}" for seed in row["seeds"]),
         )
     return table

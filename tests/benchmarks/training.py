@@ -75,7 +75,7 @@ def run(base: Base, questions: Questions, repeats: int, row_tokens: int | None) 
         each.row(len(examples), optimizer_steps=each.outcome.global_step)
         for each in measured.values()
     ]
-    ours = min((n for n in measured if n.startswith("tree")), key=lambda n: _median(measured[n]))
+    ours = min((n for n in measured if n.startswith("tree")), key=lambda n: measured[n].median)
     return measure.result(
         "training",
         rows,
@@ -94,10 +94,6 @@ def run(base: Base, questions: Questions, repeats: int, row_tokens: int | None) 
 def _few(examples: Sequence[QuestionExample]) -> list[QuestionExample]:
     """Two questions of each of two paragraphs: a tree with branches at two depths."""
     return [e for paragraph in by_paragraph(examples)[:2] for e in paragraph[:2]]
-
-
-def _median(measured: measure.Measured) -> float:
-    return float(measure.spread([measure.clock(sample) for sample in measured.samples])["median"])
 
 
 Maker = Callable[[Sequence[QuestionExample], Path], SFTTrainer]

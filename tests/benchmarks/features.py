@@ -1,0 +1,123 @@
+"""Five epochs of a classification head alone: states computed once, and the frozen backbone in the loop.
+
+Both are this project's Trainer on the same random batches of 16 real sentences, with the same seed; in the loop every batch is
+padded to its longest and runs through the backbone, as a published baseline did. In float32 both must end on the same weights.
+The clock holds the pass that computes the states, and every epoch; encoding is off it.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+
+from llama_peft import backbone, data
+from llama_peft import train as training
+from llama_peft.features import FeatureHead, states
+from llama_peft.prompts import PromptEncoder
+from llama_peft.recipe import Recipe
+from llama_peft.rows import Row, encode_part
+
+from . import measure
+from .material import SHARED, Base, recipe
+from .measure import Contestant, Prepared
+
+EPOCHS = 5
+BATCH_SIZE = 16
+TOLERANCE = 1e-6
+
+
+def run(base: Base, count: int, repeats: int) -> dict[str, Any]:
+    """Measure, compare the weights, and return the result."""
+    settings = {name: _recipe(base, count, name) for name in ("prefix_tree", "length_sorted")}
+    encoder = PromptEncoder(
+        backbone.load_tokenizer(settings["prefix_tree"].model), settings["prefix_tree"].prompt
+    )
+    examples = data.load(settings["prefix_tree"]).parts["train"]
+    rows = encode_part(settings["prefix_tree"], encoder, "train", examples)
+    contestants = [
+        Contestant(name="loop", prepare=lambda: _loop(settings["prefix_tree"], encoder, rows)),
+        *(
+            Contestant(name=name, prepare=lambda its=its: _once(its, encoder, rows))  # type: ignore[misc]
+            for name, its in settings.items()
+        ),
+    ]
+    measured = measure.in_turns(contestants, repeats)
+    expected = measured["loop"].outcome
+    errors = {name: (measured[name].outcome - expected).abs().max().item() for name in settings}
+    if max(errors.values()) > TOLERANCE and "float32" in base.facts()["precision"]:
+        raise AssertionError(f"weights differ: {errors}")
+    ours = min(settings, key=lambda name: measured[name].median)
+    return measure.result(
+        "features",
+        [each.row(EPOCHS * len(rows)) for each in measured.values()],
+        measure.ratios(measured, ours, {"features_vs_loop": "loop"}),
+        ours=ours,
+        sentences=len(rows),
+        tokens=sum(len(row["input_ids"]) for row in rows),
+        data="SST-2 train" if (SHARED / "data").is_dir() else "tiny reviews",
+        epochs=EPOCHS,
+        batch_size=BATCH_SIZE,
+        **base.facts(),
+        checks={"largest_weight": expected.abs().max().item(), "largest_weight_error": errors},
+    )
+
+
+def sentences(count: int) -> dict[str, Any]:
+    """The dataset section of real sentences, or of `count` generated ones."""
+    real = SHARED / "data/sst2/train.tsv"
+    found: dict[str, Any] = (
+        {"path": str(real), "columns": {"text": "sentence", "label": "label"}}
+        if real.is_file()
+        else {"path": "tiny", "name": "reviews", "parts": {"train": count, "test": 2}}
+    )
+    return {**found, "labels": ["negative", "positive"], "max_train_samples": count}
+
+
+def _recipe(base: Base, count: int, features: str) -> Recipe:
+    return recipe(
+        base.folder,
+        task="classification",
+        lora=None,
+        head={"features": features},
+        dataset=sentences(count),
+        train={
+            "use_cpu": not torch.cuda.is_available(),
+            "num_train_epochs": EPOCHS,
+            "per_device_train_batch_size": BATCH_SIZE,
+            "learning_rate": 1e-3,
+        },
+    )
+
+
+def _once(settings: Recipe, encoder: PromptEncoder, rows: list[Row]) -> Prepared:
+    model = backbone.load(settings, "classification", 2)
+    folder = tempfile.TemporaryDirectory()
+
+    def train() -> Any:
+        with folder:
+            kept = states(settings, model, "train", rows, Path(folder.name))
+            return _trained(settings, FeatureHead(model.score), encoder, kept, Path(folder.name))
+
+    return Prepared(model, train)
+
+
+def _loop(settings: Recipe, encoder: PromptEncoder, rows: list[Row]) -> Prepared:
+    model = backbone.load(settings, "classification", 2)
+    folder = tempfile.TemporaryDirectory()
+    head = training.attach(settings, model)
+
+    def train() -> Any:
+        with folder:
+            return _trained(settings, head, encoder, rows, Path(folder.name))
+
+    return Prepared(model, train)
+
+
+def _trained(settings: Recipe, model: Any, encoder: PromptEncoder, rows: Any, folder: Path) -> Any:
+    """The head's weights at the end."""
+    trainer = training.build_trainer(settings, model, encoder, rows, [], folder)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return model.score.weight.detach().clone()
