@@ -9,6 +9,7 @@ import json
 import logging
 import random
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain, zip_longest
@@ -19,7 +20,7 @@ from eval.job import Job
 from eval.metrics.squad_v2 import fit_threshold
 from eval.predictors import Predictor, Shots, check_model, is_run, open_predictor
 from eval.scoring import Line, Material, check_ids, described, finish, material
-from llama_peft import data
+from llama_peft import checkpoint, data
 from llama_peft.checkpoint import THRESHOLD, no_answer_threshold
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.files import write_durably
@@ -41,7 +42,7 @@ def run(job: Job, show: int = 0) -> dict[str, Any]:
     kind = check_model(job.model, job.recipe, job.kind)
     found = material(job)
     if kind == "run":
-        _check_split(Path(job.model), found.parts, strict=job.data_file is None)
+        _check_split(Path(job.model), found, strict=job.data_file is None)
     predictor = open_predictor(job.model, job.recipe, found.labels, kind, _shots(job, found))
     job.output.mkdir(parents=True, exist_ok=True)
     threshold = _threshold(job, predictor, found)
@@ -88,8 +89,9 @@ def predict(
                         k: value for k, value in asdict(prediction).items() if value is not None
                     }
                     line |= described(by_id[prediction.id], predictor.labels)
+                    file.write(_signed(line))
+                    del line["more"]
                     lines.append(line)
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
                     file.flush()
                     bar.update()
                 break
@@ -118,18 +120,30 @@ def _halved(batch_size: int) -> int:
 
 
 def _resume(partial: Path, key: str) -> list[Line]:
-    """The finished lines under the key; a file of another key, or the torn last line, is dropped."""
+    """The finished lines under the key; a file of another key, a torn line and a batch that was cut off are dropped."""
     lines: list[Line] = []
     if partial.is_file():
         for text in partial.read_text("utf-8", errors="replace").split("\n"):
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break  # a kill tore this line; nothing follows it
+            if _signed_by(text[9:]) != text[:8]:
+                break  # a kill tore this line, or the disk changed it; nothing behind it counts
+            lines.append(json.loads(text[9:]))
     kept = lines[1:] if lines and lines[0] == {"key": key} else []
-    texts = [json.dumps(line, ensure_ascii=False) for line in [{"key": key}, *kept]]
-    write_durably(partial, "\n".join(texts) + "\n")
+    while kept and kept[-1].get("more", True):
+        kept.pop()
+    write_durably(partial, "".join(map(_signed, [{"key": key}, *kept])))
+    for line in kept:
+        del line["more"]
     return kept
+
+
+def _signed(line: Line) -> str:
+    """A line of the partial file: its checksum, and the line as JSON."""
+    text = json.dumps(line, ensure_ascii=False)
+    return f"{_signed_by(text)} {text}\n"
+
+
+def _signed_by(text: str) -> str:
+    return f"{zlib.crc32(text.encode('utf-8', 'replace')):08x}"
 
 
 def _show(predictor: Predictor, examples: Sequence[Example], lines: Sequence[Line]) -> None:
@@ -179,8 +193,12 @@ def _worked(train: Sequence[Example], wanted: int, seed: int) -> list[Example]:
     return [example for example in turns if example is not None][:wanted]
 
 
-def _check_split(folder: Path, parts: dict[str, list[Example]], strict: bool) -> None:
+def _check_split(folder: Path, found: Material, strict: bool) -> None:
     """Refuse to measure a run on what it was trained on; of another file, whose ids may coincide by chance, only say so."""
+    parts = found.parts
+    if data.SPLIT_SUM in checkpoint.read_facts(folder):
+        _check_pushed_split(folder, found, strict)
+        return
     try:
         split = json.loads((folder / "split.json").read_text("utf-8"))
         seen = {*split["train"], *split.get("validation", ())}
@@ -195,6 +213,17 @@ def _check_split(folder: Path, parts: dict[str, list[Example]], strict: bool) ->
         raise UserError(f"{message}, first {leaked[0]}; measure on its own recipe's split")
     if leaked:
         log.warning("%s, first %s", message, leaked[0])
+
+
+def _check_pushed_split(folder: Path, found: Material, strict: bool) -> None:
+    """A pushed run has the sum of its split only: the data must give the same split again, whose parts share nothing."""
+    if not strict:
+        log.warning("%s: whether these examples were trained on cannot be seen", folder)
+    elif checkpoint.read_facts(folder)[data.SPLIT_SUM] != data.split_sum(found.dataset):
+        raise UserError(
+            f"{folder}: the recipe's data no longer give the split that it was trained on, so a leak cannot be "
+            "ruled out; measure it on a file with --data"
+        )
 
 
 def _threshold(job: Job, predictor: Predictor, found: Material) -> float | None:
@@ -216,7 +245,7 @@ def _threshold(job: Job, predictor: Predictor, found: Material) -> float | None:
         {line["id"]: line["gold"] for line in lines},
         {line["id"]: line["no_answer_probability"] for line in lines},
     )
-    if run is not None:
+    if run is not None and not job.fetched:
         kept = {"no_answer_threshold": threshold, "fitted_on": len(lines), "metric": "f1"}
         write_durably(run / THRESHOLD, json.dumps(kept))
     partial.unlink()

@@ -1,7 +1,7 @@
 """What happens beside the steps of a training: the loss curve, the seals, and the stop when the user says so."""
 
 import json
-import logging
+import os
 import signal
 import threading
 from pathlib import Path
@@ -11,8 +11,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llama_peft import checkpoint
 from llama_peft.files import write_durably
-
-log = logging.getLogger(__name__)
 
 
 class History(TrainerCallback):
@@ -70,7 +68,8 @@ class StopOnSignal(TrainerCallback):
     def _note(self, number: int, frame: Any) -> None:
         self.received = number
         self.restore()
-        log.warning("stopping at the end of this step; a second signal stops at once")
+        # Not through logging or print: the signal may have come in the middle of a line of theirs.
+        os.write(2, b"stopping at the end of this step; a second signal stops at once\n")
 
     def restore(self) -> None:
         """Give the signals back to whoever had them."""

@@ -7,6 +7,7 @@ without a seal that verifies is as good as absent, so a kill at any moment loses
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""The fingerprint of a base from the Hub; a folder's begins with sha256: instead."""
 SEAL = "manifest.json"
 TRAINING = "training.json"
 """The run's own seal: facts of the training and the sums of what it exported."""
@@ -47,9 +50,21 @@ def is_sealed(folder: Path) -> bool:
     """Whether every file that the manifest names is there and whole."""
     try:
         sums = json.loads((folder / SEAL).read_text("utf-8"))
-        return bool(sums) and all(sha256(folder / name) == sums[name] for name in sums)
+        return bool(sums) and all(sha256(_inside(folder, name)) == sums[name] for name in sums)
     except (OSError, ValueError, AttributeError, TypeError):
         return False
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of a folder; ValueError where its name or a symbolic link leads out of it.
+
+    A snapshot in the Hub's cache is a folder of links to the blobs beside it.
+    """
+    path, home = folder / name, folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if ".." in Path(name).parts or not any(path.resolve().is_relative_to(each) for each in homes):
+        raise ValueError(f"{name} leads out of the folder")
+    return path
 
 
 def newest_sealed(checkpoints: Path) -> Path | None:
@@ -96,7 +111,17 @@ def save_run(
         save_file(tensors, path, metadata={"format": "pt"})
         files = [path]
     sums = _sums(folder, [*files, folder / "recipe.yaml", folder / "split.json"])
-    write_durably(folder / TRAINING, json.dumps({**facts, "files": sums}, indent=1))
+    write_facts(folder, {**facts, "files": sums})
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Write `training.json`, which ends with the sum of all that it says."""
+    facts = {key: value for key, value in facts.items() if key != "sum"}
+    write_durably(folder / TRAINING, json.dumps({**facts, "sum": _sum(facts)}, indent=1))
+
+
+def _sum(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _name_base(path: Path, recipe: Recipe) -> None:
@@ -127,8 +152,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / TRAINING
     try:
         facts = json.loads(path.read_text("utf-8"))
+        if facts.pop("sum") != _sum(facts):
+            raise ValueError("it is not what the training wrote")
         sums = facts["files"]
-        damaged = [name for name, digest in sums.items() if sha256(folder / name) != digest]
+        damaged = [name for name, digest in sums.items() if sha256(_inside(folder, name)) != digest]
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no finished run here ({Path(error.filename).name} is missing); "
@@ -141,10 +168,17 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def load_run(folder: Path) -> Run:
-    """Load a finished run: its base as the recipe says, with the adapter and head that were exported."""
+def load_run(folder: Path, full_precision: bool = False) -> Run:
+    """Load a finished run: its base as the recipe says, or in float32, with the adapter and head that were exported."""
     facts = read_facts(folder)
     recipe = load_recipe(folder / "recipe.yaml")
+    head = recipe.head.model_copy(update=facts.get("head", {}))  # where `layer: auto` led
+    model = recipe.model
+    if COMMIT.fullmatch(facts["base_fingerprint"]):  # the branch may have moved on since
+        model = model.model_copy(update={"revision": facts["base_fingerprint"]})
+    recipe = recipe.model_copy(update={"head": head, "model": model})
+    if full_precision:
+        recipe = _in_float32(recipe)
     labels = tuple(recipe.dataset.labels or ())
     preflight.check(recipe, long=False)
     found = base_fingerprint(recipe)
@@ -153,33 +187,65 @@ def load_run(folder: Path) -> Run:
             f"{folder}: was trained on another {recipe.model.model_name_or_path} "
             f"({facts['base_fingerprint']}) than the one at hand ({found})"
         )
-    model = backbone.load(recipe, recipe.task, len(labels))
+    loaded = backbone.load(recipe, recipe.task, len(labels))
     if recipe.lora is not None:
-        model = attach_adapter(model, folder / "adapter")
+        loaded = attach_adapter(loaded, adapter_folder(folder))
     else:
-        _attach_head(model, folder / "head.safetensors", heads.HEAD_NAMES[recipe.task])
+        _attach_head(loaded, folder / "head.safetensors", heads.HEAD_NAMES[recipe.task])
     tokenizer = backbone.load_tokenizer(recipe.model)
     encoder = PromptEncoder(tokenizer, recipe.prompt)
     return Run(
         folder=folder,
         recipe=recipe,
         labels=labels,
-        model=model.eval(),
+        model=loaded.eval(),
         encoder=encoder,
         facts=facts,
     )
+
+
+def _in_float32(recipe: Recipe) -> Recipe:
+    unquantized = recipe.quantization.model_copy(
+        update={"load_in_4bit": False, "load_in_8bit": False}
+    )
+    model = recipe.model.model_copy(update={"dtype": "float32"})
+    return recipe.model_copy(update={"quantization": unquantized, "model": model})
+
+
+def adapter_folder(run: Path) -> Path:
+    """Where a run's adapter is: in `adapter/`, or at the top of a pushed run, where PEFT looks for it."""
+    return run / "adapter" if (run / "adapter").is_dir() else run
 
 
 def attach_adapter(model: "PreTrainedModel", folder: Path) -> Any:
     """The base with the adapter. Every tensor of the file must find its place, and every place its tensor:
     PEFT loads an adapter of another depth without a word.
     """
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
+    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
 
-    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-    wanted = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(adapted).items()}
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{folder}: holds no {weights.name}; pickled adapters are not loaded")
+    try:
+        if type(PeftConfig.from_pretrained(str(folder))) is not LoraConfig:
+            raise UserError(f"{folder}: is no LoRA adapter")
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    except (
+        RuntimeError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        SafetensorError,
+    ) as error:
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else "damaged"
+        raise UserError(f"{folder}: does not fit this base: {reason}") from None
+    wanted = {
+        key: tuple(value.shape)
+        for key, value in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
+    }
+    with safe_open(weights, "pt") as file:
         held = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     if wanted != held:
         odd = sorted(set(wanted.items()) ^ set(held.items()))[0][0]
@@ -207,7 +273,7 @@ def base_fingerprint(recipe: Recipe) -> str:
     """
     folder = Path(backbone.source(recipe.model))
     if not folder.is_dir():
-        return str(getattr(backbone.load_config(recipe.model), "_commit_hash", None))
+        return backbone.commit(recipe.model)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size

@@ -51,6 +51,8 @@ def _count(config: dict[str, Any], *arguments: Any) -> counts.Counts:
     except counts.UncountedFamily as error:
         known = ", ".join(counts.FAMILIES)
         raise UserError(f"{error}; counted from the config are {known}") from None
+    except counts.BadConfig as error:
+        raise UserError(f"config.json: {error}") from None
 
 
 def read_config(name: str, revision: str = "main") -> dict[str, Any]:
@@ -76,4 +78,6 @@ def read_config(name: str, revision: str = "main") -> dict[str, Any]:
         config: dict[str, Any] = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not readable as a model's config: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: not readable as a model's config: it holds no names and values")
     return config

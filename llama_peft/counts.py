@@ -20,8 +20,17 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 }
 
 
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+)  # fmt: skip
+
+
 class UncountedFamily(ValueError):
     """The model type has no formula here."""
+
+
+class BadConfig(ValueError):
+    """A config that does not say its shapes in whole numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +75,11 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     family = config.get("model_type")
     if family not in FAMILIES:
         raise UncountedFamily(f"no formula for model type {family!r}")
-    return {**FAMILIES[family][0], **config}
+    filled = {**FAMILIES[family][0], **config}
+    for key in _SIZES:
+        if type(filled.get(key)) is not int or filled[key] < 1:
+            raise BadConfig(f"{key} is {filled.get(key)!r}, not a whole number above 0")
+    return filled
 
 
 def linear_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

@@ -1,7 +1,9 @@
 """Files that survive a crash: whole or not there, and known by their sums."""
 
+import errno
 import hashlib
 import os
+import re
 from pathlib import Path
 
 
@@ -19,6 +21,27 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     partial.replace(path)
     fsync(path.parent)
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """Why a disk would not take what was written, None for an error of another kind.
+
+    Python's own errors carry a number; the libraries that write tensors and tokenizers keep it in their text.
+    """
+    if isinstance(error, OSError) and error.errno in _TROUBLES:
+        return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found and int(found.group(1)) in _TROUBLES:
+        return os.strerror(int(found.group(1)))
+    if "PytorchStreamWriter failed" in str(error):
+        return "a file could not be written whole"
+    return None
+
+
+_TROUBLES = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR,
+}  # fmt: skip
 
 
 def fsync(path: Path) -> None:

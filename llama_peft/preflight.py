@@ -4,12 +4,19 @@ A missing token, an unaccepted licence, no GPU, too little disk or memory: each 
 download, or in the middle of an evening's training.
 """
 
+import logging
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_peft import backbone
 from llama_peft.recipe import Recipe, UserError
+
+if TYPE_CHECKING:
+    from llama_peft.estimate import Estimate
+
+log = logging.getLogger(__name__)
 
 CPU_LIMIT = 400_000_000
 """Parameters above which a CPU must be asked for (train.use_cpu): an epoch would take days."""
@@ -36,6 +43,52 @@ def check(recipe: Recipe, long: bool) -> None:
         )
 
 
+def room(recipe: Recipe, folder: Path) -> None:
+    """Hold what the training will take against what the machine has. Raises UserError where it cannot fit even with every batch
+    halved down to one row; says so where only halved batches will fit.
+    """
+    found = for_machine(recipe)
+    if found is None:
+        return
+    free = _free_memory(recipe)
+    if found.smallest > free:
+        raise UserError(
+            f"training takes at least {found.smallest / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
+            "shorten train.max_length, set train.activation_checkpointing, or take a smaller base "
+            "(llama-peft estimate says what takes how much)"
+        )
+    if found.memory_total > free:
+        log.warning(
+            "training takes up to %.1f GB of memory and %.1f GB are free: steps will be done in smaller pieces where they do not fit",
+            found.memory_total / 1e9, free / 1e9,
+        )  # fmt: skip
+    disk = _free_disk(folder)
+    if found.disk_total > disk:
+        raise UserError(
+            f"{folder}: checkpoints take {found.disk_total / 1e9:.2f} GB and {disk / 1e9:.2f} GB are free: "
+            "make room, lower train.save_total_limit, or set train.output_dir"
+        )
+
+
+def for_machine(recipe: Recipe) -> "Estimate | None":
+    """What the training will take here; None for a family whose shapes have no formula."""
+    import torch
+
+    from llama_peft.counting import read_config
+    from llama_peft.counts import BadConfig, UncountedFamily
+    from llama_peft.estimate import estimate
+
+    place = torch.device("cpu") if recipe.train.use_cpu else backbone.device()
+    dtype = recipe.model.dtype or str(backbone.fast_dtype(place)).removeprefix("torch.")
+    config = read_config(recipe.model.model_name_or_path, recipe.model.revision)
+    try:
+        return estimate(recipe, config, dtype, place.type)
+    except UncountedFamily:
+        return None
+    except BadConfig as error:
+        raise UserError(f"{recipe.model.model_name_or_path}: config.json: {error}") from None
+
+
 def _local_parameters(folder: Path) -> int:
     """Parameters of a folder's weights by the size of its files, taken as 16-bit."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2
@@ -43,15 +96,8 @@ def _local_parameters(folder: Path) -> int:
 
 def _hub(recipe: Recipe) -> tuple[list[str], int, int]:
     """(problems, parameters, bytes to download) of a base on the Hub; nothing is asked of the network if it is cached."""
-    from huggingface_hub import HfApi, auth_check, get_token
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import HfApi, auth_check
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import httpx
 
     name, revision = recipe.model.model_name_or_path, recipe.model.revision
@@ -60,38 +106,8 @@ def _hub(recipe: Recipe) -> tuple[list[str], int, int]:
     try:
         auth_check(name)
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
-    except GatedRepoError:
-        known = get_token() is not None
-        step = "" if known else " and log in with `hf auth login` (or set HF_TOKEN)"
-        return (
-            [
-                f"its licence must be accepted first: open https://huggingface.co/{name}{step}; {_MIRROR}"
-            ],
-            0,
-            0,
-        )
-    except RevisionNotFoundError:
-        return [f"the Hub has no revision {revision!r} of it; see model.revision"], 0, 0
-    except (RepositoryNotFoundError, HFValidationError):
-        hint = (
-            ""
-            if get_token()
-            else "; if it is private, log in with `hf auth login` (or set HF_TOKEN)"
-        )
-        return [f"no such folder here and no such model on the Hub{hint}"], 0, 0
-    except OfflineModeIsEnabled:
-        return (
-            ["it is not in the cache and HF_HUB_OFFLINE is set: unset it, or name a folder"],
-            0,
-            0,
-        )
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return (
-            [f"the Hub does not answer ({reason}); name a folder, or try a tiny recipe: make demo"],
-            0,
-            0,
-        )
+    except (httpx.HTTPError, HFValidationError, OSError) as error:
+        return [hub_problem(error, name, revision)], 0, 0
     weights = sum(
         file.size or 0 for file in info.siblings or () if file.rfilename.endswith(".safetensors")
     )
@@ -99,6 +115,36 @@ def _hub(recipe: Recipe) -> tuple[list[str], int, int]:
         return ["it has no safetensors weights; pickled ones are not loaded"], 0, 0
     parameters = info.safetensors.total if info.safetensors else weights // 2
     return [], parameters, weights
+
+
+def hub_problem(error: Exception, name: str, revision: str) -> str:
+    """What the Hub's refusal to give `name` means, and what to do, in one line."""
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    known = get_token() is not None
+    if isinstance(error, GatedRepoError):
+        step = "" if known else " and log in with `hf auth login` (or set HF_TOKEN)"
+        return f"its licence must be accepted first: open https://huggingface.co/{name}{step}; {_MIRROR}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the Hub has no revision {revision!r} of it; see model.revision"
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        hint = "" if known else "; if it is private, log in with `hf auth login` (or set HF_TOKEN)"
+        return f"no such folder here and no such model on the Hub{hint}"
+    offline = isinstance(error.__cause__, OfflineModeIsEnabled)
+    if isinstance(error, OfflineModeIsEnabled) or (
+        isinstance(error, LocalEntryNotFoundError) and offline
+    ):
+        return "it is not in the cache and HF_HUB_OFFLINE is set: unset it, or name a folder"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"the Hub does not answer ({reason}); name a folder, or try a tiny recipe: make demo"
 
 
 def _cached(name: str, revision: str) -> int:
@@ -127,20 +173,33 @@ def _machine(recipe: Recipe, parameters: int, download: int, long: bool) -> list
             'try `make demo`, or insist with SET="train.use_cpu=true"'
         )
     cache = Path(constants.HF_HUB_CACHE)
-    free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
+    free = _free_disk(cache)
     if download and free < 1.05 * download:
         problems.append(
             f"the download takes {download / 1e9:.1f} GB and {cache} has {free / 1e9:.1f} GB free: "
             "make room, or set HF_HOME to a larger disk"
         )
     needed = parameters * _bytes_per_weight(recipe)
-    memory = torch.cuda.mem_get_info()[0] if gpu else _host_memory()
+    memory = _free_memory(recipe)
     if needed > memory:
         problems.append(
             f"its weights take {needed / 1e9:.1f} GB of memory and {memory / 1e9:.1f} GB are free: "
             "close other programs, load in 4-bit, or take a smaller base"
         )
     return problems
+
+
+def _free_memory(recipe: Recipe) -> int:
+    import torch
+
+    gpu = torch.cuda.is_available() and not recipe.train.use_cpu
+    return torch.cuda.mem_get_info()[0] if gpu else _host_memory()
+
+
+def _free_disk(folder: Path) -> int:
+    return shutil.disk_usage(
+        next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    ).free
 
 
 def _bytes_per_weight(recipe: Recipe) -> float:

@@ -94,7 +94,7 @@ def test_changed_exports_are_refused(finished: Path, tmp_path: Path) -> None:
 def resealed(folder: Path) -> None:
     facts = json.loads((folder / "training.json").read_text())
     facts["files"] = {name: sha256(folder / name) for name in facts["files"]}
-    (folder / "training.json").write_text(json.dumps(facts))
+    checkpoint.write_facts(folder, facts)
 
 
 def test_an_adapter_of_another_depth_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_measuring_on_training_examples_is_refused(
     (copy / "split.json").write_text(json.dumps(split))
     facts = json.loads((copy / "training.json").read_text())
     facts["files"]["split.json"] = sha256(copy / "split.json")
-    (copy / "training.json").write_text(json.dumps(facts))
+    checkpoint.write_facts(copy, facts)
     with pytest.raises(UserError, match="16 of 16 examples have ids that it was trained on"):
         harness.run(job_for(recipe, copy, tmp_path / "out"))
 

@@ -1,0 +1,429 @@
+"""Numbers that are none, memory that runs out, two processes at once, predictions that do not fit, and the same run twice."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from .shop import KINDS, Fault, Seen, Shop, exported, newest_step
+
+LORA = "classification + LoRA"
+
+
+def faults(full: bool) -> Iterator[Fault]:
+    for kind in KINDS:
+        for value in ("nan", "inf", "-inf"):
+            yield _number(kind, "loss", value, full or kind == LORA)
+        yield _number(kind, "gradient", "inf", full or kind == LORA)
+    for kind in ("classification + LoRA", "span + LoRA", "generative + LoRA"):
+        for rows in (0, 1) if kind.startswith("generative") else (0, 1, 3):
+            yield _memory(kind, rows, full or kind == LORA)
+        yield _evaluation_memory(kind)
+    yield _no_room()
+    yield from _concurrency(full)
+    yield from _evaluation()
+    for kind in KINDS:
+        yield _same_twice(kind, full or kind == LORA)
+    yield _accumulated(2)
+    yield _accumulated(4)
+
+
+def _in_training(change: Callable[[Any, dict[str, Any], Any], Any]) -> Callable[[], None]:
+    """A hook: `change(trainer, inputs, loss)` replaces every loss that training computes."""
+
+    def hook() -> None:
+        from llama_peft.steady import Steady
+        from llama_peft.tree_trainer import TreeTrainer
+
+        def changed(plain: Callable[..., Any]) -> Callable[..., Any]:
+            def compute(self: Any, model: Any, inputs: Any, *rest: Any, **keys: Any) -> Any:
+                found = plain(self, model, inputs, *rest, **keys)
+                return change(self, inputs, found) if model.training else found
+
+            return compute
+
+        for trainer in (Steady, TreeTrainer):
+            trainer.compute_loss = changed(trainer.__dict__["compute_loss"])  # type: ignore[method-assign]
+
+    return hook
+
+
+def _number(kind: str, where: str, value: str, cheap: bool) -> Fault:
+    def change(trainer: Any, inputs: Any, loss: torch.Tensor) -> torch.Tensor:
+        if trainer.state.global_step == 3:
+            if where == "loss":
+                return loss * 0 + float(value)
+            loss.register_hook(lambda gradient: gradient * float(value))
+        return loss
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        shop.reference(kind)
+        words = shop.write(shop.recipe(kind, folder), folder)
+        done = shop.run(words, hook=_in_training(change))
+        if "Traceback" in done.text or done.code not in (0, 2):
+            return Seen("traceback", done.text[-400:])
+        if done.code == 0 or "step 4" not in done.last_line or "batch: " not in done.last_line:
+            return Seen("wrong", done.last_line)
+        run = folder / "runs/run"
+        if newest_step(run) != 2 or (run / "training.json").exists():
+            return Seen("lost", f"step {newest_step(run)} is sealed")
+        return shop.undone(kind, words, folder, done.last_line)
+
+    return Fault("numbers", f"{where} is {value}: {kind}", inflict, cheap)
+
+
+def _memory(kind: str, rows: int, cheap: bool) -> Fault:
+    """At most `rows` rows fit at once, from step 3 on."""
+
+    def change(trainer: Any, inputs: Any, loss: torch.Tensor) -> torch.Tensor:
+        if trainer.state.global_step >= 3 and len(next(iter(inputs.values()))) > rows:
+            raise RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return loss
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        reference = shop.reference(kind)
+        words = shop.write(shop.recipe(kind, folder), folder)
+        done = shop.run(words, hook=_in_training(change))
+        if "Traceback" in done.text or done.code not in (0, 2):
+            return Seen("traceback", done.text[-400:])
+        if rows == 0:
+            if done.code != 2 or "memory" not in done.last_line:
+                return Seen("wrong", done.last_line)
+            return shop.undone(kind, words, folder, done.last_line)
+        if done.code != 0:
+            return Seen("lost", done.last_line)
+        if "memory ran out" not in done.text:
+            return Seen("wrong", "memory never ran out")
+        far = max(_distance(a, b) for a, b in _pairs(folder / "runs/run", reference))
+        return Seen("right" if far < 1e-4 else "wrong", f"weights differ by {far:.1e}")
+
+    return Fault("memory", f"room for {rows} rows: {kind}", inflict, cheap)
+
+
+def _pairs(one: Path, other: Path) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    name = "adapter/adapter_model.safetensors"
+    first, second = load_file(one / name), load_file(other / name)
+    return ((first[key], second[key]) for key in second)
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def _evaluation_memory(kind: str) -> Fault:
+    def hook() -> None:
+        import eval.harness
+
+        plain = eval.harness.open_predictor
+
+        def narrow(*words: Any, **keys: Any) -> Any:
+            predictor = plain(*words, **keys)
+            predict = predictor.predict
+
+            def few(examples: Any, size: int) -> Any:
+                if size > 2:
+                    raise MemoryError
+                return predict(examples, size)
+
+            return (
+                predictor._replace(predict=few)
+                if hasattr(predictor, "_replace")
+                else _set(predictor, few)
+            )
+
+        eval.harness.open_predictor = narrow  # type: ignore[assignment]
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        expected = shop.tuned(kind)
+        words = ["run", "--model", str(expected.parent), "--output", str(folder / "out")]
+        done = shop.run(words, program="eval", hook=hook)
+        if done.code != 0:
+            return Seen("traceback" if "Traceback" in done.text else "lost", done.last_line)
+        both = [
+            [json.loads(line)["prediction"] for line in (f / "predictions.jsonl").open()]
+            for f in (folder / "out", expected)
+        ]
+        told = "memory ran out" in done.text
+        return Seen("right" if both[0] == both[1] and told else "wrong", "halved the batch")
+
+    return Fault("memory", f"evaluation with room for 2: {kind}", inflict)
+
+
+def _set(predictor: Any, predict: Any) -> Any:
+    object.__setattr__(predictor, "predict", predict)
+    return predictor
+
+
+def _no_room() -> Fault:
+    def hook() -> None:
+        from llama_peft import preflight
+
+        preflight._host_memory = lambda: 10_000_000
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        words = shop.write(shop.recipe(LORA, folder), folder)
+        return shop.refused(shop.run(words, hook=hook), folder)
+
+    return Fault("memory", "a machine with 10 MB", inflict)
+
+
+def _concurrency(full: bool) -> Iterator[Fault]:
+    def same_run(shop: Shop, folder: Path) -> Seen:
+        """The second process on a run folder leaves, and names the first."""
+        shop.reference(LORA)
+        words = shop.write(shop.recipe(LORA, folder), folder)
+        first = shop.start(words, folder / "log")
+        holder = folder / "runs/run/.holder"
+        for _ in range(2000):
+            if holder.is_file() and holder.read_text():
+                break
+            time.sleep(0.002)
+        second = shop.run(words)
+        done = shop.wait(first, folder / "log")
+        if second.code == 0 and done.code == 0:
+            return Seen("right" if shop.same(LORA, folder) else "wrong", "came one after the other")
+        seen = shop.refused(second)
+        if seen.verdict == "right" and str(first) not in seen.message:
+            return Seen("wrong", seen.message)
+        if done.code != 0 or not shop.same(LORA, folder):
+            return Seen("wrong", done.last_line)
+        return seen
+
+    yield Fault("concurrency", "two trainings in one run folder", same_run)
+
+    def left_lock(shop: Shop, folder: Path) -> Seen:
+        """A killed process holds no lock."""
+        shop.reference(LORA)
+        words = shop.write(shop.recipe(LORA, folder), folder)
+        child = shop.start(words, folder / "log")
+        time.sleep(0.3)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return shop.undone(LORA, words, folder)
+
+    yield Fault("concurrency", "the lock of a killed process", left_lock)
+
+    def same_features(shop: Shop, folder: Path) -> Seen:
+        """Two runs that want the same features at once: one computes, both are right."""
+        kind = "classification head"
+        shop.reference(kind)
+        commands = []
+        for name in ("run", "other"):
+            recipe = shop.recipe(kind, folder, train={"output_dir": str(folder / "runs" / name)})
+            commands.append(shop.write(recipe, folder / name))
+        children = [shop.start(w, folder / f"log{i}") for i, w in enumerate(commands)]
+        done = [shop.wait(child, folder / f"log{i}") for i, child in enumerate(children)]
+        if any(each.code for each in done):
+            return Seen("traceback", " / ".join(each.last_line for each in done))
+        right = all(
+            exported(folder / "runs" / name) == exported(shop.reference(kind))
+            for name in ("run", "other")
+        )
+        return Seen("right" if right else "wrong", "one computes, the other finds them")
+
+    yield Fault("concurrency", "two runs on the same features", same_features)
+
+    def same_output(shop: Shop, folder: Path) -> Seen:
+        """Two evaluations into one folder: one leaves, or comes after; the results are right."""
+        expected = shop.tuned("generative + LoRA")
+        folder.mkdir(parents=True, exist_ok=True)
+        words = ["run", "--model", str(expected.parent), "--output", str(folder / "out")]
+        children = [shop.start(words, folder / f"log{i}", "eval") for i in range(2)]
+        done = [shop.wait(child, folder / f"log{i}") for i, child in enumerate(children)]
+        if any("Traceback" in each.text for each in done):
+            return Seen("traceback", " / ".join(each.last_line for each in done))
+        both = [(f / "predictions.jsonl").read_bytes() for f in (folder / "out", expected)]
+        if both[0] != both[1] or all(each.code for each in done):
+            return Seen("wrong", " / ".join(each.last_line for each in done))
+        return Seen("right", next((d.last_line for d in done if d.code), "one after the other"))
+
+    yield Fault("concurrency", "two evaluations into one folder", same_output)
+
+    def evaluated_while_training(shop: Shop, folder: Path) -> Seen:
+        shop.reference(LORA)
+        words = shop.write(shop.recipe(LORA, folder), folder)
+        child = shop.start(words, folder / "log")
+        for _ in range(2000):
+            if (folder / "runs/run/recipe.yaml").is_file():
+                break
+            time.sleep(0.002)
+        seen = shop.refused(shop.run(["run", "--model", str(folder / "runs/run")], "eval"))
+        done = shop.wait(child, folder / "log")
+        if done.code != 0 or not shop.same(LORA, folder):
+            return Seen("wrong", done.last_line)
+        return seen
+
+    yield Fault(
+        "concurrency", "an evaluation of a run that is still trained", evaluated_while_training
+    )
+
+
+def _evaluation() -> Iterator[Fault]:
+    """Predictions that are not the model's, or not of these examples, give no number."""
+
+    def scored(name: str, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> Fault:
+        def inflict(shop: Shop, folder: Path) -> Seen:
+            tuned = shop.tuned("span + LoRA")
+            lines = [json.loads(line) for line in (tuned / "predictions.jsonl").open()]
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / "predictions.jsonl"
+            path.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
+            data = folder / "data.jsonl"
+            data.write_text("".join(_question(shop) for _ in range(1)))
+            words = ["score", "--task", str(tuned.parent / "recipe.yaml"), "--data", str(data)]
+            words += ["--predictions", str(path), "--output", str(folder / "out")]
+            seen = shop.refused(shop.run(words, "eval"))
+            if (folder / "out/results.json").exists():
+                return Seen("wrong", "there are results")
+            return seen
+
+        return Fault("evaluation", name, inflict)
+
+    def _question(shop: Shop) -> str:
+        from llama_peft import data
+
+        examples = data.load(shop.recipe("span + LoRA", shop.root / "none")).parts["test"]
+        return "".join(
+            json.dumps(
+                {
+                    "id": e.id,
+                    "question": e.question,  # type: ignore[union-attr]
+                    "context": e.context,  # type: ignore[union-attr]
+                    "answers": [
+                        a._asdict() if hasattr(a, "_asdict") else _answer(a) for a in e.answers
+                    ],  # type: ignore[union-attr]
+                    "is_impossible": not e.answers,  # type: ignore[union-attr]
+                }
+            )
+            + "\n"
+            for e in examples
+        )
+
+    yield scored("a prediction is missing", lambda lines: lines[1:])
+    yield scored("all predictions are missing", lambda lines: [])
+    yield scored("a prediction too many", lambda lines: [*lines, {**lines[0], "id": "nobody"}])
+    yield scored("a prediction twice", lambda lines: [*lines, lines[0]])
+    yield scored("ids of another part", lambda lines: [{**x, "id": x["id"] + "x"} for x in lines])
+    yield scored("no ids", lambda lines: [{"prediction": x["prediction"]} for x in lines])
+    yield scored("no predictions", lambda lines: [{"id": x["id"]} for x in lines])
+    yield scored(
+        "predictions that are numbers", lambda lines: [{**x, "prediction": 3} for x in lines]
+    )
+    yield scored(
+        "a probability that is none",
+        lambda lines: [{**x, "no_answer_probability": "high"} for x in lines],
+    )
+
+    def of_run(name: str, words: Callable[[Shop, Path], list[str]]) -> Fault:
+        def inflict(shop: Shop, folder: Path) -> Seen:
+            folder.mkdir(parents=True, exist_ok=True)
+            return shop.refused(shop.run(["run", *words(shop, folder)], "eval"))
+
+        return Fault("evaluation", name, inflict)
+
+    def run_of(shop: Shop) -> str:
+        return str(shop.reference(LORA))
+
+    yield of_run(
+        "measured on what it was trained on",
+        lambda s, f: ["--model", run_of(s), "--split", "train"],
+    )
+    yield of_run(
+        "a part that there is not", lambda s, f: ["--model", run_of(s), "--split", "nowhere"]
+    )
+    yield of_run(
+        "a task of another kind", lambda s, f: ["--model", run_of(s), "--task", "tiny-squad"]
+    )
+    yield of_run("a limit of nothing", lambda s, f: ["--model", run_of(s), "--limit", "0"])
+    yield of_run(
+        "a model that there is not",
+        lambda s, f: ["--model", str(f / "nobody"), "--task", "tiny-sst2"],
+    )
+    yield of_run(
+        "an empty folder as a model", lambda s, f: ["--model", str(f), "--task", "tiny-sst2"]
+    )
+    yield of_run(
+        "examples from the training part under other names",
+        lambda s, f: ["--model", run_of(s), "--data", str(_empty(f)), "--split", "test"],
+    )
+
+    def compared(shop: Shop, folder: Path) -> Seen:
+        """Results whose predictions somebody edited are not compared."""
+        tuned = shop.tuned(LORA)
+        shutil.copytree(tuned, folder / "edited")
+        path = folder / "edited/predictions.jsonl"
+        lines = [json.loads(line) for line in path.open()][1:]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return shop.refused(shop.run(["compare", str(tuned), str(folder / "edited")], "eval"))
+
+    yield Fault("evaluation", "compared with a system that lacks an example", compared)
+
+    for what in ("results.json", "predictions.jsonl"):
+        for damage in ("emptied", "halved"):
+            yield _damaged_results(what, damage)
+
+
+def _answer(answer: Any) -> dict[str, Any]:
+    return {"text": answer.text, "answer_start": answer.start}
+
+
+def _empty(folder: Path) -> Path:
+    path = folder / "data.csv"
+    path.write_text("text,label\n")
+    return path
+
+
+def _damaged_results(what: str, damage: str) -> Fault:
+    from .shop import DAMAGES
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        tuned = shop.tuned(LORA)
+        shutil.copytree(tuned, folder / "other")
+        DAMAGES[damage](folder / "other" / what)
+        return shop.refused(shop.run(["compare", str(tuned), str(folder / "other")], "eval"))
+
+    return Fault("evaluation", f"compared with {what} {damage}", inflict)
+
+
+def _same_twice(kind: str, cheap: bool) -> Fault:
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        words = shop.write(shop.recipe(kind, folder), folder)
+        shop.reference(kind)
+        return shop.undone(kind, words, folder, "the same bits")
+
+    return Fault("determinism", f"the same run twice: {kind}", inflict, cheap)
+
+
+def _accumulated(steps: int) -> Fault:
+    """A batch in pieces takes the same step: in float32, but for the order of additions."""
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        reference = shop.reference(LORA)
+        train = {
+            "per_device_train_batch_size": 8 // steps,
+            "gradient_accumulation_steps": steps,
+        }
+        words = shop.write(shop.recipe(LORA, folder, train=train), folder)
+        done = shop.run(words)
+        if done.code != 0:
+            return Seen("traceback", done.last_line)
+        losses = [
+            [json.loads(line).get("eval_loss") for line in (run / "history.jsonl").open()]
+            for run in (folder / "runs/run", reference)
+        ]
+        first, second = ([x for x in each if x is not None] for each in losses)
+        close = all(abs(a - b) < 1e-3 for a, b in zip(first, second, strict=True))
+        return Seen(
+            "right" if close else "wrong", f"validation losses {first[-1]:.5f} {second[-1]:.5f}"
+        )
+
+    return Fault("determinism", f"a batch of 8 in {steps} pieces", inflict)

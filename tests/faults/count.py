@@ -1,0 +1,86 @@
+"""All faults, one after the other, counted by category."""
+
+import shutil
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+
+from . import behaviour, deaths, inputs, storage
+from .shop import Fault, Seen, Shop
+
+EVERY = {"model": 3, "storage": 3, "memory": 3, "numbers": 3, "concurrency": 2, "determinism": 2}
+"""Of categories whose faults take a whole training each, every so many-th is quick enough."""
+VERDICTS = ("right", "lost", "wrong", "traceback")
+
+
+def every(full: bool) -> Iterator[Fault]:
+    """All of them; or what a test suite has time for: the quick ones, and of slow kinds a few."""
+    found = chain.from_iterable(room.faults(full) for room in (inputs, storage, behaviour, deaths))
+    if full:
+        yield from found
+        return
+    seen: Counter[str] = Counter()
+    for fault in found:
+        seen[fault.category] += 1
+        if fault.cheap and seen[fault.category] % EVERY.get(fault.category, 1) == 0:
+            yield fault
+
+
+def inflict(shop: Shop, fault: Fault, number: int) -> Seen:
+    """One fault in a folder of its own, which is removed when all went right."""
+    folder = shop.root / f"fault-{number}"
+    folder.mkdir()
+    try:
+        seen = fault.inflict(shop, folder)
+    except Exception:  # a fault of the harness counts against us
+        return Seen("traceback", traceback.format_exc())
+    if seen.verdict == "right":
+        shutil.rmtree(folder, ignore_errors=True)
+    return seen
+
+
+class Tally:
+    """Verdicts by category."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Fault, Seen]] = []
+
+    def add(self, fault: Fault, seen: Seen) -> None:
+        self.seen.append((fault, seen))
+
+    @property
+    def counts(self) -> Counter[tuple[str, str]]:
+        return Counter((fault.category, seen.verdict) for fault, seen in self.seen)
+
+    @property
+    def categories(self) -> list[str]:
+        return sorted({fault.category for fault, _ in self.seen})
+
+    @property
+    def all_right(self) -> bool:
+        return all(seen.verdict == "right" for _, seen in self.seen)
+
+    def table(self) -> str:
+        """A line a category."""
+        lines = [f"{'':<18}" + "".join(f"{name:>12}" for name in ("faults", *VERDICTS))]
+        for category in self.categories:
+            numbers = [self.counts[category, verdict] for verdict in VERDICTS]
+            cells = "".join(f"{number:>12}" for number in (sum(numbers), *numbers))
+            lines.append(f"{category:<18}{cells}")
+        return "\n".join(lines)
+
+    def line(self) -> str:
+        total = Counter(seen.verdict for _, seen in self.seen)
+        return (
+            f"{len(self.seen)} faults in {len(self.categories)} categories: "
+            f"{total['lost']} lost, {total['wrong']} silently wrong, {total['traceback']} tracebacks"
+        )
+
+    def messages(self) -> str:
+        """A Markdown table of every fault and what the user was told."""
+        lines = ["| category | fault | verdict | message |", "|---|---|---|---|"]
+        for fault, seen in self.seen:
+            words = (fault.category, fault.name, seen.verdict, " ".join(seen.message.split())[:300])
+            lines.append("| " + " | ".join(word.replace("|", "\\|") for word in words) + " |")
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,221 @@
+"""Death by kill -9, at random moments and right before each call that changes the disk; and signals that ask politely."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .shop import KINDS, DeadlyCalls, Fault, Seen, Shop, even, killed, newest_step
+
+FEW = ("classification + LoRA", "generative + LoRA")
+
+
+def faults(full: bool) -> Iterator[Fault]:
+    chains = 10 if full else 1
+    for kind in KINDS if full else FEW:
+        for chain in range(chains):
+            yield from _random_chain(kind, chain, 5)
+    for number in range(10 if full else 1):
+        yield from _evaluation_chain("generative + LoRA" if number % 2 else "span + LoRA", number)
+    for kind in KINDS if full else FEW:
+        yield from _at_writes(kind, 24 if full else 2)
+    yield from _evaluation_at_writes(10 if full else 1)
+    for kind in KINDS if full else FEW[:1]:
+        for number in (signal.SIGINT, signal.SIGTERM) if full else (signal.SIGTERM,):
+            for lines in (1, 4) if full else (1,):
+                yield _signal(kind, number, lines)
+        yield _twice(kind)
+    if full:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            yield _signal_in_evaluation(number)
+
+
+def _random_chain(kind: str, chain: int, kills: int) -> Iterator[Fault]:
+    """Kills of one run that always goes on; the last of them is followed to the end."""
+    rng = random.Random(f"{kind} {chain}")
+
+    def inflict(shop: Shop, _: Path, number: int) -> Seen:
+        folder = shop.root / f"chain {kind} {chain}"
+        words = shop.write(shop.recipe(kind, folder), folder)
+        started = time.monotonic()
+        shop.reference(kind)
+        length = _length(shop, kind)
+        del started
+        before = newest_step(folder / "runs/run")
+        child = shop.start(words, folder / "log")
+        time.sleep(rng.uniform(0.1, 1.0) * length)
+        killed(child)
+        after = newest_step(folder / "runs/run")
+        if after < before:
+            return Seen("lost", f"step {before} was sealed, {after} is left")
+        if number == kills - 1:
+            return shop.undone(kind, words, folder, f"goes on from step {after}")
+        return Seen("right", f"step {after} is sealed")
+
+    for number in range(kills):
+        yield Fault(
+            "death at random",
+            f"{kind}, run {chain + 1}, kill {number + 1}",
+            lambda shop, folder, number=number: inflict(shop, folder, number),
+        )
+
+
+_LENGTHS: dict[str, float] = {}
+
+
+def _length(shop: Shop, kind: str) -> float:
+    """Seconds of an undisturbed run."""
+    if kind not in _LENGTHS:
+        folder = shop.root / f"timed {kind}"
+        words = shop.write(shop.recipe(kind, folder), folder)
+        started = time.monotonic()
+        assert shop.run(words).code == 0
+        _LENGTHS[kind] = time.monotonic() - started
+    return _LENGTHS[kind]
+
+
+def _evaluation_chain(kind: str, chain: int) -> Iterator[Fault]:
+    rng = random.Random(f"evaluation {kind} {chain}")
+    kills = 5
+
+    def inflict(shop: Shop, number: int) -> Seen:
+        expected = shop.tuned(kind)
+        output = shop.root / f"evaluation {kind} {chain}"
+        words = ["run", "--model", str(expected.parent), "--output", str(output)]
+        if "evaluation" not in _LENGTHS:
+            started = time.monotonic()
+            shop.run([*words[:-1], str(output) + " timed"], program="eval")
+            _LENGTHS["evaluation"] = time.monotonic() - started
+        child = shop.start(words, shop.root / "log", program="eval")
+        time.sleep(rng.uniform(0.2, 1.0) * _LENGTHS["evaluation"])
+        killed(child)
+        if number < kills - 1:
+            return Seen("right", "killed")
+        return _evaluated(shop, words, output, expected)
+
+    for number in range(kills):
+        yield Fault(
+            "death at random",
+            f"evaluation of {kind}, {chain + 1}, kill {number + 1}",
+            lambda shop, _, number=number: inflict(shop, number),
+        )
+
+
+def _evaluated(shop: Shop, words: list[str], output: Path, expected: Path) -> Seen:
+    """Right if the same evaluation, run again, writes the same predictions."""
+    done = shop.run(words, program="eval")
+    if done.code != 0:
+        return Seen("traceback" if "Traceback" in done.text else "lost", done.last_line)
+    both = [(folder / "predictions.jsonl").read_bytes() for folder in (output, expected)]
+    return Seen("right" if both[0] == both[1] else "wrong", "the same predictions")
+
+
+def _at_writes(kind: str, at_most: int) -> Iterator[Fault]:
+    """A death before each of the calls that save, seal, rotate, cache and export."""
+
+    def inflict(shop: Shop, folder: Path, place: int) -> Seen:
+        counted = shop.root / f"calls {kind}"
+        if not counted.is_file():
+            other = shop.root / f"counting {kind}"
+            words = shop.write(shop.recipe(kind, other), other)
+            shop.run(words, hook=DeadlyCalls(0, counted))
+        number = list(even(int(counted.read_text()), at_most))[place]
+        words = shop.write(shop.recipe(kind, folder), folder)
+        done = shop.run(words, hook=DeadlyCalls(number, counted))
+        if done.code != -signal.SIGKILL:
+            return Seen("wrong", f"it did not die, but exited with {done.code}")
+        return shop.undone(kind, words, folder, f"died before call {number}")
+
+    for place in range(at_most):
+        yield Fault(
+            "death at a write",
+            f"{kind}, place {place + 1}",
+            lambda shop, folder, place=place: inflict(shop, folder, place),
+        )
+
+
+def _evaluation_at_writes(at_most: int) -> Iterator[Fault]:
+    kind = "span + LoRA"
+
+    def inflict(shop: Shop, folder: Path, place: int) -> Seen:
+        expected = shop.tuned(kind)
+        counted = shop.root / "calls evaluation"
+        command = ["run", "--model", str(expected.parent), "--output"]
+        if not counted.is_file():
+            words = [*command, str(shop.root / "counted evaluation")]
+            shop.run(words, program="eval", hook=DeadlyCalls(0, counted))
+        number = list(even(int(counted.read_text()), at_most))[place]
+        words = [*command, str(folder / "out")]
+        done = shop.run(words, program="eval", hook=DeadlyCalls(number, counted))
+        if done.code != -signal.SIGKILL:
+            return Seen("wrong", f"it did not die, but exited with {done.code}")
+        return _evaluated(shop, words, folder / "out", expected)
+
+    for place in range(at_most):
+        yield Fault(
+            "death at a write",
+            f"evaluation, place {place + 1}",
+            lambda shop, folder, place=place: inflict(shop, folder, place),
+        )
+
+
+def _grown(path: Path, lines: int) -> None:
+    """Wait until the loss curve has so many lines."""
+    for _ in range(6000):
+        if path.is_file() and len(path.read_bytes().splitlines()) >= lines:
+            return
+        time.sleep(0.002)
+
+
+def _signal(kind: str, number: int, lines: int) -> Fault:
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        shop.reference(kind)
+        words = shop.write(shop.recipe(kind, folder), folder)
+        child = shop.start(words, folder / "log")
+        _grown(folder / "runs/run/history.jsonl", lines)
+        os.kill(child, number)
+        done = shop.wait(child, folder / "log")
+        if "Traceback" in done.text:
+            return Seen("traceback", done.text[-300:])
+        if done.code == 0:  # it came after the last step
+            return Seen("right" if shop.same(kind, folder) else "wrong", "was finished")
+        if done.code != 128 + number or "to continue: " not in done.last_line:
+            return Seen("wrong", f"exit code {done.code}: {done.last_line}")
+        return shop.undone(kind, words, folder, done.last_line)
+
+    name = signal.Signals(number).name
+    return Fault("signals", f"{name} to {kind} after {lines} lines", inflict)
+
+
+def _twice(kind: str) -> Fault:
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        shop.reference(kind)
+        words = shop.write(shop.recipe(kind, folder), folder)
+        child = shop.start(words, folder / "log")
+        _grown(folder / "runs/run/history.jsonl", 2)
+        for _ in range(2):
+            os.kill(child, signal.SIGINT)
+            time.sleep(0.01)
+        done = shop.wait(child, folder / "log")
+        if "Traceback" in done.text or done.code not in (0, 130):
+            return Seen("traceback", done.text[-300:])
+        return shop.undone(kind, words, folder, done.last_line)
+
+    return Fault("signals", f"Ctrl-C twice to {kind}", inflict)
+
+
+def _signal_in_evaluation(number: int) -> Fault:
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        expected = shop.tuned("generative + LoRA")
+        words = ["run", "--model", str(expected.parent), "--output", str(folder / "out")]
+        child = shop.start(words, folder / "log", program="eval")
+        time.sleep(0.4)
+        os.kill(child, number)
+        done = shop.wait(child, folder / "log")
+        if "Traceback" in done.text or done.code not in (0, 128 + number):
+            return Seen("traceback", done.text[-300:])
+        return _evaluated(shop, words, folder / "out", expected)
+
+    return Fault("signals", f"{signal.Signals(number).name} to an evaluation", inflict)

@@ -1,0 +1,270 @@
+"""Where faults are inflicted: commands in forked processes, and runs that nothing disturbs to compare with."""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import small
+
+from llama_peft import checkpoint, cli
+from llama_peft.recipe import Recipe, dump_recipe
+
+LIMIT_SECONDS = 120
+STEPS = 6
+KINDS: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "classification + LoRA": ("classification", {"r": 2}),
+    "classification head": ("classification", None),
+    "span + LoRA": ("extractive_qa", {"r": 2}),
+    "generative + LoRA": ("generative_qa", {"r": 2}),
+}
+
+
+class Seen(NamedTuple):
+    """What became of a fault."""
+
+    verdict: str
+    """right, lost, wrong or traceback."""
+    message: str = ""
+    """What the user was told."""
+
+
+class Done(NamedTuple):
+    """A finished command: its exit code (negative: the signal that killed it) and all that it printed."""
+
+    code: int
+    text: str
+
+    @property
+    def last_line(self) -> str:
+        lines = [line for line in self.text.splitlines() if line.strip()]
+        told = [i for i, line in enumerate(lines) if line.startswith(("error: ", "stopped; "))]
+        return "\n".join(lines[told[-1] :]) if told else (lines or [""])[-1]
+
+
+class Fault(NamedTuple):
+    """One thing that goes wrong. `inflict` gets a folder of its own."""
+
+    category: str
+    name: str
+    inflict: "Callable[[Shop, Path], Seen]"
+    cheap: bool = True
+    """Done in the test suite too."""
+
+
+Hook = Callable[[], object]
+
+
+@dataclass
+class Shop:
+    """A small base, and one undisturbed run of each kind, made when it is first asked for."""
+
+    root: Path
+    base: Path = field(init=False)
+    _references: dict[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        import trl  # noqa: F401  every child shares what is imported here
+
+        import llama_peft.train  # noqa: F401
+
+        self.base = small.save_base(self.root / "base")
+
+    def recipe(self, kind: str, folder: Path, base: Path | None = None, **sections: Any) -> Recipe:
+        """A recipe that trains into `folder`, with a sealed checkpoint every other step."""
+        task, lora = KINDS[kind]
+        train = {
+            "output_dir": str(folder / "runs" / "run"),
+            "max_steps": STEPS,
+            "eval_steps": 2,
+            "per_device_train_batch_size": 2 if task == "generative_qa" else 8,
+            "save_total_limit": 2,
+            "max_length": 320,
+            "packing": "prefix_tree" if task == "generative_qa" else "none",
+        }
+        sections["train"] = train | sections.get("train", {})
+        sections["eval"] = {"max_new_tokens": 4} | sections.get("eval", {})
+        return small.make_recipe(task, base or self.base, lora=lora, **sections)
+
+    def write(self, recipe: Recipe, folder: Path) -> list[str]:
+        """The command that trains the recipe."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "recipe.yaml"
+        path.write_text(dump_recipe(recipe), "utf-8")
+        return ["train", str(path)]
+
+    def reference(self, kind: str) -> Path:
+        """The folder of a finished run of the kind."""
+        if kind not in self._references:
+            folder = self.root / kind.replace(" ", "-")
+            done = self.run(self.write(self.recipe(kind, folder), folder))
+            assert done.code == 0, done.text
+            self._references[kind] = folder / "runs" / "run"
+        return self._references[kind]
+
+    def tuned(self, kind: str) -> Path:
+        """The reference's evaluation."""
+        output = self.reference(kind) / "tuned"
+        if not (output / "results.json").is_file():
+            done = self.run(["run", "--model", str(output.parent)], program="eval")
+            assert done.code == 0, done.text
+        return output
+
+    def start(
+        self, words: Sequence[str], log: Path, program: str = "llama_peft", hook: Hook | None = None
+    ) -> int:
+        """Begin a command in a child; returns its process id. `hook` runs in it first."""
+        sys.stdout.flush()
+        child = os.fork()
+        if child:
+            return child
+        code = 1
+        try:
+            with log.open("w") as file:
+                sys.stdout = sys.stderr = file
+                logging.getLogger().handlers.clear()
+                sys.argv = [program, *words]
+                if hook is not None:
+                    hook()
+                if program == "eval":
+                    from eval.__main__ import app
+                else:
+                    from llama_peft.__main__ import app
+                cli.run(app)
+                code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+        except BaseException:
+            with log.open("a") as file:
+                traceback.print_exc(file=file)
+        finally:
+            os._exit(code)
+
+    def wait(self, child: int, log: Path) -> Done:
+        """Wait for a command; one that hangs is killed, which no verdict takes for right."""
+        limit = time.monotonic() + LIMIT_SECONDS
+        while True:
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                break
+            if time.monotonic() > limit:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return Done(-99, f"Traceback: still running after {LIMIT_SECONDS} s")
+            time.sleep(0.005)
+        return Done(os.waitstatus_to_exitcode(status), log.read_text("utf-8", "replace"))
+
+    def run(
+        self, words: Sequence[str], program: str = "llama_peft", hook: Hook | None = None
+    ) -> Done:
+        """A command from start to end."""
+        log = self.root / f"log-{os.getpid()}"
+        return self.wait(self.start(words, log, program, hook), log)
+
+    # Verdicts
+
+    def refused(self, done: Done, folder: Path | None = None) -> Seen:
+        """Right if the user was told in one line, and nothing was made of the bad input."""
+        if "Traceback" in done.text or done.code not in (0, 2):
+            return Seen("traceback", done.text[-400:])
+        told = done.last_line.startswith("error: ") or "Usage: " in done.text
+        if done.code == 0 or not told:
+            return Seen("wrong", f"accepted: {done.last_line}")
+        made = [*folder.rglob("checkpoint-*"), *folder.rglob("training.json")] if folder else []
+        return Seen("wrong" if made else "right", done.last_line)
+
+    def undone(self, kind: str, words: list[str], folder: Path, told: str = "") -> Seen:
+        """Right if the same command, run again, ends with the bits of a run that nothing disturbed."""
+        done = self.run(words)
+        if done.code != 0:
+            return Seen("traceback" if "Traceback" in done.text else "lost", done.last_line)
+        return Seen("right" if self.same(kind, folder) else "wrong", told or done.last_line)
+
+    def same(self, kind: str, folder: Path) -> bool:
+        """Whether a finished run exports the reference's bits."""
+        return exported(folder / "runs" / "run") == exported(self.reference(kind))
+
+    def copy(self, kind: str, folder: Path) -> tuple[list[str], Path]:
+        """The reference as it was before its last export: its command and its run folder, ready to go on."""
+        shutil.copytree(self.reference(kind), folder / "runs" / "run")
+        run = folder / "runs" / "run"
+        (run / "training.json").unlink()
+        (run / "recipe.yaml").unlink()
+        shutil.rmtree(run / "adapter", ignore_errors=True)
+        (run / "head.safetensors").unlink(missing_ok=True)
+        return self.write(self.recipe(kind, folder), folder), run
+
+
+def exported(run: Path) -> dict[str, bytes]:
+    """The weights that a run exports."""
+    files = [*run.glob("adapter/*.safetensors"), *run.glob("head.safetensors")]
+    assert files, f"{run} holds no export"
+    return {path.name: path.read_bytes() for path in files}
+
+
+def newest_step(run: Path) -> int:
+    """The step of the newest sealed checkpoint, 0 for none."""
+    level = logging.getLogger("llama_peft").level
+    logging.getLogger("llama_peft").setLevel(logging.ERROR)
+    found = checkpoint.newest_sealed(run / "checkpoints")
+    logging.getLogger("llama_peft").setLevel(level)
+    return int(found.name.split("-")[1]) if found else 0
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: path.unlink(),
+    "emptied": lambda path: path.write_bytes(b""),
+    "halved": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "one bit turned": lambda path: path.write_bytes(turned(path.read_bytes())),
+}
+
+
+def turned(raw: bytes) -> bytes:
+    """One bit in the middle is another."""
+    middle = len(raw) // 2
+    return raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :] if raw else b"\x01"
+
+
+@dataclass
+class DeadlyCalls:
+    """In a child: dies by kill -9 right before the n-th call that changes the disk; counts them into a file if n is 0."""
+
+    number: int
+    counted: Path
+
+    def __call__(self) -> None:
+        calls = 0
+
+        def deadly(plain: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if self.number == 0:
+                    self.counted.write_text(str(calls))
+                elif calls == self.number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return plain(*args, **kwargs)
+
+            return call
+
+        for name in ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir"):
+            setattr(os, name, deadly(getattr(os, name)))
+
+
+def even(count: int, at_most: int) -> Iterator[int]:
+    """At most so many of 1..count, evenly spread."""
+    yield from sorted({1 + round(i * (count - 1) / max(1, at_most - 1)) for i in range(at_most)})
+
+
+def killed(child: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)

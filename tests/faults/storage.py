@@ -1,0 +1,178 @@
+"""Files that are gone, short, empty or changed; disks that are full; folders that vanish."""
+
+import errno
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from .shop import DAMAGES, KINDS, STEPS, Fault, Seen, Shop
+
+FILES = {
+    "classification + LoRA": (
+        "adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "rng_state.pth",
+        "scheduler.pt", "manifest.json", "trainer_state.json", "training_args.bin",
+    ),
+    "classification head": (
+        "model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "manifest.json",
+        "trainer_state.json", "training_args.bin",
+    ),
+}  # fmt: skip
+
+
+def faults(full: bool) -> Iterator[Fault]:
+    for kind, names in FILES.items():
+        for place, name in enumerate(names):
+            for number, damage in enumerate(DAMAGES):
+                yield _checkpoint(kind, name, damage, full or (place + number) % 7 == 0)
+    for kind, names in EXPORTS.items():
+        for name in names:
+            for damage in DAMAGES:
+                yield _export(kind, name, damage)
+    for damage in DAMAGES:
+        yield _features(damage)
+        yield _partial(damage)
+    for kind in KINDS:
+        for size in (1, 20_000, 60_000):
+            yield _full_disk(kind, size, full or (kind, size) == ("classification + LoRA", 20_000))
+    for what in ("run folder", "checkpoints"):
+        yield _vanished(what)
+    yield _no_folder()
+
+
+def _checkpoint(kind: str, name: str, damage: str, cheap: bool) -> Fault:
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        words, run = shop.copy(kind, folder)
+        path = run / "checkpoints" / f"checkpoint-{STEPS}" / name
+        DAMAGES[damage](path)
+        return shop.undone(kind, words, folder, "passes it over")
+
+    return Fault("storage", f"checkpoint of {kind}: {name} {damage}", inflict, cheap)
+
+
+EXPORTS = {
+    "classification + LoRA": (
+        "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "recipe.yaml",
+        "training.json", "split.json",
+    ),
+    "classification head": ("head.safetensors",),
+}  # fmt: skip
+
+
+def _export(kind: str, name: str, damage: str) -> Fault:
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        run = folder / "run"
+        shutil.copytree(shop.reference(kind), run)
+        DAMAGES[damage](run / name)
+        words = ["run", "--model", str(run), "--output", str(folder / "out")]
+        return shop.refused(shop.run(words, program="eval"))
+
+    return Fault("storage", f"run of {kind}: {name} {damage}", inflict)
+
+
+def _features(damage: str) -> Fault:
+    kind = "classification head"
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        cache = shop.reference(kind).parent / "features"
+        shutil.copytree(cache, folder / "runs/features")
+        path = sorted((folder / "runs/features").rglob("states-*"))[0]
+        DAMAGES[damage](path)
+        return shop.undone(kind, shop.write(shop.recipe(kind, folder), folder), folder)
+
+    return Fault("storage", f"cached features {damage}", inflict)
+
+
+def _partial(damage: str) -> Fault:
+    """Predictions of an evaluation that was cut off in its middle."""
+    kind = "span + LoRA"
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        expected = shop.tuned(kind)
+        words = ["run", "--model", str(expected.parent), "--output", str(folder / "out")]
+        cut = folder / "out" / "predictions.partial.jsonl"
+
+        def die_late() -> None:
+            import eval.harness
+
+            def finish(*_: object, **__: object) -> None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            eval.harness.finish = finish  # type: ignore[assignment]
+
+        shop.run(words, program="eval", hook=die_late)
+        DAMAGES[damage](cut)
+        done = shop.run(words, program="eval")
+        if done.code != 0:
+            return Seen("traceback" if "Traceback" in done.text else "lost", done.last_line)
+        both = [(f / "predictions.jsonl").read_bytes() for f in (folder / "out", expected)]
+        return Seen("right" if both[0] == both[1] else "wrong", "predicted again")
+
+    return Fault("storage", f"partial predictions {damage}", inflict)
+
+
+def _full_disk(kind: str, size: int, cheap: bool) -> Fault:
+    """No file can grow beyond `size` bytes: as where a disk is full, writing fails in the middle."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        shop.reference(kind)
+        words = shop.write(shop.recipe(kind, folder), folder)
+        log = folder / "log"
+        done = shop.wait(shop.start(words, log, hook=limit), log)
+        if "Traceback" in done.text:
+            return Seen("traceback", done.text[-600:])
+        if done.code not in (0, 1, 2):
+            return Seen("wrong", f"exit code {done.code}")
+        return shop.undone(kind, words, folder, done.last_line)
+
+    return Fault("storage", f"disk full at {size} bytes a file: {kind}", inflict, cheap)
+
+
+def _vanished(what: str) -> Fault:
+    """Somebody removes the folder while the training runs."""
+    kind = "classification + LoRA"
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        shop.reference(kind)
+        run = folder / "runs/run"
+
+        def hook() -> None:
+            from llama_peft.callbacks import SealCheckpoints
+
+            plain = SealCheckpoints.on_save
+
+            def on_save(
+                self: object, args: object, state: object, *rest: object, **kw: object
+            ) -> None:
+                if state.global_step == 4:  # type: ignore[attr-defined]
+                    shutil.rmtree(run if what == "run folder" else run / "checkpoints")
+                plain(self, args, state, *rest, **kw)  # type: ignore[arg-type]
+
+            SealCheckpoints.on_save = on_save  # type: ignore[assignment,method-assign]
+
+        words = shop.write(shop.recipe(kind, folder), folder)
+        done = shop.run(words, hook=hook)
+        if "Traceback" in done.text:
+            return Seen("traceback", done.text[-600:])
+        return shop.undone(kind, words, folder, done.last_line)
+
+    return Fault("storage", f"{what} vanishes", inflict)
+
+
+def _no_folder() -> Fault:
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        kind = "classification + LoRA"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "runs").write_text("a file where a folder should be")
+        recipe = shop.recipe(kind, folder)
+        return shop.refused(shop.run(shop.write(recipe, folder)))
+
+    return Fault(
+        "storage", f"a file in the run folder's place ({errno.errorcode[errno.ENOTDIR]})", inflict
+    )

@@ -1,0 +1,60 @@
+"""The cheap half of `make faults`: what happens to runs on somebody's machine, done to real processes and counted."""
+
+from pathlib import Path
+
+import pytest
+from faults.count import Tally, every, inflict
+from faults.shop import Fault, Seen, Shop
+
+CATEGORIES = sorted({fault.category for fault in every(full=True)})
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return Shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_nothing_is_lost_wrong_or_a_traceback(shop: Shop, category: str) -> None:
+    tally = Tally()
+    for number, fault in enumerate(every(full=False)):
+        if fault.category == category:
+            tally.add(fault, inflict(shop, fault, number))
+    assert tally.seen and tally.all_right, tally.messages()
+
+
+def test_the_full_set_is_large() -> None:
+    """At least 400 faults in 12 categories, 250 of them kills at random moments."""
+    faults = list(every(full=True))
+    at_random = [fault for fault in faults if fault.category == "death at random"]
+    assert len(CATEGORIES) >= 12 and len(at_random) >= 250
+    assert len(faults) - len(at_random) >= 150
+    names = [(fault.category, fault.name) for fault in faults]
+    assert len(set(names)) == len(names)
+
+
+def test_what_is_not_right_is_counted(shop: Shop, tmp_path: Path) -> None:
+    """The harness itself: a wrong number, a traceback and a crash of a fault each count against us."""
+    tally = Tally()
+    verdicts = {
+        "taken": lambda shop, folder: shop.refused(shop.run(["params", "tiny"]), folder),
+        "shown": lambda shop, folder: shop.refused(
+            shop.run(["params", "tiny"], hook=lambda: 1 / 0), folder
+        ),
+        "crashed": lambda shop, folder: 1 / 0,
+        "other bits": lambda shop, folder: Seen(
+            "right" if shop.same("classification + LoRA", _other(shop, folder)) else "wrong"
+        ),
+    }
+    for number, (name, fault) in enumerate(verdicts.items()):
+        tally.add(Fault("x", name, fault), inflict(shop, Fault("x", name, fault), 900 + number))
+    assert [seen.verdict for _, seen in tally.seen] == ["wrong", "traceback", "traceback", "wrong"]
+    assert not tally.all_right
+    assert tally.line().endswith("0 lost, 2 silently wrong, 2 tracebacks")
+
+
+def _other(shop: Shop, folder: Path) -> Path:
+    """A run with another seed."""
+    recipe = shop.recipe("classification + LoRA", folder, train={"seed": 7})
+    assert shop.run(shop.write(recipe, folder)).code == 0
+    return folder
