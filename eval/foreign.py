@@ -182,7 +182,12 @@ def open_classifier(recipe: Recipe, labels: tuple[str, ...]) -> Opened:
                 batch, logits[:, order].float().softmax(-1).tolist(), strict=True
             ):
                 best = max(range(len(labels)), key=row.__getitem__)
-                yield Prediction(id=id_, prediction=labels[best], probabilities=tuple(row))
+                yield Prediction(
+                    id=id_,
+                    prediction=labels[best],
+                    probabilities=tuple(row),
+                    more=id_ != batch[-1][0],
+                )
 
     def prompt(example: Example) -> str:
         return str(tokenizer.decode(encode(getattr(example, "text", ""))))
@@ -250,6 +255,7 @@ def open_reader(recipe: Recipe, adapter: Adapter | None = None) -> Opened:
                     prediction=best.text if best.no_answer_probability <= 0.5 else "",
                     no_answer_probability=best.no_answer_probability,
                     raw=best.text,
+                    more=example.id != group[-1][0].id,
                 )
 
     def prompt(example: Example) -> str:

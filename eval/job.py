@@ -24,6 +24,8 @@ class Job:
     """None: seen from the model's files."""
     data_file: str | None = None
     limit: int | None = None
+    fetched: bool = False
+    """Whether `model` is the Hub cache's copy of a pushed run, into which nothing is written."""
 
 
 def make_job(
@@ -39,6 +41,8 @@ def make_job(
     """Fill in what was not said: a run folder brings its own recipe, a recipe its own base and output folder."""
     if task is None and model is None:
         raise UserError("say what to measure: --task sst2|squad|RECIPE, or --model RUN_FOLDER")
+    name, model = model, _folder_of(model, task)
+    fetched = name != model
     own = Path(model, "recipe.yaml") if model is not None else None
     if task is None:
         if own is None or not own.is_file():
@@ -50,7 +54,7 @@ def make_job(
         overrides = [*overrides, f"eval.splits=[{', '.join(splits)}]"]
     recipe = load_recipe(task, overrides)
     if output is None:
-        folder = _folder(recipe, model)
+        folder = Path("runs", slug(str(name)), "tuned") if fetched else _folder(recipe, model)
         output = (
             folder
             if data_file is None
@@ -63,7 +67,27 @@ def make_job(
         kind=kind,
         data_file=data_file,
         limit=limit,
+        fetched=fetched,
     )
+
+
+def _folder_of(model: str | None, task: str | None) -> str | None:
+    """A pushed run's name as the folder that it was fetched to; every other name as it is.
+
+    With a task the name may be any model's, and what is wrong with it is said when it is opened.
+    """
+    if model is None or Path(model).exists():
+        return model
+    from llama_peft import fetch
+
+    if not fetch.is_hub_name(model):
+        return model
+    try:
+        return str(fetch.run_folder(model) if task is None else fetch.fetch(model) or model)
+    except UserError:
+        if task is None:
+            raise
+        return model
 
 
 def _folder(recipe: Recipe, model: str | None) -> Path:

@@ -134,9 +134,7 @@ def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predicto
         "run": str(folder),
         "parameters": run.facts["parameters"],
         "base_fingerprint": run.facts["base_fingerprint"],
-        "adapter_sha256": sums.get(
-            "adapter/adapter_model.safetensors", sums.get("head.safetensors")
-        ),
+        "adapter_sha256": next(sums[name] for name in sums if name.endswith(".safetensors")),
         "training": {key: run.facts[key] for key in ("wall_seconds", "peak_memory_bytes", "steps")},
     }
     return Predictor(
@@ -263,4 +261,5 @@ def _verbalize(
                 prediction=labels[best],
                 probabilities=tuple(math.exp(score - row[best]) / total for score in row),
                 raw=words[best],
+                more=i < len(chunk) - 1,
             )

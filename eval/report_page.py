@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from eval.metrics.classification import confusion
 from eval.report_chart import loss_chart
+from eval.report_comparison import write_comparison
 from eval.report_files import TUNED, ZERO_SHOT, Measured, read
 from eval.report_table import table
 from llama_peft.recipe import UserError
@@ -40,7 +41,7 @@ class Changes(NamedTuple):
 
 
 def write_html(run_folder: Path) -> Path:
-    """Write `report.html` into the run folder and return its path.
+    """Write `report.html` and, for the card, `comparison.json` into the run folder; return the page's path.
 
     Raises UserError when the results of zero-shot/ or tuned/, or history.jsonl, cannot be read.
     """
@@ -52,6 +53,7 @@ def write_html(run_folder: Path) -> Path:
     partial = path.with_name(REPORT + ".partial")
     partial.write_text(_page(run, zero_shot, tuned), encoding="utf-8")
     partial.replace(path)
+    write_comparison(run, list(_pairs(zero_shot, tuned)))
     return path
 
 

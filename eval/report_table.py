@@ -75,7 +75,7 @@ def compare(folders: Sequence[Path]) -> list[Table]:
 def table(systems: Sequence[Measured]) -> Table:
     """One table; its first row is what the other systems are compared to."""
     first = systems[0]
-    metrics = _metric_columns(systems)
+    metrics = metric_columns(systems)
     names = _system_names(systems)
     costs = [cost(one) for one in systems]
     cost_columns = [name for name in COST_COLUMNS if any(name in price for price in costs)]
@@ -170,7 +170,7 @@ def _system_names(systems: Sequence[Measured]) -> list[str]:
     ]
 
 
-def _metric_columns(systems: Sequence[Measured]) -> list[str]:
+def metric_columns(systems: Sequence[Measured]) -> list[str]:
     known = LABEL_COLUMNS if systems[0].labels else ANSWER_COLUMNS
     columns = [name for name in known if any(name in one.scores for one in systems)]
     if not any(one.scores.get("unparsable") for one in systems) and "unparsable" in columns:
@@ -178,14 +178,14 @@ def _metric_columns(systems: Sequence[Measured]) -> list[str]:
     return columns
 
 
-def _is_percent(one: Measured, metric: str) -> bool:
+def is_percent_metric(one: Measured, metric: str) -> bool:
     return not one.labels and metric in PERCENT_COLUMNS
 
 
 def _score(one: Measured, metric: str) -> Cell:
     if metric not in one.scores:
         return Cell()
-    percent = _is_percent(one, metric)
+    percent = is_percent_metric(one, metric)
     text = number(one.scores[metric], percent)
     low, high = one.scores.get(metric + INTERVAL_SUFFIX, (None, None))
     return Cell(text, "" if low is None else bounds(low, high, percent))
@@ -202,7 +202,7 @@ def _difference_rows(
             chances.append(Cell())
             counts.append(Cell())
             continue
-        percent = _is_percent(first, metric)
+        percent = is_percent_metric(first, metric)
         change = number(one.difference, percent, "+")
         changes.append(Cell(change, bounds(one.low, one.high, percent, "+")))
         chances.append(Cell(f"{one.p_value:.3f}"))
@@ -235,7 +235,9 @@ def _floor_row(first: Measured, metrics: Sequence[str], blank: int) -> Row | Non
         says, name = "", "always no answer"
     scores = point(evidence_of(dict.fromkeys(golds, says), golds, first.labels))
     cells = [
-        Cell(number(scores[metric], _is_percent(first, metric))) if metric in scores else Cell()
+        Cell(number(scores[metric], is_percent_metric(first, metric)))
+        if metric in scores
+        else Cell()
         for metric in metrics
     ]
     return Row(name, (*cells, *[Cell()] * blank))

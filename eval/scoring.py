@@ -5,6 +5,7 @@ brings as a file come through the same door: ids match one for one, or no number
 """
 
 import json
+import math
 import random
 import subprocess
 import time
@@ -254,9 +255,14 @@ def _read_lines(path: Path, recipe: Recipe, labels: Sequence[str]) -> list[Line]
             text = labels[int(text)]
         if not labels:
             text = without_no_answer(text, recipe.prompt.no_answer)
-        line = {"id": str(value["id"]), "prediction": text}
+        line: Line = {"id": str(value["id"]), "prediction": text}
         if value.get("no_answer_probability") is not None:
-            line["no_answer_probability"] = value["no_answer_probability"]
+            probability = value["no_answer_probability"]
+            if not _is_number(probability):
+                raise UserError(
+                    f"{path}: no_answer_probability of prediction {number} is {probability!r}, no number"
+                )
+            line["no_answer_probability"] = float(probability)
         lines.append(line)
     return lines
 
@@ -264,13 +270,15 @@ def _read_lines(path: Path, recipe: Recipe, labels: Sequence[str]) -> list[Line]
 def _join(lines: list[Line], path: Path) -> None:
     """Give each line its no-answer probability."""
     values = _read_json(path)
-    if not isinstance(values, dict) or not all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in values.values()
-    ):
+    if not isinstance(values, dict) or not all(_is_number(value) for value in values.values()):
         raise UserError(f"{path}: is no {{id: probability of no answer}}")
     check_ids(list(values), [line["id"] for line in lines], str(path))
     for line in lines:
         line["no_answer_probability"] = float(values[line["id"]])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

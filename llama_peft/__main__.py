@@ -1,6 +1,8 @@
 """llama-peft: train a recipe, check it, count its parameters, use what it made."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +39,21 @@ def train(
     loaded = load_recipe(recipe, overrides or [])
     from llama_peft.train import train as fit
 
-    print(fit(loaded, fresh=fresh))
+    folder = fit(loaded, fresh=fresh)
+    print(folder)
+    if loaded.hub.push_to_hub and os.environ.get("RANK", "0") == "0":
+        _push_trained(folder)
+
+
+def _push_trained(folder: Path) -> None:
+    """Bring the weights to safety. The training is done, so a push that fails is said and no failure of the command."""
+    from llama_peft import hub
+    from llama_peft.recipe import UserError
+
+    try:
+        print(hub.push(folder).commit_url)
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
 
 
 @app.command()
@@ -83,8 +99,47 @@ def params(
 
 
 @app.command()
+def estimate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what training a recipe will take: memory term by term, disk, download."""
+    from llama_peft.preflight import for_machine
+    from llama_peft.recipe import UserError, load_recipe
+
+    found = for_machine(load_recipe(recipe, overrides or []))
+    if found is None:
+        raise UserError(f"{recipe}: no formula for the shapes of this base's family")
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "memory": {term.name: term.bytes for term in found.memory},
+                    "memory_total": found.memory_total,
+                    "memory_smallest": found.smallest,
+                    "disk": {term.name: term.bytes for term in found.disk},
+                    "disk_total": found.disk_total,
+                    "download": found.download,
+                },
+                indent=1,
+            )
+        )
+        return
+    for term in found.memory:
+        print(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
+    print(f"{'memory':<18} {found.memory_total / 1e9:>8.3f} GB  at most, with full rows")
+    print(f"{'':<18} {found.smallest / 1e9:>8.3f} GB  with batches halved down to one row")
+    for term in found.disk:
+        print(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
+    print(f"{'download':<18} {found.download / 1e9:>8.3f} GB  unless it is there already")
+
+
+@app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    run: Annotated[
+        str, typer.Argument(help="A finished run: its folder, or the Hub's user/repo[@revision].")
+    ],
     text: Annotated[str | None, typer.Argument(help="The text to classify.")] = None,
     question: Annotated[str | None, typer.Option(help="The question to answer.")] = None,
     context: Annotated[str | None, typer.Option(help="The passage that it is about.")] = None,
@@ -92,10 +147,12 @@ def predict(
 ) -> None:
     """Classify a text, or answer a question from a passage, with a finished run."""
     from llama_peft.checkpoint import read_facts
+    from llama_peft.fetch import run_folder
     from llama_peft.recipe import UserError, load_recipe
 
-    read_facts(run)
-    task = load_recipe(run / "recipe.yaml").task
+    folder = run_folder(run)
+    read_facts(folder)
+    task = load_recipe(folder / "recipe.yaml").task
     if task == "classification" and (text is None or question or context):
         raise UserError(f'{run} classifies: llama-peft predict {run} "text"')
     if task != "classification" and (text or question is None or context is None):
@@ -104,7 +161,7 @@ def predict(
         )
     from llama_peft.predict import predict_one
 
-    found: dict[str, Any] = predict_one(run, text, question, context)
+    found: dict[str, Any] = predict_one(folder, text, question, context)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
@@ -114,6 +171,59 @@ def predict(
                 for value in found.values()
             )
         )
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    repo_id: Annotated[
+        str | None, typer.Option(help="user/repo. Default: the recipe's hub.hub_model_id.")
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="Make it so. Default: the recipe's hub.hub_private_repo."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="List the files and write the card; send nothing.")
+    ] = False,
+    eval_results: Annotated[
+        bool, typer.Option(help="Also put the numbers on the data set's page (.eval_results).")
+    ] = False,
+    if_asked: Annotated[
+        bool, typer.Option(help="Do nothing unless the recipe sets hub.push_to_hub.")
+    ] = False,
+) -> None:
+    """Push a run to the Hub: weights, recipe, results, report, and a card of measured numbers."""
+    from llama_peft.recipe import load_recipe
+
+    if if_asked and not load_recipe(run / "recipe.yaml").hub.push_to_hub:
+        return
+    from llama_peft import hub
+
+    pushed = hub.push(run, repo_id, private, dry_run, eval_results)
+    for name, size in pushed.files.items():
+        print(f"{size:>12,}  {name}")
+    print(f"{sum(pushed.files.values()):>12,}  bytes for {pushed.repo_id}")
+    print(pushed.commit_url or f"nothing was sent; the card is {run / 'README.md'}")
+
+
+@app.command()
+def merge(
+    run: Annotated[
+        str, typer.Argument(help="A finished run: its folder, or the Hub's user/repo[@revision].")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the merged model; must not exist.")],
+) -> None:
+    """Merge a run's adapter into the full-precision base: a whole model for llama.cpp, vLLM and others."""
+    from llama_peft.fetch import run_folder
+
+    folder = run_folder(run)
+    from llama_peft.merge import merge as merged
+
+    print(f"{merged(folder, output):.2g} apart at most")
+    print(output)
 
 
 def main() -> None:

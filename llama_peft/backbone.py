@@ -6,6 +6,7 @@ gap with random numbers and go on.
 
 import logging
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
@@ -75,6 +76,17 @@ def load_config(model: Model) -> "PretrainedConfig":
         raise UserError(f"{name}: {_first_line(error)}") from error
 
 
+def commit(model: Model) -> str:
+    """The Hub's commit that a base's files are of: the cached snapshot's name, since configs do not keep it."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(source(model), "config.json", revision=model.revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source(model)}: {_first_line(error)}") from error
+    return Path(str(path)).parent.name
+
+
 def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     """The base's tokenizer, with a padding token of its own (never the end-of-text token) and padding on the right."""
     return _load_tokenizer(source(model), model.revision)
@@ -104,6 +116,7 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
     Heads are float32 and random by `train.seed`. Raises UserError where a weight is missing, unexpected or of another shape.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, set_seed
     from transformers.utils import logging as transformers_logging
 
@@ -115,6 +128,10 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
     if task == "classification":
         config.num_labels = num_labels
         config.head_pooling = recipe.head.pooling
+    layer = recipe.head.layer
+    cut = layer if task != "generative_qa" and isinstance(layer, int) and layer > 0 else 0
+    if cut:
+        _cut(config, cut, source(recipe.model))
     place = torch.device("cpu") if recipe.train.use_cpu else device()
     dtype = getattr(torch, recipe.model.dtype) if recipe.model.dtype else fast_dtype(place)
     try:
@@ -136,7 +153,7 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{source(recipe.model)}: {_first_line(error)}") from error
     except RuntimeError as error:
         # transformers logs which weights and says no more than this in the error itself.
@@ -147,6 +164,8 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
             "Use a complete safetensors checkpoint of a causal language model"
         ) from error
     head = heads.HEAD_NAMES.get(task)
+    if cut:  # what stands above is left unread on purpose
+        info["unexpected_keys"] = [key for key in info["unexpected_keys"] if _block(key) < cut]
     check_loading(source(recipe.model), info, head)
     _check_packed_shapes(source(recipe.model), model)
     mend_cpu_4bit(model)
@@ -154,6 +173,24 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
         setattr(model, head, heads.as_float32(getattr(model, head)))
     # A 4-bit load leaves embeddings, norms and head trainable.
     return model.requires_grad_(False).eval()
+
+
+def _cut(config: "PretrainedConfig", layer: int, name: str) -> None:
+    """Make it the config of the model that ends after a block: its final norm follows, the blocks above are not loaded."""
+    text = config.get_text_config()
+    if layer > text.num_hidden_layers:
+        raise UserError(
+            f"{name}: head.layer is {layer}, and it has {text.num_hidden_layers} blocks"
+        )
+    text.num_hidden_layers = layer
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layer]
+
+
+def _block(key: str) -> int:
+    """The number of the block that a weight belongs to; -1 for one outside of the blocks."""
+    found = re.search(r"\.layers\.(\d+)\.", key)
+    return int(found.group(1)) if found else -1
 
 
 def check_loading(name: str, info: dict[str, Any], head: str | None) -> None:

@@ -20,11 +20,20 @@ def run(app: Callable[[], None]) -> None:
     try:
         app()
     except UserError as error:
+        _close_bars()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
+        _close_bars()
         print(f"stopped; to continue: {_command()}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
+
+
+def _close_bars() -> None:
+    """End the line of a progress bar that was left in the middle."""
+    if "tqdm" in sys.modules:
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
 
 
 def _stop(number: int, frame: object) -> None:

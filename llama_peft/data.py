@@ -4,6 +4,8 @@ Parts that the recipe names are taken as they are; test and validation are cut f
 they are not named. Training and evaluation both come here, so they cannot disagree on a split.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +81,20 @@ def load_file(recipe: Recipe, source: str, split: str = "test") -> list[Example]
 def split_ids(dataset: Dataset) -> dict[str, list[str]]:
     """The ids of each part, as a run folder's split.json holds them."""
     return {part: [example.id for example in rows] for part, rows in dataset.parts.items()}
+
+
+SPLIT_SUM = "split_sha256"
+"""Stands in training.json of a pushed run for its split.json, whose ids the data give again."""
+
+
+def split_text(dataset: Dataset) -> str:
+    """What split.json holds."""
+    return json.dumps(split_ids(dataset), ensure_ascii=False)
+
+
+def split_sum(dataset: Dataset) -> str:
+    """The sha256 of what split.json holds."""
+    return hashlib.sha256(split_text(dataset).encode()).hexdigest()
 
 
 def _places(recipe: Recipe) -> dict[str, str]:

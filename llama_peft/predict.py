@@ -38,6 +38,8 @@ class Prediction:
     no_answer_probability: float | None = None
     raw: str = ""
     """The model's output before it was parsed."""
+    more: bool = False
+    """Whether predictions of the same batch follow: what is cut off there is computed again with its batch, bit for bit."""
 
 
 def predict(
@@ -79,7 +81,12 @@ def classify(
             ).logits
         for (id_, _), row in zip(batch, logits.float().softmax(-1).tolist(), strict=True):
             best = max(range(len(labels)), key=row.__getitem__)
-            yield Prediction(id=id_, prediction=labels[best], probabilities=tuple(row))
+            yield Prediction(
+                id=id_,
+                prediction=labels[best],
+                probabilities=tuple(row),
+                more=id_ != batch[-1][0],
+            )
 
 
 def read_spans(
@@ -130,6 +137,7 @@ def read_spans(
                 prediction=best.text if best.no_answer_probability <= 0.5 else "",
                 no_answer_probability=best.no_answer_probability,
                 raw=best.text,
+                more=example.id != group[-1][0].id,
             )
 
 
@@ -173,6 +181,7 @@ def write_answers(
                 prediction=parse_answer(raw, recipe.prompt.no_answer),
                 no_answer_probability=math.exp(score),
                 raw=raw,
+                more=prompt.id != prompts[-1].id,
             )
 
 

@@ -4,7 +4,6 @@ Heads train through `Trainer`, generative question answering through TRL's `SFTT
 continues from the newest sealed checkpoint, and does nothing where the run is finished.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -14,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_peft import backbone, checkpoint, data, heads, preflight
-from llama_peft.files import write_durably
+from llama_peft import backbone, checkpoint, data, heads, hub, preflight
+from llama_peft.files import disk_trouble, write_durably
 from llama_peft.memory import peak_memory
 from llama_peft.prompts import PromptEncoder
 from llama_peft.recipe import Recipe, Stopped, UserError
@@ -34,7 +33,7 @@ _NOT_ARGUMENTS = {
 }  # fmt: skip
 _RUN_FILES = (
     "recipe.yaml", "split.json", "history.jsonl", "checkpoints", "adapter", "head.safetensors",
-    checkpoint.TRAINING, checkpoint.THRESHOLD,
+    "head.json", checkpoint.TRAINING, checkpoint.THRESHOLD, "comparison.json", "README.md",
 )  # fmt: skip
 
 
@@ -48,17 +47,28 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
         if fresh and _is_main():
             _forget(folder)
         preflight.check(recipe, long=True)
+        if recipe.hub.push_to_hub and _is_main():
+            hub.check_before_training(recipe)
         dataset = data.load(recipe)
         recipe = _with_labels(recipe, dataset)
         if _is_main():
             checkpoint.write_recipe(recipe, folder)
-            text = json.dumps(data.split_ids(dataset), ensure_ascii=False)
-            write_durably(folder / "split.json", text)
+            write_durably(folder / "split.json", data.split_text(dataset))
         if (folder / checkpoint.TRAINING).is_file():
             checkpoint.read_facts(folder)
             log.info("%s is finished; --fresh trains it again", folder)
             return folder
-        return _fit(recipe, dataset, folder)
+        preflight.room(recipe, folder)
+        try:
+            return _fit(recipe, dataset, folder)
+        except Exception as error:
+            reason = disk_trouble(error)
+            if reason is None:
+                raise
+            raise UserError(
+                f"{folder}: cannot be written: {reason}. Make room, or set train.output_dir; "
+                "what is sealed is kept, and the same command goes on from it"
+            ) from error
 
 
 def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
@@ -66,12 +76,20 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
 
     started = time.monotonic()
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
-    rows = {
+    rows: dict[str, Any] = {
         part: encode_part(recipe, encoder, part, dataset.parts.get(part, []))
         for part in ("train", "validation")
     }
     base = backbone.load(recipe, recipe.task, len(dataset.labels))
+    if recipe.head.layer == "auto":
+        from llama_peft import features
+
+        head = features.choose(recipe, base, rows, folder)
+        recipe = recipe.model_copy(update={"head": head})
+        base = backbone.load(recipe, recipe.task, len(dataset.labels))
     model = attach(recipe, base)
+    if _on_features(recipe):
+        rows, model = _features(recipe, base, rows, folder)
     counted = backbone.count_loaded(base, recipe.task)
     log.info(counted.describe())
     trainer = build_trainer(recipe, model, encoder, rows["train"], rows["validation"], folder)
@@ -97,6 +115,7 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
             },
             "examples": {part: len(dataset.parts.get(part, [])) for part in rows},
             "rows": {part: len(its) for part, its in rows.items()},
+            "head": recipe.head.model_dump(include={"layer", "pooling"}),
             "steps": trainer.state.global_step,
             "epochs": trainer.state.epoch,
             "train_loss": result.training_loss,
@@ -111,6 +130,30 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
         checkpoint.save_run(trained, recipe, folder, recipe.task, facts)
         log.info("trained in %.0f s; the run is %s", facts["wall_seconds"], folder)
     return folder
+
+
+def _on_features(recipe: Recipe) -> bool:
+    """Whether the head trains on states that are computed once; a span head's would be too large."""
+    return (
+        recipe.task == "classification" and recipe.lora is None and recipe.head.features != "none"
+    )
+
+
+def _features(
+    recipe: Recipe, base: Any, rows: dict[str, list[Row]], folder: Path
+) -> "tuple[dict[str, Any], nn.Module]":
+    """The parts as states, and the head that reads them. Of several processes the first computes."""
+    from accelerate import PartialState
+
+    from llama_peft import features
+
+    cache = features.cache_folder(folder)
+    with PartialState(cpu=recipe.train.use_cpu).main_process_first():
+        found: dict[str, Any] = {
+            part: features.states(recipe, base, part, its, cache) if its else []
+            for part, its in rows.items()
+        }
+    return found, features.FeatureHead(base.score)
 
 
 def _check_tree_rows(
@@ -161,13 +204,14 @@ def build_trainer(
     recipe: Recipe,
     model: "nn.Module",
     encoder: PromptEncoder,
-    train_rows: list[Row],
-    validation_rows: list[Row],
+    train_rows: Any,
+    validation_rows: Any,
     folder: Path,
 ) -> "Trainer":
     """A steady Trainer or SFTTrainer that seals its checkpoints, writes history.jsonl and keeps the best by validation loss."""
     from transformers import EarlyStoppingCallback, TrainingArguments
 
+    from llama_peft import features
     from llama_peft.callbacks import History, SealCheckpoints
     from llama_peft.steady import IDS, Steady
 
@@ -182,7 +226,8 @@ def build_trainer(
     pad_id = encoder.tokenizer.pad_token_id
 
     def collator(rows: Sequence[Row]) -> dict[str, Any]:
-        return {**collate(rows, pad_id), IDS: [row["ids"] for row in rows]}
+        batch = features.collate(rows) if "features" in rows[0] else collate(rows, pad_id)
+        return {**batch, IDS: [row["ids"] for row in rows]}
 
     if recipe.task != "generative_qa":
         return Steady(
@@ -247,7 +292,8 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "metric_for_best_model": "eval_loss" if validates else None,
         "greater_is_better": False if validates else None,
         "save_total_limit": None,  # SealCheckpoints removes old ones, after the new one is sealed
-        "train_sampling_strategy": "group_by_length",
+        # States are all of one size, so their batches can be random.
+        "train_sampling_strategy": "random" if _on_features(recipe) else "group_by_length",
         "label_names": label_names[recipe.task],
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,  # would log NaN as 0.0

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from eval import report
 from eval.metrics.measure import answer_results, classification_results
 from eval.report_chart import loss_chart, loss_series, ticks
+from eval.report_table import number
+from llama_peft.files import sha256
 from llama_peft.recipe import UserError
 
 LABELS = ["negative", "positive"]
@@ -409,3 +412,22 @@ def test_comparing_imports_no_torch(run):
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("name", ["run", "squad"])
+def test_comparison_json_has_the_table_s_numbers(name: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(name)
+    report.write_html(folder)
+    content = json.loads((folder / "comparison.json").read_text())
+    assert content["results_sha256"] == {
+        name: sha256(folder / name / "results.json") for name in ("zero-shot", "tuned")
+    }
+    (table,), (part,) = report.compare([folder]), content["parts"]
+    zero_shot, tuned, difference = (table.rows[i].cells for i in (0, 1, 2))
+    names = [line["name"] for line in part["metrics"]]
+    assert names == list(table.columns[: table.costs_from])
+    for column, line in enumerate(part["metrics"]):
+        write = partial(number, is_percent=line["percent"])
+        assert write(line["zero_shot"]) == zero_shot[column].text
+        assert write(line["tuned"]) == tuned[column].text
+        assert write(line["difference"], sign="+") == difference[column].text

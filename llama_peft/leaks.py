@@ -1,0 +1,89 @@
+"""What must not leave this machine: tokens, keys and paths, looked for in every byte of a file that is about to be pushed."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llama_peft.recipe import UserError
+
+_SHAPES = {
+    "a Hugging Face token": rb"\b(?:hf|api_org)_[A-Za-z0-9]{20,}",
+    "a GitHub token": rb"\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}",
+    "an OpenAI or Anthropic key": rb"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{24,}",
+    "an AWS key": rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a Google key": rb"\bAIza[A-Za-z0-9_-]{35}",
+    "a Slack token": rb"\bxox[abprs]-[A-Za-z0-9-]{10,}",
+    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY")
+_SHORTEST = 12
+"""Values of the environment that are shorter are no secrets, and would be found everywhere."""
+_WEIGHTS = ".safetensors"
+_LARGEST = 64_000_000
+"""Files beside the pushed ones are read up to this size."""
+
+
+def check(pushed: Path, run: Path) -> None:
+    """Refuse a bundle with a secret or a path of this machine in it, and a run folder with a secret anywhere in its texts.
+
+    A token in a file that is not pushed is refused too: it lies where people copy from, and should not be there.
+    """
+    values = list(secret_values())
+    paths = machine_paths(run)
+    found = []
+    for file in sorted(path for path in pushed.rglob("*") if path.is_file()):
+        raw = file.read_bytes()
+        what = _secret(raw, values) or _path(raw, paths)
+        if what:
+            found.append(f"{file.relative_to(pushed)} holds {what}")
+    for file in _beside(run):
+        what = _secret(file.read_bytes(), values)
+        if what:
+            found.append(f"{file} holds {what}")
+    if found:
+        raise UserError(
+            "\n  ".join(
+                ["nothing is pushed; remove it from the file, and revoke what is secret:", *found]
+            )
+        )
+
+
+def secret_values() -> Iterator[bytes]:
+    """The user's own secrets, by value: the Hub token, and what the environment calls a token, key or password."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token:
+        yield token.encode()
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name.upper()) and len(value) >= _SHORTEST:
+            yield value.encode()
+
+
+def machine_paths(run: Path) -> list[bytes]:
+    """How a path of this machine would begin: the home, the working, the temporary and the run's folder."""
+    folders = {Path.home(), Path.cwd(), Path(tempfile.gettempdir()), run.resolve()}
+    return sorted(f"{folder}/".encode() for folder in folders if len(folder.parts) > 1)
+
+
+def _secret(raw: bytes, values: Sequence[bytes]) -> str | None:
+    if any(value in raw for value in values):
+        return "a secret of yours, by its value"
+    return next((name for name, shape in _SHAPES.items() if re.search(shape, raw)), None)
+
+
+def _path(raw: bytes, paths: Sequence[bytes]) -> str | None:
+    found = next((path for path in paths if path in raw), None)
+    return f"a path of this machine ({found.decode()}...)" if found else None
+
+
+def _beside(run: Path) -> Iterator[Path]:
+    """The run folder's files, weights and checkpoints left out."""
+    for file in sorted(run.rglob("*")):
+        inside = file.relative_to(run).parts
+        if inside[0] == "checkpoints" or file.suffix == _WEIGHTS or not file.is_file():
+            continue
+        if file.stat().st_size <= _LARGEST:
+            yield file
