@@ -20,11 +20,11 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from llama_peft.prefix_tree import (
     Row,
     answer_logits,
+    attention_inputs,
     by_layer_type,
     collate,
     dense_mask,
     pack,
-    row_masks,
 )
 
 # Shapes: K keys in the cache, Q queries of a step (one a live branch), V vocabulary.
@@ -62,7 +62,7 @@ def greedy(
     *,
     stop_token_ids: Collection[int],
     max_new_tokens: int,
-    max_tokens_per_row: int = 1024,
+    max_tokens_per_row: int = 2048,
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield (id, generated ids) in row order; generation ends with the first of `stop_token_ids`.
 
@@ -81,7 +81,7 @@ def loglikelihoods(
     model: PreTrainedModel,
     requests: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
-    max_tokens_per_row: int = 1024,
+    max_tokens_per_row: int = 2048,
 ) -> list[float]:
     """log p(continuation | prompt) of each (prompt, continuation); a continuation is a branch."""
     branches = [_Request(str(i), tuple(p), tuple(c)) for i, (p, c) in enumerate(requests)]
@@ -137,9 +137,9 @@ def _prefill(
     logits = model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
-        attention_mask=row_masks(config, batch["subtree_end"], batch["position_ids"], model.dtype),
         past_key_values=cache,
         logits_to_keep=ends,
+        **attention_inputs(config, batch["subtree_end"], batch["position_ids"], model.dtype),
     ).logits
     key = torch.arange(len(position_K), device=model.device)
     path_QK = (key <= ends[:, None]) & (ends[:, None] < batch["subtree_end"])
@@ -171,7 +171,7 @@ def _label_log_probabilities(model: PreTrainedModel, row: Row) -> Tensor:
     """Log-probabilities of a row's labels, in row order."""
     batch = {key: value.to(model.device) for key, value in collate([row]).items()}
     config, end = model.config.get_text_config(), batch.pop("subtree_end")
-    batch["attention_mask"] = row_masks(config, end, batch["position_ids"], model.dtype)
+    batch |= attention_inputs(config, end, batch["position_ids"], model.dtype)
     return _gathered(*answer_logits(model, batch))
 
 

@@ -341,13 +341,15 @@ def _pooled(model: Any, fed: Any, keys: tuple[Key, ...]) -> list[Tensor]:
         ends = torch.tensor(fed["starts"], device=model.device)
         index = torch.arange(len(fed["input_ids"]), device=model.device)
         path_NT = (index <= ends[:, None]) & (ends[:, None] < batch["subtree_end"])
-        mask = prefix_tree.row_masks(
-            model.config.get_text_config(), batch["subtree_end"], batch["position_ids"], model.dtype
-        )
         inputs = {
             "input_ids": batch["input_ids"],
             "position_ids": batch["position_ids"],
-            "attention_mask": mask,
+            **prefix_tree.attention_inputs(
+                model.config.get_text_config(),
+                batch["subtree_end"],
+                batch["position_ids"],
+                model.dtype,
+            ),
         }
     else:
         input_ids, mask_BT = pad(fed, model.config.pad_token_id)

@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from llama_peft import block_attention
 from llama_peft.recipe import UserError
 
 IGNORE_INDEX = -100  # what torch's and transformers' losses skip
@@ -266,6 +267,21 @@ def mask_rule(
     return visible
 
 
+def attention_inputs(
+    config: PreTrainedConfig, subtree_end_BK: Tensor, position_ids_BK: Tensor, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What the backbone's forward takes to attend along whole rows: the mask, and on a CPU with sdpa its blocks.
+
+    On CUDA FlexAttention is the kernel that skips what nobody sees; many small sdpa calls were not measured there.
+    """
+    inputs = {"attention_mask": row_masks(config, subtree_end_BK, position_ids_BK, dtype)}
+    if subtree_end_BK.device.type == "cpu":
+        block_attention.use(config)
+        if config._attn_implementation == block_attention.NAME:
+            inputs["key_blocks"] = block_attention.blocks(subtree_end_BK)
+    return inputs
+
+
 def row_masks(
     config: PreTrainedConfig, subtree_end_BK: Tensor, position_ids_BK: Tensor, dtype: torch.dtype
 ) -> Any:
@@ -288,7 +304,7 @@ def row_masks(
 
 def dense_mask(config: PreTrainedConfig, visible_B1QK: Tensor, dtype: torch.dtype) -> Tensor:
     """Booleans for sdpa; numbers to add for eager, which would add True as 1 without a word."""
-    if config._attn_implementation == "sdpa":
+    if config._attn_implementation in ("sdpa", block_attention.NAME):
         return visible_B1QK
     zeros = torch.zeros(visible_B1QK.shape, dtype=dtype, device=visible_B1QK.device)
     return zeros.masked_fill(~visible_B1QK, torch.finfo(dtype).min)
@@ -311,7 +327,7 @@ def install(model: torch.nn.Module) -> None:
         m for m in model.modules() if isinstance(m, PreTrainedModel) and m.base_model is m
     )
     attention = backbone.config._attn_implementation
-    if attention not in ("sdpa", "eager", "flex_attention"):
+    if attention not in ("sdpa", block_attention.NAME, "eager", "flex_attention"):
         raise UserError(
             f"prefix trees need the attention sdpa, eager or flex_attention, not {attention}: "
             "change it or set train.packing: none"
@@ -326,9 +342,7 @@ def _mask_from_vector(
         return None
     kwargs = dict(kwargs)
     end = kwargs.pop("subtree_end")
-    kwargs["attention_mask"] = row_masks(
-        backbone.config, end, kwargs["position_ids"], backbone.dtype
-    )
+    kwargs |= attention_inputs(backbone.config, end, kwargs["position_ids"], backbone.dtype)
     return args, kwargs
 
 

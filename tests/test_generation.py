@@ -13,10 +13,17 @@ from tree_examples import MODELS, VOCABULARY, WINDOW, Example, families, real_qu
 
 from eval import generation
 from eval.generation import greedy, loglikelihoods
+from llama_peft import block_attention
 from llama_peft.predict import greedy_plain, loglikelihoods_plain
 from llama_peft.prefix_tree import pack, packing
 
 STOP = frozenset(range(0, VOCABULARY, 8))  # one token in eight: branches end at different steps
+
+
+@pytest.fixture(autouse=True)
+def _rows_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small rows must not hide in one block of queries."""
+    monkeypatch.setattr(block_attention, "QUERIES", 16)
 
 
 def prompts() -> list[Example]:

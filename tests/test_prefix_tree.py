@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from tree_examples import MODELS, WINDOW, Example, families, real_questions, tiny_model
 
-from llama_peft import prefix_tree
+from llama_peft import block_attention, prefix_tree
 from llama_peft.prefix_tree import (
     IGNORE_INDEX,
     Row,
@@ -33,6 +33,12 @@ from llama_peft.recipe import UserError
 
 ROOM = 64
 TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def _rows_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small rows must not hide in one block of queries."""
+    monkeypatch.setattr(block_attention, "QUERIES", 16)
 
 
 def with_lora(kind: str) -> PeftModel:
@@ -174,6 +180,42 @@ def test_packing_counts() -> None:
     assert counts.plain_tokens == sum(len(e.prompt + e.completion) for e in examples)
     assert packing(plain_rows(examples)).tokens == counts.plain_tokens > counts.tokens
     assert f"{counts.examples} examples in {counts.rows} rows" in str(counts)
+
+
+@settings(max_examples=200, deadline=None)
+@given(tries, st.integers(0, 12), st.integers(1, 9))
+def test_a_block_gathers_the_keys_that_its_queries_see(
+    examples: list[Example], slack: int, queries: int
+) -> None:
+    room = max(len(e.prompt + e.completion) for e in examples) + slack
+    batch = collate(pack(examples, room))
+    end, index = batch["subtree_end"], torch.arange(batch["input_ids"].shape[1])
+    block_attention.QUERIES = queries  # the fixture puts it back
+    for row, blocks in enumerate(block_attention.blocks(end)):
+        seen = mask_rule(end, batch["position_ids"])(row, 0, index[:, None], index)
+        assert [i for block in blocks for i in range(block.start, block.stop)] == index.tolist()
+        for block in blocks:
+            assert torch.equal(block.keys, seen[block.start : block.stop].any(0).nonzero()[:, 0])
+
+
+def test_blocks_leave_most_pairs_of_a_long_row_out() -> None:
+    examples = families(30)
+    [row] = pack(examples, 10_000)
+    width = len(row["input_ids"])
+    blocks = block_attention.blocks(torch.tensor([row["subtree_end"]]))[0]
+    assert sum((b.stop - b.start) * len(b.keys) for b in blocks) < width * width / 8
+
+
+def test_other_batches_are_computed_as_before() -> None:
+    model = tiny_model("gemma3-sdpa")
+    ids = torch.randint(3, 90, (3, 40), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 30:] = mask[2, 9:] = 0
+    before = model(input_ids=ids, attention_mask=mask).logits
+    install(model)
+    tree = model(**collate(pack(families(6), ROOM))).logits
+    assert model.config._attn_implementation == block_attention.NAME and tree.isfinite().all()
+    assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
 
 
 def stock_backward(model: torch.nn.Module, examples: Sequence[Example]) -> float:
