@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llama_peft import checkpoint
 from llama_peft.files import write_durably
+from llama_peft.memory import peak_memory
 
 
 class History(TrainerCallback):
@@ -35,17 +37,24 @@ class History(TrainerCallback):
 
 
 class SealCheckpoints(TrainerCallback):
-    """Seals each checkpoint once all of it is written, and only then removes older ones."""
+    """Seals each checkpoint once all of it is written, and only then removes older ones.
 
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
+    started: of `time.monotonic`; earlier: what the run had taken when it went on from a checkpoint.
+    """
+
+    def __init__(self, keep: int, started: float, earlier: checkpoint.Spent) -> None:
+        self.keep, self.started, self.earlier = keep, started, earlier
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
             checkpoints = Path(args.output_dir)
-            checkpoint.seal(checkpoints / f"checkpoint-{state.global_step}")
+            folder = checkpoints / f"checkpoint-{state.global_step}"
+            seconds = self.earlier.seconds + time.monotonic() - self.started
+            peak = max(self.earlier.peak_memory_bytes, peak_memory())
+            checkpoint.write_spent(folder, checkpoint.Spent(seconds, peak))
+            checkpoint.seal(folder)
             checkpoint.rotate(checkpoints, self.keep, state.best_model_checkpoint)
 
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llama_peft import backbone, heads, preflight
 from llama_peft.files import fsync, sha256, write_durably
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """The fingerprint of a base from the Hub; a folder's begins with sha256: instead."""
 SEAL = "manifest.json"
+SPENT = "spent.json"
 TRAINING = "training.json"
 """The run's own seal: facts of the training and the sums of what it exported."""
 
@@ -69,18 +70,57 @@ def _inside(folder: Path, name: str) -> Path:
 
 def newest_sealed(checkpoints: Path) -> Path | None:
     """The latest `checkpoint-<step>` whose seal verifies; says which ones it passes over."""
-    numbered = (path for path in checkpoints.glob("checkpoint-*") if path.name[11:].isdigit())
-    for folder in sorted(numbered, key=lambda path: -int(path.name[11:])):
-        if is_sealed(folder):
+    for folder in _newest_first(checkpoints):
+        if is_sealed(folder) and _has_its_best(folder):
             return folder
         log.warning("%s is incomplete or damaged; passing it over", folder)
     return None
 
 
+def _newest_first(checkpoints: Path) -> list[Path]:
+    numbered = [path for path in checkpoints.glob("checkpoint-*") if path.name[11:].isdigit()]
+    return sorted(numbered, key=lambda path: -int(path.name[11:]))
+
+
+def _has_its_best(folder: Path) -> bool:
+    """Whether the checkpoint that it names as the best so far, which the training ends with, is whole too."""
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return True
+    best = state.get("best_model_checkpoint")
+    return (
+        best is None or Path(best).name == folder.name or is_sealed(folder.parent / Path(best).name)
+    )
+
+
+def forget_newer(checkpoints: Path, than: Path | None) -> None:
+    """Remove what `newest_sealed` passed over: left there, it would count as the newest when old ones are removed."""
+    for folder in _newest_first(checkpoints):
+        if folder == than:
+            return
+        shutil.rmtree(folder)
+
+
+class Spent(NamedTuple):
+    """What a run has taken up to a checkpoint, over all its starts."""
+
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+def write_spent(folder: Path, spent: Spent) -> None:
+    write_durably(folder / SPENT, json.dumps(spent._asdict()))
+
+
+def read_spent(folder: Path | None) -> Spent:
+    """Of a checkpoint that is gone on from; nothing at the start."""
+    return Spent() if folder is None else Spent(**json.loads((folder / SPENT).read_text("utf-8")))
+
+
 def rotate(checkpoints: Path, keep: int, best: str | None) -> None:
     """Remove all but the newest `keep` checkpoints and the best one. Call it after sealing the newest."""
-    folders = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: -int(path.name[11:]))
-    for folder in folders[keep:]:
+    for folder in _newest_first(checkpoints)[keep:]:
         if best is None or folder.name != Path(best).name:
             shutil.rmtree(folder)
 

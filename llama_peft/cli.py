@@ -9,11 +9,15 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from llama_peft.files import disk_trouble
+from llama_peft.memory import is_out_of_memory
 from llama_peft.recipe import Stopped, UserError
 
 
 def run(app: Callable[[], None]) -> None:
-    """Run a typer app. Exits with 2 on a UserError, 130 on Ctrl-C, 143 on SIGTERM; any other exception is a fault of ours."""
+    """Run a typer app. Exits with 2 on a user's mistake and where disk or memory is full, 130 on Ctrl-C, 143 on SIGTERM;
+    any other exception is a fault of ours.
+    """
     _quiet_libraries()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
@@ -27,6 +31,26 @@ def run(app: Callable[[], None]) -> None:
         _close_bars()
         print(f"stopped; to continue: {_command()}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
+    except Exception as error:
+        said = _machine_trouble(error)
+        if said is None:
+            raise
+        _close_bars()
+        print(f"error: {said}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _machine_trouble(error: Exception) -> str | None:
+    """What the machine would not do, in a line; None for an error that is ours."""
+    reason = disk_trouble(error)
+    if reason is not None:
+        return f"a file cannot be read or written: {reason}; what is finished is kept, and the same command goes on"
+    if isinstance(error, MemoryError) or ("torch" in sys.modules and is_out_of_memory(error)):
+        return (
+            "memory ran out: close other programs, load in 4-bit, lower train.max_length or the batch sizes, or take a "
+            "smaller base (llama-peft estimate says what takes how much); what is finished is kept"
+        )
+    return None
 
 
 def _close_bars() -> None:

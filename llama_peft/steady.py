@@ -7,14 +7,17 @@ the order of summation; and a loss or gradient that is not finite ends the run b
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from llama_peft.checkpoint import is_sealed
 from llama_peft.memory import free_memory, is_out_of_memory
 from llama_peft.order import EpochOrder
+from llama_peft.prefix_tree import IGNORE_INDEX
 from llama_peft.recipe import UserError
 
 log = logging.getLogger(__name__)
@@ -74,6 +77,45 @@ class Steady(Trainer):
             return None
         finally:
             self._share = 1.0
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, None, None]:
+        """The loss of a validation batch, in smaller pieces where memory runs out."""
+        while (loss := self._validate(model, inputs, ignore_keys)) is None:
+            free_memory()
+        return loss, None, None
+
+    def _validate(
+        self, model: nn.Module, inputs: dict[str, Any], ignore_keys: list[str] | None
+    ) -> Tensor | None:
+        held = {key: value for key, value in inputs.items() if key != IDS}
+        try:
+            pieces = list(_split(held, self._pieces))
+            losses = [
+                super(Steady, self).prediction_step(model, p, True, ignore_keys)[0] for p in pieces
+            ]
+            weights = torch.tensor([float(_num_terms(piece)) for piece in pieces])
+            return (torch.stack(losses).cpu() * weights).sum() / weights.sum()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._halve(_num_rows(held))
+            return None
+
+    def _load_best_model(self) -> None:
+        """Trainer would keep the last weights where the best ones are gone, and take damaged ones as they are."""
+        best = Path(self.args.output_dir, Path(str(self.state.best_model_checkpoint)).name)
+        if self.is_world_process_zero() and not is_sealed(best):
+            raise UserError(
+                f"{best}: the best checkpoint is gone or damaged; the same command goes on from an older one"
+            )
+        self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()
 
     def _halve(self, rows: int) -> None:
         if self.accelerator.num_processes > 1:
@@ -139,6 +181,14 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
 
 def _num_rows(inputs: dict[str, Any]) -> int:
     return len(next(iter(inputs.values())))
+
+
+def _num_terms(inputs: dict[str, Any]) -> int:
+    """What the loss of a batch is the mean of: labelled tokens, or rows."""
+    labels = inputs.get("labels")
+    if labels is None or labels.dim() == 1:
+        return _num_rows(inputs)
+    return int((labels != IGNORE_INDEX).sum())
 
 
 def _split(inputs: dict[str, Any], pieces: int) -> Iterator[dict[str, Any]]:

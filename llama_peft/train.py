@@ -44,21 +44,23 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
     """
     folder = Path(recipe.run_folder)
     with _only_process(folder):
-        if fresh and _is_main():
-            _forget(folder)
         preflight.check(recipe, long=True)
         if recipe.hub.push_to_hub and _is_main():
             hub.check_before_training(recipe)
         dataset = data.load(recipe)
         recipe = _with_labels(recipe, dataset)
+        finished = (folder / checkpoint.TRAINING).is_file() and not fresh
+        if not finished:
+            preflight.room(recipe, folder)
+        if fresh and _is_main():  # not before: a mistake must not cost what is finished
+            _forget(folder)
         if _is_main():
             checkpoint.write_recipe(recipe, folder)
             write_durably(folder / "split.json", data.split_text(dataset))
-        if (folder / checkpoint.TRAINING).is_file():
+        if finished:
             checkpoint.read_facts(folder)
             log.info("%s is finished; --fresh trains it again", folder)
             return folder
-        preflight.room(recipe, folder)
         try:
             return _fit(recipe, dataset, folder)
         except Exception as error:
@@ -72,7 +74,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
 
 
 def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
-    from llama_peft.callbacks import StopOnSignal
+    from llama_peft.callbacks import SealCheckpoints, StopOnSignal
 
     started = time.monotonic()
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
@@ -96,12 +98,17 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
     if recipe.train.packing == "prefix_tree":
         _check_tree_rows(recipe, encoder, model, dataset.parts["train"])
     resumed = checkpoint.newest_sealed(folder / "checkpoints")
+    trainer.accelerator.wait_for_everyone()
+    if _is_main():
+        checkpoint.forget_newer(folder / "checkpoints", resumed)
     if resumed is not None:
         log.info("continuing from %s", resumed)
+    earlier = checkpoint.read_spent(resumed)
+    trainer.add_callback(SealCheckpoints(recipe.train.save_total_limit, started, earlier))
     stop = StopOnSignal()
     trainer.add_callback(stop)
     try:
-        result = trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     finally:
         stop.restore()
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
@@ -118,18 +125,28 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
             "head": recipe.head.model_dump(include={"layer", "pooling"}),
             "steps": trainer.state.global_step,
             "epochs": trainer.state.epoch,
-            "train_loss": result.training_loss,
+            "train_loss": _mean_loss(trainer.state.log_history),
             "best_validation_loss": trainer.state.best_metric,
             "best_step": trainer.state.best_global_step if trainer.state.best_metric else None,
             "resumed_from": None if resumed is None else resumed.name,
-            "wall_seconds": time.monotonic() - started,
-            "peak_memory_bytes": peak_memory(),
+            "wall_seconds": time.monotonic() - started + earlier.seconds,
+            "peak_memory_bytes": max(peak_memory(), earlier.peak_memory_bytes),
             "base_fingerprint": checkpoint.base_fingerprint(recipe),
         }
         trained = base if recipe.lora is None else trainer.accelerator.unwrap_model(trainer.model)
         checkpoint.save_run(trained, recipe, folder, recipe.task, facts)
         log.info("trained in %.0f s; the run is %s", facts["wall_seconds"], folder)
     return folder
+
+
+def _mean_loss(history: Sequence[dict[str, float]]) -> float | None:
+    """Of all logged steps, those before a resume included, which Trainer's own mean forgets."""
+    total, last = 0.0, 0
+    for entry in history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - last)
+            last = int(entry["step"])
+    return total / last if last else None
 
 
 def _on_features(recipe: Recipe) -> bool:
@@ -208,19 +225,16 @@ def build_trainer(
     validation_rows: Any,
     folder: Path,
 ) -> "Trainer":
-    """A steady Trainer or SFTTrainer that seals its checkpoints, writes history.jsonl and keeps the best by validation loss."""
+    """A steady Trainer or SFTTrainer that writes history.jsonl and keeps the best checkpoint by validation loss."""
     from transformers import EarlyStoppingCallback, TrainingArguments
 
     from llama_peft import features
-    from llama_peft.callbacks import History, SealCheckpoints
+    from llama_peft.callbacks import History
     from llama_peft.steady import IDS, Steady
 
     arguments = training_arguments(recipe, bool(validation_rows), folder)
     best = arguments["load_best_model_at_end"]
-    callbacks: list[Any] = [
-        History(folder / "history.jsonl"),
-        SealCheckpoints(recipe.train.save_total_limit),
-    ]
+    callbacks: list[Any] = [History(folder / "history.jsonl")]
     if recipe.train.early_stopping_patience is not None and best:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
     pad_id = encoder.tokenizer.pad_token_id
@@ -273,6 +287,11 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
     dtype = recipe.model.dtype or str(backbone.fast_dtype(place)).removeprefix("torch.")
     steps = recipe.train.eval_steps
     strategy = "epoch" if steps is None else "steps"
+    # A tree row holds many examples: as many rows are validated at once as are trained on.
+    packed = recipe.train.packing == "prefix_tree"
+    rows_at_once = (
+        {"per_device_eval_batch_size": recipe.train.per_device_train_batch_size} if packed else {}
+    )
     label_names = {
         "classification": ["labels"],
         "extractive_qa": ["start_positions", "end_positions"],
@@ -287,6 +306,7 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "eval_strategy": strategy if validates else "no",
         "save_strategy": strategy,
         "eval_steps": steps,
+        **rows_at_once,
         "save_steps": steps or 500,
         "load_best_model_at_end": validates,
         "metric_for_best_model": "eval_loss" if validates else None,
@@ -317,9 +337,12 @@ def _is_main() -> bool:
 
 
 def _forget(folder: Path) -> None:
-    for name in _RUN_FILES:
+    """Remove a run's files, and nothing where there is no run; its recipe goes last, so that a kill leaves it known as one."""
+    if not (folder / "recipe.yaml").is_file():
+        return
+    for name in reversed(_RUN_FILES):
         path = folder / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -341,8 +364,10 @@ def _only_process(folder: Path) -> Iterator[None]:
     try:
         with FileLock(folder / ".lock", timeout=0):
             holder.write_text(str(os.getpid()), "utf-8")
-            yield
-            holder.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                holder.unlink(missing_ok=True)
     except Timeout:
         who = holder.read_text("utf-8") if holder.is_file() else "unknown"
         raise UserError(

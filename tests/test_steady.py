@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -261,3 +262,160 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
             update={"output_dir": str(tmp_path / "plain")})})
     )  # fmt: skip
     assert all(torch.equal(found[key], value) for key, value in weights(plain).items())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_validation_that_runs_out_of_memory_gives_the_same_loss(
+    make_recipe: Callable[..., Recipe],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    task: str,
+) -> None:
+    def validated(folder: Path) -> float:
+        run = training.train(recipe_of(make_recipe, base, task, folder, max_steps=1))
+        return float(checkpoint.read_facts(run)["best_validation_loss"])
+
+    from llama_peft.tree_trainer import TreeTrainer
+
+    expected = validated(tmp_path / "whole")
+    trainer = TreeTrainer if task == "generative_qa" else steady.Steady
+    right = trainer.compute_loss
+
+    def compute(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if not model.training and len(inputs["input_ids"]) > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return right(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "compute_loss", compute)
+    assert validated(tmp_path / "cut") == pytest.approx(expected, rel=1e-5)
+    assert "computed in 2 pieces" in caplog.text
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_fresh_with_a_mistake_costs_no_finished_run(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    run = training.train(recipe_of(make_recipe, base, "classification", tmp_path / "run"))
+    before = contents(run)
+    mistakes: list[dict[str, Any]] = [
+        {"model": {"model_name_or_path": str(tmp_path / "typo")}},
+        {"dataset": {"path": None, "name": None, "parts": {"train": "typo.csv"}}},
+    ]
+    for mistake in mistakes:
+        keys = {"train": {"output_dir": str(run)}, "lora": {"r": 4}} | mistake
+        with pytest.raises(UserError, match="typo"):
+            training.train(make_recipe("classification", base, **keys), fresh=True)
+        assert contents(run) == before
+    training.train(recipe_of(make_recipe, base, "classification", run, seed=7), fresh=True)
+    assert (
+        contents(run)["adapter/adapter_model.safetensors"]
+        != before["adapter/adapter_model.safetensors"]
+    )
+
+
+def test_fresh_removes_nothing_where_there_is_no_run(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "README.md"
+    mine.write_text("mine")
+    (tmp_path / "adapter").mkdir()
+    training.train(recipe_of(make_recipe, base, "classification", tmp_path), fresh=True)
+    assert mine.read_text() == "mine"
+
+
+def test_a_best_checkpoint_that_is_damaged_is_never_what_a_run_ends_with(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recipe(folder: Path) -> Recipe:
+        # The rate is so high that the first validation stays the best.
+        keys = {"eval_steps": 1, "save_total_limit": 1, "learning_rate": 1.0, "max_steps": 4}
+        return recipe_of(make_recipe, base, "classification", folder, **keys)
+
+    whole = training.train(recipe(tmp_path / "whole"))
+    assert checkpoint.read_facts(whole)["best_step"] < 4
+
+    def damage(trainer: Any, inputs: dict[str, Any]) -> None:
+        if trainer.state.global_step == 3:
+            best = Path(trainer.state.best_model_checkpoint) / "adapter_model.safetensors"
+            raw = bytearray(best.read_bytes())
+            raw[-1] ^= 1
+            best.write_bytes(raw)
+
+    hurt(monkeypatch, damage)
+    with pytest.raises(UserError, match="the best checkpoint is gone or damaged"):
+        training.train(recipe(tmp_path / "cut"))
+    assert checkpoint.newest_sealed(tmp_path / "cut/checkpoints") is None  # all name it as the best
+    monkeypatch.undo()
+    again = training.train(recipe(tmp_path / "cut"))
+    assert all(torch.equal(weights(again)[key], value) for key, value in weights(whole).items())
+
+
+def test_what_was_passed_over_does_not_crowd_out_what_is_sealed(tmp_path: Path) -> None:
+    for step in (5, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_text(str(step))
+    checkpoint.seal(tmp_path / "checkpoint-5")
+    resumed = checkpoint.newest_sealed(tmp_path)
+    assert resumed == tmp_path / "checkpoint-5"
+    checkpoint.forget_newer(tmp_path, resumed)
+    seven = tmp_path / "checkpoint-7"
+    seven.mkdir()
+    (seven / "weights").write_text("7")
+    checkpoint.seal(seven)
+    checkpoint.rotate(tmp_path, 1, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-7"]
+
+
+def test_a_resumed_run_tells_what_all_of_it_took(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recipe(folder: Path) -> Recipe:
+        keys = {"eval_steps": 1, "logging_steps": 1}
+        return recipe_of(make_recipe, base, "classification", folder, **keys)
+
+    def fail(trainer: Any, inputs: dict[str, Any]) -> None:
+        if trainer.state.global_step == 2:
+            raise RuntimeError("the power goes out")
+
+    whole = checkpoint.read_facts(training.train(recipe(tmp_path / "whole")))
+    hurt(monkeypatch, fail)
+    with pytest.raises(RuntimeError, match="power"):
+        training.train(recipe(tmp_path / "cut"))
+    monkeypatch.undo()
+    path = checkpoint.newest_sealed(tmp_path / "cut/checkpoints")
+    assert path is not None
+    checkpoint.write_spent(path, checkpoint.Spent(1000.0, 2**50))
+    checkpoint.seal(path)
+    cut = checkpoint.read_facts(training.train(recipe(tmp_path / "cut")))
+    assert cut["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-6)
+    assert 1000 < cut["wall_seconds"] < 1300 and cut["peak_memory_bytes"] == 2**50
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "/x/y"), r"No space left on device \(/x/y\)"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "memory ran out"),
+        (MemoryError(), "memory ran out"),
+    ],
+)
+def test_a_full_machine_is_one_line(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise error
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(work)
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+        signal.signal(number, handler)
+    found = capsys.readouterr().err.strip()
+    assert re.search(f"^error: .*{said}", found) and "\n" not in found
