@@ -55,12 +55,19 @@ def estimate(recipe: Recipe, config: Mapping[str, Any], dtype: str, device: str)
     dtype: of the unpacked weights, as "bfloat16". device: "cuda" or "cpu". Raises counts.UncountedFamily.
     """
     c = counts.text_config(config)
-    if isinstance(recipe.head.layer, int) and recipe.head.layer > 0:
-        c["num_hidden_layers"] = recipe.head.layer
+    download = 2 * counts.count(c, "generative_qa").base
+    layer = recipe.head.layer
+    if isinstance(layer, int) and layer > 0:
+        if layer > c["num_hidden_layers"]:
+            raise counts.BadConfig(
+                f"head.layer is {layer}, and it has {c['num_hidden_layers']} blocks"
+            )
+        c["num_hidden_layers"] = layer
     lora = None if recipe.lora is None else recipe.lora.peft_kwargs()
     counted = counts.count(c, recipe.task, len(recipe.dataset.labels or "ab"), lora)
     size = 4 if dtype == "float32" else 2
     rows = recipe.train.per_device_train_batch_size
+    validated = recipe.train.validation_batch_size
     packed = _packed(recipe)
     frozen = (counted.backbone if counted.head else counted.base) - (
         counted.quantized if packed else 0
@@ -85,13 +92,19 @@ def estimate(recipe: Recipe, config: Mapping[str, Any], dtype: str, device: str)
         Term("activations", kept.bytes(rows), f"{kept.why}; {shape}"),
         Term("logits", kept.logits(rows), kept.logits_why),
         Term(
+            "validation",
+            max(0, kept.validation(validated) - kept.bytes(rows) - kept.logits(rows)),
+            f"what a batch of {validated} x {recipe.train.max_length} tokens takes beyond a training step",
+        ),
+        Term(
             "dequantised layer",
             2 * size * max(i * o for i, o in counts.linear_shapes(c).values()) if packed else 0,
             "the largest linear layer unpacked, forward and backward",
         ),
         Term("libraries", LIBRARIES[device], "Python, torch and its kernels"),
     ]
-    fixed = sum(t.bytes for t in memory if t.name not in ("activations", "logits"))
+    of_batches = ("activations", "logits", "validation")
+    fixed = sum(t.bytes for t in memory if t.name not in of_batches)
     checkpoint = (4 + state) * trained
     held = recipe.train.save_total_limit + 2
     disk = (
@@ -102,7 +115,7 @@ def estimate(recipe: Recipe, config: Mapping[str, Any], dtype: str, device: str)
         memory=tuple(memory),
         smallest=fixed + kept.bytes(1) + kept.logits(1),
         disk=disk,
-        download=2 * counted.base,
+        download=download,
     )
 
 
@@ -147,6 +160,13 @@ class Activations:
         if self.recipe.train.activation_checkpointing:
             return tokens * (blocks * hidden * self.size + self.a_token() + last)
         return tokens * (blocks * self.a_token() + last)
+
+    def validation(self, rows: int) -> int:
+        """Of `rows` full rows without a backward pass."""
+        if self.on_features:
+            return 0
+        tokens = rows * self.recipe.train.max_length
+        return tokens * (self.a_token() + 4 * self.c["hidden_size"]) + self.logits(rows)
 
     def a_token(self) -> int:
         """Bytes of one token in one block."""

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from llama_peft import checkpoint, heads, prefix_tree
-from llama_peft.files import fsync, write_durably
+from llama_peft.files import fsync, sha256, write_durably
 from llama_peft.predict import batches, pad
 from llama_peft.prompts import Encoded
 from llama_peft.recipe import Head, Recipe, UserError
@@ -43,6 +43,7 @@ BATCH_SIZE = 16
 PROBE = 2000
 """Train rows that a layer is chosen on."""
 CHOICE = "head.json"
+SUMS = "sums.json"
 
 # Shapes: B rows, T tokens, N texts, D hidden size, P poolings.
 
@@ -113,9 +114,9 @@ def choose(recipe: Recipe, model: Any, rows: dict[str, list[Row]], run: Path) ->
     Computes every layer of a sample of rows in one pass, says what it tried, and keeps the choice in the run folder.
     """
     path = run / CHOICE
-    if path.is_file():
+    try:
         found = json.loads(path.read_text("utf-8"))
-    else:
+    except (OSError, ValueError):  # not there, or damaged
         found = _tried(recipe, model, rows, cache_folder(run))
         write_durably(path, json.dumps(found, indent=1))
     best = found["tried"][0]
@@ -267,18 +268,26 @@ def _name(key: Key) -> str:
 def _finished(folder: Path, groups: Sequence[Group]) -> int:
     """How many texts whole shards hold already; anything behind the first gap is removed."""
     limits = {0, *_limits(groups)}
+    sums = _sums(folder)
     done = 0
     for number, path in enumerate(_shards(folder)):
-        try:
+        size = 0
+        if path.name == _shard_name(number) and sums.get(path.name) == sha256(path):
             size = len(next(iter(_mapped(path).values())))
-        except (SafetensorError, OSError, StopIteration):
-            size = 0
-        if size and path.name == _shard_name(number) and done + size in limits:
+        if size and done + size in limits:
             done += size
         else:
             path.unlink()
             limits = set()
     return done
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Of the shards that a pass has finished; a shard without one is computed again."""
+    try:
+        return dict(json.loads((folder / SUMS).read_text("utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def _limits(groups: Sequence[Group]) -> Iterator[int]:
@@ -327,8 +336,9 @@ def _fill(
             partial = folder / ".partial"
             save_file(named, partial)
             fsync(partial)
+            sums = _sums(folder) | {_shard_name(number): sha256(partial)}
             os.replace(partial, folder / _shard_name(number))
-            fsync(folder)
+            write_durably(folder / SUMS, json.dumps(sums))
             held, number = [], number + 1
     model.train(was_training)
 

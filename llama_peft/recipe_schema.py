@@ -322,6 +322,12 @@ class Train(Section):
     report_to: list[Text] = []
     "Where the loss curve also goes: tensorboard, wandb, trackio, ..."
 
+    @property
+    def validation_batch_size(self) -> int:
+        """Rows at once in training's validation. A tree row holds many examples, so there as many as are trained on."""
+        packed = self.packing == "prefix_tree"
+        return self.per_device_train_batch_size if packed else self.per_device_eval_batch_size
+
 
 class Eval(Section):
     """What is measured; batches are train.per_device_eval_batch_size long."""

@@ -287,11 +287,6 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
     dtype = recipe.model.dtype or str(backbone.fast_dtype(place)).removeprefix("torch.")
     steps = recipe.train.eval_steps
     strategy = "epoch" if steps is None else "steps"
-    # A tree row holds many examples: as many rows are validated at once as are trained on.
-    packed = recipe.train.packing == "prefix_tree"
-    rows_at_once = (
-        {"per_device_eval_batch_size": recipe.train.per_device_train_batch_size} if packed else {}
-    )
     label_names = {
         "classification": ["labels"],
         "extractive_qa": ["start_positions", "end_positions"],
@@ -306,7 +301,7 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "eval_strategy": strategy if validates else "no",
         "save_strategy": strategy,
         "eval_steps": steps,
-        **rows_at_once,
+        "per_device_eval_batch_size": recipe.train.validation_batch_size,
         "save_steps": steps or 500,
         "load_best_model_at_end": validates,
         "metric_for_best_model": "eval_loss" if validates else None,

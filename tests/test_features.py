@@ -189,8 +189,13 @@ def test_a_killed_pass_goes_on_behind_its_last_shard(
     for kept in range(len(shards) + 1):
         cut = tmp_path / str(kept) / whole.name
         cut.mkdir(parents=True)
-        for shard in shards if kept % 2 else shards[:kept]:
-            shutil.copy(shard, cut)
+        for file in (whole / features.SUMS, *(shards if kept % 2 else shards[:kept])):
+            shutil.copy(file, cut)
+        if kept == 3:  # the disk changed a bit of a finished one
+            first = cut / shards[0].name
+            raw = bytearray(first.read_bytes())
+            raw[-1] ^= 1
+            first.write_bytes(raw)
         if kept:
             last = cut / shards[kept - 1].name
             last.write_bytes(last.read_bytes()[:-5])  # the one that was being written
