@@ -59,6 +59,8 @@ class Adapter:
 
     folder: Path
     base: str
+    revision: str
+    """The base's, where the adapter pins it."""
     task: backbone.Task
     num_labels: int
     is_librarys: bool
@@ -147,6 +149,7 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(
         folder=folder,
         base=base,
+        revision=config.get("revision") or "main",
         task=task,
         num_labels=heads[0] if heads else 0,
         is_librarys=any(".transformer." in key for key in shapes),

@@ -7,24 +7,27 @@ again without the model. A file of predictions continues only what has the same 
 import hashlib
 import json
 import logging
+import math
 import random
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from eval.job import Job
 from eval.metrics.squad_v2 import fit_threshold
-from eval.predictors import Predictor, Shots, check_model, is_run, open_predictor
+from eval.predictors import Predictor, Shots, as_trained, check_model, is_run, open_predictor
 from eval.scoring import Line, Material, check_ids, described, finish, material
 from llama_peft import checkpoint, data
 from llama_peft.checkpoint import THRESHOLD, no_answer_threshold
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.files import write_durably
+from llama_peft.lock import only_process
 from llama_peft.memory import free_memory, is_out_of_memory, peak_memory
+from llama_peft.predict import Prediction
 from llama_peft.recipe import UserError
 
 log = logging.getLogger(__name__)
@@ -40,27 +43,29 @@ def run(job: Job, show: int = 0) -> dict[str, Any]:
     """
     started = time.monotonic()
     kind = check_model(job.model, job.recipe, job.kind)
+    if kind == "run":
+        job = replace(job, recipe=as_trained(job.recipe, Path(job.model)))
     found = material(job)
     if kind == "run":
         _check_split(Path(job.model), found, strict=job.data_file is None)
     predictor = open_predictor(job.model, job.recipe, found.labels, kind, _shots(job, found))
-    job.output.mkdir(parents=True, exist_ok=True)
-    threshold = _threshold(job, predictor, found)
-    size = job.recipe.train.per_device_eval_batch_size
-    partial = job.output / PARTIAL
-    lines = predict(predictor, found.examples, partial, _key(job, predictor, found.parts), size)
-    _show(predictor, found.examples[:show], lines)
-    results = finish(
-        job,
-        found,
-        lines,
-        kind=predictor.kind,
-        facts=predictor.facts,
-        started=started,
-        threshold=threshold,
-        peak_memory_bytes=peak_memory(),
-    )
-    partial.unlink(missing_ok=True)
+    with only_process(job.output, "evaluating"):
+        threshold = _threshold(job, predictor, found)
+        size = job.recipe.train.per_device_eval_batch_size
+        partial = job.output / PARTIAL
+        lines = predict(predictor, found.examples, partial, _key(job, predictor, found.parts), size)
+        _show(predictor, found.examples[:show], lines)
+        results = finish(
+            job,
+            found,
+            lines,
+            kind=predictor.kind,
+            facts=predictor.facts,
+            started=started,
+            threshold=threshold,
+            peak_memory_bytes=peak_memory(),
+        )
+        partial.unlink(missing_ok=True)
     return results
 
 
@@ -85,6 +90,7 @@ def predict(
         while todo := _unanswered(lines, examples):
             try:
                 for prediction in predictor.predict(todo, batch_size):
+                    _check_numbers(prediction)
                     line = {
                         k: value for k, value in asdict(prediction).items() if value is not None
                     }
@@ -102,6 +108,16 @@ def predict(
             free_memory()
     check_ids([line["id"] for line in lines], list(by_id), predictor.kind)
     return lines
+
+
+def _check_numbers(prediction: Prediction) -> None:
+    """A score that is no number makes some label or answer win, and says nothing."""
+    scores = [*(prediction.probabilities or ()), prediction.no_answer_probability or 0.0]
+    if not all(map(math.isfinite, scores)):
+        raise UserError(
+            f"{prediction.id}: the model's scores are no numbers, so it has no prediction; its weights are damaged, "
+            "or model.dtype is too narrow for them"
+        )
 
 
 def _unanswered(lines: Sequence[Line], examples: Sequence[Example]) -> list[Example]:
@@ -248,7 +264,7 @@ def _threshold(job: Job, predictor: Predictor, found: Material) -> float | None:
     if run is not None and not job.fetched:
         kept = {"no_answer_threshold": threshold, "fitted_on": len(lines), "metric": "f1"}
         write_durably(run / THRESHOLD, json.dumps(kept))
-    partial.unlink()
+    partial.unlink(missing_ok=True)
     return threshold
 
 

@@ -10,6 +10,8 @@ from llama_peft.recipe import Recipe, UserError, load_recipe
 Kind = Literal["run", "adapter", "causal", "classifier", "reader"]
 """What a model is: a run folder of ours, a PEFT adapter, or a whole checkpoint by its class in transformers:
 ...ForCausalLM, ...ForSequenceClassification or ...ForQuestionAnswering."""
+MEASURED = ("eval.", "dataset.", "train.per_device_eval_batch_size")
+"""Keys that a measurement of a run may choose, by their beginnings."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -48,6 +50,7 @@ def make_job(
         if own is None or not own.is_file():
             raise UserError(f"{model} is no run folder, so --task must say what to measure it on")
         task = str(own)
+        _check_fixed(str(name), overrides)
     if splits and data_file:
         raise UserError("--split is of the recipe's data and --data another file: give one of them")
     if splits:
@@ -69,6 +72,15 @@ def make_job(
         limit=limit,
         fetched=fetched,
     )
+
+
+def _check_fixed(run: str, overrides: list[str]) -> None:
+    """Refuse overrides that would be written into the results and change nothing: what training fixed stays."""
+    fixed = [text for text in overrides if not text.strip().startswith(MEASURED)]
+    if fixed:
+        raise UserError(
+            f"override {fixed[0]}: {run} was trained otherwise; a measurement takes {', '.join(MEASURED)}"
+        )
 
 
 def _folder_of(model: str | None, task: str | None) -> str | None:

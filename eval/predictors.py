@@ -6,7 +6,7 @@ by what it writes. An untrained head is never opened here.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from llama_peft import backbone, checkpoint, predict, preflight
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.predict import Engine, Prediction, Shots
 from llama_peft.prompts import PromptEncoder
-from llama_peft.recipe import Recipe, UserError
+from llama_peft.recipe import Recipe, UserError, load_recipe
 
 TREE = Engine(generation.greedy, generation.loglikelihoods)
 
@@ -55,7 +55,8 @@ def check_model(model: str, recipe: Recipe, kind: Kind | None = None) -> Kind:
         kind = kind or foreign.recognise(model, recipe.model.revision)
     if kind == "adapter":
         folder = foreign.fetch(model, recipe.model.revision)
-        preflight.check(on_base(recipe, foreign.read_adapter(folder).base), long=True)
+        adapter = foreign.read_adapter(folder)
+        preflight.check(on_base(recipe, adapter.base, adapter.revision), long=True)
     if kind == "run" and recipe.eval.num_fewshot:
         raise UserError(
             "eval.num_fewshot is for untuned models; a run was trained without examples"
@@ -94,10 +95,25 @@ def open_predictor(
     return _by_lm_head(loaded, base, labels, way, facts, shots)
 
 
-def on_base(recipe: Recipe, model: str) -> Recipe:
-    """The recipe with another base."""
-    base = recipe.model.model_copy(update={"model_name_or_path": model})
-    return recipe.model_copy(update={"model": base})
+def on_base(recipe: Recipe, model: str, revision: str | None = None) -> Recipe:
+    """The recipe with another base; revision: of it, where that is not the recipe's."""
+    named = {"model_name_or_path": model, "revision": revision or recipe.model.revision}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=named)})
+
+
+def as_trained(recipe: Recipe, run: Path) -> Recipe:
+    """The run's own recipe with what a measurement chooses: its name, data, `eval` and batch size."""
+    own = load_recipe(run / "recipe.yaml")
+    if own.task != recipe.task:  # refused when it is opened
+        return recipe
+    size = {"per_device_eval_batch_size": recipe.train.per_device_eval_batch_size}
+    chosen = {
+        "name": recipe.name,
+        "dataset": recipe.dataset,
+        "eval": recipe.eval,
+        "train": own.train.model_copy(update=size),
+    }
+    return own.model_copy(update=chosen)
 
 
 def _engine(recipe: Recipe) -> Engine:
@@ -123,6 +139,7 @@ def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predicto
         raise UserError(
             f"{folder}: trained for the labels {', '.join(run.labels)}, and the task's are {', '.join(labels)}"
         )
+    measured = replace(run, recipe=run.recipe.model_copy(update={"eval": recipe.eval}))
     kinds = {
         "classification": "classification head",
         "extractive_qa": "span head",
@@ -140,7 +157,7 @@ def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predicto
     return Predictor(
         kind=kinds[recipe.task] + (" + LoRA" if run.recipe.lora is not None else ""),
         labels=labels,
-        predict=partial(predict.predict, run, engine=_engine(recipe)),
+        predict=partial(predict.predict, measured, engine=_engine(recipe)),
         prompt=partial(predict.prompt_text, run.encoder, run.recipe),
         facts=facts,
         abstains=recipe.task == "extractive_qa",
@@ -152,7 +169,7 @@ def _open_adapter(
 ) -> Predictor:
     """A PEFT adapter on the base that it names: its head's predictor, or for a causal one that of the LM head."""
     adapter = foreign.read_adapter(folder)
-    base = on_base(recipe, adapter.base)
+    base = on_base(recipe, adapter.base, adapter.revision)
     if adapter.task == "extractive_qa" and adapter.is_librarys:
         return _foreign(foreign.open_reader(base, adapter), labels)
     if adapter.task not in (recipe.task, "generative_qa"):

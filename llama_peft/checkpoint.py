@@ -30,6 +30,7 @@ SEAL = "manifest.json"
 SPENT = "spent.json"
 TRAINING = "training.json"
 """The run's own seal: facts of the training and the sums of what it exported."""
+_KINDS = {"files": dict, "base_fingerprint": str, "parameters": dict, "head": dict}
 
 
 def _sums(folder: Path, files: Iterable[Path]) -> dict[str, str]:
@@ -195,13 +196,23 @@ def read_facts(folder: Path) -> dict[str, Any]:
         if facts.pop("sum") != _sum(facts):
             raise ValueError("it is not what the training wrote")
         sums = facts["files"]
+        for key, kind in _KINDS.items():
+            if not isinstance(facts[key], kind):
+                raise ValueError(f"its {key} is {facts[key]!r}")
         damaged = [name for name, digest in sums.items() if sha256(_inside(folder, name)) != digest]
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no finished run here ({Path(error.filename).name} is missing); "
             "`llama-peft train RECIPE` makes one, or continues it"
         ) from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise UserError(f"{path}: not readable as a run's record ({error}); train again") from None
     if damaged:
         raise UserError(f"{folder / damaged[0]}: changed since the training sealed it; train again")

@@ -80,6 +80,7 @@ def _quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.INFO if main else logging.ERROR)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it says each retry, twice
     # Deprecations between the libraries themselves are nothing a user can act on.
     for library in ("transformers", "trl", "peft", "accelerate", "bitsandbytes"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)

@@ -63,11 +63,15 @@ def read_config(name: str, revision: str = "main") -> dict[str, Any]:
     if path.is_dir():
         file = path / "config.json"
     else:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
         from huggingface_hub.utils import httpx
 
         try:
+            if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+                HfApi().model_info(
+                    name, revision=revision, timeout=10
+                )  # a download tries for half a minute
             file = Path(hf_hub_download(name, "config.json", revision=revision))
         except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
             raise UserError(
@@ -76,7 +80,7 @@ def read_config(name: str, revision: str = "main") -> dict[str, Any]:
             ) from None
     try:
         config: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not readable as a model's config: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{file}: not readable as a model's config: it holds no names and values")

@@ -79,6 +79,9 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in _SIZES:
         if type(filled.get(key)) is not int or filled[key] < 1:
             raise BadConfig(f"{key} is {filled.get(key)!r}, not a whole number above 0")
+    for key in ("head_dim", "num_key_value_heads"):
+        if filled.get(key) is not None and (type(filled[key]) is not int or filled[key] < 1):
+            raise BadConfig(f"{key} is {filled[key]!r}, not a whole number above 0")
     return filled
 
 

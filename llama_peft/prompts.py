@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from jinja2 import TemplateError
+
 from llama_peft.data import QuestionExample
 from llama_peft.recipe import Prompt, UserError
 
@@ -209,11 +211,17 @@ class PromptEncoder:
         turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
         if self.prompt.system:
             turns.insert(0, {"role": "system", "content": self.prompt.system})
-        rendered = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, date_string=_TEMPLATE_DATE
-        )
-        before, rest = rendered.split(_USER)
-        between, after = rest.split(_ASSISTANT)
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, date_string=_TEMPLATE_DATE
+            )
+            before, rest = rendered.split(_USER)
+            between, after = rest.split(_ASSISTANT)
+        except (TemplateError, ValueError, TypeError) as error:
+            hint = "; it may take no prompt.system" if self.prompt.system else ""
+            raise UserError(
+                f"the tokenizer's chat template does not write one turn after the other ({error}){hint}"
+            ) from None
         pieces = [
             tuple(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
             for piece in (before, between, after)

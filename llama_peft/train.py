@@ -8,13 +8,13 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_peft import backbone, checkpoint, data, heads, hub, preflight
 from llama_peft.files import disk_trouble, write_durably
+from llama_peft.lock import only_process
 from llama_peft.memory import peak_memory
 from llama_peft.prompts import PromptEncoder
 from llama_peft.recipe import Recipe, Stopped, UserError
@@ -43,7 +43,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
     fresh: forget what the folder holds of an earlier run (its evaluations stay until they are made again).
     """
     folder = Path(recipe.run_folder)
-    with _only_process(folder):
+    with only_process(folder, "training", hold=_is_main()):
         preflight.check(recipe, long=True)
         if recipe.hub.push_to_hub and _is_main():
             hub.check_before_training(recipe)
@@ -341,30 +341,3 @@ def _forget(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _only_process(folder: Path) -> Iterator[None]:
-    """Hold the run folder: a second process on it is refused, and told who holds it."""
-    from filelock import FileLock, Timeout
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
-    if not _is_main():
-        yield
-        return
-    holder = folder / ".holder"
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            holder.write_text(str(os.getpid()), "utf-8")
-            try:
-                yield
-            finally:
-                holder.unlink(missing_ok=True)
-    except Timeout:
-        who = holder.read_text("utf-8") if holder.is_file() else "unknown"
-        raise UserError(
-            f"{folder}: process {who} is training here; wait for it or stop it"
-        ) from None

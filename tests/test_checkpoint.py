@@ -131,3 +131,23 @@ def test_another_base_of_the_same_shape_is_refused(
 def test_a_folder_without_a_run_says_what_makes_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="llama-peft train"):
         checkpoint.load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "null",
+        '{"files": {}, "parameters": {}, "head": {}, "base_fingerprint": null}',
+        '{"files": {}, "parameters": {}, "head": "x", "base_fingerprint": "sha256:1"}',
+        '{"files": [], "parameters": {}, "head": {}, "base_fingerprint": "sha256:1"}',
+    ],
+)
+def test_a_record_that_is_none_is_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / checkpoint.TRAINING
+    if text.startswith("{"):
+        checkpoint.write_facts(tmp_path, json.loads(text))  # its sum is right
+    else:
+        path.write_text(text)
+    with pytest.raises(UserError, match="not readable as a run's record"):
+        checkpoint.read_facts(tmp_path)

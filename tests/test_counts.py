@@ -92,3 +92,10 @@ def test_formula_equals_the_loaded_model(
         expected = counts.count(config, task, 3, recipe.lora.peft_kwargs())
         assert counted == expected
         assert before == expected.total - expected.adapter
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "head_dim", "num_key_value_heads"])
+@pytest.mark.parametrize("value", ["x", 0, 1.5, [1]])
+def test_a_config_without_whole_numbers_is_refused(key: str, value: object) -> None:
+    with pytest.raises(counts.BadConfig, match=f"{key} is "):
+        counts.count(LLAMA_1B | {key: value})

@@ -173,6 +173,20 @@ def heads(base: Path) -> dict[str, tuple[PreTrainedModel, TaskType]]:
     }
 
 
+def test_an_adapter_names_its_bases_revision(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    from eval.predictors import on_base
+
+    folder = adapter(tmp_path / "adapter", base, *heads(base)["generative_qa"])
+    assert foreign.read_adapter(folder).revision == "main"
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": "abc"}))
+    found = foreign.read_adapter(folder)
+    recipe = on_base(make_recipe("generative_qa", base, lora={}), found.base, found.revision)
+    assert (recipe.model.model_name_or_path, recipe.model.revision) == (str(base), "abc")
+
+
 @pytest.mark.parametrize("task", ["classification", "extractive_qa", "generative_qa"])
 def test_an_adapter_of_plain_peft_is_measured_on_its_base(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, task: str

@@ -423,3 +423,56 @@ def test_worked_examples_are_not_for_runs(class_run: tuple[Recipe, Path], tmp_pa
     job = make_job(None, str(class_run[1]), None, None, None, tmp_path, ["eval.num_fewshot=1"])
     with pytest.raises(UserError, match="for untuned models"):
         harness.run(job)
+
+
+def test_a_run_takes_overrides_of_measurement_only(
+    span_run: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    _, folder = span_run
+    arguments = (None, str(folder), None, None, None, tmp_path / "short")
+    for fixed in ("prompt.template=x {text}", "train.max_length=4", "model.dtype=float16"):
+        with pytest.raises(UserError, match=r"was trained otherwise; a measurement takes eval\."):
+            make_job(*arguments, [fixed])
+    job = make_job(*arguments, ["eval.max_answer_length=1", "train.per_device_eval_batch_size=4"])
+    harness.run(job)
+    lines = (tmp_path / "short/predictions.jsonl").read_text().splitlines()
+    assert max(len(json.loads(line)["raw"].split()) for line in lines) <= 1
+
+
+def test_results_record_what_a_run_was_trained_with(
+    class_run: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    """Measured on another recipe, a run keeps its own prompt, and the results say so."""
+    recipe, folder = class_run
+    prompt = recipe.prompt.model_copy(update={"template": "Another: {text}"})
+    other = recipe.model_copy(update={"name": "other", "prompt": prompt})
+    found = harness.run(job_for(other, folder, tmp_path / "out"))
+    assert found["configs"]["other"]["prompt"]["template"] == recipe.prompt.template
+
+
+@pytest.mark.parametrize("task", ["classification", "generative_qa"])
+def test_scores_that_are_no_numbers_are_no_predictions(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path, task: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = make_base()
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"-test-\S+: the model's scores are no numbers"):
+        harness.run(job_for(make_recipe(task, base, lora={"r": 4}), base, tmp_path / "out"))
+    assert not (tmp_path / "out/results.json").exists()
+
+
+def test_one_evaluation_a_folder(class_run: tuple[Recipe, Path], tmp_path: Path) -> None:
+    from llama_peft.lock import only_process
+
+    recipe, folder = class_run
+    job = job_for(recipe, folder, tmp_path / "out")
+    with (
+        only_process(tmp_path / "out", "evaluating"),
+        pytest.raises(UserError, match=f"process {os.getpid()} is evaluating here"),
+    ):
+        harness.run(job)
+    assert harness.run(job)["results"]

@@ -108,6 +108,22 @@ def test_control_strings_do_not_open_a_chat_turn(prompt: Any) -> None:
     assert encoder.completion(ask("Who?", "Nobody.", None))[-1] == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('System role not supported') }}",
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ messages[-1]['content'] }}",
+        "hello",
+        "{% for m in messages %}",
+    ],
+)
+def test_a_chat_template_that_writes_no_turns_is_one_line(prompt: Any, template: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=r"chat template does not write .*no prompt\.system$"):
+        PromptEncoder(tokenizer, prompt.model_copy(update={"system": "Be brief."}))
+
+
 def test_examples_of_one_context_share_all_but_the_question(encoder: PromptEncoder) -> None:
     context = "The tower was built in 1889. It is tall."
     first, second = (encoder.question(ask(q, context, None)) for q in ("When?", "Who built it?"))
