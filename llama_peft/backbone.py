@@ -289,11 +289,15 @@ def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -
         "extractive_qa": TaskType.QUESTION_ANS,
         "generative_qa": TaskType.CAUSAL_LM,
     }
-    adapted = get_peft_model(
-        model,
-        LoraConfig(task_type=task_types[task], revision=recipe.model.revision, **keys),
-        autocast_adapter_dtype=True,
-    )
+    try:
+        adapted = get_peft_model(
+            model,
+            LoraConfig(task_type=task_types[task], revision=recipe.model.revision, **keys),
+            autocast_adapter_dtype=True,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        # PEFT checks its keys against a base only now, each in its own way.
+        raise UserError(f"lora: PEFT cannot put this on the base: {_first_line(error)}") from error
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -77,7 +77,7 @@ def _lora_faults(recipe: Recipe) -> Rows:
     lora = recipe.lora
     if lora is None:
         return
-    if not lora.target_modules and not lora.target_parameters:
+    if not lora.target_modules:
         yield "no layer gets an adapter", "lora.target_modules"
     if isinstance(lora.target_modules, str) and lora.layers_to_transform is not None:
         keys = "lora.layers_to_transform", "lora.target_modules"
@@ -89,7 +89,7 @@ def _lora_faults(recipe: Recipe) -> Rows:
         message = "works without use_dora, and with init_lora_weights true or false only"
         yield message, "lora.lora_bias", *others
     quantized = recipe.quantization.load_in_4bit or recipe.quantization.load_in_8bit
-    if quantized and str(lora.init_lora_weights).startswith(("pissa", "mica")):
+    if quantized and str(lora.init_lora_weights).startswith("pissa"):
         others = "quantization.load_in_4bit", "quantization.load_in_8bit"
         message = f"{lora.init_lora_weights} needs a base that is not quantised"
         yield message, "lora.init_lora_weights", *others

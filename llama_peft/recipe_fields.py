@@ -76,7 +76,7 @@ def _warmup(value: float) -> float:
 
 
 def _init_name(value: bool | str) -> bool | str:
-    names = "gaussian|olora|orthogonal|mica|pissa"
+    names = "gaussian|olora|orthogonal|pissa"
     if isinstance(value, str) and not re.fullmatch(rf"{names}|pissa_niter_\d+", value):
         listed = names.replace("|", ", ")
         raise ValueError(f"must be true, false, {listed} or pissa_niter_<number>")

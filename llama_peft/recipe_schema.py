@@ -96,6 +96,8 @@ LORA_EXCLUDED = {
     "kasa_config": "an object",
     "monteclora_config": "an object",
     "arrow_config": "an object; routes between adapters trained before",
+    "layer_replication": "builds a taller model, another than the one that is compared",
+    "target_parameters": "for mixtures of experts; the families here have none",
     "use_bdlora": "an object; for serving many adapters at once",
 }
 
@@ -116,8 +118,6 @@ class Lora(Section):
     "Names of the linear layers that get an adapter, a regular expression, or all-linear."
     exclude_modules: Text | list[Text] | None = None
     "Names, or a regular expression, of layers that get none."
-    target_parameters: list[Text] | None = None
-    "Names of bare parameters that get an adapter (mixtures of experts)."
     bias: Literal["none", "all", "lora_only"] = "none"
     "Which biases train."
     use_rslora: bool = False
@@ -131,7 +131,7 @@ class Lora(Section):
     lora_bias: bool = False
     "A bias on the adapter's second matrix."
     init_lora_weights: LoraInit = True
-    "How it starts: true (no change at first), false, gaussian, olora, orthogonal, mica, pissa, ..."
+    "How it starts: true (no change at first), false, gaussian, olora, orthogonal, pissa, ..."
     layers_to_transform: Size | list[Size] | None = None
     "Numbers of the layers that get an adapter; null is all."
     layers_pattern: Text | list[Text] | None = None
@@ -140,8 +140,6 @@ class Lora(Section):
     "Ranks of single layers that differ from r, by name or regular expression."
     alpha_pattern: dict[str, Count] = {}
     "lora_alpha of single layers, by name or regular expression."
-    layer_replication: list[list[Size]] | None = None
-    "Pairs [from, to]: builds a taller model by repeating layers."
     modules_to_save: list[Text] | None = None
     "Further modules to train and save whole; the head is always among them."
     trainable_token_indices: list[Size] | dict[str, list[Size]] | None = None

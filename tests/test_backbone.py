@@ -149,3 +149,12 @@ def test_tokenizer_pads_with_a_token_of_its_own(
     tokenizer = backbone.load_tokenizer(make_recipe("classification", folder).model)
     assert tokenizer.pad_token_id == 128004 != tokenizer.eos_token_id
     assert tokenizer.pad_token_id < json.loads((folder / "config.json").read_text())["vocab_size"]
+
+
+def test_what_peft_refuses_is_one_line(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    recipe = make_recipe("generative_qa", make_base(), lora={"r": 4, "exclude_modules": ["q_proj"]})
+    lora = recipe.lora.model_copy(update={"target_modules": ["q_proj"]})
+    with pytest.raises(UserError, match="lora: PEFT cannot put this on the base: "):
+        backbone.add_lora(backbone.load(recipe, "generative_qa"), lora, "generative_qa", recipe)

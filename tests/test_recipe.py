@@ -216,7 +216,7 @@ BAD_KEYS: list[tuple[str, str]] = [
     ("lora: {r: 0}", "lora.r: must be a whole number of at least 1, not 0"),
     ("lora: {target_modules: []}", "lora.target_modules: no layer gets an adapter"),
     ("lora: {lora_dropout: 1.0}", "must be a number of at least 0 and below 1, not 1.0"),
-    ("lora: {init_lora_weights: eva}", "gaussian, olora, orthogonal, mica, pissa or pissa_niter_"),
+    ("lora: {init_lora_weights: eva}", "gaussian, olora, orthogonal, pissa or pissa_niter_"),
     ("lora: {init_lora_weights: pissa}", "pissa needs a base that is not quantised"),
     ("lora: {target_modules: all-linear, layers_to_transform: 1}", "needs target_modules as a li"),
     ("lora: {layers_pattern: h}", "lora.layers_pattern: needs layers_to_transform"),
