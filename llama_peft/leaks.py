@@ -69,9 +69,12 @@ def secret_values() -> Iterator[bytes]:
 
 
 def machine_paths(run: Path) -> list[bytes]:
-    """How a path of this machine would begin: the home, the working, the temporary and the run's folder."""
+    """How a path of this machine would begin, also in HTML: the home, the working, the temporary and the run's folder."""
+    from markupsafe import escape
+
     folders = {Path.home(), Path.cwd(), Path(tempfile.gettempdir()), run.resolve()}
-    return sorted(f"{folder}/".encode() for folder in folders if len(folder.parts) > 1)
+    begins = {f"{folder}/" for folder in folders if len(folder.parts) > 1}
+    return sorted(one.encode() for one in begins | {str(escape(begin)) for begin in begins})
 
 
 def _secret(raw: bytes, values: Sequence[bytes]) -> str | None:
