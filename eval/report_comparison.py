@@ -12,8 +12,7 @@ from eval.metrics.names import INTERVAL_SUFFIX
 from eval.report_files import RESULTS, TUNED, ZERO_SHOT, Measured
 from eval.report_table import differences, is_percent_metric, metric_columns
 from llama_peft.files import sha256, write_durably
-
-COMPARISON = "comparison.json"
+from llama_peft.measured import COMPARISON
 
 
 def write_comparison(run: Path, pairs: Sequence[tuple[Measured, Measured]]) -> Path:

@@ -15,9 +15,10 @@ from eval.report_chart import loss_chart
 from eval.report_comparison import write_comparison
 from eval.report_files import TUNED, ZERO_SHOT, Measured, read
 from eval.report_table import table
+from llama_peft.measured import REPORT, check_own
 from llama_peft.recipe import UserError
 
-REPORT, HISTORY = "report.html", "history.jsonl"
+HISTORY = "history.jsonl"
 _SAMPLE = 10
 """Examples shown of those that tuning put right, and of those that it broke."""
 _LONGEST = 300
@@ -43,12 +44,13 @@ class Changes(NamedTuple):
 def write_html(run_folder: Path) -> Path:
     """Write `report.html` and, for the card, `comparison.json` into the run folder; return the page's path.
 
-    Raises UserError when the results of zero-shot/ or tuned/, or history.jsonl, cannot be read.
+    Raises UserError when the results of zero-shot/ or tuned/, or history.jsonl, cannot be read, or are of other weights.
     """
     run = Path(run_folder)
     if not run.is_dir():
         raise UserError(f"{run} is no folder; give a run folder with {ZERO_SHOT}/ and {TUNED}/")
     zero_shot, tuned = read(run / ZERO_SHOT), read(run / TUNED)
+    check_own(run)
     path = run / REPORT
     partial = path.with_name(REPORT + ".partial")
     partial.write_text(_page(run, zero_shot, tuned), encoding="utf-8")

@@ -206,7 +206,8 @@ def push(
     for name, size in pushed.files.items():
         print(f"{size:>12,}  {name}")
     print(f"{sum(pushed.files.values()):>12,}  bytes for {pushed.repo_id}")
-    print(pushed.commit_url or f"nothing was sent; the card is {run / 'README.md'}")
+    where = f"; the card is {pushed.card}" if pushed.card else ""
+    print(pushed.commit_url or f"nothing was sent{where}")
 
 
 @app.command()

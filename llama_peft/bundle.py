@@ -10,8 +10,9 @@ the run was trained on.
 
 import json
 import math
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from llama_peft import checkpoint
 from llama_peft.checkpoint import COMMIT
 from llama_peft.data import SPLIT_SUM, Example, QuestionExample, TextExample
 from llama_peft.files import sha256
+from llama_peft.measured import COMPARISON, REPORT, RESULTS, is_measured, text, values
 from llama_peft.recipe import Recipe, UserError, dump_recipe, load_recipe
 from llama_peft.sources import is_file_name
 
@@ -29,12 +31,10 @@ if TYPE_CHECKING:
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 HEAD = "head.safetensors"
 CARD, NOTICE = "README.md", "NOTICE"
-COMPARISON = "comparison.json"
-RESULTS = ("zero-shot/results.json", "tuned/results.json")
 EVAL_RESULTS = ".eval_results/results.yaml"
 NEEDED = ("recipe.yaml", checkpoint.TRAINING)
 FILES = (
-    *ADAPTER, HEAD, *NEEDED, checkpoint.THRESHOLD, *RESULTS, COMPARISON, "report.html", CARD, NOTICE,
+    *ADAPTER, HEAD, *NEEDED, checkpoint.THRESHOLD, *RESULTS, COMPARISON, REPORT, CARD, NOTICE,
     EVAL_RESULTS,
 )  # fmt: skip
 """Every file that a pushed run may hold."""
@@ -77,7 +77,6 @@ def stage(run: Path, folder: Path) -> Bundle:
             f"{run}: was trained on {base}, a folder of this machine, which nobody else can load; "
             "train on a base by its Hub id (model.model_name_or_path) to push"
         )
-    names = _machine_names(run, recipe)
     pushed = _portable_recipe(recipe, commit if COMMIT.fullmatch(commit) else None)
     (folder / "recipe.yaml").write_text(dump_recipe(pushed), "utf-8")
     if recipe.lora is not None:
@@ -88,13 +87,11 @@ def stage(run: Path, folder: Path) -> Bundle:
         (folder / ADAPTER[0]).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     else:
         shutil.copyfile(run / HEAD, folder / HEAD)
-    for name in (checkpoint.THRESHOLD, *RESULTS, COMPARISON, "report.html"):
-        if (run / name).is_file():
-            (folder / name).parent.mkdir(exist_ok=True)
-            text = _without(names, (run / name).read_text("utf-8"))
-            (folder / name).write_text(text, "utf-8")
-    if (folder / COMPARISON).is_file():
-        _resum(folder)
+    if (run / checkpoint.THRESHOLD).is_file():
+        checkpoint.no_answer_threshold(run)
+        shutil.copyfile(run / checkpoint.THRESHOLD, folder / checkpoint.THRESHOLD)
+    if is_measured(run):
+        _stage_measured(run, folder, recipe)
     sealed = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
     kept = {name: sealed[name] for name in (*ADAPTER, HEAD, "recipe.yaml") if name in sealed}
     split = facts["files"].get("split.json") or facts.get(SPLIT_SUM)
@@ -111,12 +108,25 @@ def stage(run: Path, folder: Path) -> Bundle:
     )
 
 
-def _resum(folder: Path) -> None:
-    """Name the sums of the results as they are pushed."""
-    content = json.loads((folder / COMPARISON).read_text("utf-8"))
-    present = [folder / name for name in RESULTS if (folder / name).is_file()]
-    content["results_sha256"] = {path.parent.name: sha256(path) for path in present}
-    (folder / COMPARISON).write_text(json.dumps(content, indent=1), "utf-8")
+def _stage_measured(run: Path, folder: Path, recipe: Recipe) -> None:
+    """Copy what was measured without paths of this machine; the comparison names the sums of the results as they are pushed."""
+    results = {name: values(run, name) for name in RESULTS}
+    names = _machine_names(run, recipe, results)
+    replace = _replacement(names)
+    for name, content in results.items():
+        (folder / name).parent.mkdir()
+        shown = json.dumps(_mapped(content, replace), indent=1, ensure_ascii=False)
+        (folder / name).write_text(shown, "utf-8")
+    if (run / COMPARISON).is_file():
+        sums = {Path(name).parent.name: sha256(folder / name) for name in RESULTS}
+        comparison = values(run, COMPARISON) | {"results_sha256": sums}
+        (folder / COMPARISON).write_text(json.dumps(comparison, indent=1), "utf-8")
+    if (run / REPORT).is_file():
+        from markupsafe import escape
+
+        quoted = {str(escape(path)): str(escape(name)) for path, name in names.items()}
+        page = _replacement(names | quoted)(text(run, REPORT))
+        (folder / REPORT).write_text(page, "utf-8")
 
 
 def _portable_recipe(recipe: Recipe, commit: str | None) -> Recipe:
@@ -139,34 +149,50 @@ def _portable_recipe(recipe: Recipe, commit: str | None) -> Recipe:
 
 
 def _is_path(name: str) -> bool:
-    return Path(name).expanduser().is_absolute()
+    return name.startswith("~/") or Path(name).is_absolute()
 
 
-def _machine_names(run: Path, recipe: Recipe) -> dict[str, str]:
-    """Paths that results and report may quote, and what stands for each: the longest first."""
+def _machine_names(run: Path, recipe: Recipe, results: dict[str, Any]) -> dict[str, str]:
+    """Paths that results and report may quote, and what stands for each."""
     given = [recipe.dataset.path, *recipe.dataset.parts.given().values(), recipe.train.output_dir]
-    paths = {str(run), str(run.resolve()), *(path for path in given if path)}
-    for name in RESULTS:
-        if (run / name).is_file():
-            paths |= set(_quoted_paths(json.loads((run / name).read_text("utf-8"))))
-    ordered = sorted(filter(_is_path, paths), key=len, reverse=True)
-    return {path: Path(path).name for path in ordered}
+    quoted = [str(run), str(run.resolve()), *filter(None, given), *_strings(results)]
+    paths = {path.rstrip("/") for path in quoted if _is_path(path)}
+    return {path: Path(path).name for path in paths if path}
 
 
-def _quoted_paths(value: Any) -> Iterator[str]:
-    """The absolute paths among the files and folders that a results.json names."""
-    if isinstance(value, dict):
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in JSON values but those of a prompt and the labels, which may begin with a slash and are no paths."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
         for key, inner in value.items():
-            if key in ("run", "adapter", "data_file", "path") and isinstance(inner, str):
-                yield inner
-            else:
-                yield from _quoted_paths(inner)
+            if key not in ("prompt", "labels"):
+                yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
 
 
-def _without(names: dict[str, str], text: str) -> str:
-    for path, name in names.items():
-        text = text.replace(path, name)
-    return text
+def _replacement(names: Mapping[str, str]) -> Callable[[str], str]:
+    """Writes names for paths, the longest first, where a path begins and ends: /td is none in `</td>` and in `/a/td`."""
+
+    def pattern(path: str) -> str:
+        return r"\s+".join(re.escape(word) for word in path.split(" "))  # YAML folds long lines
+
+    longest = sorted(names, key=len, reverse=True)
+    paths = re.compile(rf"(?<![\w<.~])(?:{'|'.join(map(pattern, longest))})(?![\w-]|\.\w)")
+    return lambda text: paths.sub(lambda found: names[" ".join(found[0].split())], text)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """JSON values with every string changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(inner, change) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_mapped(inner, change) for inner in value]
+    return value
 
 
 def check_reload(run: Path, bundle: Bundle) -> None:

@@ -3,26 +3,26 @@
 Every number comes from a file of the bundle: results.json, comparison.json, training.json. What was not measured is not claimed.
 """
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from llama_peft import licences, plain
-from llama_peft.bundle import (
-    COMPARISON,
-    CONTEXT,
-    QUESTION,
-    RESULTS,
-    TEXT,
-    Bundle,
-    read_ids,
-    sample,
-)
+from llama_peft.bundle import CONTEXT, QUESTION, TEXT, Bundle, read_ids, sample
 from llama_peft.card_metadata import Comparison, metadata
-from llama_peft.checkpoint import THRESHOLD
+from llama_peft.checkpoint import THRESHOLD, no_answer_threshold
 from llama_peft.data import SPLIT_SUM
 from llama_peft.files import sha256
+from llama_peft.measured import (
+    COMPARISON,
+    RESULTS,
+    TUNED,
+    check_own,
+    command,
+    damaged,
+    is_measured,
+    values,
+)
 from llama_peft.prompts import PromptEncoder
 from llama_peft.recipe import Recipe, UserError
 
@@ -68,23 +68,23 @@ def render(
 
 
 def read_comparison(run: Path) -> list[Comparison]:
-    """The measured parts. Empty where nothing was measured; raises UserError where results have no comparison of theirs."""
-    results = [run / name for name in RESULTS]
-    path = run / COMPARISON
-    if not any(one.is_file() for one in results):
+    """The measured parts. Empty where not both systems were measured; raises UserError where results are of other weights, or
+    have no comparison of theirs.
+    """
+    if not is_measured(run):
         return []
-    command = f"make it with: llama-eval html {run}"
-    if not all(one.is_file() for one in results):
-        missing = next(name for name in RESULTS if not (run / name).is_file())
-        raise UserError(
-            f"{run}: a card compares two systems, and {missing} is missing; measure it, then {command}"
-        )
-    if not path.is_file():
-        raise UserError(f"{run}: {COMPARISON} is missing; {command}")
-    content = json.loads(path.read_text("utf-8"))
-    if content["results_sha256"] != {one.parent.name: sha256(one) for one in results}:
-        raise UserError(f"{run / COMPARISON}: made of other results than are there now; {command}")
-    return list(content["parts"])
+    check_own(run)
+    again = f"make it with: {command(run, COMPARISON)}"
+    if not (run / COMPARISON).is_file():
+        raise UserError(f"{run}: {COMPARISON} is missing; {again}")
+    content = values(run, COMPARISON)
+    try:
+        sums, parts = content["results_sha256"], list(content["parts"])
+    except (KeyError, TypeError) as error:
+        raise damaged(run, COMPARISON, error) from None
+    if sums != {Path(name).parent.name: sha256(run / name) for name in RESULTS}:
+        raise UserError(f"{run / COMPARISON}: made of other results than are there now; {again}")
+    return parts
 
 
 def _what(recipe: Recipe) -> str:
@@ -202,10 +202,9 @@ def _data(bundle: Bundle) -> list[str]:
 
 def _measured_with(bundle: Bundle) -> list[str]:
     """The versions behind the numbers."""
-    path = bundle.folder / RESULTS[1]
-    if not path.is_file():
+    if not is_measured(bundle.folder):
         return []
-    content = json.loads(path.read_text("utf-8"))
+    content = values(bundle.folder, TUNED)
     versions = ", ".join(
         f"{name} {version}" for name, version in content.get("versions", {}).items()
     )
@@ -214,12 +213,7 @@ def _measured_with(bundle: Bundle) -> list[str]:
 
 
 def _threshold(folder: Path) -> float | None:
-    path = folder / THRESHOLD
-    return (
-        float(json.loads(path.read_text("utf-8"))["no_answer_threshold"])
-        if path.is_file()
-        else None
-    )
+    return no_answer_threshold(folder) if (folder / THRESHOLD).is_file() else None
 
 
 def _limits(bundle: Bundle, parts: list[Comparison], threshold: float | None) -> list[str]:

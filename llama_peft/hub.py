@@ -1,6 +1,6 @@
 """A run to the Hub: checked access, a staged copy, a search for secrets, the reload check, and one commit.
 
-    check_access   who pushes, may they, and what stands there now
+    check_access   who pushes, may they, and what stands there now; nothing private goes where all can read
     bundle.stage   the allow-listed files          leaks.check   nothing secret in them
     card.render    the card                        bundle.check_reload   they answer as the run does
     _send          create, upload, commit: tried again until a deadline
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from llama_peft import bundle, card, card_metadata, leaks, licences, patience, plain
 from llama_peft.bundle import Bundle
-from llama_peft.checkpoint import read_facts
+from llama_peft.checkpoint import TRAINING, read_facts
 from llama_peft.files import write_durably
 from llama_peft.recipe import Recipe, UserError, load_recipe
 
@@ -39,6 +39,8 @@ class Pushed:
     files: dict[str, int]
     """Bytes by name in the repository."""
     commit_url: str | None
+    card: Path | None
+    """Where the run has its card; None where the run cannot be written to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Target:
     repo_id: str
     parent: str | None
     """Its newest commit; None where it is still to be made."""
+    private: bool | None = None
     files: frozenset[str] = frozenset()
 
 
@@ -68,29 +71,31 @@ def push(
     name = repo_id or default_name(recipe)
     private = recipe.hub.hub_private_repo if private is None else private
     if dry_run:
-        target = Target(repo_id=name if "/" in name else f"{_YOU}/{name}", parent=None)
+        target = Target(repo_id=_checked_name(name, _YOU), parent=None)
     else:
         target = _again(
             lambda: patience.patiently(lambda: check_access(name), time.monotonic() + deadline),
             *(run, name, private, deadline),
         )
+        _check_private(target.repo_id, private, target.private)
     _warn_of_name(target.repo_id, recipe)
     with tempfile.TemporaryDirectory(prefix="push-") as staged:
         bundled = prepare(run, Path(staged), target.repo_id, eval_results)
+        kept = _keep_card(run, (bundled.folder / bundle.CARD).read_text("utf-8"))
         files = {str(f.relative_to(bundled.folder)): f.stat().st_size for f in bundled.files}
         if dry_run:
-            return Pushed(repo_id=target.repo_id, files=files, commit_url=None)
+            return Pushed(repo_id=target.repo_id, files=files, commit_url=None, card=kept)
         bundle.check_reload(run, bundled)
         url = _again(
             lambda: _send(bundled, target, private, time.monotonic() + deadline),
             *(run, target.repo_id, private, deadline),
         )
     log.info("%d files are now in %s", len(files), url)
-    return Pushed(repo_id=target.repo_id, files=files, commit_url=url)
+    return Pushed(repo_id=target.repo_id, files=files, commit_url=url, card=kept)
 
 
 def prepare(run: Path, folder: Path, repo_id: str, eval_results: bool = False) -> Bundle:
-    """Stage a run into an empty folder, its card included (which the run folder gets too), and search it for secrets."""
+    """Stage a run into an empty folder, its card included, and search it for secrets."""
     from llama_peft import backbone
     from llama_peft.prompts import PromptEncoder
 
@@ -108,8 +113,42 @@ def prepare(run: Path, folder: Path, repo_id: str, eval_results: bool = False) -
         path.parent.mkdir()
         path.write_text(card_metadata.eval_results(bundled, card.read_comparison(run)), "utf-8")
     leaks.check(folder, run)
-    write_durably(run / bundle.CARD, text)
     return bundled
+
+
+def _keep_card(run: Path, text: str) -> Path | None:
+    """Write the card into the run too, where that is possible: a push must not need it."""
+    path = run / bundle.CARD
+    try:
+        write_durably(path, text)
+    except OSError as error:
+        log.warning("%s: the card cannot be written there: %s", path, error.strerror)
+        return None
+    return path
+
+
+def _checked_name(name: str, owner: str) -> str:
+    """The repository of a name, under `owner` where it says no other. Raises UserError where the Hub could have none of it."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    repo_id = name if "/" in name else f"{owner}/{name}"
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{repo_id}: no name for a repository: {error}") from None
+    return repo_id
+
+
+def _check_private(repo_id: str, wanted: bool, found: bool | None) -> None:
+    """Raise UserError where a private push would be published; `found` is None where the repository is still to be made."""
+    if wanted and found is False:
+        raise UserError(
+            f"{repo_id}: is public, and the push is to be private; say --public to push there "
+            "(in a recipe hub.hub_private_repo: false), choose another --repo-id, or make it private on the Hub"
+        )
+    if not wanted and found:
+        log.warning("%s: is private, and stays so; make it public on the Hub", repo_id)
 
 
 def default_name(recipe: Recipe) -> str:
@@ -142,13 +181,17 @@ def check_before_training(recipe: Recipe) -> None:
             f"hub.push_to_hub is set, and {base} is a folder of this machine, which nobody else could load what is pushed on; "
             "name a base by its Hub id"
         )
+    name, until = default_name(recipe), time.monotonic() + patience.IDLE
     try:
-        patience.within(patience.IDLE, lambda: check_access(default_name(recipe)))
+        target = patience.within(
+            patience.IDLE, lambda: patience.patiently(lambda: check_access(name), until)
+        )
     except patience.failures() as error:
         raise UserError(
             f"hub.push_to_hub is set, and the Hub cannot be asked: {patience.reason(error)}; "
             "try later, or train with hub.push_to_hub=false and push by hand"
         ) from error
+    _check_private(target.repo_id, recipe.hub.hub_private_repo, target.private)
 
 
 def check_access(name: str) -> Target:
@@ -157,8 +200,7 @@ def check_access(name: str) -> Target:
     Raises UserError where it may not; errors of the network as they come.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     if get_token() is None:
         raise UserError(
@@ -167,11 +209,7 @@ def check_access(name: str) -> Target:
     api = HfApi()
     patience.be_impatient()
     who = api.whoami()
-    repo_id = name if "/" in name else f"{who['name']}/{name}"
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"{repo_id}: no name for a repository: {error}") from None
+    repo_id = _checked_name(name, who["name"])
     role = who.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise UserError(
@@ -199,7 +237,12 @@ def check_access(name: str) -> Target:
         raise UserError(
             f"{repo_id}: holds files that are no pushed run's, first {foreign[0]}; choose another --repo-id"
         )
-    return Target(repo_id=repo_id, parent=info.sha, files=files)
+    weights = sorted(files & {*bundle.ADAPTER, bundle.HEAD})
+    if weights and TRAINING not in files:
+        raise UserError(
+            f"{repo_id}: holds {weights[0]} of no pushed run (no {TRAINING}); choose another --repo-id"
+        )
+    return Target(repo_id=repo_id, parent=info.sha, private=info.private, files=files)
 
 
 def _send(bundled: Bundle, target: Target, private: bool, until: float) -> str:
@@ -210,7 +253,9 @@ def _send(bundled: Bundle, target: Target, private: bool, until: float) -> str:
     parent = target.parent
     if parent is None:
         patience.patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True), until)
-        parent = patience.patiently(lambda: api.model_info(repo_id), until).sha
+        made = patience.patiently(lambda: api.model_info(repo_id), until)
+        _check_private(repo_id, private, made.private)  # somebody may have made it meanwhile
+        parent = made.sha
     names = {str(file.relative_to(bundled.folder)): file for file in bundled.files}
     stale = sorted(target.files - names.keys())
 
@@ -222,14 +267,14 @@ def _send(bundled: Bundle, target: Target, private: bool, until: float) -> str:
         ]
         present = {file.rfilename for file in api.model_info(repo_id).siblings or ()}
         operations += [CommitOperationDelete(name) for name in stale if name in present]
-        made = api.create_commit(
+        done = api.create_commit(
             repo_id,
             operations,
             commit_message=f"{bundled.recipe.name}: weights, results and card",
             parent_commit=parent,
             num_threads=1,
         )
-        return str(made.commit_url)
+        return str(done.commit_url)
 
     return patience.patiently(commit, until)
 

@@ -8,15 +8,21 @@ from pathlib import Path
 
 from llama_peft.recipe import UserError
 
+# Each begins with the same letters always: a pattern of alternatives, or one that looks behind first, takes minutes on weights.
 _SHAPES = {
-    "a Hugging Face token": rb"\b(?:hf|api_org)_[A-Za-z0-9]{20,}",
-    "a GitHub token": rb"\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}",
-    "an OpenAI or Anthropic key": rb"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{24,}",
-    "an AWS key": rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-    "a Google key": rb"\bAIza[A-Za-z0-9_-]{35}",
-    "a Slack token": rb"\bxox[abprs]-[A-Za-z0-9-]{10,}",
-    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a Hugging Face token": (rb"hf_[A-Za-z0-9]{20}", rb"api_org_[A-Za-z0-9]{20}"),
+    "a GitHub token": (rb"gh[pousr]_[A-Za-z0-9]{30}", rb"github_pat_\w{30}"),
+    "an OpenAI or Anthropic key": (rb"sk-(?:proj-|ant-)?[A-Za-z0-9_-]{24}",),
+    "an AWS key": (rb"AKIA[A-Z0-9]{16}(?![A-Za-z0-9])", rb"ASIA[A-Z0-9]{16}(?![A-Za-z0-9])"),
+    "a Google key": (rb"AIza[A-Za-z0-9_-]{35}",),
+    "a Slack token": (rb"xox[abprs]-[A-Za-z0-9-]{10}",),
+    "a private key": (rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",),
 }
+_BEFORE = re.compile(
+    rb"(?:^|[^A-Za-z0-9]|\\[nrtbfv]|\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|%[0-9a-fA-F]{2})\Z"
+)
+"""What a token may stand behind: no letter of a word, but the last one of an escape in JSON, Python or a URL."""
+_LONGEST_BEFORE = 10
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY")
 _SHORTEST = 12
 """Values of the environment that are shorter are no secrets, and would be found everywhere."""
@@ -63,15 +69,40 @@ def secret_values() -> Iterator[bytes]:
 
 
 def machine_paths(run: Path) -> list[bytes]:
-    """How a path of this machine would begin: the home, the working, the temporary and the run's folder."""
+    """How a path of this machine would begin, also in HTML: the home, the working, the temporary and the run's folder."""
+    from markupsafe import escape
+
     folders = {Path.home(), Path.cwd(), Path(tempfile.gettempdir()), run.resolve()}
-    return sorted(f"{folder}/".encode() for folder in folders if len(folder.parts) > 1)
+    begins = {f"{folder}/" for folder in folders if len(folder.parts) > 1}
+    return sorted(one.encode() for one in begins | {str(escape(begin)) for begin in begins})
 
 
 def _secret(raw: bytes, values: Sequence[bytes]) -> str | None:
-    if any(value in raw for value in values):
-        return "a secret of yours, by its value"
-    return next((name for name, shape in _SHAPES.items() if re.search(shape, raw)), None)
+    for text in _readings(raw):
+        if any(value in text for value in values):
+            return "a secret of yours, by its value"
+        for name, shapes in _SHAPES.items():
+            if any(_holds(text, shape) for shape in shapes):
+                return name
+    return None
+
+
+def _holds(text: bytes, shape: bytes) -> bool:
+    pattern, start = re.compile(shape), 0
+    while found := pattern.search(text, start):
+        start = found.start()
+        if _BEFORE.search(text[max(0, start - _LONGEST_BEFORE) : start]):
+            return True
+        start += 1
+    return False
+
+
+def _readings(raw: bytes) -> Iterator[bytes]:
+    """The bytes as they are and, where zeros are among them, as the UTF-16 of a Windows shell's log."""
+    yield raw
+    if b"\0" in raw:
+        for order in ("utf-16-le", "utf-16-be"):
+            yield raw.decode(order, "ignore").encode("utf-8", "ignore")
 
 
 def _path(raw: bytes, paths: Sequence[bytes]) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_peft import backbone, bundle, checkpoint
+from llama_peft.files import disk_trouble
 from llama_peft.recipe import Recipe, UserError, load_recipe
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,23 @@ def merge(run: Path, output: Path) -> float:
     dtype = _stored_dtype(loaded.recipe)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    _write(loaded, partial, dtype)
-    apart = _apart(_reloaded(loaded, partial), expected)
-    if not apart <= _TOLERANCE[dtype]:
-        shutil.rmtree(partial)
-        raise UserError(f"{run}: merged it answers otherwise (by {apart:.2g}); nothing is written")
-    partial.rename(output)
+    try:
+        _write(loaded, partial, dtype)
+        apart = _apart(_reloaded(loaded, partial), expected)
+        if not apart <= _TOLERANCE[dtype]:
+            raise UserError(
+                f"{run}: merged it answers otherwise (by {apart:.2g}); nothing is written"
+            )
+        partial.rename(output)
+    except Exception as error:
+        reason = disk_trouble(error)
+        if reason is None:
+            raise
+        raise UserError(
+            f"{output}: cannot be written: {reason}; make room, or name another --output"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     log.info("merged in float32 and written in %s; scores are %.2g apart at most", dtype, apart)
     return apart
 
@@ -50,6 +62,8 @@ def _refuse(run: Path, recipe: Recipe, pooling: str, output: Path) -> None:
         reason = f"{output} is there already; name a new folder"
     elif recipe.lora is None:
         reason = "it is a head alone, its base is untouched: there is nothing to merge"
+    elif recipe.lora.lora_bias:
+        reason = "its adapter has biases (lora.lora_bias), and the base has none to add them to"
     elif recipe.task == "extractive_qa":
         reason = "a span head's scores need the reading of llama_peft, so no other tool could use the merged model"
     elif recipe.task == "classification" and pooling == "mean":

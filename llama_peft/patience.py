@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 IDLE = 60.0
 """Seconds without a byte after which a request counts as lost."""
+UNREACHABLE = 60.0
+"""Seconds that no connection may come about: a name that is not found is mostly a cable, and waiting does not plug it in."""
 _LONGEST_WAIT = 30.0
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
@@ -47,18 +49,35 @@ def within(seconds: float, work: Callable[[], Result]) -> Result:
 
 def patiently(request: Callable[[], Result], until: float) -> Result:
     """Try a request again while what fails is the network's or the server's moment, with longer and longer waits."""
-    wait = 1.0
+    from huggingface_hub.utils import httpx
+
+    wait, reached = 1.0, time.monotonic()
     while True:
         be_impatient()
         try:
-            return request()
+            return _unwrapped(request)
         except failures() as error:
+            end = until
+            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                end = min(until, reached + UNREACHABLE)
+            else:
+                reached = time.monotonic()
             pause = max(wait, _asked_to_wait(error))
-            if not _is_transient(error) or time.monotonic() + pause > until:
+            if not _is_transient(error) or time.monotonic() + pause > end:
                 raise
             log.info("%s; trying again in %.0f s", reason(error), pause)
         time.sleep(pause)
         wait = min(2 * wait, _LONGEST_WAIT)
+
+
+def _unwrapped(request: Callable[[], Result]) -> Result:
+    """The request's result or its own error: the client hides what fails in an upload behind a RuntimeError."""
+    try:
+        return request()
+    except RuntimeError as error:
+        if isinstance(error.__cause__, failures()):
+            raise error.__cause__ from None
+        raise
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -33,14 +33,14 @@ _NOT_ARGUMENTS = {
 }  # fmt: skip
 _RUN_FILES = (
     "recipe.yaml", "split.json", "history.jsonl", "checkpoints", "adapter", "head.safetensors",
-    "head.json", checkpoint.TRAINING, checkpoint.THRESHOLD, "comparison.json", "README.md",
+    "head.json", checkpoint.TRAINING, checkpoint.THRESHOLD, "tuned", "comparison.json", "report.html", "README.md",
 )  # fmt: skip
 
 
 def train(recipe: Recipe, fresh: bool = False) -> Path:
     """Train what the recipe says and return its run folder. Raises UserError before anything is trained on bad input.
 
-    fresh: forget what the folder holds of an earlier run (its evaluations stay until they are made again).
+    fresh: forget what the folder holds of an earlier run, what was measured of it included; zero-shot results stay right.
     """
     folder = Path(recipe.run_folder)
     with only_process(folder, "training", hold=_is_main()):

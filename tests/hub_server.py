@@ -295,7 +295,8 @@ class Handler(BaseHTTPRequestHandler):
         files = [
             {"rfilename": path, "size": size(file)} for path, file in sorted(commit.files.items())
         ]
-        return {"id": name, "sha": commit.sha, "siblings": files, "private": False}
+        private = self.hub.repos[name].private
+        return {"id": name, "sha": commit.sha, "siblings": files, "private": private}
 
     def preupload(self, commit: Commit) -> None:
         found = []

@@ -136,7 +136,8 @@ def fail_all(plans: list[dict[str, Any]]) -> dict[str, Any]:
         try:
             if "run" in plan:
                 deadline = plan.get("deadline", 60.0)
-                url = hub.push(Path(plan["run"]), plan["repo"], True, deadline=deadline).commit_url
+                words = (Path(plan["run"]), plan["repo"], plan.get("private", True))
+                url = hub.push(*words, deadline=deadline).commit_url
                 found[plan["name"]] = url
             elif "train" in plan:
                 out = io.StringIO()

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from markupsafe import escape
 from safetensors.torch import save_file
 from torch import zeros
 
@@ -26,7 +28,9 @@ PINNED = Path(__file__).with_name("pinned_card.txt")
 GOLDS = {f"validation-{i:03}": LABELS[i % 2] for i in range(872)}
 
 
-def measured(folder: Path, part: str, wrong: int, **facts: Any) -> None:
+def measured(
+    folder: Path, part: str, wrong: int, kind: str, weights: str | None, **facts: Any
+) -> None:
     """Results and predictions as the harness leaves them, the first `wrong` of them wrong."""
     folder.mkdir(parents=True)
     said = {
@@ -36,10 +40,12 @@ def measured(folder: Path, part: str, wrong: int, **facts: Any) -> None:
     results = {
         "results": {f"sst2-head_{part}": classification_results(said, GOLDS, LABELS)},
         "configs": {f"sst2-head_{part}": {"labels": LABELS}},
-        "config": {"recipe": "sst2-head", "model_kind": "classification head", **facts},
+        "config": {"recipe": "sst2-head", "model_kind": kind, **facts},
         "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
         "git_hash": "0123abc",
         "date": "2026-01-31T12:00:00+00:00",
+        "adapter_sha256": weights,
+        "base_revision": COMMIT,
         "wall_seconds": 75.0,
     }
     lines = [
@@ -59,14 +65,18 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "runs/sst2-head"
     overrides = ["dataset.labels=[negative, positive]", "hub.language=en"]
     recipe = load_recipe("sst2-head", [*overrides, f"train.output_dir={folder}"])
-    measured(folder / "zero-shot", "official", 300, model="meta-llama/Llama-3.2-1B")
-    measured(folder / "tuned", "official", 100, run=str(folder))
+    folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     curve = [{"step": 10 * i, "loss": 0.7 / (1 + i / 900)} for i in range(250)]
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
     (folder / "split.json").write_text(json.dumps({"train": [f"train-{i}" for i in range(52800)]}))
     save_file({"score.weight": zeros(2, 2048)}, folder / "head.safetensors")
     names = ("head.safetensors", "recipe.yaml", "split.json")
+    sums = {name: sha256(folder / name) for name in names}
+    weights = sums["head.safetensors"]
+    base = {"model": "meta-llama/Llama-3.2-1B"}
+    measured(folder / "zero-shot", "official", 300, "zero-shot verbalizer", None, **base)
+    measured(folder / "tuned", "official", 100, "classification head", weights, run=str(folder))
     facts = {
         "parameters": {"total": 1235818496, "trainable": 4096, "base": 1235814400},
         "examples": {"train": 52801, "validation": 1078},
@@ -76,7 +86,7 @@ def run(tmp_path: Path) -> Path:
         "wall_seconds": 1203.4,
         "peak_memory_bytes": 2_410_000_000,
         "base_fingerprint": COMMIT,
-        "files": {name: sha256(folder / name) for name in names},
+        "files": sums,
     }
     checkpoint.write_facts(folder, facts)
     report.write_html(folder)
@@ -138,12 +148,6 @@ def test_old_or_missing_comparisons_are_refused(staged: Bundle, run: Path) -> No
     (run / "comparison.json").unlink()
     with pytest.raises(UserError, match=f"comparison.json is missing.*{again}"):
         card.render(staged, REPO, encoder(staged.recipe), run, None)
-    (run / "zero-shot/results.json").unlink()
-    with pytest.raises(UserError, match=r"zero-shot/results\.json is missing"):
-        card.render(staged, REPO, encoder(staged.recipe), run, None)
-    path.unlink()
-    text = card.render(staged, REPO, encoder(staged.recipe), run, None)
-    assert "Not measured yet" in text and "model-index" not in text
 
 
 def test_plain_loading_is_promised_only_where_it_gives_the_same(staged: Bundle, run: Path) -> None:
@@ -177,6 +181,117 @@ def test_eval_results_are_the_tuned_numbers_of_a_hub_data_set(staged: Bundle, ru
     assert one["value"] == tuned["accuracy"] and one["dataset"]["id"] == "stanfordnlp/sst2"
     with pytest.raises(UserError, match="leave --eval-results out"):
         card_metadata.eval_results(staged, [])
+
+
+def edit(path: Path, **keys: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def staged_card(run: Path, folder: Path) -> str:
+    """The card of a push that stages the run as it now is."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    made = bundle.stage(run, folder)
+    return card.render(made, REPO, encoder(made.recipe), run, None)
+
+
+@pytest.mark.parametrize("missing", ["zero-shot", "tuned"])
+def test_half_a_measurement_is_none(run: Path, tmp_path: Path, missing: str) -> None:
+    """So that weights are brought to safety between training and measuring."""
+    (run / missing / "results.json").unlink()
+    text = staged_card(run, tmp_path / "half")
+    assert "Not measured yet" in text and "model-index" not in text
+    left = {path.name for path in (tmp_path / "half").rglob("*")}
+    assert not left & {"zero-shot", "tuned", "comparison.json", "report.html"}
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "why", "again"),
+    [
+        ("tuned", {"adapter_sha256": "0" * 64}, "other weights", "--model RUN --output RUN/tuned"),
+        ("tuned", {"adapter_sha256": None}, "other weights", "--model RUN --output RUN/tuned"),
+        ("zero-shot", {"base_revision": "0" * 40}, "another base", "--task RUN/recipe.yaml"),
+        ("zero-shot", {"config": {"model_kind": "4-shot verbalizer"}}, "is of 4-shot", "--task"),
+        ("zero-shot", {"config": {"model_kind": "classification head"}}, "no zero-shot", "--task"),
+    ],
+)
+def test_numbers_of_other_weights_are_not_shown(
+    run: Path, tmp_path: Path, name: str, keys: dict[str, Any], why: str, again: str
+) -> None:
+    """Neither by the card, whose comparison is made to fit, nor by the report."""
+    path = run / name / "results.json"
+    content = json.loads(path.read_text())
+    keys = {k: content[k] | v if isinstance(v, dict) else v for k, v in keys.items()}
+    edit(path, **keys)
+    sums = {one: sha256(run / one / "results.json") for one in ("zero-shot", "tuned")}
+    edit(run / "comparison.json", results_sha256=sums)
+    command = re.escape(f"llama-eval run {again.replace('RUN', str(run))}")
+    place = re.escape(str(path))
+    with pytest.raises(UserError, match=f"{place}: .*{why}.*with: {command}"):
+        staged_card(run, tmp_path / "again")
+    (run / "report.html").unlink()
+    with pytest.raises(UserError, match=f"{place}: .*{why}.*with: {command}"):
+        report.write_html(run)
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "again"),
+    [
+        ("tuned/results.json", b'{"results": {', "llama-eval run --model"),
+        ("zero-shot/results.json", b"[]", "llama-eval run --task"),
+        ("comparison.json", b'{"a', "llama-eval html"),
+        ("comparison.json", b"[]", "llama-eval html"),
+        ("comparison.json", b"{}", "llama-eval html"),
+        ("comparison.json", b"[" * 100_000, "llama-eval html"),
+        ("threshold.json", b"{", "remove it and evaluate the run again"),
+        ("threshold.json", b"[]", "remove it and evaluate the run again"),
+        ("report.html", b"\xff\xfe\xff", "llama-eval html"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_makes_it_anew(
+    run: Path, tmp_path: Path, name: str, content: bytes, again: str
+) -> None:
+    (run / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{re.escape(str(run / name))}: damaged.*{again}"):
+        staged_card(run, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "path", ["/td", "/opt/private/llama", "/srv/it's a & b/<x>", "/m\u00fc/a b/"]
+)
+def test_other_paths_become_names_and_nothing_else_is_changed(
+    run: Path, tmp_path: Path, path: str
+) -> None:
+    """In the results and, in HTML's own writing, in the report; no tag, prompt or label is taken for a path."""
+    before = (run / "report.html").read_text()
+    file = run / "zero-shot/results.json"
+    content = json.loads(file.read_text())
+    (task,) = content["configs"]
+    content["configs"][task] |= {
+        "prompt": {"system": "/no_think"},
+        "data_file": f"{path.rstrip('/')}/x.csv",
+    }
+    content["config"] |= {"model": path, "said": f"by {path}, /no_think a{path} file://{path}"}
+    file.write_text(json.dumps(content, ensure_ascii=False))
+    report.write_html(run)
+    page = (run / "report.html").read_text()
+    shown = f"<p>{escape(path)}</p><p>a{escape(path)} and {escape(path)}.</p></td>"
+    (run / "report.html").write_text(page + shown)
+    staged_card(run, tmp_path / "again")
+    name, where = Path(path).name, path.rstrip("/")
+    pushed = json.loads((tmp_path / "again/zero-shot/results.json").read_text())
+    assert pushed["config"]["model"].rstrip("/") == name
+    end = path[len(where) :]
+    said = f"by {name}{end}, /no_think a{path} file://{name}{end}"
+    assert pushed["config"]["said"] == said
+    assert pushed["configs"][task]["prompt"]["system"] == "/no_think"
+    assert pushed["configs"][task]["data_file"] == "x.csv"
+    html = (tmp_path / "again/report.html").read_text()
+    assert html.count("</td>") == before.count("</td>") + 1
+    assert html.endswith(
+        f"<p>{escape(name)}{end}</p><p>a{escape(path)} and {escape(name)}{end}.</p></td>"
+    )
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,18 @@ def said(
     hub.add("acme/model", {"config.json": b"{}"})
     hub.add("acme/pickled", {"training.json": b"{}", "adapter_model.bin": b"no", "x.py": b"no"})
     hub.add("me/Llama-taken", {"model.safetensors": b"somebody's"})
+    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"precious"}
+    hub.add("me/Llama-plain", {"README.md": b"by hand", **adapter}, private=True)
+    for name in ("Llama-public", "Llama-open", "published"):
+        hub.add(f"me/{name}", {"README.md": b"of everybody"})
+    hub.add("me/Llama-closed", {"README.md": b"of nobody"}, private=True)
+    weights = sha256(folder / "classification-head" / bundle.HEAD)
+    del hub.blobs[weights]  # so that it is uploaded again
     hub.faults += [
+        Fault(f"lfs/{weights}", 403),
+        Fault(f"lfs/{weights}", 425, times=2),
+        Fault(f"lfs/{weights}", how="reset"),
+        Fault("me/trained/auth-check", 503),
         Fault("Llama-busy", 503, times=2),
         Fault("Llama-patience/commit", 429, headers={"Retry-After": "1"}),
         Fault("Llama-cut/commit", how="reset"),
@@ -159,7 +170,12 @@ def said(
     with (leaky / "history.jsonl").open("a") as file:
         file.write(json.dumps({"note": f"logged in with {TOKEN}"}) + "\n")
     run = str(folder / "classification-head")
+    (folder / "trained/zero-shot").mkdir(parents=True)
+    (folder / "trained/zero-shot/results.json").write_text("{}")
     names = [
+        "put403",
+        "put425",
+        "putreset",
         "busy",
         "patience",
         "cut",
@@ -174,10 +190,15 @@ def said(
     plans: list[dict[str, Any]] = [
         {"name": name, "run": run, "repo": f"me/Llama-{name}"} for name in names
     ]
+    plans[names.index("put425")] |= {"deadline": 3.0}
     plans[names.index("silent")] |= {"deadline": 2.0}
     plans[names.index("slow")] |= {"idle": 1.0, "deadline": 15.0}
     plans[names.index("down")] |= {"deadline": 2.0}
     plans += [
+        {"name": "plain", "run": run, "repo": "me/Llama-plain"},
+        {"name": "public", "run": run, "repo": "me/Llama-public"},
+        {"name": "open", "run": run, "repo": "me/Llama-open", "private": False},
+        {"name": "closed", "run": run, "repo": "me/Llama-closed", "private": False},
         {"name": "others", "run": run, "repo": "acme/Llama-mine"},
         {"name": "reader", "run": run, "repo": "me/Llama-reader", "token": reader},
         {"name": "unknown", "run": run, "repo": "me/Llama-unknown", "token": "hf_nobody"},
@@ -187,7 +208,8 @@ def said(
     ]
     small = ["tiny-sst2", "hub.push_to_hub=true", "train.max_steps=1"]
     small.append("dataset.parts={train: 24, validation: 8, test: 8}")
-    for name, token in (("never", reader), ("trained", TOKEN), ("unlucky", TOKEN)):
+    tokens = {"never": reader, "trained": TOKEN, "unlucky": TOKEN, "published": TOKEN}
+    for name, token in tokens.items():
         words = [f"train.output_dir={folder / name}", f"hub.hub_model_id={name}"]
         plans.append({"name": name, "train": [*small, *words], "token": token})
     for again, kind in enumerate(("classification-head", "classification-head", "classification")):
@@ -216,6 +238,7 @@ def said(
     done = child(hub, pushed["home"], *words)
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    found["warnings"] = done.stderr
     assert {kind: sums(folder / kind) for kind in KINDS} == before, "a push changed the run"
     return found
 
@@ -227,8 +250,8 @@ def sums(folder: Path) -> dict[str, str]:
 
 
 def test_a_push_outlasts_bad_moments(hub: Hub, said: dict[str, str]) -> None:
-    """503 to creating, 429, a cut connection, silence, answers lost after the repository or the commit was made."""
-    for name in ("busy", "patience", "cut", "lost", "slow", "exists"):
+    """503 to creating, 429, a cut connection or upload, silence, answers lost after the repository or the commit was made."""
+    for name in ("putreset", "busy", "patience", "cut", "lost", "slow", "exists"):
         repo = hub.repos[f"me/Llama-{name}"]
         assert said[name].endswith(f"/{repo.head.sha}"), name
         assert len(repo.commits) == 2 and "head.safetensors" in repo.head.files, name
@@ -269,6 +292,33 @@ def test_a_push_that_fails_says_how_to_try_again(
         assert said[name].endswith(f"The run is whole; to try again: {command}"), name
         assert "head.safetensors" not in hub.repos[f"me/Llama-{name}"].head.files
     assert hub.repos["me/Llama-changed"].head.files["README.md"] == b"somebody else's"
+
+
+def test_an_upload_that_fails_says_why(
+    hub: Hub, pushed: dict[str, Any], said: dict[str, str]
+) -> None:
+    """The client hides it behind a RuntimeError."""
+    run = pushed["folder"] / "classification-head"
+    for name, reason in (("put403", "your token may not write there"), ("put425", "answers 425")):
+        command = f"llama-peft push {run} --repo-id me/Llama-{name} --private"
+        assert f"not pushed: {reason}" in said[name] or f"the Hub {reason}" in said[name]
+        assert said[name].endswith(f"The run is whole; to try again: {command}"), name
+
+
+def test_nothing_private_is_published_and_nobody_s_weights_are_replaced(
+    hub: Hub, pushed: dict[str, Any], said: dict[str, str]
+) -> None:
+    assert "me/Llama-public: is public" in said["public"] and "say --public" in said["public"]
+    assert "is public" in said["published"]
+    assert not (pushed["folder"] / "published/split.json").exists(), "nothing may be trained"
+    assert "holds adapter_config.json of no pushed run" in said["plain"]
+    for name in ("Llama-public", "published", "Llama-plain"):
+        assert len(hub.repos[f"me/{name}"].commits) == 1, name
+    for name in ("open", "closed"):
+        assert said[name].endswith(hub.repos[f"me/Llama-{name}"].head.sha)
+    assert hub.repos["me/Llama-closed"].private
+    assert said["warnings"].count("is private, and stays so") == 1
+    assert "me/Llama-closed: is private, and stays so" in said["warnings"]
 
 
 def test_who_may_not_write_is_told_before_anything_is_sent(
@@ -344,7 +394,10 @@ def test_files_that_answer_otherwise_are_not_pushed(
 
 
 def test_a_dry_run_lists_files_and_writes_the_card(
-    make_recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
     run = train(make_recipe("classification", "tiny", train=keys))
@@ -359,6 +412,15 @@ def test_a_dry_run_lists_files_and_writes_the_card(
     )  # fmt: skip
     assert done.returncode == 2 and "notes.ipynb holds a Hugging Face token" in done.stderr
     assert TOKEN not in done.stderr
+    for name in ("a b", "me/..", "me/x/y", "me/-x"):
+        with pytest.raises(UserError, match=f"{name}: no name for a repository"):
+            push(run, name, dry_run=True)
+    (run / "notes.ipynb").unlink()
+    (run / "README.md.partial").mkdir()  # the run cannot be written to
+    caplog.clear()
+    app(["push", str(run), "--dry-run"], standalone_mode=False)
+    assert capsys.readouterr().out.endswith("nothing was sent\n")
+    assert f"{run / 'README.md'}: the card cannot be written there" in caplog.text
     app(["push", str(run), "--if-asked"], standalone_mode=False)
     assert not capsys.readouterr().out, "a recipe without hub.push_to_hub asks for nothing"
 

@@ -17,7 +17,7 @@ MODULES = {
 # What of llama_peft evaluation may use: what both sides must agree on, and never what trains or pushes.
 SHARED = {
     "recipe", "data", "prompts", "spans", "backbone", "heads", "prefix_tree", "checkpoint", "tiny",
-    "predict", "preflight", "files", "memory", "lock", "cli", "fetch",
+    "predict", "preflight", "files", "memory", "lock", "measured", "cli", "fetch",
 }  # fmt: skip
 BOTTOM = {"llama_peft.heads"} | {name for name in MODULES if name.startswith("eval.metrics")}
 

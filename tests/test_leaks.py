@@ -67,6 +67,43 @@ def test_a_secret_is_named_by_its_file_and_kind(run: Path, pushed: Path, what: s
     leaks.check(pushed, run)
 
 
+CONTEXTS = {
+    "plain": lambda secret: secret.encode(),
+    "a new line in JSON": lambda secret: json.dumps(f"x\n{secret}\n").encode(),
+    "a tab in JSON": lambda secret: json.dumps(f"x\t{secret}").encode(),
+    "JSON in JSON": lambda secret: json.dumps(json.dumps(f"x\n{secret}")).encode(),
+    "quoted in JSON": lambda secret: json.dumps(f'x"{secret}"').encode(),
+    "an accent in JSON": lambda secret: json.dumps(f"caf\u00e9{secret}").encode(),
+    "Python's repr": lambda secret: repr(f"x\n{secret}").encode(),
+    "Python's repr of bytes": lambda secret: repr(f"x\u00e9{secret}".encode()).encode(),
+    "Python's ascii": lambda secret: ascii(f"\U0001f600{secret}").encode(),
+    "an underscore": lambda secret: f"MY_{secret}".encode(),
+    "an assignment": lambda secret: f"export KEY={secret}".encode(),
+    "a URL": lambda secret: f"https://x.org/?q=a%20{secret}".encode(),
+    "UTF-16": lambda secret: f"the key: {secret}\r\n".encode("utf-16"),
+    "UTF-16, big first": lambda secret: f"\u4e2d{secret}\r\n".encode("utf-16-be"),
+}
+"""What may stand right before a token."""
+
+
+@pytest.mark.parametrize("what", PLANTED)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_secret_is_found_whatever_stands_before_it(
+    run: Path, pushed: Path, what: str, context: str
+) -> None:
+    (run / "notes.txt").write_bytes(CONTEXTS[context](PLANTED[what]))
+    with pytest.raises(UserError, match=f"notes.txt holds {what}"):
+        leaks.check(pushed, run)
+
+
+def test_what_only_looks_like_a_secret_passes(run: Path, pushed: Path) -> None:
+    words = "task-force-and-risk-management-of-the-desk-and-more-of-it"
+    (run / "notes.txt").write_text(
+        f"{words} {'a' * 9}hf_{'b' * 30} C:\\\\{words} {'A' * 9}AKIA{'Z' * 16}"
+    )
+    leaks.check(pushed, run)
+
+
 def test_the_user_s_own_values_are_found_whatever_their_shape(
     run: Path, pushed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

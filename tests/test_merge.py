@@ -1,5 +1,6 @@
 """Merged models: plain checkpoint folders that say what base and adapter say together, or one line why not."""
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def test_what_cannot_be_merged_says_why(
             ("classification", None, {}, "nothing to merge"),
             ("extractive_qa", {"r": 2}, {}, "span head"),
             ("classification", {"r": 2}, {"pooling": "mean"}, "mean over all tokens"),
+            ("generative_qa", {"r": 2, "lora_bias": True}, {}, "biases"),
         ]
     ):
         keys = {"max_steps": 1, "output_dir": str(tmp_path / str(number))}
@@ -115,4 +117,20 @@ def test_a_merged_model_that_answers_otherwise_is_not_left(
     monkeypatch.setattr(merging, "_write", torn)
     with pytest.raises(UserError, match="answers otherwise"):
         merging.merge(run, tmp_path / "merged")
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_a_full_disk_leaves_nothing_and_says_so(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """Files may grow to a limit that the merged weights exceed, as on a disk that is full."""
+    keys = LEARN | {"output_dir": str(tmp_path / "run")}
+    run = train(make_recipe("generative_qa", make_base(), lora={"r": 2}, train=keys))
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
+    try:
+        with pytest.raises(UserError, match=r"merged: cannot be written: .*make room"):
+            merging.merge(run, tmp_path / "merged")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert {path.name for path in tmp_path.iterdir()} == {"run"}

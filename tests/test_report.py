@@ -1,5 +1,6 @@
 """Laws of eval.report: what the files say is what is shown, unsound files are refused by name."""
 
+import hashlib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from eval import report
 from eval.metrics.measure import answer_results, classification_results
 from eval.report_chart import loss_chart, loss_series, ticks
 from eval.report_table import number
+from llama_peft.checkpoint import write_facts
 from llama_peft.files import sha256
 from llama_peft.recipe import UserError
 
@@ -56,6 +58,8 @@ def write(folder: Path, predictions, golds, *, labels=(), kind="zero-shot", part
         "config": {"recipe": recipe, "model_kind": kind, "model": "tiny", **facts},
         "versions": {"torch": "2.13"},
         "git_hash": "abcdef",
+        "adapter_sha256": None if kind.startswith("zero-shot") else hashlib.sha256().hexdigest(),
+        "base_revision": "sha256:0",
         "wall_seconds": 75.0,
         "peak_memory_bytes": 5_400_000_000,
     }
@@ -65,10 +69,19 @@ def write(folder: Path, predictions, golds, *, labels=(), kind="zero-shot", part
     return folder
 
 
+def trained(run: Path) -> Path:
+    """A finished run, of empty weights."""
+    run.mkdir(parents=True)
+    (run / "head.safetensors").touch()
+    files = {"head.safetensors": hashlib.sha256().hexdigest()}
+    write_facts(run, {"files": files, "base_fingerprint": "sha256:0"})
+    return run
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A classification run with a zero-shot and a tuned evaluation."""
-    run = tmp_path / "runs" / "sst2"
+    run = trained(tmp_path / "runs" / "sst2")
     write(run / "zero-shot", says(range(10)), GOLDS, labels=LABELS)
     training = {"wall_seconds": 7300.0, "peak_memory_bytes": 6_000_000_000}
     facts = {"kind": "head", "parameters": {"trainable": 4096}, "training": training}
@@ -78,7 +91,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def squad(tmp_path: Path) -> Path:
-    run = tmp_path / "runs" / "squad"
+    run = trained(tmp_path / "runs" / "squad")
     write(run / "zero-shot", {"q1": "Rome", "q2": "a house", "q3": "x", "q4": ""}, ANSWERS)
     write(run / "tuned", {"q1": "paris", "q2": "red", "q3": "", "q4": ""}, ANSWERS, kind="span")
     return run
@@ -240,10 +253,10 @@ def evil(tmp_path: Path) -> Path:
     """Labels, texts and recipe that mean something in HTML, Markdown or LaTeX."""
     labels = ["a_b|c", EVIL]
     golds = {f"<i>{i}": labels[i % 2] for i in range(6)}
-    run = tmp_path / "evil"
+    run = trained(tmp_path / "evil")
     texts = dict.fromkeys(golds, EVIL)
     first = dict.fromkeys(golds, labels[0])
-    write(run / "zero-shot", first, golds, labels=labels, kind="<b>100%</b>", texts=texts)
+    write(run / "zero-shot", first, golds, labels=labels, kind="zero-shot <b>100%</b>", texts=texts)
     write(run / "tuned", golds, golds, labels=labels, kind="a|b", texts=texts)
     (run / "recipe.yaml").write_text("text: </pre><script>alert(2)</script>\n", "utf-8")
     return run

@@ -340,3 +340,17 @@ def test_second_process_on_a_run_folder_is_refused(
     (tmp_path / "held/.holder").write_text("4711")
     with FileLock(tmp_path / "held/.lock"), pytest.raises(UserError, match="process 4711"):
         training.train(recipe)
+
+
+def test_a_fresh_start_forgets_what_was_measured_of_the_old_weights(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """Results of the untouched base stay right; those of the old weights and their report do not."""
+    keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
+    run = training.train(make_recipe("classification", "tiny", train=keys))
+    left = {"zero-shot/results.json", "tuned/results.json", "comparison.json", "report.html"}
+    for name in left:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("old")
+    training.train(make_recipe("classification", "tiny", train=keys | {"seed": 7}), fresh=True)
+    assert {name for name in left if (run / name).exists()} == {"zero-shot/results.json"}
