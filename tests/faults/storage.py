@@ -5,7 +5,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .shop import DAMAGES, KINDS, STEPS, Fault, Seen, Shop
@@ -37,6 +37,9 @@ def faults(full: bool) -> Iterator[Fault]:
     for kind in KINDS:
         for size in (1, 20_000, 60_000):
             yield _full_disk(kind, size, full or (kind, size) == ("classification + LoRA", 20_000))
+    for size in (1, 3_000):
+        yield _full_disk_evaluation(size)
+    yield _full_disk_merge()
     for what in ("run folder", "checkpoints"):
         yield _vanished(what)
     yield _no_folder()
@@ -113,18 +116,52 @@ def _partial(damage: str) -> Fault:
     return Fault("storage", f"partial predictions {damage}", inflict)
 
 
-def _full_disk(kind: str, size: int, cheap: bool) -> Fault:
-    """No file can grow beyond `size` bytes: as where a disk is full, writing fails in the middle."""
+def _limited(size: int) -> Callable[[], None]:
+    """A hook: no file can grow beyond `size` bytes, so that writing fails in the middle as where a disk is full."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
+    return limit
+
+
+def _full_disk_evaluation(size: int) -> Fault:
+    kind = "span + LoRA"
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        expected = shop.tuned(kind)
+        words = ["run", "--model", str(expected.parent), "--output", str(folder / "out")]
+        log = folder / "log"
+        seen = shop.refused(shop.wait(shop.start(words, log, "eval", _limited(size)), log))
+        if seen.verdict != "right":
+            return seen
+        done = shop.run(words, program="eval")
+        both = [(f / "predictions.jsonl").read_bytes() for f in (folder / "out", expected)]
+        right = done.code == 0 and both[0] == both[1]
+        return Seen("right" if right else "wrong", seen.message)
+
+    return Fault("storage", f"disk full at {size} bytes a file: evaluation", inflict)
+
+
+def _full_disk_merge() -> Fault:
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        run = shop.reference("classification + LoRA")
+        words = ["merge", str(run), "--output", str(folder / "merged")]
+        log = folder / "log"
+        seen = shop.refused(shop.wait(shop.start(words, log, hook=_limited(20_000)), log))
+        left = [path for path in folder.iterdir() if path != log]
+        return Seen("wrong", f"left behind: {left}") if left else seen
+
+    return Fault("storage", "disk full at 20000 bytes a file: merge", inflict)
+
+
+def _full_disk(kind: str, size: int, cheap: bool) -> Fault:
     def inflict(shop: Shop, folder: Path) -> Seen:
         shop.reference(kind)
         words = shop.write(shop.recipe(kind, folder), folder)
         log = folder / "log"
-        done = shop.wait(shop.start(words, log, hook=limit), log)
+        done = shop.wait(shop.start(words, log, hook=_limited(size)), log)
         if "Traceback" in done.text:
             return Seen("traceback", done.text[-600:])
         if done.code not in (0, 1, 2):
