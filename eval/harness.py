@@ -22,7 +22,7 @@ import torch
 from eval.job import Job
 from eval.metrics.squad_v2 import fit_threshold
 from eval.predictors import Predictor, Shots, as_trained, check_model, is_run, open_predictor
-from eval.scoring import Line, Material, check_ids, described, finish, material
+from eval.scoring import RESULTS, Line, Material, check_ids, described, finish, material
 from llama_peft import backbone, checkpoint, data
 from llama_peft.checkpoint import THRESHOLD, no_answer_threshold
 from llama_peft.data import Example, QuestionExample, TextExample
@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 PARTIAL = "predictions.partial.jsonl"
 
 
-def run(job: Job, show: int = 0) -> dict[str, Any]:
+def run(job: Job, show: int = 0, again: bool = True) -> dict[str, Any]:
     """Predict, score, and write `output`/predictions.jsonl and results.json; returns the latter.
 
-    show: log so many prompts with what the model made of them. Raises UserError where model, data and task do not fit,
-    before any example is predicted.
+    show: log so many prompts with what the model made of them. again: also where `output` holds the same measurement's
+    results already. Raises UserError where model, data and task do not fit, before any example is predicted.
     """
     started = time.monotonic()
     kind = check_model(job.model, job.recipe, job.kind)
@@ -52,23 +52,38 @@ def run(job: Job, show: int = 0) -> dict[str, Any]:
         _check_split(Path(job.model), found, strict=job.data_file is None)
     predictor = open_predictor(job.model, job.recipe, found.labels, kind, _shots(job, found))
     with only_process(job.output, "evaluating"):
-        threshold = _threshold(job, predictor, _validation(job, predictor, found))
+        validation = _validation(job, predictor, found)
+        key = _key(job, predictor, found.parts, validation)
+        if not again and (done := _complete(job.output, key)):
+            log.info("%s: measured already", job.output)
+            return done
+        threshold = _threshold(job, predictor, validation)
         size = job.recipe.train.per_device_eval_batch_size
         partial = job.output / PARTIAL
-        lines = predict(predictor, found.examples, partial, _key(job, predictor, found.parts), size)
+        lines = predict(predictor, found.examples, partial, key, size)
         _show(predictor, found.examples[:show], lines)
         results = finish(
             job,
             found,
             lines,
             kind=predictor.kind,
-            facts=predictor.facts,
+            facts=predictor.facts | {"key": key},
             started=started,
             threshold=threshold,
             peak_memory_bytes=peak_memory(),
         )
         partial.unlink(missing_ok=True)
     return results
+
+
+def _complete(output: Path, key: str) -> dict[str, Any] | None:
+    """The results of exactly this measurement, where they are there; they are written last."""
+    try:
+        results: dict[str, Any] = json.loads((output / RESULTS).read_text("utf-8"))
+        same = results["config"]["key"] == key
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return results if same else None
 
 
 def predict(
@@ -309,13 +324,22 @@ def _is_own(run: Path, recipe: Recipe, validation: Sequence[Example]) -> bool:
     return own.dataset == recipe.dataset and same_settings
 
 
-def _key(job: Job, predictor: Predictor, parts: dict[str, list[Example]]) -> str:
-    """A digest of all that predictions depend on; what the model reads stands for template, tokenizer and worked examples."""
+def _key(
+    job: Job,
+    predictor: Predictor,
+    parts: dict[str, list[Example]],
+    validation: Sequence[Example] = (),
+) -> str:
+    """A digest of all that predictions depend on, and with the examples that a threshold is fitted on all that scores do.
+
+    What the model reads stands for its template, its tokenizer and the worked examples.
+    """
     recipe, facts = job.recipe, predictor.facts
     place = torch.device("cpu") if recipe.train.use_cpu else backbone.device()
     settings = {
         "facts": {name: facts[name] for name in ("model", "base_fingerprint", "adapter_sha256")},
         "adapter_config": _adapter_config(job, predictor),
+        "threshold": _fitted_for(recipe, validation),
         "kind": predictor.kind,
         "labels": predictor.labels,
         "quantization": recipe.quantization.model_dump(),

@@ -1,6 +1,7 @@
 """From the command line's words to what is measured, checked before anything heavy is imported."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,6 +13,7 @@ Kind = Literal["run", "adapter", "causal", "classifier", "reader"]
 ...ForCausalLM, ...ForSequenceClassification or ...ForQuestionAnswering."""
 MEASURED = ("eval.", "dataset.", "train.per_device_eval_batch_size")
 """Keys that a measurement of a run may choose, by their beginnings."""
+_CHOOSING = ("eval.splits", "eval.limit")
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -28,6 +30,11 @@ class Job:
     limit: int | None = None
     fetched: bool = False
     """Whether `model` is the Hub cache's copy of a pushed run, into which nothing is written."""
+
+    @property
+    def sample_size(self) -> int | None:
+        """The limit, or the recipe's; None for all."""
+        return self.limit or self.recipe.eval.limit
 
 
 def make_job(
@@ -58,11 +65,9 @@ def make_job(
     recipe = load_recipe(task, overrides)
     if output is None:
         folder = Path("runs", slug(str(name)), "tuned") if fetched else _folder(recipe, model)
-        output = (
-            folder
-            if data_file is None
-            else folder.with_name(f"{folder.name}-{Path(data_file).stem}")
-        )
+        plain = [text for text in overrides if not text.strip().startswith(_CHOOSING)]
+        words = _what_differs(recipe, load_recipe(task, plain), own, data_file, limit)
+        output = folder.with_name("-".join([folder.name, *words]))
     return Job(
         recipe=recipe,
         model=model or recipe.model.model_name_or_path,
@@ -111,6 +116,24 @@ def _folder(recipe: Recipe, model: str | None) -> Path:
     if model not in (None, recipe.model.model_name_or_path):
         name += f"-{slug(str(model))}"
     return Path(recipe.run_folder) / name
+
+
+def _what_differs(
+    recipe: Recipe, plain: Recipe, own: Path | None, data_file: str | None, limit: int | None
+) -> Iterator[str]:
+    """What tells a measurement from the plain one of its model, in whose folder it must not lie.
+
+    plain: the recipe without a choice of parts or a limit. own: where a run's own recipe would be.
+    """
+    if own is not None and own.is_file() and load_recipe(own).name != recipe.name:
+        yield recipe.name
+    if data_file is not None:
+        yield Path(data_file).stem
+    elif recipe.eval.splits != plain.eval.splits:
+        yield "-".join(recipe.eval.splits)
+    limit = limit or recipe.eval.limit
+    if limit != plain.eval.limit:
+        yield f"limit-{limit}" if limit else "no-limit"
 
 
 def slug(model: str) -> str:

@@ -53,15 +53,17 @@ def material(job: Job) -> Material:
     """The recipe's data, or with a file of the user's that file as the only part."""
     dataset = _dataset(job)
     measured = list(job.recipe.eval.splits) if job.data_file is None else ["data"]
-    limit = job.limit or job.recipe.eval.limit
-    sampler = random.Random(job.recipe.dataset.seed)
-    parts = {
-        part: dataset.parts[part]
-        if limit is None
-        else sampler.sample(dataset.parts[part], min(limit, len(dataset.parts[part])))
-        for part in measured
-    }
+    parts = {part: _sample(dataset.parts[part], part, job) for part in measured}
     return Material(dataset=dataset, parts=parts)
+
+
+def _sample(examples: list[Example], part: str, job: Job) -> list[Example]:
+    """As many as the limit allows, the same ones whichever other parts are measured."""
+    size = job.sample_size
+    if size is None:
+        return examples
+    sampler = random.Random(f"{job.recipe.dataset.seed} {part}")
+    return sampler.sample(examples, min(size, len(examples)))
 
 
 def _dataset(job: Job) -> data.Dataset:
@@ -181,7 +183,7 @@ def _settings(job: Job, labels: Sequence[str], threshold: float | None) -> dict[
         "dataset": recipe.dataset.model_dump(mode="json"),
         "data_file": job.data_file,
         "prompt": recipe.prompt.model_dump(),
-        "eval": recipe.eval.model_dump(),
+        "eval": recipe.eval.model_dump() | {"limit": job.sample_size},
         "labels": list(labels),
         "no_answer_threshold": threshold,
         "bleu_signature": None if labels else bleu_signature(),

@@ -300,6 +300,7 @@ def test_limit_takes_the_same_sample_for_every_system(
     for name, model in (("zero", recipe.model.model_name_or_path), ("tuned", folder)):
         results = harness.run(job_for(recipe, model, tmp_path / name, limit=5))
         assert results["n-samples"]["small"] == {"original": 16, "effective": 5}
+        assert results["configs"]["small"]["eval"]["limit"] == 5
         lines = (tmp_path / name / "predictions.jsonl").read_text().splitlines()
         ids.append([json.loads(line)["id"] for line in lines])
     assert ids[0] == ids[1]
@@ -578,3 +579,37 @@ def test_every_weight_of_a_folder_tells_it_from_another(
         file.seek(3 << 19)
         file.write(b"1")
     assert checkpoint.base_fingerprint(recipe) != before
+
+
+def test_default_folders_tell_measurements_apart(span_run: tuple[Recipe, Path]) -> None:
+    def folder(
+        task: str | None = None,
+        model: Path | None = None,
+        splits: list[str] | None = None,
+        limit: int | None = None,
+        *overrides: str,
+    ) -> Path:
+        name = None if model is None else str(model)
+        return make_job(task, name, None, splits, limit, None, list(overrides)).output
+
+    own, run = Path("runs/tiny-sst2"), span_run[1]
+    assert folder("tiny-sst2") == own / "zero-shot"
+    assert folder("tiny-sst2", None, ["test"]) == own / "zero-shot"
+    assert folder("tiny-sst2", None, None, 5) == own / "zero-shot-limit-5"
+    assert folder("tiny-sst2", None, None, None, "eval.limit=5") == own / "zero-shot-limit-5"
+    assert folder("tiny-sst2", None, ["validation"]) == own / "zero-shot-validation"
+    assert folder(None, run) == folder(str(run / "recipe.yaml"), run) == run / "tuned"
+    assert folder(None, run, ["test", "validation"], 5) == run / "tuned-test-validation-limit-5"
+    assert folder("tiny-squad-span", run) == run / "tuned-tiny-squad-span"
+
+
+def test_the_sample_of_a_part_is_the_same_beside_other_parts(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipe = make_recipe("classification", "tiny")
+    both = changed(recipe, "eval", splits=["validation", "test"])
+    samples = [
+        scoring.material(job_for(each, "tiny", tmp_path, limit=5)).parts["test"]
+        for each in (recipe, both)
+    ]
+    assert samples[0] == samples[1]
