@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +199,19 @@ def _shots(job: Job, found: Material) -> Shots | None:
         earlier = _earlier(found.dataset, wanted)
         return lambda example: earlier[example.id]
     whole = found.dataset if job.data_file is None else data.load(job.recipe)
-    chosen = _worked(whole.parts["train"], wanted, job.recipe.dataset.seed)
-    return lambda example: chosen
+    turns = _in_turns(whole.parts["train"], job.recipe.dataset.seed)
+
+    def chosen(example: Example) -> list[Example]:
+        """The first ones, but for those that ask the same: where train is measured they hold the answer."""
+        return list(islice((shot for shot in turns if _asked(shot) != _asked(example)), wanted))
+
+    return chosen
+
+
+def _asked(example: Example) -> tuple[str, ...]:
+    return (
+        (example.text,) if isinstance(example, TextExample) else (example.question, example.context)
+    )
 
 
 def _earlier(dataset: data.Dataset, wanted: int) -> dict[str, list[Example]]:
@@ -216,14 +227,14 @@ def _earlier(dataset: data.Dataset, wanted: int) -> dict[str, list[Example]]:
     return found
 
 
-def _worked(train: Sequence[Example], wanted: int, seed: int) -> list[Example]:
-    """A seeded sample of train that takes labels, or answerable and not, in turn."""
+def _in_turns(train: Sequence[Example], seed: int) -> list[Example]:
+    """Train in a seeded order that takes labels, or answerable and not, in turn."""
     kinds: dict[object, list[Example]] = {}
     for example in random.Random(seed).sample(train, len(train)):
         kind = example.label if isinstance(example, TextExample) else bool(example.answers)
         kinds.setdefault(kind, []).append(example)
     turns = chain.from_iterable(zip_longest(*kinds.values()))
-    return [example for example in turns if example is not None][:wanted]
+    return [example for example in turns if example is not None]
 
 
 def _check_split(folder: Path, found: Material, strict: bool) -> None:

@@ -16,6 +16,7 @@ from llama_peft.examples import (
     Example,
     QuestionExample,
     TextExample,
+    broken,
     label_names,
     to_examples,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Example",
     "QuestionExample",
     "TextExample",
+    "broken",
     "load",
     "load_file",
     "split_ids",

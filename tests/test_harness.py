@@ -446,7 +446,7 @@ def test_worked_examples_stand_in_the_prompt(
     parts = data.load(recipe).parts
     results = json.loads((tmp_path / "plain/results.json").read_text())
     assert results["config"]["model_kind"].startswith("3-shot ")
-    chosen = harness._worked(parts["train"], 3, 42)
+    chosen = harness._in_turns(parts["train"], 42)[:3]
     assert {e.id for e in chosen} <= {e.id for e in parts["train"]}
     kinds = [e.label if task == "classification" else bool(e.answers) for e in chosen]
     assert len(set(kinds[:2])) == 2, "labels, or answerable and not, in turn"
@@ -613,3 +613,24 @@ def test_the_sample_of_a_part_is_the_same_beside_other_parts(
         for each in (recipe, both)
     ]
     assert samples[0] == samples[1]
+
+
+@pytest.mark.parametrize("task", ["classification", "generative_qa"])
+def test_no_worked_example_is_the_measured_one(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, task: str
+) -> None:
+    """Measured on the file that it was to learn from, a model must not read the answer in its prompt."""
+    recipe = make_recipe(task, "tiny", lora={"r": 2}, eval={"num_fewshot": 3})
+    train = data.load(recipe).parts["train"]
+    found = scoring.Material(
+        dataset=data.Dataset(labels=(), parts={"train": train}), parts={"data": train}
+    )
+    shots = harness._shots(job_for(recipe, "tiny", tmp_path), found)
+    assert shots is not None
+    first = [shot.id for shot in shots(replace(train[0], id="other"))]
+    assert any(example.id in first for example in train[1:])
+    for example in train:
+        measured = replace(example, id="measured")
+        chosen = shots(measured)
+        assert len({shot.id for shot in chosen}) == 3
+        assert all(replace(shot, id="measured") != measured for shot in chosen)

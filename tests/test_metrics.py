@@ -205,6 +205,8 @@ def test_a_threshold_silences_what_lies_above_it_and_leaves_the_oracle_alone():
     chance = {"1": 0.1, "2": 0.9, "3": 0.2, "4": 0.8, "5": 0.7}
     scores = squad_v2.squad_scores(HAND_ANSWERS, HAND_GOLDS, chance, threshold=0.5)
     assert (scores["HasAns_f1"], scores["NoAns_f1"]) == pytest.approx((100 / 3, 100))
+    silenced = squad_v2.apply_threshold(HAND_ANSWERS, chance, 0.5)
+    assert scores == squad_v2.squad_scores(silenced, HAND_GOLDS, chance, before=HAND_ANSWERS)
     raw = squad_v2.squad_scores(HAND_ANSWERS, HAND_GOLDS, chance)
     assert scores["best_f1"] == raw["best_f1"]
     with pytest.raises(ValueError, match="needs"):
@@ -530,7 +532,9 @@ def test_every_score_has_an_interval_around_it_and_counts_have_none(written):
     truth = {str(i): labels[i % 2] for i in range(30)}
     given = {key: label if int(key) % 5 else "pos" for key, label in truth.items()}
     for results in (
-        measure.answer_results(answers, golds, chance, threshold=0.9),
+        measure.answer_results(
+            squad_v2.apply_threshold(answers, chance, 0.9), golds, chance, before=answers
+        ),
         measure.classification_results(given, truth, labels),
     ):
         for name in names.score_names(results):
@@ -544,7 +548,8 @@ def test_every_score_has_an_interval_around_it_and_counts_have_none(written):
 
 def test_a_threshold_holds_for_overlap_too():
     chance = dict.fromkeys(HAND_GOLDS, 1.0)
-    results = measure.answer_results(HAND_ANSWERS, HAND_GOLDS, chance, threshold=0.5)
+    silenced = squad_v2.apply_threshold(HAND_ANSWERS, chance, 0.5)
+    results = measure.answer_results(silenced, HAND_GOLDS, chance, before=HAND_ANSWERS)
     assert (results["HasAns_rouge1"], results["rouge1"], results["exact"]) == (0, 0.4, 40)
 
 

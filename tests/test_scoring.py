@@ -97,6 +97,7 @@ def spoiled(answers: dict[str, str]) -> dict[str, tuple[Any, str]]:
         "extra": (answers | {"x": ""}, r"1 for no example \(first: x\)"),
         "twice": ("\n".join([*lines, lines[0]]), rf"1 given twice \(first: {first}\)"),
         "a key twice": ('{"a": "", "a": ""}', "'a' occurs twice"),
+        "half a character": (answers | {first: "\ud800"}, "prediction 1 holds half a character"),
         "not text": (answers | {first: 3}, "prediction 1 is no"),
         "no json": ("{", "cannot be read"),
         "a number": ("3", "holds neither"),
@@ -123,6 +124,37 @@ def test_probabilities_must_be_of_the_same_ids(tmp_path: Path) -> None:
         scored(job, tmp_path / "a.json", answers, dict.fromkeys(list(answers)[1:], 0.5))
     with pytest.raises(UserError, match=r"is no \{id: probability"):
         scored(job, tmp_path / "a.json", answers, dict.fromkeys(answers, "high"))
+
+
+def test_probabilities_are_of_all_predictions_or_of_none(tmp_path: Path) -> None:
+    job = job_for("tiny-squad", tmp_path / "out")
+    lines: list[dict[str, Any]] = [
+        {"id": id_, "prediction": text} for id_, text in first_answers(job).items()
+    ]
+    lines[3]["no_answer_probability"] = 0.5
+    with pytest.raises(UserError, match="15 of 16 predictions have no no_answer_probability"):
+        scored(job, tmp_path / "a.json", json.dumps(lines))
+
+
+def test_what_a_threshold_silenced_counts_in_the_best_scores(tmp_path: Path) -> None:
+    """A span run's own predictions score as the run did: `best_*` choose from the answers before its threshold."""
+    job = job_for("tiny-squad-span", tmp_path / "out")
+    chances = {id_: i / 16 for i, id_ in enumerate(first_answers(job))}
+    lines = [
+        {
+            "id": id_,
+            "prediction": text,
+            "no_answer_probability": chances[id_],
+            "raw": text or "wrong",
+        }
+        for id_, text in first_answers(job).items()
+    ]
+    found = scoring.material(job)
+    ran = scoring.finish(job, found, lines, kind="span head", facts={}, started=0.0, threshold=0.4)[
+        "results"
+    ]
+    again = job_for("tiny-squad-span", tmp_path / "again")
+    assert scoring.score_file(again, job.output / "predictions.jsonl", None)["results"] == ran
 
 
 def test_the_command_needs_no_torch(tmp_path: Path) -> None:
