@@ -39,7 +39,10 @@ def run(
         str | None, typer.Option(help="A file or Hub name to measure on, whole.")
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option(help="test, validation or official. Default: the recipe's.")
+        list[str] | None,
+        typer.Option(
+            help="test, validation or official, or the split of a Hub name given by --data. Default: the recipe's."
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Measure on a sample of so many.")
@@ -116,7 +119,10 @@ def score(
         Path | None, typer.Option(help="The official JSON of {id: probability of no answer}.")
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option(help="test, validation or official. Default: the recipe's.")
+        list[str] | None,
+        typer.Option(
+            help="test, validation or official, or the split of a Hub name given by --data. Default: the recipe's."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the results. Default: beside the predictions.")

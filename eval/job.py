@@ -27,6 +27,9 @@ class Job:
     kind: Kind | None = None
     """None: seen from the model's files."""
     data_file: str | None = None
+    """A file or a Hub data set's name."""
+    data_split: str | None = None
+    """The split of that data set; None takes its test split."""
     limit: int | None = None
     fetched: bool = False
     """Whether `model` is the Hub cache's copy of a pushed run, into which nothing is written."""
@@ -58,15 +61,15 @@ def make_job(
             raise UserError(f"{model} is no run folder, so --task must say what to measure it on")
         task = str(own)
         _check_fixed(str(name), overrides)
-    if splits and data_file:
-        raise UserError("--split is of the recipe's data and --data another file: give one of them")
-    if splits:
+    data_split = _data_split(data_file, splits) if data_file and splits else None
+    if splits and not data_file:
         overrides = [*overrides, f"eval.splits=[{', '.join(splits)}]"]
     recipe = load_recipe(task, overrides)
     if output is None:
         folder = Path("runs", slug(str(name)), "tuned") if fetched else _folder(recipe, model)
         plain = [text for text in overrides if not text.strip().startswith(_CHOOSING)]
-        words = _what_differs(recipe, load_recipe(task, plain), own, data_file, limit)
+        data_words = [Path(data_file).stem, *filter(None, [data_split])] if data_file else []
+        words = _what_differs(recipe, load_recipe(task, plain), own, data_words, limit)
         output = folder.with_name("-".join([folder.name, *words]))
     return Job(
         recipe=recipe,
@@ -74,9 +77,21 @@ def make_job(
         output=output,
         kind=kind,
         data_file=data_file,
+        data_split=data_split,
         limit=limit,
         fetched=fetched,
     )
+
+
+def _data_split(data_file: str, splits: list[str]) -> str:
+    """The split of a Hub data set that --data names."""
+    from llama_peft.sources import is_file_name
+
+    if is_file_name(data_file):
+        raise UserError("--split is of the recipe's data and --data another file: give one of them")
+    if len(splits) > 1:
+        raise UserError(f"{data_file} is measured on one split: give one --split")
+    return splits[0]
 
 
 def _check_fixed(run: str, overrides: list[str]) -> None:
@@ -119,17 +134,17 @@ def _folder(recipe: Recipe, model: str | None) -> Path:
 
 
 def _what_differs(
-    recipe: Recipe, plain: Recipe, own: Path | None, data_file: str | None, limit: int | None
+    recipe: Recipe, plain: Recipe, own: Path | None, data_words: list[str], limit: int | None
 ) -> Iterator[str]:
     """What tells a measurement from the plain one of its model, in whose folder it must not lie.
 
-    plain: the recipe without a choice of parts or a limit. own: where a run's own recipe would be.
+    plain: the recipe without a choice of parts or a limit. own: where a run's own recipe would be. data_words: what names
+    the data of --data.
     """
     if own is not None and own.is_file() and load_recipe(own).name != recipe.name:
         yield recipe.name
-    if data_file is not None:
-        yield Path(data_file).stem
-    elif recipe.eval.splits != plain.eval.splits:
+    yield from data_words
+    if recipe.eval.splits != plain.eval.splits:
         yield "-".join(recipe.eval.splits)
     limit = limit or recipe.eval.limit
     if limit != plain.eval.limit:

@@ -69,10 +69,11 @@ def _sample(examples: list[Example], part: str, job: Job) -> list[Example]:
 def _dataset(job: Job) -> data.Dataset:
     if job.data_file is None:
         return data.load(job.recipe)
-    examples = data.load_file(job.recipe, job.data_file)
-    labels = tuple(job.recipe.dataset.labels or ())
-    if job.recipe.task == "classification" and not labels:
-        raise UserError("--data needs dataset.labels in the recipe, or a run that knows its labels")
+    recipe, labels = job.recipe, data.known_labels(job.recipe)
+    if labels:  # so that they are not looked up again
+        named = recipe.dataset.model_copy(update={"labels": list(labels)})
+        recipe = recipe.model_copy(update={"dataset": named})
+    examples = data.load_file(recipe, job.data_file, job.data_split)
     return data.Dataset(labels=labels, parts={"data": examples})
 
 
@@ -194,6 +195,7 @@ def _settings(job: Job, labels: Sequence[str], threshold: float | None) -> dict[
         "task": recipe.task,
         "dataset": recipe.dataset.model_dump(mode="json"),
         "data_file": job.data_file,
+        "data_split": job.data_split,
         "prompt": recipe.prompt.model_dump(),
         "eval": recipe.eval.model_dump() | {"limit": job.sample_size},
         "labels": list(labels),

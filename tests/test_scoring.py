@@ -157,6 +157,29 @@ def test_what_a_threshold_silenced_counts_in_the_best_scores(tmp_path: Path) -> 
     assert scoring.score_file(again, job.output / "predictions.jsonl", None)["results"] == ran
 
 
+def test_labels_are_those_of_train_where_the_recipe_names_none(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\ngood,plus\nbad,minus\n")
+    (tmp_path / "mine.csv").write_text("id,text,label\na,fine,plus\n")
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        "task: classification\nmodel: {model_name_or_path: tiny}\n"
+        f"dataset: {{parts: {{train: {tmp_path / 'train.csv'}}}}}\n"
+    )
+    file = str(tmp_path / "mine.csv")
+    job = make_job(str(recipe), None, file, None, None, tmp_path / "out", [])
+    assert scored(job, tmp_path / "theirs.json", {"a": "plus"}).get("accuracy") == 1
+
+
+def test_split_names_a_part_of_a_hub_s_data(tmp_path: Path) -> None:
+    job = make_job("tiny-sst2", None, "org/reviews", ["train"], None, None, [])
+    assert job.data_split == "train"
+    assert job.output == Path("runs/tiny-sst2/zero-shot-reviews-train")
+    with pytest.raises(UserError, match="--split is of"):
+        make_job("tiny-sst2", None, "mine.csv", ["train"], None, None, [])
+    with pytest.raises(UserError, match="one --split"):
+        make_job("tiny-sst2", None, "org/reviews", ["train", "test"], None, None, [])
+
+
 def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     """On a SQuAD file and the official predictions, in a real process that torch must not enter."""
     asked = [{"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]}]
