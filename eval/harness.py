@@ -28,7 +28,7 @@ from llama_peft.checkpoint import THRESHOLD, no_answer_threshold
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.files import sha256, write_durably
 from llama_peft.lock import only_process
-from llama_peft.memory import free_memory, is_out_of_memory, peak_memory
+from llama_peft.memory import free_memory, is_out_of_memory, peak_memory, reset_peak
 from llama_peft.predict import Prediction
 from llama_peft.recipe import Recipe, UserError, load_recipe
 
@@ -44,6 +44,7 @@ def run(job: Job, show: int = 0, again: bool = True) -> dict[str, Any]:
     results already. Raises UserError where model, data and task do not fit, before any example is predicted.
     """
     started = time.monotonic()
+    reset_peak()
     kind = check_model(job.model, job.recipe, job.kind)
     if kind == "run":
         job = replace(job, recipe=as_trained(job.recipe, Path(job.model)))

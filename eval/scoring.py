@@ -29,7 +29,10 @@ from llama_peft.recipe import Recipe, UserError
 
 Line = dict[str, Any]
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
-_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
+_PACKAGES = (
+    "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "sacrebleu", "rouge_score", "nltk",
+    "scikit-learn",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -634,3 +636,18 @@ def test_no_worked_example_is_the_measured_one(
         chosen = shots(measured)
         assert len({shot.id for shot in chosen}) == 3
         assert all(replace(shot, id="measured") != measured for shot in chosen)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak can be reset on Linux only")
+def test_the_peak_is_of_one_measurement(tmp_path: Path) -> None:
+    """In a process of its own: what was held before is not counted."""
+    code = (
+        "from llama_peft.memory import peak_memory, reset_peak\n"
+        "held = bytearray(300 << 20)\n"
+        "before = peak_memory()\n"
+        "del held\n"
+        "reset_peak()\n"
+        "assert peak_memory() < before - (200 << 20), (peak_memory(), before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

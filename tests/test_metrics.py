@@ -261,11 +261,12 @@ def test_classification_equals_scikit_learn(size):
             return dict(zip(kinds, scores[:3], strict=True))
 
         each = theirs(None, labels)
-        plain = theirs(None, labels[-1:]) if size == 2 else theirs("macro", labels)
+        macro = theirs("macro", [label for label in labels if label in {*golds, *given}])
+        plain = theirs(None, labels[-1:]) if size == 2 else macro
         per_class = classification.per_class_scores(given, golds, labels)
         for kind in kinds:
             assert ours[kind] == pytest.approx(float(np.squeeze(plain[kind])))
-            assert ours[f"{kind}_macro"] == pytest.approx(theirs("macro", labels)[kind])
+            assert ours[f"{kind}_macro"] == pytest.approx(macro[kind])
             assert ours[f"{kind}_weighted"] == pytest.approx(theirs("weighted", labels)[kind])
             assert [per_class[label][kind] for label in labels] == pytest.approx(list(each[kind]))
 
@@ -629,3 +630,17 @@ def test_scoring_imports_no_torch_and_nothing_of_training():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+def test_labels_that_nobody_says_or_means_count_for_nothing():
+    """As in scikit-learn's default: of four labels three occur, and a perfect system scores 1."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    labels, golds = ["a", "b", "c", "d"], ["a", "b", "c", "a"]
+    for given in (golds, ["a", "a", "c", "b"], ["a", "d", "c", "a"]):
+        ours = classification.classification_scores(given, golds, labels)
+        theirs = precision_recall_fscore_support(golds, given, average="macro", zero_division=0)
+        assert [ours[kind] for kind in ("precision", "recall", "f1")] == pytest.approx(theirs[:3])
+    truth = {str(number): gold for number, gold in enumerate(golds)}
+    found = measure.classification_results(truth, truth, labels)
+    assert found["f1_macro_ci95"] == [1, 1]

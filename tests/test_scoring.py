@@ -68,6 +68,8 @@ def test_the_official_files_and_ours_score_alike(tmp_path: Path) -> None:
     chances = {id_: 0.1 if text else 0.9 for id_, text in answers.items()}
     perfect = scored(job, tmp_path / "official.json", answers, chances)
     assert perfect["exact"] == perfect["f1"] == perfect["best_f1"] == 100
+    versions = json.loads((job.output / "results.json").read_text())["versions"]
+    assert {"sacrebleu", "rouge_score", "nltk", "scikit-learn"} <= versions.keys()
     lines = [
         {"id": id_, "prediction": text, "no_answer_probability": chances[id_]}
         for id_, text in answers.items()
