@@ -223,7 +223,7 @@ def _earlier(dataset: data.Dataset, wanted: int) -> dict[str, list[Example]]:
         if not isinstance(example, QuestionExample):
             raise UserError("eval.fewshot_from: passage is for questions on passages")
         before = passages.setdefault(example.context, [])
-        found[example.id] = before[-wanted:]
+        found[example.id] = [shot for shot in before if _asked(shot) != _asked(example)][-wanted:]
         before.append(example)
     return found
 

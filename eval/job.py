@@ -85,7 +85,7 @@ def make_job(
 
 def _data_split(data_file: str, splits: list[str]) -> str:
     """The split of a Hub data set that --data names."""
-    from llama_peft.sources import is_file_name
+    from llama_peft.data import is_file_name
 
     if is_file_name(data_file):
         raise UserError("--split is of the recipe's data and --data another file: give one of them")

@@ -21,7 +21,7 @@ from llama_peft.examples import (
     to_examples,
 )
 from llama_peft.recipe import Data, Recipe, UserError
-from llama_peft.sources import Table
+from llama_peft.sources import Table, is_file_name
 
 __all__ = [
     "Answer",
@@ -30,6 +30,7 @@ __all__ = [
     "QuestionExample",
     "TextExample",
     "broken",
+    "is_file_name",
     "known_labels",
     "load",
     "load_file",
@@ -74,7 +75,7 @@ def load_file(recipe: Recipe, source: str, split: str | None = None) -> list[Exa
     split: by default test, or in the recipe's own data set what it calls test. Nothing is cut here, so nothing is grouped.
     """
     own, is_own = recipe.dataset, source == recipe.dataset.path
-    if sources.is_file_name(source):
+    if is_file_name(source):
         table, part = sources.read_file(source, own), Path(source).stem
     else:
         part = str(split or (own.parts.test if is_own else None) or "test")
@@ -123,7 +124,7 @@ def _places(recipe: Recipe) -> dict[str, str]:
     """Where each given part is; a `path` that is a file is parts.train in short."""
     data = recipe.dataset
     places = data.parts.given()
-    if data.path is not None and sources.is_file_name(data.path):
+    if data.path is not None and is_file_name(data.path):
         if data.parts.train != "train":
             raise UserError(
                 f"dataset.path {data.path} is a file, and so is dataset.parts.train: keep one"
@@ -136,7 +137,7 @@ def _read(recipe: Recipe, part: str, place: str) -> Table:
     data = recipe.dataset
     if data.path == "tiny":
         return sources.read_tiny(data.name or "", part, int(place), data.seed)
-    if data.path is None or sources.is_file_name(data.path):
+    if data.path is None or is_file_name(data.path):
         return sources.read_file(place, data)
     return sources.read_hub(data.path, place, data, data.name)
 

@@ -20,7 +20,7 @@ from eval.job import Job, make_job
 from eval.predictors import Predictor, check_model, open_predictor
 from llama_peft import backbone, checkpoint, data, predict
 from llama_peft import train as training
-from llama_peft.data import Example
+from llama_peft.data import Example, QuestionExample
 from llama_peft.files import sha256
 from llama_peft.predict import Prediction
 from llama_peft.recipe import Recipe, UserError
@@ -651,3 +651,12 @@ def test_the_peak_is_of_one_measurement(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_earlier_question_is_the_measured_one() -> None:
+    asked = [
+        QuestionExample(id=str(i), context="Ada built it.", question=text, answers=())
+        for i, text in enumerate(["Who?", "What?", "Who?"])
+    ]
+    earlier = harness._earlier(data.Dataset(labels=(), parts={"test": list(asked)}), 2)
+    assert earlier["2"] == [asked[1]]
