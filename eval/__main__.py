@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from eval.job import Kind, make_job, slug
+from eval.job import Job, Kind, make_job, slug
 from llama_peft import cli
 from llama_peft.recipe import UserError
 
@@ -39,7 +39,10 @@ def run(
         str | None, typer.Option(help="A file or Hub name to measure on, whole.")
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option(help="test, validation or official. Default: the recipe's.")
+        list[str] | None,
+        typer.Option(
+            help="test, validation or official, or the split of a Hub name given by --data. Default: the recipe's."
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Measure on a sample of so many.")
@@ -58,11 +61,31 @@ def run(
         )
         for name in models
     ]
+    _check_folders(jobs)
     from eval import harness
+    from eval.predictors import check_model
 
-    for job in jobs:
-        harness.run(job, show)
-    _print_table([job.output for job in jobs])
+    for job in jobs[1:]:  # the first is checked as it starts
+        check_model(job.model, job.recipe, job.kind)
+    finished: list[Path] = []
+    try:
+        for job in jobs:
+            harness.run(job, show, again=len(jobs) == 1)
+            finished.append(job.output)
+    finally:
+        if finished:
+            _print_table(finished)
+
+
+def _check_folders(jobs: list[Job]) -> None:
+    """Refuse two models of which the second would overwrite the first's results."""
+    for number, job in enumerate(jobs):
+        for other in jobs[:number]:
+            if job.output.resolve() == other.output.resolve():
+                raise UserError(
+                    f"{other.model} and {job.model} would both be written to {job.output}: "
+                    "measure them apart, each with an --output of its own"
+                )
 
 
 def _inside(output: Path | None, model: str | None, models: list[str | None]) -> Path | None:
@@ -96,7 +119,10 @@ def score(
         Path | None, typer.Option(help="The official JSON of {id: probability of no answer}.")
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option(help="test, validation or official. Default: the recipe's.")
+        list[str] | None,
+        typer.Option(
+            help="test, validation or official, or the split of a Hub name given by --data. Default: the recipe's."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the results. Default: beside the predictions.")

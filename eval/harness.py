@@ -13,35 +13,38 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from eval.job import Job
 from eval.metrics.squad_v2 import fit_threshold
 from eval.predictors import Predictor, Shots, as_trained, check_model, is_run, open_predictor
-from eval.scoring import Line, Material, check_ids, described, finish, material
-from llama_peft import checkpoint, data
+from eval.scoring import RESULTS, Line, Material, check_ids, described, finish, material
+from llama_peft import backbone, checkpoint, data
 from llama_peft.checkpoint import THRESHOLD, no_answer_threshold
 from llama_peft.data import Example, QuestionExample, TextExample
-from llama_peft.files import write_durably
+from llama_peft.files import sha256, write_durably
 from llama_peft.lock import only_process
-from llama_peft.memory import free_memory, is_out_of_memory, peak_memory
+from llama_peft.memory import free_memory, is_out_of_memory, peak_memory, reset_peak
 from llama_peft.predict import Prediction
-from llama_peft.recipe import UserError
+from llama_peft.recipe import Recipe, UserError, load_recipe
 
 log = logging.getLogger(__name__)
 
 PARTIAL = "predictions.partial.jsonl"
 
 
-def run(job: Job, show: int = 0) -> dict[str, Any]:
+def run(job: Job, show: int = 0, again: bool = True) -> dict[str, Any]:
     """Predict, score, and write `output`/predictions.jsonl and results.json; returns the latter.
 
-    show: log so many prompts with what the model made of them. Raises UserError where model, data and task do not fit,
-    before any example is predicted.
+    show: log so many prompts with what the model made of them. again: also where `output` holds the same measurement's
+    results already. Raises UserError where model, data and task do not fit, before any example is predicted.
     """
     started = time.monotonic()
+    reset_peak()
     kind = check_model(job.model, job.recipe, job.kind)
     if kind == "run":
         job = replace(job, recipe=as_trained(job.recipe, Path(job.model)))
@@ -50,23 +53,38 @@ def run(job: Job, show: int = 0) -> dict[str, Any]:
         _check_split(Path(job.model), found, strict=job.data_file is None)
     predictor = open_predictor(job.model, job.recipe, found.labels, kind, _shots(job, found))
     with only_process(job.output, "evaluating"):
-        threshold = _threshold(job, predictor, found)
+        validation = _validation(job, predictor, found)
+        key = _key(job, predictor, found.parts, validation)
+        if not again and (done := _complete(job.output, key)):
+            log.info("%s: measured already", job.output)
+            return done
+        threshold = _threshold(job, predictor, validation)
         size = job.recipe.train.per_device_eval_batch_size
         partial = job.output / PARTIAL
-        lines = predict(predictor, found.examples, partial, _key(job, predictor, found.parts), size)
+        lines = predict(predictor, found.examples, partial, key, size)
         _show(predictor, found.examples[:show], lines)
         results = finish(
             job,
             found,
             lines,
             kind=predictor.kind,
-            facts=predictor.facts,
+            facts=predictor.facts | {"key": key},
             started=started,
             threshold=threshold,
             peak_memory_bytes=peak_memory(),
         )
         partial.unlink(missing_ok=True)
     return results
+
+
+def _complete(output: Path, key: str) -> dict[str, Any] | None:
+    """The results of exactly this measurement, where they are there; they are written last."""
+    try:
+        results: dict[str, Any] = json.loads((output / RESULTS).read_text("utf-8"))
+        same = results["config"]["key"] == key
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return results if same else None
 
 
 def predict(
@@ -182,8 +200,19 @@ def _shots(job: Job, found: Material) -> Shots | None:
         earlier = _earlier(found.dataset, wanted)
         return lambda example: earlier[example.id]
     whole = found.dataset if job.data_file is None else data.load(job.recipe)
-    chosen = _worked(whole.parts["train"], wanted, job.recipe.dataset.seed)
-    return lambda example: chosen
+    turns = _in_turns(whole.parts["train"], job.recipe.dataset.seed)
+
+    def chosen(example: Example) -> list[Example]:
+        """The first ones, but for those that ask the same: where train is measured they hold the answer."""
+        return list(islice((shot for shot in turns if _asked(shot) != _asked(example)), wanted))
+
+    return chosen
+
+
+def _asked(example: Example) -> tuple[str, ...]:
+    return (
+        (example.text,) if isinstance(example, TextExample) else (example.question, example.context)
+    )
 
 
 def _earlier(dataset: data.Dataset, wanted: int) -> dict[str, list[Example]]:
@@ -194,19 +223,19 @@ def _earlier(dataset: data.Dataset, wanted: int) -> dict[str, list[Example]]:
         if not isinstance(example, QuestionExample):
             raise UserError("eval.fewshot_from: passage is for questions on passages")
         before = passages.setdefault(example.context, [])
-        found[example.id] = before[-wanted:]
+        found[example.id] = [shot for shot in before if _asked(shot) != _asked(example)][-wanted:]
         before.append(example)
     return found
 
 
-def _worked(train: Sequence[Example], wanted: int, seed: int) -> list[Example]:
-    """A seeded sample of train that takes labels, or answerable and not, in turn."""
+def _in_turns(train: Sequence[Example], seed: int) -> list[Example]:
+    """Train in a seeded order that takes labels, or answerable and not, in turn."""
     kinds: dict[object, list[Example]] = {}
     for example in random.Random(seed).sample(train, len(train)):
         kind = example.label if isinstance(example, TextExample) else bool(example.answers)
         kinds.setdefault(kind, []).append(example)
     turns = chain.from_iterable(zip_longest(*kinds.values()))
-    return [example for example in turns if example is not None][:wanted]
+    return [example for example in turns if example is not None]
 
 
 def _check_split(folder: Path, found: Material, strict: bool) -> None:
@@ -242,15 +271,42 @@ def _check_pushed_split(folder: Path, found: Material, strict: bool) -> None:
         )
 
 
-def _threshold(job: Job, predictor: Predictor, found: Material) -> float | None:
-    """The no-answer probability above which a span model abstains: fitted on validation (a run keeps it), else 0.5."""
+def _validation(job: Job, predictor: Predictor, found: Material) -> list[Example]:
+    """What a no-answer threshold is fitted on; of a run that is measured on a file, its recipe's own validation part."""
+    if not predictor.abstains:
+        return []
+    dataset = found.dataset
+    if job.data_file is not None and is_run(job.model):
+        try:
+            dataset = data.load(job.recipe)
+        except UserError as error:
+            log.warning("the recipe's data, to fit a no-answer threshold on: %s", error)
+    return dataset.parts.get("validation", [])
+
+
+def _fitted_for(recipe: Recipe, validation: Sequence[Example]) -> str:
+    """A digest of what a fitted threshold depends on, beside the model."""
+    settings = [recipe.eval.n_best_size, recipe.eval.max_answer_length]
+    what = [settings, [example.id for example in validation]]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def _threshold(job: Job, predictor: Predictor, validation: list[Example]) -> float | None:
+    """The no-answer probability above which a span model abstains: fitted on validation, else 0.5.
+
+    A run keeps what was fitted on the whole validation part of its own recipe.
+    """
     if not predictor.abstains:
         return None
     run = Path(job.model) if is_run(job.model) else None
-    validation = found.dataset.parts.get("validation")
+    fitted_for = _fitted_for(job.recipe, validation)
     if run is not None and (run / THRESHOLD).is_file():
-        return no_answer_threshold(run)
+        kept = no_answer_threshold(run)
+        its = json.loads((run / THRESHOLD).read_text("utf-8")).get("fitted_for")
+        if its == fitted_for or not validation:
+            return kept
     if not validation:
+        log.warning("no validation examples: no answer is given above a probability of 0.5")
         return 0.5
     key = _key(job, predictor, {"validation": validation})
     partial = job.output / "validation.partial.jsonl"
@@ -261,24 +317,47 @@ def _threshold(job: Job, predictor: Predictor, found: Material) -> float | None:
         {line["id"]: line["gold"] for line in lines},
         {line["id"]: line["no_answer_probability"] for line in lines},
     )
-    if run is not None and not job.fetched:
-        kept = {"no_answer_threshold": threshold, "fitted_on": len(lines), "metric": "f1"}
-        write_durably(run / THRESHOLD, json.dumps(kept))
+    if run is not None and not job.fetched and _is_own(run, job.recipe, validation):
+        record = {
+            "no_answer_threshold": threshold,
+            "fitted_on": len(lines),
+            "metric": "f1",
+            "fitted_for": fitted_for,
+        }
+        write_durably(run / THRESHOLD, json.dumps(record))
     partial.unlink(missing_ok=True)
     return threshold
 
 
-def _key(job: Job, predictor: Predictor, parts: dict[str, list[Example]]) -> str:
-    """A digest of all that predictions depend on."""
-    recipe = job.recipe
+def _is_own(run: Path, recipe: Recipe, validation: Sequence[Example]) -> bool:
+    """Whether a run's own recipe would fit its threshold on the same, in the same way."""
+    own = load_recipe(run / "recipe.yaml")
+    same_settings = _fitted_for(own, validation) == _fitted_for(recipe, validation)
+    return own.dataset == recipe.dataset and same_settings
+
+
+def _key(
+    job: Job,
+    predictor: Predictor,
+    parts: dict[str, list[Example]],
+    validation: Sequence[Example] = (),
+) -> str:
+    """A digest of all that predictions depend on, and with the examples that a threshold is fitted on all that scores do.
+
+    What the model reads stands for its template, its tokenizer and the worked examples.
+    """
+    recipe, facts = job.recipe, predictor.facts
+    place = torch.device("cpu") if recipe.train.use_cpu else backbone.device()
     settings = {
-        "facts": {
-            name: predictor.facts[name] for name in ("model", "base_fingerprint", "adapter_sha256")
-        },
+        "facts": {name: facts[name] for name in ("model", "base_fingerprint", "adapter_sha256")},
+        "adapter_config": _adapter_config(job, predictor),
+        "threshold": _fitted_for(recipe, validation),
         "kind": predictor.kind,
         "labels": predictor.labels,
         "quantization": recipe.quantization.model_dump(),
-        "dtype": recipe.model.dtype,
+        "dtype": recipe.model.dtype or str(backbone.fast_dtype(place)),
+        "attention": recipe.model.attn_implementation,
+        "head": recipe.head.model_dump(),
         "prompt": recipe.prompt.model_dump(),
         "eval": recipe.eval.model_dump(exclude={"limit", "splits"}),
         "lengths": [recipe.train.max_length, recipe.train.doc_stride],
@@ -286,5 +365,14 @@ def _key(job: Job, predictor: Predictor, parts: dict[str, list[Example]]) -> str
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for part in sorted(parts):
         for example in sorted(parts[part], key=lambda example: example.id):
-            digest.update(json.dumps([part, asdict(example)], sort_keys=True).encode())
+            read = [part, asdict(example), predictor.prompt(example)]
+            digest.update(json.dumps(read, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _adapter_config(job: Job, predictor: Predictor) -> str | None:
+    """The sum of an adapter's settings: its scale is not in its weights."""
+    run = checkpoint.adapter_folder(Path(job.model)) if is_run(job.model) else None
+    folder = predictor.facts.get("adapter", run)
+    path = None if folder is None else Path(folder) / "adapter_config.json"
+    return sha256(path) if path is not None and path.is_file() else None

@@ -1,6 +1,7 @@
 """From the command line's words to what is measured, checked before anything heavy is imported."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,6 +13,7 @@ Kind = Literal["run", "adapter", "causal", "classifier", "reader"]
 ...ForCausalLM, ...ForSequenceClassification or ...ForQuestionAnswering."""
 MEASURED = ("eval.", "dataset.", "train.per_device_eval_batch_size")
 """Keys that a measurement of a run may choose, by their beginnings."""
+_CHOOSING = ("eval.splits", "eval.limit")
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -25,9 +27,17 @@ class Job:
     kind: Kind | None = None
     """None: seen from the model's files."""
     data_file: str | None = None
+    """A file or a Hub data set's name."""
+    data_split: str | None = None
+    """The split of that data set; None takes its test split."""
     limit: int | None = None
     fetched: bool = False
     """Whether `model` is the Hub cache's copy of a pushed run, into which nothing is written."""
+
+    @property
+    def sample_size(self) -> int | None:
+        """The limit, or the recipe's; None for all."""
+        return self.limit or self.recipe.eval.limit
 
 
 def make_job(
@@ -51,27 +61,37 @@ def make_job(
             raise UserError(f"{model} is no run folder, so --task must say what to measure it on")
         task = str(own)
         _check_fixed(str(name), overrides)
-    if splits and data_file:
-        raise UserError("--split is of the recipe's data and --data another file: give one of them")
-    if splits:
+    data_split = _data_split(data_file, splits) if data_file and splits else None
+    if splits and not data_file:
         overrides = [*overrides, f"eval.splits=[{', '.join(splits)}]"]
     recipe = load_recipe(task, overrides)
     if output is None:
         folder = Path("runs", slug(str(name)), "tuned") if fetched else _folder(recipe, model)
-        output = (
-            folder
-            if data_file is None
-            else folder.with_name(f"{folder.name}-{Path(data_file).stem}")
-        )
+        plain = [text for text in overrides if not text.strip().startswith(_CHOOSING)]
+        data_words = [Path(data_file).stem, *filter(None, [data_split])] if data_file else []
+        words = _what_differs(recipe, load_recipe(task, plain), own, data_words, limit)
+        output = folder.with_name("-".join([folder.name, *words]))
     return Job(
         recipe=recipe,
         model=model or recipe.model.model_name_or_path,
         output=output,
         kind=kind,
         data_file=data_file,
+        data_split=data_split,
         limit=limit,
         fetched=fetched,
     )
+
+
+def _data_split(data_file: str, splits: list[str]) -> str:
+    """The split of a Hub data set that --data names."""
+    from llama_peft.data import is_file_name
+
+    if is_file_name(data_file):
+        raise UserError("--split is of the recipe's data and --data another file: give one of them")
+    if len(splits) > 1:
+        raise UserError(f"{data_file} is measured on one split: give one --split")
+    return splits[0]
 
 
 def _check_fixed(run: str, overrides: list[str]) -> None:
@@ -111,6 +131,24 @@ def _folder(recipe: Recipe, model: str | None) -> Path:
     if model not in (None, recipe.model.model_name_or_path):
         name += f"-{slug(str(model))}"
     return Path(recipe.run_folder) / name
+
+
+def _what_differs(
+    recipe: Recipe, plain: Recipe, own: Path | None, data_words: list[str], limit: int | None
+) -> Iterator[str]:
+    """What tells a measurement from the plain one of its model, in whose folder it must not lie.
+
+    plain: the recipe without a choice of parts or a limit. own: where a run's own recipe would be. data_words: what names
+    the data of --data.
+    """
+    if own is not None and own.is_file() and load_recipe(own).name != recipe.name:
+        yield recipe.name
+    yield from data_words
+    if recipe.eval.splits != plain.eval.splits:
+        yield "-".join(recipe.eval.splits)
+    limit = limit or recipe.eval.limit
+    if limit != plain.eval.limit:
+        yield f"limit-{limit}" if limit else "no-limit"
 
 
 def slug(model: str) -> str:

@@ -17,7 +17,11 @@ from eval.report_files import Measured, evidence_of, read, result_folders
 
 LABEL_COLUMNS = ("accuracy", "precision", "recall", "f1", "unparsable")
 PERCENT_COLUMNS = ("exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact")
-ANSWER_COLUMNS = (*PERCENT_COLUMNS, "bleu", "rougeL", "meteor", "meteor_no_wordnet")
+OVERLAP_COLUMNS = ("bleu", "rougeL", "meteor", "meteor_no_wordnet")
+ANSWER_COLUMNS = (
+    *PERCENT_COLUMNS,
+    *(prefix + name for name in OVERLAP_COLUMNS for prefix in ("", "HasAns_")),
+)
 COST_COLUMNS = (
     "trainable",
     "train time",
@@ -97,7 +101,7 @@ def table(systems: Sequence[Measured]) -> Table:
         notes.append(f"BLEU: {bleu_signature()}")
     return Table(
         title=_title(systems),
-        columns=(*metrics, *cost_columns),
+        columns=(*(_header(first, name) for name in metrics), *cost_columns),
         costs_from=len(metrics),
         rows=(*rows, *([floor] if floor else [])),
         notes=tuple(notes),
@@ -180,6 +184,12 @@ def metric_columns(systems: Sequence[Measured]) -> list[str]:
 
 def is_percent_metric(one: Measured, metric: str) -> bool:
     return not one.labels and metric in PERCENT_COLUMNS
+
+
+def _header(one: Measured, metric: str) -> str:
+    """A metric as a table calls it: of more labels than two its mean over them."""
+    averaged = len(one.labels) > 2 and metric in ("precision", "recall", "f1")
+    return f"{metric} (macro)" if averaged else metric
 
 
 def _score(one: Measured, metric: str) -> Cell:

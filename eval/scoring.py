@@ -22,14 +22,17 @@ from eval.metrics.names import higher_is_better as is_higher_better
 from eval.metrics.names import is_score
 from eval.metrics.overlap import bleu_signature
 from llama_peft import __version__, data
-from llama_peft.data import Example, TextExample
+from llama_peft.data import Example, TextExample, broken
 from llama_peft.files import write_durably
-from llama_peft.prompts import without_no_answer
+from llama_peft.prompts import parse_answer, without_no_answer
 from llama_peft.recipe import Recipe, UserError
 
 Line = dict[str, Any]
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
-_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
+_PACKAGES = (
+    "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "sacrebleu", "rouge_score", "nltk",
+    "scikit-learn",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,24 +56,27 @@ def material(job: Job) -> Material:
     """The recipe's data, or with a file of the user's that file as the only part."""
     dataset = _dataset(job)
     measured = list(job.recipe.eval.splits) if job.data_file is None else ["data"]
-    limit = job.limit or job.recipe.eval.limit
-    sampler = random.Random(job.recipe.dataset.seed)
-    parts = {
-        part: dataset.parts[part]
-        if limit is None
-        else sampler.sample(dataset.parts[part], min(limit, len(dataset.parts[part])))
-        for part in measured
-    }
+    parts = {part: _sample(dataset.parts[part], part, job) for part in measured}
     return Material(dataset=dataset, parts=parts)
+
+
+def _sample(examples: list[Example], part: str, job: Job) -> list[Example]:
+    """As many as the limit allows, the same ones whichever other parts are measured."""
+    size = job.sample_size
+    if size is None:
+        return examples
+    sampler = random.Random(f"{job.recipe.dataset.seed} {part}")
+    return sampler.sample(examples, min(size, len(examples)))
 
 
 def _dataset(job: Job) -> data.Dataset:
     if job.data_file is None:
         return data.load(job.recipe)
-    examples = data.load_file(job.recipe, job.data_file)
-    labels = tuple(job.recipe.dataset.labels or ())
-    if job.recipe.task == "classification" and not labels:
-        raise UserError("--data needs dataset.labels in the recipe, or a run that knows its labels")
+    recipe, labels = job.recipe, data.known_labels(job.recipe)
+    if labels:  # so that they are not looked up again
+        named = recipe.dataset.model_copy(update={"labels": list(labels)})
+        recipe = recipe.model_copy(update={"dataset": named})
+    examples = data.load_file(recipe, job.data_file, job.data_split)
     return data.Dataset(labels=labels, parts={"data": examples})
 
 
@@ -91,9 +97,12 @@ def score(
     lines: Sequence[Line],
     examples: Sequence[Example],
     labels: Sequence[str],
-    threshold: float | None = None,
+    no_answer: str = "",
 ) -> dict[str, Any]:
-    """Metrics of one part, each with its interval. Raises ValueError unless predictions match the examples id for id."""
+    """Metrics of one part, each with its interval. no_answer: the phrase that stands for it where a model writes.
+
+    Raises ValueError unless predictions match the examples id for id.
+    """
     golds = {example.id: gold(example, labels) for example in examples}
     if labels:
         return classification_results(
@@ -101,18 +110,24 @@ def score(
             {id_: str(name) for id_, name in golds.items()},
             labels,
         )
-    text = "prediction" if threshold is None else "raw"
     probabilities = {
         line["id"]: line["no_answer_probability"]
         for line in lines
         if line.get("no_answer_probability") is not None
     }
     return answer_results(
-        {line["id"]: line[text] for line in lines},
+        {line["id"]: line["prediction"] for line in lines},
         {id_: list(texts) for id_, texts in golds.items()},
         probabilities or None,
-        threshold=threshold,
+        before={line["id"]: _before(line, no_answer) for line in lines},
     )
+
+
+def _before(line: Line, no_answer: str) -> str:
+    """The answer before a threshold silenced it; a model that wrote the no-answer phrase gave none."""
+    raw: str = line.get("raw", "")
+    silenced = not line["prediction"] and parse_answer(raw, no_answer)
+    return raw if silenced else str(line["prediction"])
 
 
 def finish(
@@ -142,7 +157,10 @@ def finish(
     }
     scores = {
         names[part]: score(
-            [line for line in lines if line["split"] == part], its, found.labels, threshold
+            [line for line in lines if line["split"] == part],
+            its,
+            found.labels,
+            job.recipe.prompt.no_answer,
         )
         for part, its in found.parts.items()
     }
@@ -180,8 +198,9 @@ def _settings(job: Job, labels: Sequence[str], threshold: float | None) -> dict[
         "task": recipe.task,
         "dataset": recipe.dataset.model_dump(mode="json"),
         "data_file": job.data_file,
+        "data_split": job.data_split,
         "prompt": recipe.prompt.model_dump(),
-        "eval": recipe.eval.model_dump(),
+        "eval": recipe.eval.model_dump() | {"limit": job.sample_size},
         "labels": list(labels),
         "no_answer_threshold": threshold,
         "bleu_signature": None if labels else bleu_signature(),
@@ -209,11 +228,21 @@ def score_file(job: Job, predictions: Path, no_answer_probabilities: Path | None
     lines = _read_lines(predictions, job.recipe, found.labels)
     if no_answer_probabilities is not None:
         _join(lines, no_answer_probabilities)
+    _check_probabilities(lines, predictions)
     examples = {example.id: example for example in found.examples}
     check_ids([line["id"] for line in lines], list(examples), str(predictions))
     lines = [line | described(examples[line["id"]], found.labels) for line in lines]
     facts = {"model": None, "predictions": str(predictions), "adapter_sha256": None}
     return finish(job, found, lines, kind="scored predictions", facts=facts, started=started)
+
+
+def _check_probabilities(lines: Sequence[Line], source: Path) -> None:
+    without = [line["id"] for line in lines if "no_answer_probability" not in line]
+    if 0 < len(without) < len(lines):
+        raise UserError(
+            f"{source}: {len(without)} of {len(lines)} predictions have no no_answer_probability "
+            f"(first: {without[0]}): give it with all or with none"
+        )
 
 
 def check_ids(predicted: Sequence[str], asked: Sequence[str], source: str) -> None:
@@ -256,6 +285,12 @@ def _read_lines(path: Path, recipe: Recipe, labels: Sequence[str]) -> list[Line]
         if not labels:
             text = without_no_answer(text, recipe.prompt.no_answer)
         line: Line = {"id": str(value["id"]), "prediction": text}
+        if isinstance(value.get("raw"), str):
+            line["raw"] = value["raw"]
+        if broken("".join(line.values())):
+            raise UserError(
+                f"{path}: prediction {number} holds half a character (a surrogate), which no file takes: write it whole"
+            )
         if value.get("no_answer_probability") is not None:
             probability = value["no_answer_probability"]
             if not _is_number(probability):

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -319,20 +320,22 @@ def _attach_head(model: "PreTrainedModel", path: Path, name: str) -> None:
 def base_fingerprint(recipe: Recipe) -> str:
     """What tells one base from another of the same name: the Hub's commit, or a digest of a folder's weights.
 
-    A folder's digest takes the config, and each weight file's size, first and last MiB: enough to tell checkpoints apart
-    without reading gigabytes.
+    A folder's digest takes the config and all weights: a fine-tuned checkpoint may differ from another in its middle alone.
     """
     folder = Path(backbone.source(recipe.model))
     if not folder.is_dir():
         return backbone.commit(recipe.model)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {size}".encode() + file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            digest.update(file.read())
+        found = path.stat()
+        digest.update(f"{path.name} {_sum_of(path, found.st_size, found.st_mtime_ns)}".encode())
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+@cache
+def _sum_of(path: Path, size: int, mtime_ns: int) -> str:
+    """A file's sum, read once as long as its size and time stay: gigabytes take seconds."""
+    return sha256(path)
 
 
 def no_answer_threshold(folder: Path) -> float:

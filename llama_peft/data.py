@@ -16,11 +16,12 @@ from llama_peft.examples import (
     Example,
     QuestionExample,
     TextExample,
+    broken,
     label_names,
     to_examples,
 )
-from llama_peft.recipe import Recipe, UserError
-from llama_peft.sources import Table
+from llama_peft.recipe import Data, Recipe, UserError
+from llama_peft.sources import Table, is_file_name
 
 __all__ = [
     "Answer",
@@ -28,6 +29,9 @@ __all__ = [
     "Example",
     "QuestionExample",
     "TextExample",
+    "broken",
+    "is_file_name",
+    "known_labels",
     "load",
     "load_file",
     "split_ids",
@@ -65,17 +69,36 @@ def load(recipe: Recipe) -> Dataset:
     return Dataset(labels=labels, parts=parts)
 
 
-def load_file(recipe: Recipe, source: str, split: str = "test") -> list[Example]:
-    """All rows of a file, or of a split of a Hub data set, with the recipe's columns and labels."""
-    if sources.is_file_name(source):
-        table, part = sources.read_file(source, recipe.dataset), Path(source).stem
+def load_file(recipe: Recipe, source: str, split: str | None = None) -> list[Example]:
+    """All rows of a file, or of a split of a Hub data set, with the recipe's columns and labels.
+
+    split: by default test, or in the recipe's own data set what it calls test. Nothing is cut here, so nothing is grouped.
+    """
+    own, is_own = recipe.dataset, source == recipe.dataset.path
+    if is_file_name(source):
+        table, part = sources.read_file(source, own), Path(source).stem
     else:
-        name = recipe.dataset.name if source == recipe.dataset.path else None
-        table, part = sources.read_hub(source, split, recipe.dataset, name), split
-    labels: tuple[str, ...] = tuple(recipe.dataset.labels or ())
-    if recipe.task == "classification" and not labels:
-        labels = label_names(_read(recipe, "train", _places(recipe)["train"]), recipe)
-    return list(to_examples(table, recipe, part, labels))
+        part = str(split or (own.parts.test if is_own else None) or "test")
+        table = _read_split(source, part, own, own.name if is_own else None)
+    ungrouped = own.model_copy(update={"group_by": None})
+    labels = known_labels(recipe)
+    return list(to_examples(table, recipe.model_copy(update={"dataset": ungrouped}), part, labels))
+
+
+def _read_split(source: str, split: str, data: Data, name: str | None) -> Table:
+    try:
+        return sources.read_hub(source, split, data, name)
+    except UserError as error:  # what is measured whole has no dataset.parts
+        raise UserError(str(error).replace("set dataset.parts", "name one with --split")) from None
+
+
+def known_labels(recipe: Recipe) -> tuple[str, ...]:
+    """The names of labels 0, 1, ...: the recipe's, or those of its train part; none for questions."""
+    if recipe.task != "classification":
+        return ()
+    if recipe.dataset.labels is not None:
+        return tuple(recipe.dataset.labels)
+    return label_names(_read(recipe, "train", _places(recipe)["train"]), recipe)
 
 
 def split_ids(dataset: Dataset) -> dict[str, list[str]]:
@@ -101,7 +124,7 @@ def _places(recipe: Recipe) -> dict[str, str]:
     """Where each given part is; a `path` that is a file is parts.train in short."""
     data = recipe.dataset
     places = data.parts.given()
-    if data.path is not None and sources.is_file_name(data.path):
+    if data.path is not None and is_file_name(data.path):
         if data.parts.train != "train":
             raise UserError(
                 f"dataset.path {data.path} is a file, and so is dataset.parts.train: keep one"
@@ -114,7 +137,7 @@ def _read(recipe: Recipe, part: str, place: str) -> Table:
     data = recipe.dataset
     if data.path == "tiny":
         return sources.read_tiny(data.name or "", part, int(place), data.seed)
-    if data.path is None or sources.is_file_name(data.path):
+    if data.path is None or is_file_name(data.path):
         return sources.read_file(place, data)
     return sources.read_hub(data.path, place, data, data.name)
 

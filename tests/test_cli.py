@@ -133,3 +133,60 @@ def test_params_of_a_recipe(make_recipe: Callable[..., Recipe]) -> None:
 def test_validate_prints_the_parts() -> None:
     done = CliRunner().invoke(app, ["validate", "tiny-sst2"])
     assert done.exit_code == 0 and "labels: negative, positive" in done.stdout
+
+
+# --- several models
+
+FEW = ["dataset.parts={train: 24, validation: 8, test: 16}", "quantization.load_in_4bit=false"]
+
+
+def measure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str
+) -> tuple[int, str, str]:
+    """Exit code, output and errors of `llama-eval run --task tiny-sst2`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["llama-eval", "run", "--task", "tiny-sst2", *FEW, *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(eval_app)
+    said = capsys.readouterr()
+    return int(stop.value.code or 0), said.out, said.err
+
+
+def test_every_model_is_checked_before_the_first_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["--model", "tiny", "--model", "/no/such/model", "--output", str(tmp_path)]
+    code, _, error = measure(capsys, monkeypatch, *words)
+    assert code == 2 and "/no/such/model" in error
+    assert not list(tmp_path.rglob("results.json"))
+
+
+def test_two_models_never_share_a_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["--model", "me/base", "--model", "me-base", "--output", str(tmp_path)]
+    code, _, error = measure(capsys, monkeypatch, *words)
+    assert code == 2 and "--output" in error and str(tmp_path / "me-base") in error
+    assert len(error.splitlines()) == 1
+
+
+def test_what_is_measured_is_shown_and_kept_when_another_model_fails(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    make_base: Callable[..., Path],
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = make_base()
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    words = ["--model", "tiny", "--model", str(broken), "--output", str(tmp_path)]
+    code, table, error = measure(capsys, monkeypatch, *words)
+    assert code == 2 and "the model's scores are no numbers" in error
+    assert "zero-shot verbalizer" in table
+    first = (tmp_path / "tiny/results.json").stat().st_mtime_ns
+    assert measure(capsys, monkeypatch, *words)[0] == 2
+    assert (tmp_path / "tiny/results.json").stat().st_mtime_ns == first, "not measured again"
+    assert measure(capsys, monkeypatch, *words, "eval.limit=3")[0] == 2
+    assert (tmp_path / "tiny/results.json").stat().st_mtime_ns != first

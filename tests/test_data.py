@@ -687,3 +687,21 @@ def test_real_squad(shared: Path) -> None:
             assert all(seen.setdefault(getattr(e, key), part) == part for e in examples)
         assert len(seen) == (11 if key == "title" else 417)
         assert any(not e.answers for e in dataset.parts["test"])  # type: ignore[union-attr]
+
+
+def test_what_is_measured_whole_needs_no_column_to_cut_by(tmp_path: Path) -> None:
+    row = {"question": "Who?", "context": "Ada built it.", "answers": ["Ada"]}
+    file = write(tmp_path / "rows.jsonl", json.dumps(row))
+    (example,) = data.load_file(make("extractive_qa", path="a/b", group_by="title"), str(file))
+    assert example.id == "rows-1"
+
+
+def test_an_absent_split_is_said_with_those_that_there_are(
+    hub_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    recipe = make(path="a/b", labels=["bad", "good"])
+    with pytest.raises(UserError, match=r"Should be one of .*train.*: name one with --split$"):
+        data.load_file(recipe, str(hub_folder), "exam")
+    recipe = make(path=str(hub_folder), parts={"test": "validation"}, labels=["bad", "good"])
+    assert len(data.load_file(recipe, str(hub_folder))) == 3, "its test part is that split"

@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,17 +17,23 @@ import pytest
 
 from eval import harness, scoring
 from eval.job import Job, make_job
-from eval.predictors import Predictor, open_predictor
-from llama_peft import checkpoint, data, predict
+from eval.predictors import Predictor, check_model, open_predictor
+from llama_peft import backbone, checkpoint, data, predict
 from llama_peft import train as training
-from llama_peft.data import Example
+from llama_peft.data import Example, QuestionExample
 from llama_peft.files import sha256
 from llama_peft.predict import Prediction
 from llama_peft.recipe import Recipe, UserError
+from llama_peft.recipe_schema import Parts
 
 
 def job_for(recipe: Recipe, model: Path | str, output: Path, **changes: Any) -> Job:
     return Job(recipe=recipe, model=str(model), output=output, **changes)
+
+
+def changed(recipe: Recipe, section: str, **keys: Any) -> Recipe:
+    part = getattr(recipe, section).model_copy(update=keys)
+    return recipe.model_copy(update={section: part})
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +126,50 @@ def test_span_threshold_is_fitted_on_validation_and_kept(
         found = json.loads(line)
         silent = found["no_answer_probability"] > kept["no_answer_threshold"]
         assert found["prediction"] == ("" if silent else found["raw"])
-    (folder / "threshold.json").write_text('{"no_answer_threshold": 2.0}')
+    (folder / "threshold.json").write_text(json.dumps(kept | {"no_answer_threshold": 2.0}))
     harness.run(job_for(recipe, folder, tmp_path / "again"))
     lines = (tmp_path / "again/predictions.jsonl").read_text().splitlines()
     assert all(json.loads(line)["prediction"] == json.loads(line)["raw"] for line in lines)
     (folder / "threshold.json").unlink()
+
+
+def test_a_threshold_is_of_its_validation_examples_and_settings(
+    span_run: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    """Fitted under overrides it serves that measurement alone; one that was fitted otherwise is fitted again."""
+    recipe, folder = span_run
+    few = changed(recipe, "dataset", max_eval_samples=4)
+    assert harness.run(job_for(few, folder, tmp_path / "few"))
+    assert not (folder / "threshold.json").exists()
+    short = changed(recipe, "eval", max_answer_length=1)
+    assert harness.run(job_for(short, folder, tmp_path / "short"))
+    assert not (folder / "threshold.json").exists()
+    full = harness.run(job_for(recipe, folder, tmp_path / "full"))
+    fitted = (folder / "threshold.json").read_text()
+    stale = json.loads(fitted) | {"no_answer_threshold": 7.0, "fitted_for": "another"}
+    (folder / "threshold.json").write_text(json.dumps(stale))
+    again = harness.run(job_for(recipe, folder, tmp_path / "again"))
+    assert (folder / "threshold.json").read_text() == fitted
+    assert again["results"] == full["results"]
+    (folder / "threshold.json").unlink()
+
+
+def test_a_file_is_measured_with_the_threshold_of_the_run_s_validation(
+    span_run: tuple[Recipe, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, folder = span_run
+    row = {"question": "Who?", "context": "Ada built it.", "answers": ["Ada"]}
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps(row))
+    harness.run(job_for(recipe, folder, tmp_path / "own", data_file=str(file)))
+    kept = json.loads((folder / "threshold.json").read_text())
+    assert kept["fitted_on"] == 8
+    (folder / "threshold.json").unlink()
+    gone = changed(recipe, "dataset", path=None, name=None, parts=Parts(train="gone.csv"))
+    with caplog.at_level("WARNING", logger="eval.harness"):
+        found = harness.run(job_for(gone, folder, tmp_path / "gone", data_file=str(file)))
+    assert found["configs"]["small"]["no_answer_threshold"] == 0.5
+    assert "gone.csv" in caplog.text and "0.5" in caplog.text
 
 
 def named(kind: str, predict: Any) -> Predictor:
@@ -255,6 +302,7 @@ def test_limit_takes_the_same_sample_for_every_system(
     for name, model in (("zero", recipe.model.model_name_or_path), ("tuned", folder)):
         results = harness.run(job_for(recipe, model, tmp_path / name, limit=5))
         assert results["n-samples"]["small"] == {"original": 16, "effective": 5}
+        assert results["configs"]["small"]["eval"]["limit"] == 5
         lines = (tmp_path / name / "predictions.jsonl").read_text().splitlines()
         ids.append([json.loads(line)["id"] for line in lines])
     assert ids[0] == ids[1]
@@ -400,7 +448,7 @@ def test_worked_examples_stand_in_the_prompt(
     parts = data.load(recipe).parts
     results = json.loads((tmp_path / "plain/results.json").read_text())
     assert results["config"]["model_kind"].startswith("3-shot ")
-    chosen = harness._worked(parts["train"], 3, 42)
+    chosen = harness._in_turns(parts["train"], 42)[:3]
     assert {e.id for e in chosen} <= {e.id for e in parts["train"]}
     kinds = [e.label if task == "classification" else bool(e.answers) for e in chosen]
     assert len(set(kinds[:2])) == 2, "labels, or answerable and not, in turn"
@@ -476,3 +524,139 @@ def test_one_evaluation_a_folder(class_run: tuple[Recipe, Path], tmp_path: Path)
     ):
         harness.run(job)
     assert harness.run(job)["results"]
+
+
+# --- what a measurement depends on
+
+
+def key_of(recipe: Recipe, model: Path | str, output: Path) -> str:
+    job = job_for(recipe, model, output, limit=4)
+    found = scoring.material(job)
+    kind = check_model(job.model, recipe)
+    shots = harness._shots(job, found)
+    return harness._key(
+        job, open_predictor(job.model, recipe, found.labels, kind, shots), found.parts
+    )
+
+
+def test_predictions_of_another_prompt_are_no_use(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """The tokenizer, the worked examples, and how the model computes belong to what is resumed."""
+    base = make_base()
+    recipe = make_recipe("generative_qa", base, lora={"r": 2}, eval={"num_fewshot": 1})
+    others = [recipe, changed(recipe, "model", attn_implementation="eager")]
+    others += [changed(recipe, "head", pooling="mean"), changed(recipe, "dataset", seed=3)]
+    keys = [key_of(other, base, tmp_path) for other in others]
+    encoded = json.loads((base / "tokenizer.json").read_text())
+    encoded["normalizer"] = {"type": "Lowercase"}
+    (base / "tokenizer.json").write_text(json.dumps(encoded))
+    backbone._load_tokenizer.cache_clear()  # another process would read it anew
+    keys.append(key_of(recipe, base, tmp_path))
+    assert len(set(keys)) == 5
+
+
+def test_predictions_of_another_adapter_config_are_no_use(
+    span_run: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    recipe, folder = span_run
+    adapter = tmp_path / "adapter"
+    shutil.copytree(folder / "adapter", adapter)
+    before = key_of(recipe, adapter, tmp_path / "out")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["lora_alpha"] *= 2
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert key_of(recipe, adapter, tmp_path / "out") != before
+
+
+def test_every_weight_of_a_folder_tells_it_from_another(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(3 << 20))
+    recipe = make_recipe("generative_qa", tmp_path, lora={"r": 2})
+    before = checkpoint.base_fingerprint(recipe)
+    with weights.open("r+b") as file:
+        file.seek(3 << 19)
+        file.write(b"1")
+    assert checkpoint.base_fingerprint(recipe) != before
+
+
+def test_default_folders_tell_measurements_apart(span_run: tuple[Recipe, Path]) -> None:
+    def folder(
+        task: str | None = None,
+        model: Path | None = None,
+        splits: list[str] | None = None,
+        limit: int | None = None,
+        *overrides: str,
+    ) -> Path:
+        name = None if model is None else str(model)
+        return make_job(task, name, None, splits, limit, None, list(overrides)).output
+
+    own, run = Path("runs/tiny-sst2"), span_run[1]
+    assert folder("tiny-sst2") == own / "zero-shot"
+    assert folder("tiny-sst2", None, ["test"]) == own / "zero-shot"
+    assert folder("tiny-sst2", None, None, 5) == own / "zero-shot-limit-5"
+    assert folder("tiny-sst2", None, None, None, "eval.limit=5") == own / "zero-shot-limit-5"
+    assert folder("tiny-sst2", None, ["validation"]) == own / "zero-shot-validation"
+    assert folder(None, run) == folder(str(run / "recipe.yaml"), run) == run / "tuned"
+    assert folder(None, run, ["test", "validation"], 5) == run / "tuned-test-validation-limit-5"
+    assert folder("tiny-squad-span", run) == run / "tuned-tiny-squad-span"
+
+
+def test_the_sample_of_a_part_is_the_same_beside_other_parts(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipe = make_recipe("classification", "tiny")
+    both = changed(recipe, "eval", splits=["validation", "test"])
+    samples = [
+        scoring.material(job_for(each, "tiny", tmp_path, limit=5)).parts["test"]
+        for each in (recipe, both)
+    ]
+    assert samples[0] == samples[1]
+
+
+@pytest.mark.parametrize("task", ["classification", "generative_qa"])
+def test_no_worked_example_is_the_measured_one(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, task: str
+) -> None:
+    """Measured on the file that it was to learn from, a model must not read the answer in its prompt."""
+    recipe = make_recipe(task, "tiny", lora={"r": 2}, eval={"num_fewshot": 3})
+    train = data.load(recipe).parts["train"]
+    found = scoring.Material(
+        dataset=data.Dataset(labels=(), parts={"train": train}), parts={"data": train}
+    )
+    shots = harness._shots(job_for(recipe, "tiny", tmp_path), found)
+    assert shots is not None
+    first = [shot.id for shot in shots(replace(train[0], id="other"))]
+    assert any(example.id in first for example in train[1:])
+    for example in train:
+        measured = replace(example, id="measured")
+        chosen = shots(measured)
+        assert len({shot.id for shot in chosen}) == 3
+        assert all(replace(shot, id="measured") != measured for shot in chosen)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak can be reset on Linux only")
+def test_the_peak_is_of_one_measurement(tmp_path: Path) -> None:
+    """In a process of its own: what was held before is not counted."""
+    code = (
+        "from llama_peft.memory import peak_memory, reset_peak\n"
+        "held = bytearray(300 << 20)\n"
+        "before = peak_memory()\n"
+        "del held\n"
+        "reset_peak()\n"
+        "assert peak_memory() < before - (200 << 20), (peak_memory(), before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_earlier_question_is_the_measured_one() -> None:
+    asked = [
+        QuestionExample(id=str(i), context="Ada built it.", question=text, answers=())
+        for i, text in enumerate(["Who?", "What?", "Who?"])
+    ]
+    earlier = harness._earlier(data.Dataset(labels=(), parts={"test": list(asked)}), 2)
+    assert earlier["2"] == [asked[1]]

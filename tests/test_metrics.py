@@ -205,6 +205,8 @@ def test_a_threshold_silences_what_lies_above_it_and_leaves_the_oracle_alone():
     chance = {"1": 0.1, "2": 0.9, "3": 0.2, "4": 0.8, "5": 0.7}
     scores = squad_v2.squad_scores(HAND_ANSWERS, HAND_GOLDS, chance, threshold=0.5)
     assert (scores["HasAns_f1"], scores["NoAns_f1"]) == pytest.approx((100 / 3, 100))
+    silenced = squad_v2.apply_threshold(HAND_ANSWERS, chance, 0.5)
+    assert scores == squad_v2.squad_scores(silenced, HAND_GOLDS, chance, before=HAND_ANSWERS)
     raw = squad_v2.squad_scores(HAND_ANSWERS, HAND_GOLDS, chance)
     assert scores["best_f1"] == raw["best_f1"]
     with pytest.raises(ValueError, match="needs"):
@@ -259,11 +261,12 @@ def test_classification_equals_scikit_learn(size):
             return dict(zip(kinds, scores[:3], strict=True))
 
         each = theirs(None, labels)
-        plain = theirs(None, labels[-1:]) if size == 2 else theirs("macro", labels)
+        macro = theirs("macro", [label for label in labels if label in {*golds, *given}])
+        plain = theirs(None, labels[-1:]) if size == 2 else macro
         per_class = classification.per_class_scores(given, golds, labels)
         for kind in kinds:
             assert ours[kind] == pytest.approx(float(np.squeeze(plain[kind])))
-            assert ours[f"{kind}_macro"] == pytest.approx(theirs("macro", labels)[kind])
+            assert ours[f"{kind}_macro"] == pytest.approx(macro[kind])
             assert ours[f"{kind}_weighted"] == pytest.approx(theirs("weighted", labels)[kind])
             assert [per_class[label][kind] for label in labels] == pytest.approx(list(each[kind]))
 
@@ -530,7 +533,9 @@ def test_every_score_has_an_interval_around_it_and_counts_have_none(written):
     truth = {str(i): labels[i % 2] for i in range(30)}
     given = {key: label if int(key) % 5 else "pos" for key, label in truth.items()}
     for results in (
-        measure.answer_results(answers, golds, chance, threshold=0.9),
+        measure.answer_results(
+            squad_v2.apply_threshold(answers, chance, 0.9), golds, chance, before=answers
+        ),
         measure.classification_results(given, truth, labels),
     ):
         for name in names.score_names(results):
@@ -544,7 +549,8 @@ def test_every_score_has_an_interval_around_it_and_counts_have_none(written):
 
 def test_a_threshold_holds_for_overlap_too():
     chance = dict.fromkeys(HAND_GOLDS, 1.0)
-    results = measure.answer_results(HAND_ANSWERS, HAND_GOLDS, chance, threshold=0.5)
+    silenced = squad_v2.apply_threshold(HAND_ANSWERS, chance, 0.5)
+    results = measure.answer_results(silenced, HAND_GOLDS, chance, before=HAND_ANSWERS)
     assert (results["HasAns_rouge1"], results["rouge1"], results["exact"]) == (0, 0.4, 40)
 
 
@@ -624,3 +630,17 @@ def test_scoring_imports_no_torch_and_nothing_of_training():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+def test_labels_that_nobody_says_or_means_count_for_nothing():
+    """As in scikit-learn's default: of four labels three occur, and a perfect system scores 1."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    labels, golds = ["a", "b", "c", "d"], ["a", "b", "c", "a"]
+    for given in (golds, ["a", "a", "c", "b"], ["a", "d", "c", "a"]):
+        ours = classification.classification_scores(given, golds, labels)
+        theirs = precision_recall_fscore_support(golds, given, average="macro", zero_division=0)
+        assert [ours[kind] for kind in ("precision", "recall", "f1")] == pytest.approx(theirs[:3])
+    truth = {str(number): gold for number, gold in enumerate(golds)}
+    found = measure.classification_results(truth, truth, labels)
+    assert found["f1_macro_ci95"] == [1, 1]

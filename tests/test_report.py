@@ -444,3 +444,21 @@ def test_comparison_json_has_the_table_s_numbers(name: str, request: pytest.Fixt
         assert write(line["zero_shot"]) == zero_shot[column].text
         assert write(line["tuned"]) == tuned[column].text
         assert write(line["difference"], sign="+") == difference[column].text
+
+
+def test_headers_say_macro_where_there_are_more_labels_than_two(tmp_path, run):
+    golds = {"a": "x", "b": "y", "c": "z"}
+    folder = write(tmp_path / "three", golds, golds, labels=["x", "y", "z"])
+    (table,) = report.compare([folder])
+    assert table.columns[:4] == ("accuracy", "precision (macro)", "recall (macro)", "f1 (macro)")
+    assert report.compare([run])[0].columns[:4] == ("accuracy", "precision", "recall", "f1")
+
+
+def test_overlap_is_shown_over_all_and_over_the_answerable(squad):
+    (table,) = report.compare([squad])
+    zero_shot = cells(table, "zero-shot")
+    for metric in ("bleu", "rougeL"):
+        assert zero_shot[metric] and zero_shot[f"HasAns_{metric}"]
+    assert any(name.startswith("HasAns_meteor") for name in zero_shot)
+    # Of the unanswerable two one is silent; over all it counts as 1, over the answerable not at all.
+    assert float(zero_shot["rougeL"]) > float(zero_shot["HasAns_rougeL"])

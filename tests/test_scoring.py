@@ -68,6 +68,8 @@ def test_the_official_files_and_ours_score_alike(tmp_path: Path) -> None:
     chances = {id_: 0.1 if text else 0.9 for id_, text in answers.items()}
     perfect = scored(job, tmp_path / "official.json", answers, chances)
     assert perfect["exact"] == perfect["f1"] == perfect["best_f1"] == 100
+    versions = json.loads((job.output / "results.json").read_text())["versions"]
+    assert {"sacrebleu", "rouge_score", "nltk", "scikit-learn"} <= versions.keys()
     lines = [
         {"id": id_, "prediction": text, "no_answer_probability": chances[id_]}
         for id_, text in answers.items()
@@ -97,6 +99,7 @@ def spoiled(answers: dict[str, str]) -> dict[str, tuple[Any, str]]:
         "extra": (answers | {"x": ""}, r"1 for no example \(first: x\)"),
         "twice": ("\n".join([*lines, lines[0]]), rf"1 given twice \(first: {first}\)"),
         "a key twice": ('{"a": "", "a": ""}', "'a' occurs twice"),
+        "half a character": (answers | {first: "\ud800"}, "prediction 1 holds half a character"),
         "not text": (answers | {first: 3}, "prediction 1 is no"),
         "no json": ("{", "cannot be read"),
         "a number": ("3", "holds neither"),
@@ -123,6 +126,60 @@ def test_probabilities_must_be_of_the_same_ids(tmp_path: Path) -> None:
         scored(job, tmp_path / "a.json", answers, dict.fromkeys(list(answers)[1:], 0.5))
     with pytest.raises(UserError, match=r"is no \{id: probability"):
         scored(job, tmp_path / "a.json", answers, dict.fromkeys(answers, "high"))
+
+
+def test_probabilities_are_of_all_predictions_or_of_none(tmp_path: Path) -> None:
+    job = job_for("tiny-squad", tmp_path / "out")
+    lines: list[dict[str, Any]] = [
+        {"id": id_, "prediction": text} for id_, text in first_answers(job).items()
+    ]
+    lines[3]["no_answer_probability"] = 0.5
+    with pytest.raises(UserError, match="15 of 16 predictions have no no_answer_probability"):
+        scored(job, tmp_path / "a.json", json.dumps(lines))
+
+
+def test_what_a_threshold_silenced_counts_in_the_best_scores(tmp_path: Path) -> None:
+    """A span run's own predictions score as the run did: `best_*` choose from the answers before its threshold."""
+    job = job_for("tiny-squad-span", tmp_path / "out")
+    chances = {id_: i / 16 for i, id_ in enumerate(first_answers(job))}
+    lines = [
+        {
+            "id": id_,
+            "prediction": text,
+            "no_answer_probability": chances[id_],
+            "raw": text or "wrong",
+        }
+        for id_, text in first_answers(job).items()
+    ]
+    found = scoring.material(job)
+    ran = scoring.finish(job, found, lines, kind="span head", facts={}, started=0.0, threshold=0.4)[
+        "results"
+    ]
+    again = job_for("tiny-squad-span", tmp_path / "again")
+    assert scoring.score_file(again, job.output / "predictions.jsonl", None)["results"] == ran
+
+
+def test_labels_are_those_of_train_where_the_recipe_names_none(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\ngood,plus\nbad,minus\n")
+    (tmp_path / "mine.csv").write_text("id,text,label\na,fine,plus\n")
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        "task: classification\nmodel: {model_name_or_path: tiny}\n"
+        f"dataset: {{parts: {{train: {tmp_path / 'train.csv'}}}}}\n"
+    )
+    file = str(tmp_path / "mine.csv")
+    job = make_job(str(recipe), None, file, None, None, tmp_path / "out", [])
+    assert scored(job, tmp_path / "theirs.json", {"a": "plus"}).get("accuracy") == 1
+
+
+def test_split_names_a_part_of_a_hub_s_data(tmp_path: Path) -> None:
+    job = make_job("tiny-sst2", None, "org/reviews", ["train"], None, None, [])
+    assert job.data_split == "train"
+    assert job.output == Path("runs/tiny-sst2/zero-shot-reviews-train")
+    with pytest.raises(UserError, match="--split is of"):
+        make_job("tiny-sst2", None, "mine.csv", ["train"], None, None, [])
+    with pytest.raises(UserError, match="one --split"):
+        make_job("tiny-sst2", None, "org/reviews", ["train", "test"], None, None, [])
 
 
 def test_the_command_needs_no_torch(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Accuracy, precision, recall and F1 of labels.
 
 With two labels `precision`, `recall` and `f1` are those of the last label, the positive one, as in
-scikit-learn's `average="binary"`; with more they are the mean over labels (`macro`). Where a score
-divides by nothing it is 0. A prediction that is none of the labels (a generated text that names
-none) is wrong, counts for no label, and its share is `unparsable`.
+scikit-learn's `average="binary"`; with more they are the mean over labels (`macro`), as there over
+those that stand among the golds or the predictions. Where a score divides by nothing it is 0. A
+prediction that is none of the labels (a generated text that names none) is wrong, counts for no
+label, and its share is `unparsable`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,7 +89,8 @@ def _scores(hits: FloatArray, predicted: FloatArray, support: FloatArray) -> dic
     total = support.sum(axis=-1)
     kinds = ("precision", "recall", "f1")
     each = dict(zip(kinds, _label_scores(hits, predicted, support), strict=True))
-    macro = {kind: each[kind].mean(axis=-1) for kind in kinds}
+    occurs = support + predicted > 0
+    macro = {kind: (each[kind] * occurs).sum(axis=-1) / occurs.sum(axis=-1) for kind in kinds}
     weighted = {kind: (each[kind] * support).sum(axis=-1) / total for kind in kinds}
     binary = hits.shape[-1] == 2
     return {

@@ -10,7 +10,7 @@ from eval.metrics.bootstrap import Evidence, intervals, point
 from eval.metrics.classification import classification_evidence
 from eval.metrics.names import INTERVAL_SUFFIX
 from eval.metrics.overlap import overlap_evidence
-from eval.metrics.squad_v2 import apply_threshold, squad_evidence, squad_scores
+from eval.metrics.squad_v2 import squad_evidence, squad_scores
 
 Results = dict[str, float | list[float]]
 
@@ -46,22 +46,20 @@ def answer_results(
     golds: Mapping[str, Sequence[str]],
     no_answer_probabilities: Mapping[str, float] | None = None,
     *,
-    threshold: float | None = None,
+    before: Mapping[str, str] | None = None,
     overlap: bool = True,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Results:
     """squad_v2 scores of answers by id, and BLEU, ROUGE and METEOR unless `overlap` is off.
 
-    `threshold` is one fitted on validation: questions with a higher no-answer probability count as
-    not answered.
+    Where a threshold fitted on validation has silenced predictions, `before` is what they were: the
+    oracles `best_exact` and `best_f1` choose from it.
     """
-    scores = squad_scores(predictions, golds, no_answer_probabilities, threshold=threshold)
-    evidence = squad_evidence(predictions, golds, no_answer_probabilities, threshold=threshold)
+    scores = squad_scores(predictions, golds, no_answer_probabilities, before=before)
+    evidence = squad_evidence(predictions, golds, no_answer_probabilities, before=before)
     results = with_intervals(scores, evidence, resamples=resamples, seed=seed)
     if overlap:
-        if threshold is not None and no_answer_probabilities is not None:
-            predictions = apply_threshold(predictions, no_answer_probabilities, threshold)
         words = overlap_evidence(predictions, golds)
         results |= with_intervals(point(words), words, resamples=resamples, seed=seed)
     return results

@@ -76,14 +76,18 @@ def squad_scores(
     no_answer_probabilities: Mapping[str, float] | None = None,
     *,
     threshold: float | None = None,
+    before: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """The official keys, in percent; HasAns and NoAns only where there are such questions.
 
     With probabilities the best thresholds are added. With a threshold too, questions above it are
-    scored as not answered, except in the best ones, which choose their own. Raises ValueError
-    unless all ids match.
+    scored as not answered, except in the best ones, which choose their own. Of predictions that a
+    threshold has silenced already, `before` is what they were; the best ones choose from it. Raises
+    ValueError unless all ids match.
     """
-    evidence = squad_evidence(predictions, golds, no_answer_probabilities, threshold=threshold)
+    evidence = squad_evidence(
+        predictions, golds, no_answer_probabilities, threshold=threshold, before=before
+    )
     scores = point(evidence)
     answerable = sum(map(is_answerable, golds.values()))
     counts = {"": len(golds), "HasAns_": answerable, "NoAns_": len(golds) - answerable}
@@ -106,15 +110,16 @@ def squad_evidence(
     no_answer_probabilities: Mapping[str, float] | None = None,
     *,
     threshold: float | None = None,
+    before: Mapping[str, str] | None = None,
 ) -> Evidence:
     """Rows of (probability, answerable, exact, F1), and with probabilities what answering gains."""
-    raw = per_example_answers(predictions, golds)
-    chosen, columns = raw, []
+    chosen, columns = per_example_answers(predictions, golds), []
+    raw = chosen if before is None else per_example_answers(before, golds)
     if no_answer_probabilities is not None:
         if threshold is not None:
             applied = apply_threshold(predictions, no_answer_probabilities, threshold)
             chosen = per_example_answers(applied, golds)
-        gave = _gave_answer(predictions, raw.ids)
+        gave = _gave_answer(predictions if before is None else before, raw.ids)
         columns = [_official_gains(v, raw.answerable, gave) for v in (raw.exact, raw.f1)]
         probabilities = _ordered(no_answer_probabilities, golds)
     elif threshold is not None:
