@@ -100,6 +100,14 @@ def _load_tokenizer(name: str, revision: str) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: its tokenizer does not load: {_first_line(error)}") from error
+    config = load_config(Model(model_name_or_path=name, revision=revision))
+    size = getattr(config.get_text_config(), "vocab_size", 0)
+    # Where the files are missing, transformers makes up a tokenizer of special tokens: all text would be unknown.
+    if len(tokenizer) < size / 2:
+        raise UserError(
+            f"{name}: its tokenizer has {len(tokenizer):,} tokens and its config {size:,}: "
+            "add the tokenizer's files that belong to it"
+        )
     if tokenizer.pad_token_id is None:
         known = tokenizer.get_vocab()
         pad = next((token for token in _LLAMA_PAD_TOKENS if token in known), None)
