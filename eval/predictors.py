@@ -17,7 +17,7 @@ from llama_peft import backbone, checkpoint, predict, preflight
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.predict import Engine, Prediction, Shots
 from llama_peft.prompts import PromptEncoder
-from llama_peft.recipe import Recipe, UserError, load_recipe
+from llama_peft.recipe import Head, Recipe, UserError, load_recipe
 
 TREE = Engine(generation.greedy, generation.loglikelihoods)
 
@@ -169,7 +169,10 @@ def _open_adapter(
 ) -> Predictor:
     """A PEFT adapter on the base that it names: its head's predictor, or for a causal one that of the LM head."""
     adapter = foreign.read_adapter(folder)
-    base = on_base(recipe, adapter.base, adapter.revision)
+    own = next((place for place in (folder, folder.parent) if is_run(str(place))), None)
+    # Plain PEFT's heads read the last token's state behind the last block, whatever the recipe says of its own.
+    head = Head() if own is None else load_recipe(own / "recipe.yaml").head
+    base = on_base(recipe, adapter.base, adapter.revision).model_copy(update={"head": head})
     if adapter.task == "extractive_qa" and adapter.is_librarys:
         return _foreign(foreign.open_reader(base, adapter), labels)
     if adapter.task not in (recipe.task, "generative_qa"):

@@ -109,6 +109,17 @@ def test_a_whole_classifier_gives_its_own_logits(
         assert line["prediction"] == ("positive" if positive > negative else "negative")
 
 
+def test_a_checkpoint_without_a_tokenizer_is_refused(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    """transformers makes up an encoder's tokenizer of five special tokens, and every text is the same [UNK]."""
+    folder = classifier(tmp_path / "theirs")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"its tokenizer has \d tokens and its config 2,000"):
+        measured(make_recipe("classification", base), folder, tmp_path / "out")
+
+
 def test_a_whole_reader_gives_its_own_spans(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
 ) -> None:
@@ -194,7 +205,14 @@ def test_an_adapter_of_plain_peft_is_measured_on_its_base(
     """The tuned model's own outputs, not the base's: for classification checked against plain PEFT."""
     model, kind = heads(base)[task]
     folder = adapter(tmp_path / "adapter", base, model, kind)
-    recipe = make_recipe(task, "no-such-base", lora={"r": 2}, eval={"max_new_tokens": 4})
+    # A recipe's own head says nothing of theirs: plain PEFT reads the last token of the last block.
+    recipe = make_recipe(
+        task,
+        "no-such-base",
+        lora={"r": 2},
+        eval={"max_new_tokens": 4},
+        head={"pooling": "mean", "layer": 1} if task == "classification" else {},
+    )
     found = measured(recipe, folder, tmp_path / "out")
     assert found["config"]["model_kind"].startswith("adapter, ")
     assert found["config"]["model"] == str(base)
@@ -233,6 +251,25 @@ def test_a_run_s_adapter_alone_gives_what_the_run_gives(
         for model in (run, tmp_path / "adapter")
     ]
     assert found[0] == found[1]
+
+
+def test_an_adapter_in_a_run_is_read_by_the_run_s_own_head(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    train = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
+    run = training.train(
+        make_recipe("classification", base, lora={"r": 2}, head={"pooling": "mean"}, train=train)
+    )
+    recipe = make_recipe("classification", base, lora={"r": 2})
+    found = [
+        measured(recipe, model, tmp_path / f"out-{model.name}") for model in (run, run / "adapter")
+    ]
+    assert found[0]["results"] == found[1]["results"]
+    first, second = (
+        [line["probabilities"] for line in lines_of(tmp_path / name)]
+        for name in ("out-run", "out-adapter")
+    )
+    assert first == second
 
 
 def test_files_tell_what_a_model_is(base: Path, tmp_path: Path) -> None:
