@@ -22,7 +22,7 @@ from llama_peft import backbone, spans
 from llama_peft.checkpoint import attach_adapter, base_fingerprint
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.files import sha256
-from llama_peft.predict import Prediction, batches, grouped, pad
+from llama_peft.predict import Prediction, batches, grouped, pad, positions, warn_of_cuts
 from llama_peft.prompts import trim
 from llama_peft.recipe import Recipe, UserError
 from llama_peft.spans import Window
@@ -40,6 +40,8 @@ _SUFFIXES: dict[str, Kind] = {
     "ForSequenceClassification": "classifier",
     "ForQuestionAnswering": "reader",
 }
+_WINDOW = 512
+"""The most tokens of a reader's window, as in the scripts that they were trained by, however long its positions reach."""
 _ADAPTER, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -164,17 +166,21 @@ def open_classifier(recipe: Recipe, labels: tuple[str, ...]) -> Opened:
     tokenizer = backbone.load_tokenizer(recipe.model)
     model = _load(AutoModelForSequenceClassification, recipe, tokenizer.pad_token_id)
     order = _label_order(model.config, labels, recipe.model.model_name_or_path)
-    limit = _max_length(recipe, model, tokenizer)
+    limit = _max_length(model, tokenizer)
 
-    def encode(text: str) -> list[int]:
-        return list(
-            tokenizer(text, truncation=True, max_length=limit, split_special_tokens=True)[
-                "input_ids"
-            ]
-        )
+    def encode(text: str) -> tuple[list[int], bool]:
+        """The ids, and whether they are of the whole text."""
+        ids = tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+        if len(ids) <= limit:
+            return ids, True
+        cut = tokenizer(text, truncation=True, max_length=limit, split_special_tokens=True)
+        return cut["input_ids"], False
 
     def predict(examples: Sequence[Example], batch_size: int) -> Iterator[Prediction]:
-        rows = [(e.id, encode(e.text)) for e in examples if isinstance(e, TextExample)]
+        encoded = [(e.id, *encode(e.text)) for e in examples if isinstance(e, TextExample)]
+        rows = [(id_, ids) for id_, ids, _ in encoded]
+        cut = sum(not whole for *_, whole in encoded)
+        warn_of_cuts(cut, len(rows), "texts", f"the model's {limit} tokens")
         for batch in batches(rows, batch_size):
             input_ids, mask = pad([ids for _, ids in batch], tokenizer.pad_token_id)
             with torch.inference_mode():
@@ -193,7 +199,7 @@ def open_classifier(recipe: Recipe, labels: tuple[str, ...]) -> Opened:
                 )
 
     def prompt(example: Example) -> str:
-        return str(tokenizer.decode(encode(getattr(example, "text", ""))))
+        return str(tokenizer.decode(encode(getattr(example, "text", ""))[0]))
 
     return Opened(NAMES["classifier"], predict, prompt, _facts(recipe, model), abstains=False)
 
@@ -218,7 +224,7 @@ def open_reader(recipe: Recipe, adapter: Adapter | None = None) -> Opened:
     """
     tokenizer = backbone.load_tokenizer(recipe.model)
     model = _load(AutoModelForQuestionAnswering, recipe, tokenizer.pad_token_id, adapter)
-    limit = _max_length(recipe, model, tokenizer)
+    limit = min(_max_length(model, tokenizer), _WINDOW)
     windows = partial(_windows, tokenizer, limit, recipe.train.doc_stride)
 
     def predict(examples: Sequence[Example], batch_size: int) -> Iterator[Prediction]:
@@ -346,13 +352,16 @@ def _load(auto: Any, recipe: Recipe, pad_id: int, adapter: Adapter | None = None
     return model.eval()
 
 
-def _max_length(recipe: Recipe, model: Any, tokenizer: Any) -> int:
-    """The recipe's, or less where the model has fewer positions (RoBERTa's start behind its padding's)."""
-    positions = getattr(model.config, "max_position_embeddings", None) or recipe.train.max_length
+def _max_length(model: Any, tokenizer: Any) -> int:
+    """The most tokens that the model was made for: its tokenizer's, or its positions (RoBERTa's start behind its padding's).
+
+    The recipe's train.max_length is of the models that it trains.
+    """
+    limit = positions(model) or tokenizer.model_max_length
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and module.padding_idx is not None:
-            positions -= module.padding_idx + 1
-    return int(min(recipe.train.max_length, tokenizer.model_max_length, positions))
+            limit -= module.padding_idx + 1
+    return int(min(tokenizer.model_max_length, limit))
 
 
 def _facts(recipe: Recipe, model: Any) -> dict[str, Any]:

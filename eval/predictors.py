@@ -158,7 +158,9 @@ def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predicto
         kind=kinds[recipe.task] + (" + LoRA" if run.recipe.lora is not None else ""),
         labels=labels,
         predict=partial(predict.predict, measured, engine=_engine(recipe)),
-        prompt=partial(predict.prompt_text, run.encoder, run.recipe),
+        prompt=partial(
+            predict.prompt_text, run.encoder, measured.recipe, limit=predict.positions(run.model)
+        ),
         facts=facts,
         abstains=recipe.task == "extractive_qa",
     )
@@ -225,8 +227,9 @@ def _by_lm_head(
     else:
         kind, answer = "generative", partial(_write, model, encoder, recipe, shots)
     prompt = partial(
-        predict.prompt_text, encoder, recipe, zero_shot=True, labels=labels, shots=shots
-    )
+        predict.prompt_text, encoder, recipe, zero_shot=True, labels=labels, shots=shots,
+        limit=predict.positions(model),
+    )  # fmt: skip
     return Predictor(
         kind=f"{way} {kind}", labels=labels, predict=answer, prompt=prompt, facts=facts
     )
@@ -263,14 +266,22 @@ def _verbalize(
     continuations = [encoder.continuation(word) for word in words]
     texts = [example for example in examples if isinstance(example, TextExample)]
     texts.sort(key=lambda example: -len(example.text))
+    limit, prompts, cut = predict.positions(model), [], 0
+    for example in texts:
+        ids, whole = predict.verbalizer_prompt(encoder, recipe, example, labels, shots, limit)
+        prompts.append(ids)
+        cut += not whole
+    bounds = f"train.max_length {recipe.train.max_length}"
+    bounds += f" and the model's {limit} positions" if limit else ""
+    predict.warn_of_cuts(cut, len(texts), "texts", bounds)
     size = 4 * batch_size
     for first in range(0, len(texts), size):
         chunk = texts[first : first + size]
-        requests = []
-        for example in chunk:
-            worked = [(shot.text, words[shot.label]) for shot in (shots(example) if shots else ())]
-            prompt = encoder.zero_shot(example.text, recipe.train.max_length, worked)
-            requests += [(prompt, continuation) for continuation in continuations]
+        requests = [
+            (prompt, continuation)
+            for prompt in prompts[first : first + size]
+            for continuation in continuations
+        ]
         scores = _engine(recipe).loglikelihoods(model, requests)
         for i, example in enumerate(chunk):
             row = scores[i * len(words) : (i + 1) * len(words)]

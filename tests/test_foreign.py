@@ -109,6 +109,51 @@ def test_a_whole_classifier_gives_its_own_logits(
         assert line["prediction"] == ("positive" if positive > negative else "negative")
 
 
+@pytest.mark.parametrize("kind", ["zero-shot verbalizer", "zero-shot generative", "classifier"])
+def test_cut_texts_are_counted_in_one_line_and_shown_as_cut(
+    make_recipe: Callable[..., Recipe],
+    make_base: Callable[..., Path],
+    base: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    """By the model's own positions; a classifier's are not those that the recipe trains with."""
+    task = "generative_qa" if kind.endswith("generative") else "classification"
+    small = make_base(max_position_embeddings=200)
+    folder = classifier(tmp_path / "theirs") if kind == "classifier" else small
+    file = tmp_path / "data.json"
+    if task == "classification":
+        texts = [{"text": f"{'word ' * n}end", "label": "positive"} for n in (4, 90, 400)]
+        file.write_text(json.dumps(texts))
+    else:
+        asked = [
+            {"context": f"Paris. {'word ' * n}", "question": "Where?", "answers": ["Paris"]}
+            for n in (4, 90, 400)
+        ]
+        file.write_text(json.dumps(asked))
+    train = {"max_length": 20 if kind == "classifier" else 512}
+    dataset = {"labels": ["negative", "positive"]} if task == "classification" else {}
+    recipe = make_recipe(
+        task, base, train=train, lora={"r": 2}, eval={"max_new_tokens": 4}, dataset=dataset
+    )
+    caplog.set_level("INFO")
+    job = Job(recipe=recipe, model=str(folder), output=tmp_path / "out", data_file=str(file))
+    harness.run(job, show=3)
+    what = "passages" if task == "generative_qa" else "texts"
+    (line,) = [r.getMessage() for r in caplog.records if " are cut to " in r.getMessage()]
+    assert (
+        line.startswith(f"1 of 3 {what} are cut to ")
+        and ("128" if kind == "classifier" else "200") in line
+    )
+    shown = [r.getMessage() for r in caplog.records if r.getMessage().startswith("--- ")]
+    assert [message.count("word") >= n for message, n in zip(shown, (4, 90, 400), strict=True)] == [
+        True,
+        True,
+        False,
+    ]
+
+
 def test_a_checkpoint_without_a_tokenizer_is_refused(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
 ) -> None:
