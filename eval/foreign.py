@@ -298,8 +298,15 @@ class _Pair(NamedTuple):
 
 
 def _windows(tokenizer: Any, limit: int, stride: int, example: QuestionExample) -> list[_Pair]:
+    """Windows of at most `limit` tokens over the passage; a question keeps half of one at most, so that the stride fits."""
+    question = example.question.strip()
+    pieces = tokenizer(
+        question, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
+    )["offset_mapping"]
+    if len(pieces) > limit // 2:
+        question = question[: pieces[limit // 2 - 1][1]]
     encoded = tokenizer(
-        example.question.strip(),
+        question,
         example.context,
         truncation="only_second",
         max_length=limit,

@@ -25,6 +25,7 @@ from eval.job import Job, make_job
 from eval.predictors import check_model
 from llama_peft import data, tiny
 from llama_peft import train as training
+from llama_peft.data import QuestionExample
 from llama_peft.recipe import Recipe, UserError
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -212,6 +213,19 @@ def test_long_passages_are_read_in_windows(
     covered = {c for pair in pairs for start, end in pair.window.offsets for c in range(start, end)}
     assert covered == {i for i, character in enumerate(context) if character != " "}
     measured(recipe, folder, tmp_path / "out", data_file=str(file))
+
+
+@pytest.mark.parametrize("words", [60, 110, 121, 300])
+def test_a_question_longer_than_its_share_is_cut(tmp_path: Path, words: int) -> None:
+    """The tokenizers library panics where a question leaves the passage less room than the stride."""
+    tokenizer = AutoTokenizer.from_pretrained(with_tokenizer(tmp_path))
+    example = QuestionExample(
+        id="1", question=f"{'word ' * words}?", context=f"{'house ' * 200}end", answers=()
+    )
+    pairs = foreign._windows(tokenizer, 128, 64, example)
+    assert all(len(pair.input_ids) <= 128 for pair in pairs)
+    assert all(len(pair.window.offsets) > 32 for pair in pairs[:-1])
+    assert pairs[-1].window.offsets[-1][1] == len(example.context)
 
 
 def heads(base: Path) -> dict[str, tuple[PreTrainedModel, TaskType]]:
