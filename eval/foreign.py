@@ -348,8 +348,15 @@ def _load(auto: Any, recipe: Recipe, pad_id: int, adapter: Adapter | None = None
             output_loading_info=True,
             **extra,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{name}: {str(error).strip().splitlines()[0]}") from error
+    except RuntimeError as error:
+        if "mismatched" not in str(error):  # transformers says no more than this of them
+            raise
+        raise UserError(
+            f"{name}: the checkpoint holds weights of another shape than its config says. "
+            "Use a complete safetensors checkpoint"
+        ) from error
     head = "qa_outputs" if adapter is not None else None
     backbone.check_loading(name, info | {"unexpected_keys": []}, head)
     model.config.pad_token_id = pad_id

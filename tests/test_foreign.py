@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import (
@@ -366,6 +367,22 @@ def test_what_does_not_fit_is_refused_in_one_line(
         headless = tmp_path / "headless"
         shutil.copytree(base, headless)
         measured(texts, headless, tmp_path / "out", kind="classifier")
+
+
+def test_damaged_weights_are_refused_in_one_line(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    recipe, theirs = make_recipe("classification", base), classifier(tmp_path / "theirs")
+    weights = theirs / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"theirs: .*incomplete|theirs: .*header"):
+        measured(recipe, theirs, tmp_path / "out")
+    tensors = safetensors.torch.load(whole)
+    tensors["pre_classifier.weight"] = torch.zeros(32, 16)
+    safetensors.torch.save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(UserError, match="theirs: the checkpoint holds weights of another shape"):
+        measured(recipe, theirs, tmp_path / "out")
 
 
 def test_an_adapter_that_does_not_fit_its_base_is_refused(
