@@ -36,6 +36,7 @@ NAMES: dict[Kind, str] = {
 }
 _SUFFIXES: dict[str, Kind] = {
     "ForCausalLM": "causal",
+    "LMHeadModel": "causal",  # GPT-2 and others of its time
     "ForConditionalGeneration": "causal",
     "ForSequenceClassification": "classifier",
     "ForQuestionAnswering": "reader",

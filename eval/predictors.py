@@ -116,8 +116,10 @@ def as_trained(recipe: Recipe, run: Path) -> Recipe:
     return own.model_copy(update=chosen)
 
 
-def _engine(recipe: Recipe) -> Engine:
-    return TREE if recipe.eval.decoding == "prefix_tree" else predict.PLAIN
+def _engine(recipe: Recipe, model: Any) -> Engine:
+    """Bloom, which has no positions, takes distances from a plain mask, so that it cannot read a tree."""
+    tree = recipe.eval.decoding == "prefix_tree" and predict.positions(model) is not None
+    return TREE if tree else predict.PLAIN
 
 
 def _foreign(opened: foreign.Opened, labels: tuple[str, ...]) -> Predictor:
@@ -157,7 +159,7 @@ def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predicto
     return Predictor(
         kind=kinds[recipe.task] + (" + LoRA" if run.recipe.lora is not None else ""),
         labels=labels,
-        predict=partial(predict.predict, measured, engine=_engine(recipe)),
+        predict=partial(predict.predict, measured, engine=_engine(recipe, run.model)),
         prompt=partial(
             predict.prompt_text, run.encoder, measured.recipe, limit=predict.positions(run.model)
         ),
@@ -245,7 +247,7 @@ def _write(
 ) -> Iterator[Prediction]:
     questions = [example for example in examples if isinstance(example, QuestionExample)]
     return predict.write_answers(
-        model, encoder, questions, recipe, batch_size, _engine(recipe), shots
+        model, encoder, questions, recipe, batch_size, _engine(recipe, model), shots
     )
 
 
@@ -282,7 +284,7 @@ def _verbalize(
             for prompt in prompts[first : first + size]
             for continuation in continuations
         ]
-        scores = _engine(recipe).loglikelihoods(model, requests)
+        scores = _engine(recipe, model).loglikelihoods(model, requests)
         for i, example in enumerate(chunk):
             row = scores[i * len(words) : (i + 1) * len(words)]
             best = max(range(len(labels)), key=row.__getitem__)

@@ -354,7 +354,9 @@ def count_loaded(model: "PreTrainedModel", task: Task) -> counts.Counts:
     try:
         expected = counts.count(config, task, labels)
     except counts.UncountedFamily:
-        head = counts.head_size(config, task, labels)
+        # Not from the mapping: GPT-2 calls it n_embd, and Gemma 3's stands in the text model's own config.
+        hidden = {"hidden_size": model.config.get_text_config().hidden_size}
+        head = counts.head_size(hidden, task, labels)
         expected = counts.Counts(base=total - trainable, backbone=total - trainable, head=head)
     counted = replace(expected, adapter=trainable - expected.head)
     if counted.total != total:

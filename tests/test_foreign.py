@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BloomConfig,
     DistilBertConfig,
+    Gemma3Config,
+    GPT2Config,
     LlamaForSequenceClassification,
     PreTrainedModel,
     RobertaConfig,
@@ -48,6 +52,27 @@ def classifier(folder: Path, **changes: Any) -> Path:
     )  # fmt: skip
     torch.manual_seed(1)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return with_tokenizer(folder)
+
+
+def causal(folder: Path, family: str) -> Path:
+    """A causal model of another family, as transformers saves one; its texts have the embedded tokenizer."""
+    sizes = {"vocab_size": 2000, "hidden_size": 32, "num_attention_heads": 2}
+    text = {"num_hidden_layers": 2, "intermediate_size": 64, "num_key_value_heads": 1}
+    text |= sizes | {"head_dim": 16, "sliding_window": 16}
+    image = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    image |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    configs = {
+        "GPT2LMHeadModel": lambda: GPT2Config(vocab_size=2000, n_embd=32, n_layer=2, n_head=2),
+        "BloomForCausalLM": lambda: BloomConfig(
+            vocab_size=2000, hidden_size=32, n_layer=2, n_head=2
+        ),
+        "Gemma3ForConditionalGeneration": lambda: Gemma3Config(
+            text_config=text, vision_config=image
+        ),
+    }
+    torch.manual_seed(1)
+    getattr(transformers, family)(configs[family]()).save_pretrained(folder)
     return with_tokenizer(folder)
 
 
@@ -192,6 +217,30 @@ def test_a_whole_reader_gives_its_own_spans(
         assert line["raw"] in contexts[line["id"]]
         assert line["prediction"] == (
             "" if line["no_answer_probability"] > threshold else line["raw"]
+        )
+
+
+@pytest.mark.parametrize(
+    "family", ["GPT2LMHeadModel", "BloomForCausalLM", "Gemma3ForConditionalGeneration"]
+)
+@pytest.mark.parametrize("task", ["classification", "generative_qa"])
+def test_causal_models_of_other_families_are_measured(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, family: str, task: str
+) -> None:
+    """Known by their class, counted though their configs name sizes otherwise, and the same with and without prefix trees."""
+    folder = causal(tmp_path / "theirs", family)
+    found = []
+    for decoding in ("prefix_tree", "plain"):
+        chosen = {"decoding": decoding, "max_new_tokens": 2}
+        recipe = make_recipe(task, folder, lora={"r": 2}, eval=chosen)
+        results = measured(recipe, folder, tmp_path / decoding)
+        found.append(lines_of(tmp_path / decoding))
+        whole = getattr(transformers, family).from_pretrained(folder)
+        assert results["config"]["parameters"]["total"] == whole.num_parameters()
+    for tree, plain in zip(*found, strict=True):
+        assert tree["raw"] == plain["raw"]
+        assert tree.get("probabilities", []) == pytest.approx(
+            plain.get("probabilities", []), abs=1e-4
         )
 
 
