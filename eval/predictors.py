@@ -83,7 +83,7 @@ def open_predictor(
     if kind == "adapter":
         return _open_adapter(foreign.fetch(model, recipe.model.revision), recipe, labels, shots)
     base = on_base(recipe, model)
-    loaded = backbone.load(base, "generative_qa")
+    loaded = backbone.load(base, "generative_qa", measured=True)
     counted = backbone.count_loaded(loaded, "generative_qa")
     facts = {
         "model": model,
@@ -185,7 +185,7 @@ def _open_adapter(
         raise UserError(
             f"{folder}: its head has {adapter.num_labels} labels, and the task's are {', '.join(labels)}"
         )
-    model = backbone.load(base, adapter.task, adapter.num_labels)
+    model = backbone.load(base, adapter.task, adapter.num_labels, measured=True)
     total = model.num_parameters()
     model = checkpoint.attach_adapter(model, folder).eval()
     facts = {
@@ -197,7 +197,7 @@ def _open_adapter(
     }
     if adapter.task == "generative_qa":
         return _by_lm_head(model, base, labels, "adapter,", facts, shots)
-    encoder = PromptEncoder(backbone.load_tokenizer(base.model), base.prompt)
+    encoder = PromptEncoder(backbone.load_tokenizer(base.model, measured=True), base.prompt)
     run = checkpoint.Run(
         folder=folder, recipe=base, labels=labels, model=model, encoder=encoder, facts=facts
     )
@@ -221,7 +221,7 @@ def _by_lm_head(
     shots: Shots | None,
 ) -> Predictor:
     """A causal model as it answers without a head: by verbalizers, or in its own words."""
-    encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
+    encoder = PromptEncoder(backbone.load_tokenizer(recipe.model, measured=True), recipe.prompt)
     if shots:
         facts = facts | {"fewshot_from": recipe.eval.fewshot_from}
     if recipe.task == "classification":

@@ -87,13 +87,17 @@ def commit(model: Model) -> str:
     return Path(str(path)).parent.name
 
 
-def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
-    """The base's tokenizer, with a padding token of its own (never the end-of-text token) and padding on the right."""
-    return _load_tokenizer(source(model), model.revision)
+def load_tokenizer(model: Model, measured: bool = False) -> "PreTrainedTokenizerBase":
+    """The base's tokenizer, with padding on the right and a padding token of its own.
+
+    measured: nothing is trained, so that the end-of-text token may pad where there is no other. In training it would hide
+    that token's labels, and a model would never stop.
+    """
+    return _load_tokenizer(source(model), model.revision, measured)
 
 
 @lru_cache(maxsize=1)  # a 128,256-token vocabulary takes seconds to read
-def _load_tokenizer(name: str, revision: str) -> "PreTrainedTokenizerBase":
+def _load_tokenizer(name: str, revision: str, measured: bool) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
@@ -109,19 +113,22 @@ def _load_tokenizer(name: str, revision: str) -> "PreTrainedTokenizerBase":
             "add the tokenizer's files that belong to it"
         )
     if tokenizer.pad_token_id is None:
-        known = tokenizer.get_vocab()
-        pad = next((token for token in _LLAMA_PAD_TOKENS if token in known), None)
-        if pad is None or pad == tokenizer.eos_token:
+        known = tokenizer.get_vocab().keys() - {tokenizer.eos_token}
+        last = tokenizer.eos_token if measured else None
+        pad = next((token for token in _LLAMA_PAD_TOKENS if token in known), last)
+        if pad is None:
             raise UserError(f"{name}: its tokenizer has no token to pad with")
         tokenizer.pad_token = pad
     tokenizer.padding_side = "right"
     return tokenizer
 
 
-def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
+def load(
+    recipe: Recipe, task: Task, num_labels: int = 0, measured: bool = False
+) -> "PreTrainedModel":
     """The frozen base of a recipe with the task's head, in evaluation mode; `generative_qa` has the LM head.
 
-    Heads are float32 and random by `train.seed`. Raises UserError where a weight is missing, unexpected or of another shape.
+    measured: it will not be trained, see `load_tokenizer`. Heads are float32 and random by `train.seed`. Raises UserError where a weight is missing, unexpected or of another shape.
     """
     import torch
     from safetensors import SafetensorError
@@ -131,7 +138,7 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
     from llama_peft import heads
 
     config = load_config(recipe.model)
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(recipe.model, measured)
     config.pad_token_id = tokenizer.pad_token_id
     if task == "classification":
         config.num_labels = num_labels

@@ -1,6 +1,7 @@
 """Checkpoints that others made: recognised by their files, measured as they were made, or refused by name."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -242,6 +243,28 @@ def test_causal_models_of_other_families_are_measured(
         assert tree.get("probabilities", []) == pytest.approx(
             plain.get("probabilities", []), abs=1e-4
         )
+
+
+@pytest.mark.parametrize("task", ["classification", "generative_qa"])
+def test_a_base_without_a_padding_token_is_measured_and_not_trained(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, task: str
+) -> None:
+    """Padded positions are masked, so that the end-of-text token may fill them; its labels in training would be lost."""
+    unpadded = tmp_path / "unpadded"
+    shutil.copytree(base, unpadded)
+    for file in unpadded.glob("tokenizer*"):
+        text = file.read_text().replace("<|finetune_right_pad_id|>", "<|reserved_9|>")
+        file.write_text(re.sub(r'\s*"pad_token": "[^"]*",', "", text))
+    recipe = make_recipe(task, unpadded, lora={"r": 2}, eval={"max_new_tokens": 2})
+    assert AutoTokenizer.from_pretrained(unpadded).pad_token is None
+    found = [
+        measured(recipe, model, tmp_path / f"out-{model.name}")["results"]
+        for model in (base, unpadded)
+    ]
+    assert found[0] == found[1]
+    train = {"output_dir": str(tmp_path / "run")}
+    with pytest.raises(UserError, match="its tokenizer has no token to pad with"):
+        training.train(make_recipe(task, unpadded, lora={"r": 2}, train=train))
 
 
 def test_long_passages_are_read_in_windows(
