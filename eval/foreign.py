@@ -43,6 +43,8 @@ _SUFFIXES: dict[str, Kind] = {
 }
 _WINDOW = 512
 """The most tokens of a reader's window, as in the scripts that they were trained by, however long its positions reach."""
+_HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
+"""The last weight of a classification head: a causal model's, most encoders', RoBERTa's."""
 _ADAPTER, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -66,8 +68,10 @@ class Adapter:
     """The base's, where the adapter pins it."""
     task: backbone.Task
     num_labels: int
+    whole: frozenset[str]
+    """Names of the weights that it brings whole: its head's."""
     is_librarys: bool
-    """Made on transformers' own question answering class, whose backbone is called `transformer`."""
+    """Made on transformers' own class for the task, an encoder's or one whose backbone is not called `model`."""
     sha256: str
 
 
@@ -148,24 +152,28 @@ def read_adapter(folder: Path) -> Adapter:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / _WEIGHTS}: cannot be read: {error}") from None
-    heads = [shape[0] for key, shape in shapes.items() if key.endswith("score.weight")]
+    names = {key.removeprefix("base_model.model."): shape for key, shape in shapes.items()}
+    heads = [shape[0] for name, shape in names.items() if name in _HEADS]
     return Adapter(
         folder=folder,
         base=base,
         revision=config.get("revision") or "main",
         task=task,
         num_labels=heads[0] if heads else 0,
-        is_librarys=any(".transformer." in key for key in shapes),
+        whole=frozenset(name for name in names if ".lora_" not in name),
+        is_librarys=any(".lora_" in name and not name.startswith("model.") for name in names),
         sha256=sha256(folder / _WEIGHTS),
     )
 
 
-def open_classifier(recipe: Recipe, labels: tuple[str, ...]) -> Opened:
-    """A ...ForSequenceClassification of any architecture. Its labels are matched to the task's by name, or by number where
-    it has no names of its own.
+def open_classifier(
+    recipe: Recipe, labels: tuple[str, ...], adapter: Adapter | None = None
+) -> Opened:
+    """A ...ForSequenceClassification of any architecture, or an adapter on one. Its labels are matched to the task's by
+    name, or by number where it has no names of its own.
     """
     tokenizer = backbone.load_tokenizer(recipe.model, measured=True)
-    model = _load(AutoModelForSequenceClassification, recipe, tokenizer.pad_token_id)
+    model = _load(AutoModelForSequenceClassification, recipe, tokenizer.pad_token_id, adapter)
     order = _label_order(model.config, labels, recipe.model.model_name_or_path)
     limit = _max_length(model, tokenizer)
 
@@ -202,7 +210,8 @@ def open_classifier(recipe: Recipe, labels: tuple[str, ...]) -> Opened:
     def prompt(example: Example) -> str:
         return str(tokenizer.decode(encode(getattr(example, "text", ""))[0]))
 
-    return Opened(NAMES["classifier"], predict, prompt, _facts(recipe, model), abstains=False)
+    kind = NAMES["classifier"] if adapter is None else "adapter, sequence classification"
+    return Opened(kind, predict, prompt, _facts(recipe, model, adapter), abstains=False)
 
 
 def _label_order(config: Any, labels: tuple[str, ...], name: str) -> list[int]:
@@ -272,11 +281,8 @@ def open_reader(recipe: Recipe, adapter: Adapter | None = None) -> Opened:
         assert isinstance(example, QuestionExample)
         return str(tokenizer.decode(windows(example)[0].input_ids))
 
-    facts = _facts(recipe, model)
-    if adapter is not None:
-        facts |= {"adapter": str(adapter.folder), "adapter_sha256": adapter.sha256}
     kind = NAMES["reader"] if adapter is None else "adapter, question answering"
-    return Opened(kind, predict, prompt, facts, abstains=True)
+    return Opened(kind, predict, prompt, _facts(recipe, model, adapter), abstains=True)
 
 
 class _Pair(NamedTuple):
@@ -333,11 +339,12 @@ def _load(auto: Any, recipe: Recipe, pad_id: int, adapter: Adapter | None = None
     dtype = getattr(torch, recipe.model.dtype) if recipe.model.dtype else backbone.fast_dtype(place)
     name = backbone.source(recipe.model)
     extra: dict[str, Any] = {}
-    if (
-        adapter is not None
-    ):  # a causal checkpoint's backbone is `model`, the library's class calls it `transformer`
+    if adapter is not None and adapter.task == "extractive_qa":
+        # A causal checkpoint's backbone is `model`, the library's class calls it `transformer`.
         extra["key_mapping"] = {r"^model\.": "transformer."}
         extra["quantization_config"] = backbone.quantization_config(recipe.quantization, dtype)
+    elif adapter is not None:  # an encoder's; its head has no one name that 4-bit leaves alone
+        extra["num_labels"] = adapter.num_labels
     try:
         model, info = auto.from_pretrained(
             name,
@@ -358,8 +365,9 @@ def _load(auto: Any, recipe: Recipe, pad_id: int, adapter: Adapter | None = None
             f"{name}: the checkpoint holds weights of another shape than its config says. "
             "Use a complete safetensors checkpoint"
         ) from error
-    head = "qa_outputs" if adapter is not None else None
-    backbone.check_loading(name, info | {"unexpected_keys": []}, head)
+    brought = adapter.whole if adapter is not None else frozenset()
+    missing = [key for key in info["missing_keys"] if key not in brought]
+    backbone.check_loading(name, info | {"missing_keys": missing, "unexpected_keys": []}, None)
     model.config.pad_token_id = pad_id
     if adapter is not None:
         backbone.mend_cpu_4bit(model)
@@ -379,11 +387,12 @@ def _max_length(model: Any, tokenizer: Any) -> int:
     return int(min(tokenizer.model_max_length, limit))
 
 
-def _facts(recipe: Recipe, model: Any) -> dict[str, Any]:
+def _facts(recipe: Recipe, model: Any, adapter: Adapter | None) -> dict[str, Any]:
     total = model.num_parameters()
     return {
+        **({} if adapter is None else {"adapter": str(adapter.folder)}),
         "model": recipe.model.model_name_or_path,
         "parameters": {"total": total, "trainable": 0, "base": total},
         "base_fingerprint": base_fingerprint(recipe),
-        "adapter_sha256": None,
+        "adapter_sha256": None if adapter is None else adapter.sha256,
     }

@@ -177,14 +177,24 @@ def _open_adapter(
     # Plain PEFT's heads read the last token's state behind the last block, whatever the recipe says of its own.
     head = Head() if own is None else load_recipe(own / "recipe.yaml").head
     base = on_base(recipe, adapter.base, adapter.revision).model_copy(update={"head": head})
-    if adapter.task == "extractive_qa" and adapter.is_librarys:
-        return _foreign(foreign.open_reader(base, adapter), labels)
-    if adapter.task not in (recipe.task, "generative_qa"):
+    questions = {"extractive_qa", "generative_qa"}
+    if (
+        adapter.task not in (recipe.task, "generative_qa")
+        and {adapter.task, recipe.task} != questions
+    ):
         raise UserError(f"{folder}: an adapter for {adapter.task}, and the task is {recipe.task}")
+    if adapter.task == "classification" and not adapter.num_labels:
+        raise UserError(
+            f"{folder}: holds no head named score or classifier, and a random one has no score"
+        )
     if adapter.task == "classification" and adapter.num_labels != len(labels):
         raise UserError(
             f"{folder}: its head has {adapter.num_labels} labels, and the task's are {', '.join(labels)}"
         )
+    if adapter.task == "extractive_qa" and adapter.is_librarys:
+        return _foreign(foreign.open_reader(base, adapter), labels)
+    if adapter.task == "classification" and adapter.is_librarys:
+        return _foreign(foreign.open_classifier(base, labels, adapter), labels)
     model = backbone.load(base, adapter.task, adapter.num_labels, measured=True)
     total = model.num_parameters()
     model = checkpoint.attach_adapter(model, folder).eval()
@@ -199,14 +209,21 @@ def _open_adapter(
         return _by_lm_head(model, base, labels, "adapter,", facts, shots)
     encoder = PromptEncoder(backbone.load_tokenizer(base.model, measured=True), base.prompt)
     run = checkpoint.Run(
-        folder=folder, recipe=base, labels=labels, model=model, encoder=encoder, facts=facts
+        folder=folder,
+        recipe=base.model_copy(
+            update={"task": adapter.task}
+        ),  # its answers are spans of the passage
+        labels=labels,
+        model=model,
+        encoder=encoder,
+        facts=facts,
     )
     return Predictor(
         kind="adapter, "
         + ("span head" if adapter.task == "extractive_qa" else "classification head"),
         labels=labels,
         predict=partial(predict.predict, run),
-        prompt=partial(predict.prompt_text, encoder, base),
+        prompt=partial(predict.prompt_text, encoder, run.recipe),
         facts=facts,
         abstains=adapter.task == "extractive_qa",
     )

@@ -128,7 +128,8 @@ def load(
 ) -> "PreTrainedModel":
     """The frozen base of a recipe with the task's head, in evaluation mode; `generative_qa` has the LM head.
 
-    measured: it will not be trained, see `load_tokenizer`. Heads are float32 and random by `train.seed`. Raises UserError where a weight is missing, unexpected or of another shape.
+    measured: it will not be trained, see `load_tokenizer`.
+    Heads are float32 and random by `train.seed`. Raises UserError where a weight is missing, unexpected or of another shape.
     """
     import torch
     from safetensors import SafetensorError

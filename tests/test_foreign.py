@@ -13,6 +13,7 @@ import torch
 import transformers
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -193,6 +194,21 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(
         measured(make_recipe("classification", base), folder, tmp_path / "out")
 
 
+def best_of(line: dict[str, Any], output: Any) -> float:
+    """The score of the best span, from a line's probability that there is none."""
+    null = output.start_logits[0, 0] + output.end_logits[0, 0]
+    return (torch.logit(torch.tensor(1 - line["no_answer_probability"])) + null).item()
+
+
+def best_in(inputs: Any, output: Any, longest: int) -> float:
+    """The same from the bare model's scores of one window."""
+    own = [i for i, part in enumerate(inputs.sequence_ids(0)) if part == 1]
+    return max(
+        (output.start_logits[0, i] + output.end_logits[0, j]).item()
+        for i in own for j in own if i <= j < i + longest
+    )  # fmt: skip
+
+
 def test_a_whole_reader_gives_its_own_spans(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
 ) -> None:
@@ -207,14 +223,8 @@ def test_a_whole_reader_gives_its_own_spans(
         inputs = tokenizer(line["text"], contexts[line["id"]], return_tensors="pt")
         with torch.no_grad():
             output = model(inputs["input_ids"])
-        null = output.start_logits[0, 0] + output.end_logits[0, 0]
-        best = torch.logit(torch.tensor(1 - line["no_answer_probability"])) + null
-        own = [i for i, part in enumerate(inputs.sequence_ids(0)) if part == 1]
-        pairs = [
-            (output.start_logits[0, i] + output.end_logits[0, j]).item()
-            for i in own for j in own if i <= j < i + recipe.eval.max_answer_length
-        ]  # fmt: skip
-        assert best.item() == pytest.approx(max(pairs), abs=1e-3)
+        expected = best_in(inputs, output, recipe.eval.max_answer_length)
+        assert best_of(line, output) == pytest.approx(expected, abs=1e-3)
         assert line["raw"] in contexts[line["id"]]
         assert line["prediction"] == (
             "" if line["no_answer_probability"] > threshold else line["raw"]
@@ -402,6 +412,84 @@ def test_an_adapter_in_a_run_is_read_by_the_run_s_own_head(
         for name in ("out-run", "out-adapter")
     )
     assert first == second
+
+
+def encoder_adapter(folder: Path, base: Path, task: str) -> Path:
+    """A LoRA adapter of plain PEFT on an encoder that has no head of its own."""
+    torch.manual_seed(4)
+    whole = classifier(base) if task == "classification" else reader(base)
+    AutoModel.from_pretrained(whole).save_pretrained(base)
+    auto, targets, kind = {
+        "classification": (
+            AutoModelForSequenceClassification,
+            ["q_lin", "v_lin"],
+            TaskType.SEQ_CLS,
+        ),
+        "extractive_qa": (AutoModelForQuestionAnswering, ["query", "value"], TaskType.QUESTION_ANS),
+    }[task]
+    kept = {"classification": ["pre_classifier", "classifier"], "extractive_qa": ["qa_outputs"]}
+    config = LoraConfig(r=2, task_type=kind, target_modules=targets, modules_to_save=kept[task])
+    adapted = get_peft_model(auto.from_pretrained(base), config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["classification", "extractive_qa"])
+def test_an_adapter_on_an_encoder_gives_plain_peft_s_outputs(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, task: str
+) -> None:
+    from peft import AutoPeftModelForQuestionAnswering, AutoPeftModelForSequenceClassification
+
+    folder, recipe = (
+        encoder_adapter(tmp_path / "adapter", tmp_path / "encoder", task),
+        make_recipe(task, "none"),
+    )
+    found = measured(recipe, folder, tmp_path / "out")
+    assert found["config"]["model_kind"].startswith("adapter, ") and found["adapter_sha256"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "encoder")
+    examples = {e.id: e for e in data.load(recipe).parts["test"]}
+    longest = recipe.eval.max_answer_length
+    for line in lines_of(tmp_path / "out")[:5]:
+        if task == "classification":
+            plain = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+            with torch.no_grad():
+                ids = tokenizer(line["text"], return_tensors="pt")["input_ids"]
+                positive, negative = plain.eval()(ids).logits.softmax(-1)[0].tolist()
+            assert line["probabilities"] == pytest.approx([negative, positive], abs=1e-5)
+        else:
+            model = AutoPeftModelForQuestionAnswering.from_pretrained(folder).eval()
+            inputs = tokenizer(line["text"], examples[line["id"]].context, return_tensors="pt")
+            with torch.no_grad():
+                output = model(inputs["input_ids"])
+            assert best_of(line, output) == pytest.approx(
+                best_in(inputs, output, longest), abs=1e-3
+            )
+
+
+@pytest.mark.parametrize("kind", ["library's", "ours"])
+def test_a_question_answering_adapter_answers_a_generative_task(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, kind: str
+) -> None:
+    """As a whole reader does: its spans are the answers."""
+    recipe = make_recipe(
+        "extractive_qa", base, lora={"r": 2}, train={"output_dir": str(tmp_path / "run")}
+    )
+    if kind == "ours":
+        shutil.copytree(training.train(recipe) / "adapter", tmp_path / "adapter")
+    else:
+        adapter(tmp_path / "adapter", base, *heads(base)["extractive_qa"])
+    answered = []
+    for task in ("extractive_qa", "generative_qa"):
+        measured(make_recipe(task, base, lora={"r": 2}), tmp_path / "adapter", tmp_path / task)
+        answered.append({line["id"]: line["raw"] for line in lines_of(tmp_path / task)})
+    assert answered[0] == answered[1]
+    with pytest.raises(
+        UserError, match="an adapter for extractive_qa, and the task is classification"
+    ):
+        measured(make_recipe("classification", base), tmp_path / "adapter", tmp_path / "out")
 
 
 def test_files_tell_what_a_model_is(base: Path, tmp_path: Path) -> None:
