@@ -6,6 +6,7 @@ quantises it. A checkpoint that leaves any weight random is refused: a random he
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,8 @@ from llama_peft.predict import Prediction, batches, grouped, pad, positions, war
 from llama_peft.prompts import trim
 from llama_peft.recipe import Recipe, UserError
 from llama_peft.spans import Window
+
+log = logging.getLogger(__name__)
 
 NAMES: dict[Kind, str] = {
     "run": "run",
@@ -221,6 +224,8 @@ def _label_order(config: Any, labels: tuple[str, ...], name: str) -> list[int]:
         return [theirs[label.casefold()] for label in labels]
     unnamed = all(text == f"label_{number}" for text, number in theirs.items())
     if unnamed and len(theirs) == len(labels):
+        pairs = ", ".join(f"{number} is {label}" for number, label in enumerate(labels))
+        log.info("%s: its labels have no names and are taken by number: %s", name, pairs)
         return list(range(len(labels)))
     raise UserError(
         f"{name}: its labels are {', '.join(theirs)} and the task's {', '.join(labels)}; "

@@ -510,7 +510,10 @@ def test_files_tell_what_a_model_is(base: Path, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused_in_one_line(
-    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+    make_recipe: Callable[..., Recipe],
+    base: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     texts, spans = make_recipe("classification", base), make_recipe("extractive_qa", base)
     theirs = classifier(tmp_path / "c")
@@ -520,7 +523,9 @@ def test_what_does_not_fit_is_refused_in_one_line(
     with pytest.raises(UserError, match=r"its labels are spam, ham.*negative, positive"):
         measured(texts, named, tmp_path / "out")
     unnamed = classifier(tmp_path / "unnamed", id2label={0: "LABEL_0", 1: "LABEL_1"})
+    caplog.set_level("INFO")
     measured(texts, unnamed, tmp_path / "unnamed-out")
+    assert "have no names and are taken by number: 0 is negative, 1 is positive" in caplog.text
     with pytest.raises(
         UserError, match=r"lacks weights, which would be random: 1, first score.weight"
     ):
