@@ -583,49 +583,6 @@ def test_drop_in_metrics_equal_the_functions(tmp_path, written):
     assert found["exact_match"] == squad_v2.squad_scores(answers, golds)["exact"]
 
 
-def test_drop_in_overlap_and_label_metrics(tmp_path):
-    from eval.metrics import drop_in
-
-    def compute(metric, **arguments):
-        return metric(cache_dir=tmp_path).compute(**arguments)
-
-    texts = {"predictions": ["the cat sat", "x"], "references": [["a cat sat", "cats"], ["y"]]}
-    scores = overlap.overlap_scores(
-        dict(enumerate(texts["predictions"])), dict(enumerate(texts["references"]))
-    )
-    assert compute(drop_in.Bleu, **texts)["bleu"] == scores["bleu"]
-    assert compute(drop_in.Rouge, **texts)["rougeLsum"] == scores["rougeLsum"]
-    (name, meteor), *none = compute(drop_in.Meteor, **texts).items()
-    assert meteor == scores[name] and not none
-    one = compute(drop_in.Rouge, predictions=["a b"], references=["a b"])
-    assert one["rouge2"] == 1
-    labels = {"predictions": [1, 0, 1, 1], "references": [1, 0, 0, 1]}
-    assert compute(drop_in.Accuracy, **labels) == {"accuracy": 0.75}
-    assert compute(drop_in.Precision, **labels)["precision"] == pytest.approx(2 / 3)
-    assert compute(drop_in.Recall, **labels) == {"recall": 1.0}
-    words = {"predictions": ["a", "b", "b"], "references": ["a", "b", "a"]}
-    ours = classification.classification_scores(
-        words["predictions"], words["references"], ["a", "b"]
-    )
-    found = compute(drop_in.F1, **words, average="macro")
-    assert found["f1"] == pytest.approx(ours["f1_macro"])
-    assert compute(drop_in.F1, **words, pos_label="b")["f1"] == pytest.approx(ours["f1"])
-
-
-def test_scoring_imports_no_torch_and_nothing_of_training():
-    code = (
-        "import sys; from eval.metrics.measure import answer_results, classification_results;"
-        "answer_results({'1': 'a b'}, {'1': ['a b']});"
-        "classification_results({'1': 'a'}, {'1': 'a'}, ['a', 'b']);"
-        "print(*{'torch', 'evaluate', 'llama_peft'} & sys.modules.keys())"
-    )
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == ""
-
-
 def test_drop_in_overlap_takes_the_hubs_arguments(tmp_path):
     """Those that the libraries take; another is refused by name."""
     from nltk.translate import meteor_score as nltk_meteor
@@ -667,3 +624,46 @@ def test_drop_in_overlap_takes_the_hubs_arguments(tmp_path):
     for metric, key in [(drop_in.Bleu, "max_order"), (drop_in.Rouge, "tokenizer")]:
         with pytest.raises(ValueError, match=f"{metric.__name__} takes no {key}"):
             compute(metric, **{key: 2})
+
+
+def test_drop_in_overlap_and_label_metrics(tmp_path):
+    from eval.metrics import drop_in
+
+    def compute(metric, **arguments):
+        return metric(cache_dir=tmp_path).compute(**arguments)
+
+    texts = {"predictions": ["the cat sat", "x"], "references": [["a cat sat", "cats"], ["y"]]}
+    scores = overlap.overlap_scores(
+        dict(enumerate(texts["predictions"])), dict(enumerate(texts["references"]))
+    )
+    assert compute(drop_in.Bleu, **texts)["bleu"] == scores["bleu"]
+    assert compute(drop_in.Rouge, **texts)["rougeLsum"] == scores["rougeLsum"]
+    (name, meteor), *none = compute(drop_in.Meteor, **texts).items()
+    assert meteor == scores[name] and not none
+    one = compute(drop_in.Rouge, predictions=["a b"], references=["a b"])
+    assert one["rouge2"] == 1
+    labels = {"predictions": [1, 0, 1, 1], "references": [1, 0, 0, 1]}
+    assert compute(drop_in.Accuracy, **labels) == {"accuracy": 0.75}
+    assert compute(drop_in.Precision, **labels)["precision"] == pytest.approx(2 / 3)
+    assert compute(drop_in.Recall, **labels) == {"recall": 1.0}
+    words = {"predictions": ["a", "b", "b"], "references": ["a", "b", "a"]}
+    ours = classification.classification_scores(
+        words["predictions"], words["references"], ["a", "b"]
+    )
+    found = compute(drop_in.F1, **words, average="macro")
+    assert found["f1"] == pytest.approx(ours["f1_macro"])
+    assert compute(drop_in.F1, **words, pos_label="b")["f1"] == pytest.approx(ours["f1"])
+
+
+def test_scoring_imports_no_torch_and_nothing_of_training():
+    code = (
+        "import sys; from eval.metrics.measure import answer_results, classification_results;"
+        "answer_results({'1': 'a b'}, {'1': ['a b']});"
+        "classification_results({'1': 'a'}, {'1': 'a'}, ['a', 'b']);"
+        "print(*{'torch', 'evaluate', 'llama_peft'} & sys.modules.keys())"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
