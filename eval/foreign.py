@@ -6,6 +6,7 @@ quantises it. A checkpoint that leaves any weight random is refused: a random he
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +23,12 @@ from llama_peft import backbone, spans
 from llama_peft.checkpoint import attach_adapter, base_fingerprint
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.files import sha256
-from llama_peft.predict import Prediction, batches, grouped, pad
+from llama_peft.predict import Prediction, batches, grouped, pad, positions, warn_of_cuts
 from llama_peft.prompts import trim
 from llama_peft.recipe import Recipe, UserError
 from llama_peft.spans import Window
+
+log = logging.getLogger(__name__)
 
 NAMES: dict[Kind, str] = {
     "run": "run",
@@ -36,10 +39,15 @@ NAMES: dict[Kind, str] = {
 }
 _SUFFIXES: dict[str, Kind] = {
     "ForCausalLM": "causal",
+    "LMHeadModel": "causal",  # GPT-2 and others of its time
     "ForConditionalGeneration": "causal",
     "ForSequenceClassification": "classifier",
     "ForQuestionAnswering": "reader",
 }
+_WINDOW = 512
+"""The most tokens of a reader's window, as in the scripts that they were trained by, however long its positions reach."""
+_HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
+"""The last weight of a classification head: a causal model's, most encoders', RoBERTa's."""
 _ADAPTER, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -63,8 +71,10 @@ class Adapter:
     """The base's, where the adapter pins it."""
     task: backbone.Task
     num_labels: int
+    whole: frozenset[str]
+    """Names of the weights that it brings whole: its head's."""
     is_librarys: bool
-    """Made on transformers' own question answering class, whose backbone is called `transformer`."""
+    """Made on transformers' own class for the task, an encoder's or one whose backbone is not called `model`."""
     sha256: str
 
 
@@ -145,36 +155,44 @@ def read_adapter(folder: Path) -> Adapter:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / _WEIGHTS}: cannot be read: {error}") from None
-    heads = [shape[0] for key, shape in shapes.items() if key.endswith("score.weight")]
+    names = {key.removeprefix("base_model.model."): shape for key, shape in shapes.items()}
+    heads = [shape[0] for name, shape in names.items() if name in _HEADS]
     return Adapter(
         folder=folder,
         base=base,
         revision=config.get("revision") or "main",
         task=task,
         num_labels=heads[0] if heads else 0,
-        is_librarys=any(".transformer." in key for key in shapes),
+        whole=frozenset(name for name in names if ".lora_" not in name),
+        is_librarys=any(".lora_" in name and not name.startswith("model.") for name in names),
         sha256=sha256(folder / _WEIGHTS),
     )
 
 
-def open_classifier(recipe: Recipe, labels: tuple[str, ...]) -> Opened:
-    """A ...ForSequenceClassification of any architecture. Its labels are matched to the task's by name, or by number where
-    it has no names of its own.
+def open_classifier(
+    recipe: Recipe, labels: tuple[str, ...], adapter: Adapter | None = None
+) -> Opened:
+    """A ...ForSequenceClassification of any architecture, or an adapter on one. Its labels are matched to the task's by
+    name, or by number where it has no names of its own.
     """
-    tokenizer = backbone.load_tokenizer(recipe.model)
-    model = _load(AutoModelForSequenceClassification, recipe, tokenizer.pad_token_id)
+    tokenizer = backbone.load_tokenizer(recipe.model, measured=True)
+    model = _load(AutoModelForSequenceClassification, recipe, tokenizer.pad_token_id, adapter)
     order = _label_order(model.config, labels, recipe.model.model_name_or_path)
-    limit = _max_length(recipe, model, tokenizer)
+    limit = _max_length(model, tokenizer)
 
-    def encode(text: str) -> list[int]:
-        return list(
-            tokenizer(text, truncation=True, max_length=limit, split_special_tokens=True)[
-                "input_ids"
-            ]
-        )
+    def encode(text: str) -> tuple[list[int], bool]:
+        """The ids, and whether they are of the whole text."""
+        ids = tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+        if len(ids) <= limit:
+            return ids, True
+        cut = tokenizer(text, truncation=True, max_length=limit, split_special_tokens=True)
+        return cut["input_ids"], False
 
     def predict(examples: Sequence[Example], batch_size: int) -> Iterator[Prediction]:
-        rows = [(e.id, encode(e.text)) for e in examples if isinstance(e, TextExample)]
+        encoded = [(e.id, *encode(e.text)) for e in examples if isinstance(e, TextExample)]
+        rows = [(id_, ids) for id_, ids, _ in encoded]
+        cut = sum(not whole for *_, whole in encoded)
+        warn_of_cuts(cut, len(rows), "texts", f"the model's {limit} tokens")
         for batch in batches(rows, batch_size):
             input_ids, mask = pad([ids for _, ids in batch], tokenizer.pad_token_id)
             with torch.inference_mode():
@@ -193,9 +211,10 @@ def open_classifier(recipe: Recipe, labels: tuple[str, ...]) -> Opened:
                 )
 
     def prompt(example: Example) -> str:
-        return str(tokenizer.decode(encode(getattr(example, "text", ""))))
+        return str(tokenizer.decode(encode(getattr(example, "text", ""))[0]))
 
-    return Opened(NAMES["classifier"], predict, prompt, _facts(recipe, model), abstains=False)
+    kind = NAMES["classifier"] if adapter is None else "adapter, sequence classification"
+    return Opened(kind, predict, prompt, _facts(recipe, model, adapter), abstains=False)
 
 
 def _label_order(config: Any, labels: tuple[str, ...], name: str) -> list[int]:
@@ -205,6 +224,8 @@ def _label_order(config: Any, labels: tuple[str, ...], name: str) -> list[int]:
         return [theirs[label.casefold()] for label in labels]
     unnamed = all(text == f"label_{number}" for text, number in theirs.items())
     if unnamed and len(theirs) == len(labels):
+        pairs = ", ".join(f"{number} is {label}" for number, label in enumerate(labels))
+        log.info("%s: its labels have no names and are taken by number: %s", name, pairs)
         return list(range(len(labels)))
     raise UserError(
         f"{name}: its labels are {', '.join(theirs)} and the task's {', '.join(labels)}; "
@@ -216,9 +237,9 @@ def open_reader(recipe: Recipe, adapter: Adapter | None = None) -> Opened:
     """A ...ForQuestionAnswering of any architecture, or an adapter on one: question and passage as a pair, "no answer" at
     the first token, or [CLS] where the tokenizer has one.
     """
-    tokenizer = backbone.load_tokenizer(recipe.model)
+    tokenizer = backbone.load_tokenizer(recipe.model, measured=True)
     model = _load(AutoModelForQuestionAnswering, recipe, tokenizer.pad_token_id, adapter)
-    limit = _max_length(recipe, model, tokenizer)
+    limit = min(_max_length(model, tokenizer), _WINDOW)
     windows = partial(_windows, tokenizer, limit, recipe.train.doc_stride)
 
     def predict(examples: Sequence[Example], batch_size: int) -> Iterator[Prediction]:
@@ -265,11 +286,8 @@ def open_reader(recipe: Recipe, adapter: Adapter | None = None) -> Opened:
         assert isinstance(example, QuestionExample)
         return str(tokenizer.decode(windows(example)[0].input_ids))
 
-    facts = _facts(recipe, model)
-    if adapter is not None:
-        facts |= {"adapter": str(adapter.folder), "adapter_sha256": adapter.sha256}
     kind = NAMES["reader"] if adapter is None else "adapter, question answering"
-    return Opened(kind, predict, prompt, facts, abstains=True)
+    return Opened(kind, predict, prompt, _facts(recipe, model, adapter), abstains=True)
 
 
 class _Pair(NamedTuple):
@@ -292,8 +310,15 @@ class _Pair(NamedTuple):
 
 
 def _windows(tokenizer: Any, limit: int, stride: int, example: QuestionExample) -> list[_Pair]:
+    """Windows of at most `limit` tokens over the passage; a question keeps half of one at most, so that the stride fits."""
+    question = example.question.strip()
+    pieces = tokenizer(
+        question, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
+    )["offset_mapping"]
+    if len(pieces) > limit // 2:
+        question = question[: pieces[limit // 2 - 1][1]]
     encoded = tokenizer(
-        example.question.strip(),
+        question,
         example.context,
         truncation="only_second",
         max_length=limit,
@@ -319,11 +344,12 @@ def _load(auto: Any, recipe: Recipe, pad_id: int, adapter: Adapter | None = None
     dtype = getattr(torch, recipe.model.dtype) if recipe.model.dtype else backbone.fast_dtype(place)
     name = backbone.source(recipe.model)
     extra: dict[str, Any] = {}
-    if (
-        adapter is not None
-    ):  # a causal checkpoint's backbone is `model`, the library's class calls it `transformer`
+    if adapter is not None and adapter.task == "extractive_qa":
+        # A causal checkpoint's backbone is `model`, the library's class calls it `transformer`.
         extra["key_mapping"] = {r"^model\.": "transformer."}
         extra["quantization_config"] = backbone.quantization_config(recipe.quantization, dtype)
+    elif adapter is not None:  # an encoder's; its head has no one name that 4-bit leaves alone
+        extra["num_labels"] = adapter.num_labels
     try:
         model, info = auto.from_pretrained(
             name,
@@ -335,10 +361,18 @@ def _load(auto: Any, recipe: Recipe, pad_id: int, adapter: Adapter | None = None
             output_loading_info=True,
             **extra,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{name}: {str(error).strip().splitlines()[0]}") from error
-    head = "qa_outputs" if adapter is not None else None
-    backbone.check_loading(name, info | {"unexpected_keys": []}, head)
+    except RuntimeError as error:
+        if "mismatched" not in str(error):  # transformers says no more than this of them
+            raise
+        raise UserError(
+            f"{name}: the checkpoint holds weights of another shape than its config says. "
+            "Use a complete safetensors checkpoint"
+        ) from error
+    brought = adapter.whole if adapter is not None else frozenset()
+    missing = [key for key in info["missing_keys"] if key not in brought]
+    backbone.check_loading(name, info | {"missing_keys": missing, "unexpected_keys": []}, None)
     model.config.pad_token_id = pad_id
     if adapter is not None:
         backbone.mend_cpu_4bit(model)
@@ -346,20 +380,24 @@ def _load(auto: Any, recipe: Recipe, pad_id: int, adapter: Adapter | None = None
     return model.eval()
 
 
-def _max_length(recipe: Recipe, model: Any, tokenizer: Any) -> int:
-    """The recipe's, or less where the model has fewer positions (RoBERTa's start behind its padding's)."""
-    positions = getattr(model.config, "max_position_embeddings", None) or recipe.train.max_length
+def _max_length(model: Any, tokenizer: Any) -> int:
+    """The most tokens that the model was made for: its tokenizer's, or its positions (RoBERTa's start behind its padding's).
+
+    The recipe's train.max_length is of the models that it trains.
+    """
+    limit = positions(model) or tokenizer.model_max_length
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and module.padding_idx is not None:
-            positions -= module.padding_idx + 1
-    return int(min(recipe.train.max_length, tokenizer.model_max_length, positions))
+            limit -= module.padding_idx + 1
+    return int(min(tokenizer.model_max_length, limit))
 
 
-def _facts(recipe: Recipe, model: Any) -> dict[str, Any]:
+def _facts(recipe: Recipe, model: Any, adapter: Adapter | None) -> dict[str, Any]:
     total = model.num_parameters()
     return {
+        **({} if adapter is None else {"adapter": str(adapter.folder)}),
         "model": recipe.model.model_name_or_path,
         "parameters": {"total": total, "trainable": 0, "base": total},
         "base_fingerprint": base_fingerprint(recipe),
-        "adapter_sha256": None,
+        "adapter_sha256": None if adapter is None else adapter.sha256,
     }

@@ -17,7 +17,7 @@ from llama_peft import backbone, checkpoint, predict, preflight
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.predict import Engine, Prediction, Shots
 from llama_peft.prompts import PromptEncoder
-from llama_peft.recipe import Recipe, UserError, load_recipe
+from llama_peft.recipe import Head, Recipe, UserError, load_recipe
 
 TREE = Engine(generation.greedy, generation.loglikelihoods)
 
@@ -83,7 +83,7 @@ def open_predictor(
     if kind == "adapter":
         return _open_adapter(foreign.fetch(model, recipe.model.revision), recipe, labels, shots)
     base = on_base(recipe, model)
-    loaded = backbone.load(base, "generative_qa")
+    loaded = backbone.load(base, "generative_qa", measured=True)
     counted = backbone.count_loaded(loaded, "generative_qa")
     facts = {
         "model": model,
@@ -116,8 +116,10 @@ def as_trained(recipe: Recipe, run: Path) -> Recipe:
     return own.model_copy(update=chosen)
 
 
-def _engine(recipe: Recipe) -> Engine:
-    return TREE if recipe.eval.decoding == "prefix_tree" else predict.PLAIN
+def _engine(recipe: Recipe, model: Any) -> Engine:
+    """Bloom, which has no positions, takes distances from a plain mask, so that it cannot read a tree."""
+    tree = recipe.eval.decoding == "prefix_tree" and predict.positions(model) is not None
+    return TREE if tree else predict.PLAIN
 
 
 def _foreign(opened: foreign.Opened, labels: tuple[str, ...]) -> Predictor:
@@ -157,8 +159,10 @@ def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predicto
     return Predictor(
         kind=kinds[recipe.task] + (" + LoRA" if run.recipe.lora is not None else ""),
         labels=labels,
-        predict=partial(predict.predict, measured, engine=_engine(recipe)),
-        prompt=partial(predict.prompt_text, run.encoder, run.recipe),
+        predict=partial(predict.predict, measured, engine=_engine(recipe, run.model)),
+        prompt=partial(
+            predict.prompt_text, run.encoder, measured.recipe, limit=predict.positions(run.model)
+        ),
         facts=facts,
         abstains=recipe.task == "extractive_qa",
     )
@@ -169,16 +173,29 @@ def _open_adapter(
 ) -> Predictor:
     """A PEFT adapter on the base that it names: its head's predictor, or for a causal one that of the LM head."""
     adapter = foreign.read_adapter(folder)
-    base = on_base(recipe, adapter.base, adapter.revision)
-    if adapter.task == "extractive_qa" and adapter.is_librarys:
-        return _foreign(foreign.open_reader(base, adapter), labels)
-    if adapter.task not in (recipe.task, "generative_qa"):
+    own = next((place for place in (folder, folder.parent) if is_run(str(place))), None)
+    # Plain PEFT's heads read the last token's state behind the last block, whatever the recipe says of its own.
+    head = Head() if own is None else load_recipe(own / "recipe.yaml").head
+    base = on_base(recipe, adapter.base, adapter.revision).model_copy(update={"head": head})
+    questions = {"extractive_qa", "generative_qa"}
+    if (
+        adapter.task not in (recipe.task, "generative_qa")
+        and {adapter.task, recipe.task} != questions
+    ):
         raise UserError(f"{folder}: an adapter for {adapter.task}, and the task is {recipe.task}")
+    if adapter.task == "classification" and not adapter.num_labels:
+        raise UserError(
+            f"{folder}: holds no head named score or classifier, and a random one has no score"
+        )
     if adapter.task == "classification" and adapter.num_labels != len(labels):
         raise UserError(
             f"{folder}: its head has {adapter.num_labels} labels, and the task's are {', '.join(labels)}"
         )
-    model = backbone.load(base, adapter.task, adapter.num_labels)
+    if adapter.task == "extractive_qa" and adapter.is_librarys:
+        return _foreign(foreign.open_reader(base, adapter), labels)
+    if adapter.task == "classification" and adapter.is_librarys:
+        return _foreign(foreign.open_classifier(base, labels, adapter), labels)
+    model = backbone.load(base, adapter.task, adapter.num_labels, measured=True)
     total = model.num_parameters()
     model = checkpoint.attach_adapter(model, folder).eval()
     facts = {
@@ -190,16 +207,23 @@ def _open_adapter(
     }
     if adapter.task == "generative_qa":
         return _by_lm_head(model, base, labels, "adapter,", facts, shots)
-    encoder = PromptEncoder(backbone.load_tokenizer(base.model), base.prompt)
+    encoder = PromptEncoder(backbone.load_tokenizer(base.model, measured=True), base.prompt)
     run = checkpoint.Run(
-        folder=folder, recipe=base, labels=labels, model=model, encoder=encoder, facts=facts
+        folder=folder,
+        recipe=base.model_copy(
+            update={"task": adapter.task}
+        ),  # its answers are spans of the passage
+        labels=labels,
+        model=model,
+        encoder=encoder,
+        facts=facts,
     )
     return Predictor(
         kind="adapter, "
         + ("span head" if adapter.task == "extractive_qa" else "classification head"),
         labels=labels,
         predict=partial(predict.predict, run),
-        prompt=partial(predict.prompt_text, encoder, base),
+        prompt=partial(predict.prompt_text, encoder, run.recipe),
         facts=facts,
         abstains=adapter.task == "extractive_qa",
     )
@@ -214,7 +238,7 @@ def _by_lm_head(
     shots: Shots | None,
 ) -> Predictor:
     """A causal model as it answers without a head: by verbalizers, or in its own words."""
-    encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
+    encoder = PromptEncoder(backbone.load_tokenizer(recipe.model, measured=True), recipe.prompt)
     if shots:
         facts = facts | {"fewshot_from": recipe.eval.fewshot_from}
     if recipe.task == "classification":
@@ -222,8 +246,9 @@ def _by_lm_head(
     else:
         kind, answer = "generative", partial(_write, model, encoder, recipe, shots)
     prompt = partial(
-        predict.prompt_text, encoder, recipe, zero_shot=True, labels=labels, shots=shots
-    )
+        predict.prompt_text, encoder, recipe, zero_shot=True, labels=labels, shots=shots,
+        limit=predict.positions(model),
+    )  # fmt: skip
     return Predictor(
         kind=f"{way} {kind}", labels=labels, predict=answer, prompt=prompt, facts=facts
     )
@@ -239,7 +264,7 @@ def _write(
 ) -> Iterator[Prediction]:
     questions = [example for example in examples if isinstance(example, QuestionExample)]
     return predict.write_answers(
-        model, encoder, questions, recipe, batch_size, _engine(recipe), shots
+        model, encoder, questions, recipe, batch_size, _engine(recipe, model), shots
     )
 
 
@@ -260,15 +285,23 @@ def _verbalize(
     continuations = [encoder.continuation(word) for word in words]
     texts = [example for example in examples if isinstance(example, TextExample)]
     texts.sort(key=lambda example: -len(example.text))
+    limit, prompts, cut = predict.positions(model), [], 0
+    for example in texts:
+        ids, whole = predict.verbalizer_prompt(encoder, recipe, example, labels, shots, limit)
+        prompts.append(ids)
+        cut += not whole
+    bounds = f"train.max_length {recipe.train.max_length}"
+    bounds += f" and the model's {limit} positions" if limit else ""
+    predict.warn_of_cuts(cut, len(texts), "texts", bounds)
     size = 4 * batch_size
     for first in range(0, len(texts), size):
         chunk = texts[first : first + size]
-        requests = []
-        for example in chunk:
-            worked = [(shot.text, words[shot.label]) for shot in (shots(example) if shots else ())]
-            prompt = encoder.zero_shot(example.text, recipe.train.max_length, worked)
-            requests += [(prompt, continuation) for continuation in continuations]
-        scores = _engine(recipe).loglikelihoods(model, requests)
+        requests = [
+            (prompt, continuation)
+            for prompt in prompts[first : first + size]
+            for continuation in continuations
+        ]
+        scores = _engine(recipe, model).loglikelihoods(model, requests)
         for i, example in enumerate(chunk):
             row = scores[i * len(words) : (i + 1) * len(words)]
             best = max(range(len(labels)), key=row.__getitem__)

@@ -87,32 +87,48 @@ def commit(model: Model) -> str:
     return Path(str(path)).parent.name
 
 
-def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
-    """The base's tokenizer, with a padding token of its own (never the end-of-text token) and padding on the right."""
-    return _load_tokenizer(source(model), model.revision)
+def load_tokenizer(model: Model, measured: bool = False) -> "PreTrainedTokenizerBase":
+    """The base's tokenizer, with padding on the right and a padding token of its own.
+
+    measured: nothing is trained, so that the end-of-text token may pad where there is no other. In training it would hide
+    that token's labels, and a model would never stop.
+    """
+    return _load_tokenizer(source(model), model.revision, measured)
 
 
 @lru_cache(maxsize=1)  # a 128,256-token vocabulary takes seconds to read
-def _load_tokenizer(name: str, revision: str) -> "PreTrainedTokenizerBase":
+def _load_tokenizer(name: str, revision: str, measured: bool) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: its tokenizer does not load: {_first_line(error)}") from error
+    config = load_config(Model(model_name_or_path=name, revision=revision))
+    size = getattr(config.get_text_config(), "vocab_size", 0)
+    # Where the files are missing, transformers makes up a tokenizer of special tokens: all text would be unknown.
+    if len(tokenizer) < size / 2:
+        raise UserError(
+            f"{name}: its tokenizer has {len(tokenizer):,} tokens and its config {size:,}: "
+            "add the tokenizer's files that belong to it"
+        )
     if tokenizer.pad_token_id is None:
-        known = tokenizer.get_vocab()
-        pad = next((token for token in _LLAMA_PAD_TOKENS if token in known), None)
-        if pad is None or pad == tokenizer.eos_token:
+        known = tokenizer.get_vocab().keys() - {tokenizer.eos_token}
+        last = tokenizer.eos_token if measured else None
+        pad = next((token for token in _LLAMA_PAD_TOKENS if token in known), last)
+        if pad is None:
             raise UserError(f"{name}: its tokenizer has no token to pad with")
         tokenizer.pad_token = pad
     tokenizer.padding_side = "right"
     return tokenizer
 
 
-def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
+def load(
+    recipe: Recipe, task: Task, num_labels: int = 0, measured: bool = False
+) -> "PreTrainedModel":
     """The frozen base of a recipe with the task's head, in evaluation mode; `generative_qa` has the LM head.
 
+    measured: it will not be trained, see `load_tokenizer`.
     Heads are float32 and random by `train.seed`. Raises UserError where a weight is missing, unexpected or of another shape.
     """
     import torch
@@ -123,7 +139,7 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
     from llama_peft import heads
 
     config = load_config(recipe.model)
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(recipe.model, measured)
     config.pad_token_id = tokenizer.pad_token_id
     if task == "classification":
         config.num_labels = num_labels
@@ -346,7 +362,9 @@ def count_loaded(model: "PreTrainedModel", task: Task) -> counts.Counts:
     try:
         expected = counts.count(config, task, labels)
     except counts.UncountedFamily:
-        head = counts.head_size(config, task, labels)
+        # Not from the mapping: GPT-2 calls it n_embd, and Gemma 3's stands in the text model's own config.
+        hidden = {"hidden_size": model.config.get_text_config().hidden_size}
+        head = counts.head_size(hidden, task, labels)
         expected = counts.Counts(base=total - trainable, backbone=total - trainable, head=head)
     counted = replace(expected, adapter=trainable - expected.head)
     if counted.total != total:

@@ -116,7 +116,11 @@ def _concerns(key: str, recipe: Recipe) -> bool:
 
 
 def label_names(table: Table, recipe: Recipe) -> tuple[str, ...]:
-    """The names of labels 0, 1, ...: the recipe's, the Hub's, or those that stand in the data."""
+    """The names of labels 0, 1, ...: the recipe's, the Hub's, or those that stand in the data.
+
+    Numbers that count from 0 may leave one out; others (ratings from 1 to 5) are names like any other, so that no class
+    stands in the scores that is in no row.
+    """
     if recipe.task != "classification":
         return ()
     if recipe.dataset.labels is not None:
@@ -126,9 +130,10 @@ def label_names(table: Table, recipe: Recipe) -> tuple[str, ...]:
     column = find_columns(table, recipe)["label"]
     values = {_label_text(record.get(column)) for record in table.records} - {""}
     if all(NUMBER.fullmatch(value) for value in values):
-        highest = max(map(int, values), default=0)
+        if "0" not in values:
+            return tuple(sorted(values, key=int))
         # More classes than rows: the column holds something else, and the names would fill memory.
-        return tuple(map(str, range(min(highest + 1, len(table.records)))))
+        return tuple(map(str, range(min(max(map(int, values)) + 1, len(table.records)))))
     return tuple(sorted(values))
 
 
@@ -213,16 +218,19 @@ def broken(text: str) -> bool:
 
 def _texts(rows: _Rows, labels: Sequence[str], grouped: bool) -> Iterator[TextExample]:
     numbers = {name: index for index, name in enumerate(labels)}
+    # Where names are numbers of their own, 1 is the label named 1 and never the second one.
+    counted = list(labels) == [*map(str, range(len(labels)))]
+    counted = counted or not any(map(NUMBER.fullmatch, labels))
     listed = f"{', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"
     for row in range(len(rows)):
         raw = rows.cell(row, "label")
         name = _label_text(raw)
         number = numbers.get(name)
-        if number is None and NUMBER.fullmatch(name) and 0 <= int(name) < len(labels):
+        if number is None and counted and NUMBER.fullmatch(name) and 0 <= int(name) < len(labels):
             number = int(name)
         if number is None and (raw is None or name == "" == str(raw).strip()):
             rows.faults.add(row, "empty label")
-        elif number is None and NUMBER.fullmatch(name):
+        elif number is None and counted and NUMBER.fullmatch(name):
             rows.faults.add(row, f"label out of range 0 to {len(labels) - 1}", raw)
         elif number is None:
             rows.faults.add(row, f"label not among {listed}", raw)

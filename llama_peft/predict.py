@@ -4,6 +4,7 @@ Every function yields in the order that it computes (longest first, so that a ba
 prediction an example, and returns nothing for no example.
 """
 
+import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llama_peft.checkpoint import Run
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Piece = TypeVar("Piece")
@@ -156,18 +159,21 @@ def write_answers(
     stay together, so that an engine that shares prefixes can.
     """
     engine = engine or PLAIN
-    room = model.config.get_text_config().max_position_embeddings - recipe.eval.max_new_tokens
     stop = {encoder.end_id, encoder.tokenizer.eos_token_id}
     if encoder.newline_ends:  # `parse_answer` reads nothing beyond the first line
         stop |= encoder.newline_ids
     no_answer = (*encoder.continuation(recipe.prompt.no_answer), encoder.end_id)
     ordered = sorted(examples, key=lambda example: (-len(example.context), example.context))
+    limit = positions(model)
+    every, cut = [], 0
+    for example in ordered:
+        ids, whole = _fitted(encoder, recipe, example, shots, limit)
+        every.append(Encoded(example.id, ids))
+        cut += not whole
+    warn_of_cuts(cut, len(every), "passages", f"the model's {limit} positions")
     size = 4 * batch_size
-    for first in range(0, len(ordered), size):
-        prompts = [
-            Encoded(e.id, encoder.question(e, room, shots(e) if shots else ()))
-            for e in ordered[first : first + size]
-        ]
+    for first in range(0, len(every), size):
+        prompts = every[first : first + size]
         written = dict(
             engine.greedy(
                 model, prompts, stop_token_ids=stop, max_new_tokens=recipe.eval.max_new_tokens
@@ -185,6 +191,51 @@ def write_answers(
             )
 
 
+def positions(model: Any) -> int | None:
+    """The most tokens that a model reads; None where its config sets no bound (Bloom has none, XLNet says -1)."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if found is not None and found > 0 else None
+
+
+def warn_of_cuts(cut: int, total: int, what: str, limit: str) -> None:
+    """Say in one line how many texts lose their end: a score on them is of less than the data."""
+    if cut:
+        log.warning("%d of %d %s are cut to %s", cut, total, what, limit)
+
+
+def _fitted(
+    encoder: PromptEncoder,
+    recipe: Recipe,
+    example: QuestionExample,
+    shots: "Shots | None",
+    limit: int | None,
+) -> tuple[tuple[int, ...], bool]:
+    """The generative prompt with room for the answer behind it, and whether it holds its whole passage."""
+    worked = shots(example) if shots else ()
+    ids = encoder.question(example, shots=worked)
+    if limit is None or len(ids) <= limit - recipe.eval.max_new_tokens:
+        return ids, True
+    return encoder.question(example, limit - recipe.eval.max_new_tokens, worked), False
+
+
+def verbalizer_prompt(
+    encoder: PromptEncoder,
+    recipe: Recipe,
+    example: TextExample,
+    labels: Sequence[str],
+    shots: "Shots | None",
+    limit: int | None,
+) -> tuple[tuple[int, ...], bool]:
+    """The prompt that the LM head continues with a verbalizer, with room for the longest, and whether it holds its whole text."""
+    words = recipe.prompt.verbalizers or labels
+    worked = [(shot.text, words[shot.label]) for shot in (shots(example) if shots else ())]
+    longest = max(len(encoder.continuation(word)) for word in words)
+    whole = encoder.zero_shot(example.text, shots=worked)
+    room = len(whole) if limit is None else limit - longest
+    ids = encoder.zero_shot(example.text, recipe.train.max_length, worked, room)
+    return ids, ids == whole
+
+
 def prompt_text(
     encoder: PromptEncoder,
     recipe: Recipe,
@@ -192,9 +243,9 @@ def prompt_text(
     zero_shot: bool = False,
     labels: Sequence[str] = (),
     shots: "Shots | None" = None,
+    limit: int | None = None,
 ) -> str:
-    """What the model reads of an example, as text with its control tokens; zero_shot: for the LM head."""
-    worked = shots(example) if shots else ()
+    """What the model reads of an example, as text with its control tokens; zero_shot: for the LM head, limit: its positions."""
     if isinstance(example, QuestionExample):
         if recipe.task == "extractive_qa" and not zero_shot:
             first = next(
@@ -202,11 +253,9 @@ def prompt_text(
             )
             ids = first.input_ids
         else:
-            ids = encoder.question(example, shots=worked)
+            ids, _ = _fitted(encoder, recipe, example, shots, limit)
     elif zero_shot:
-        words = recipe.prompt.verbalizers or labels
-        pairs = [(shot.text, words[shot.label]) for shot in worked]
-        ids = encoder.zero_shot(example.text, recipe.train.max_length, pairs)
+        ids, _ = verbalizer_prompt(encoder, recipe, example, labels, shots, limit)
     else:
         ids = encoder.head_input(example.text, recipe.train.max_length)
     return str(encoder.tokenizer.decode(ids))

@@ -4,6 +4,7 @@ Pieces are encoded apart and then joined, so that training, evaluation and prefi
 searches for a boundary. Control tokens are placed by number; text from data is encoded with control strings as plain text.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _USER, _ASSISTANT = "\ue000user\ue001", "\ue000assistant\ue001"
 # Llama 3's template prints today's date; a fixed one keeps prompts the same from day to day.
 _TEMPLATE_DATE = "01 Jan 2025"
+
+_NO_LIMIT = sys.maxsize
 
 # The span head's prompt: the question first, because a causal model's context states must have seen it; the last token
 # of the suffix carries the score of "no answer", because it alone has seen everything.
@@ -109,24 +112,35 @@ class PromptEncoder:
         return (self._bos + self.ids(self.prompt.template.format(text=text)))[:max_length]
 
     def zero_shot(
-        self, text: str, max_length: int, shots: Sequence[tuple[str, str]] = ()
+        self,
+        text: str,
+        max_length: int = _NO_LIMIT,
+        shots: Sequence[tuple[str, str]] = (),
+        room: int = _NO_LIMIT,
     ) -> tuple[int, ...]:
         """The prompt whose continuations are the verbalizers; a text that is too long loses its end, never the question.
 
-        shots: (text, verbalizer) pairs that stand before it, worked; `max_length` is without them.
+        shots: (text, verbalizer) pairs that stand before it, worked; `max_length` is without them, `room` with them. Raises
+        UserError where no text fits.
         """
-        room = max_length - len(self._before) - len(self._between)
-        ids = self.ids(self.prompt.zero_shot.format(text=text))
-        while len(ids) > room:
-            _, offsets = self.offsets(text)
-            kept = len(offsets) - (len(ids) - room)
-            if kept <= 0:
-                raise UserError(f"train.max_length {max_length} has no room for prompt.zero_shot")
-            text = text[: offsets[kept - 1][1]]
-            ids = self.ids(self.prompt.zero_shot.format(text=text))
         worked: tuple[int, ...] = ()
         for shot, verbalizer in shots:
             worked += self.ids(self.prompt.zero_shot.format(text=shot)) + self._worked(verbalizer)
+        limit = min(max_length, room - len(worked))
+        space = limit - len(self._before) - len(self._between)
+        ids = self.ids(self.prompt.zero_shot.format(text=text))
+        while len(ids) > space:
+            _, offsets = self.offsets(text)
+            kept = len(offsets) - (len(ids) - space)
+            if kept <= 0 and limit == max_length:
+                raise UserError(f"train.max_length {max_length} has no room for prompt.zero_shot")
+            if kept <= 0:
+                raise UserError(
+                    f"the worked examples take {len(worked)} tokens and leave no text, and the model has room for {room}; "
+                    "lower eval.num_fewshot"
+                )
+            text = text[: offsets[kept - 1][1]]
+            ids = self.ids(self.prompt.zero_shot.format(text=text))
         return self._before + worked + ids + self._between
 
     def continuation(self, text: str) -> tuple[int, ...]:

@@ -160,6 +160,8 @@ def test_columns_are_taken_by_the_first_name_that_is_there(tmp_path: Path) -> No
         (["pos", "neg", 0], ["neg", "pos"], ("neg", "pos"), [1, 0, 0]),
         (["1", "0", 1], ["1", "0"], ("1", "0"), [0, 1, 0]),
         (["no", "null", "no"], None, ("no", "null"), [0, 1, 0]),
+        ([10, 2, 1.0, "2"], None, ("1", "2", "10"), [2, 1, 0, 1]),
+        ([2, 1], ["1", "2"], ("1", "2"), [1, 0]),
     ],
 )
 def test_labels(
@@ -217,7 +219,7 @@ BAD_TEXTS: list[tuple[str, object, str]] = [
         [{"label": 0}, {"text": None, "label": 1}],
         "2 rows: empty t",
     ),
-    ("a.json", [{"text": "a", "label": [1]}, {"text": "b", "label": 1}], "label not among 0, 1 (f"),
+    ("a.json", [{"text": "a", "label": [1]}, {"text": "b", "label": 1}], "label not among 1 (f"),
     ("a.json", '[{"text": "\\ud800", "label": 0}]', "half a character (a surrogate) in the text"),
     ("a.jsonl", '{"text": "a", "label": 0}\n{"text"\n', "line 2: not valid JSON"),
     ("a.parquet", b"PAR1 but not really", "not a Parquet file that can be read"),
@@ -651,6 +653,14 @@ def test_a_single_file_is_read_whole_with_the_recipes_labels(tmp_path: Path) -> 
     assert data.load_file(whole("gone.csv", labels=["x", "y"]), str(file)) == expected
     with pytest.raises(UserError, match="label not among"):
         data.load_file(whole(train, labels=["x", "z"]), str(file))
+
+
+def test_a_number_is_no_index_where_names_are_numbers(tmp_path: Path) -> None:
+    """Ratings from 1: a 0 in another file would otherwise be read as the first of them."""
+    train = write(tmp_path / "train.csv", "text,label\na,1\nb,2\nc,3\n")
+    file = write(tmp_path / "exam.csv", "text,label\nd,3\ne,0\n")
+    with pytest.raises(UserError, match=r"1 row: label not among 1, 2, 3 \(first: line 3"):
+        data.load_file(whole(train), str(file))
 
 
 def test_a_path_that_is_a_file_is_the_train_part(tmp_path: Path) -> None:

@@ -589,6 +589,49 @@ def test_drop_in_metrics_equal_the_functions(tmp_path, written):
     assert found["exact_match"] == squad_v2.squad_scores(answers, golds)["exact"]
 
 
+def test_drop_in_overlap_takes_the_hubs_arguments(tmp_path):
+    """Those that the libraries take; another is refused by name."""
+    from nltk.translate import meteor_score as nltk_meteor
+    from rouge_score.rouge_scorer import RougeScorer
+
+    from eval.metrics import drop_in, meteor
+    from eval.metrics.wordnet import find_wordnet
+
+    texts = {
+        "predictions": ["the cats were running", "", "a dog"],
+        "references": [["the cat ran", "cats run fast"], [], ["dogs"]],
+    }
+
+    def compute(metric, **keys):
+        return metric(cache_dir=tmp_path).compute(**texts, **keys)
+
+    kinds = ["rouge1", "rouge3", "rougeL"]
+    each = compute(drop_in.Rouge, rouge_types=kinds, use_stemmer=True, use_aggregator=False)
+    scorer = RougeScorer(kinds, use_stemmer=True)
+    best = scorer.score_multi(texts["references"][0], texts["predictions"][0])
+    assert list(each) == kinds and each["rouge1"][0] == best["rouge1"].fmeasure > 0.5
+    assert [each[kind][1] for kind in kinds] == [1.0, 1.0, 1.0]
+    means = compute(drop_in.Rouge, rouge_types=kinds, use_stemmer=True)
+    assert means == pytest.approx({kind: sum(row) / 3 for kind, row in each.items()})
+    assert compute(drop_in.Rouge)["rouge1"] < compute(drop_in.Rouge, use_stemmer=True)["rouge1"]
+
+    weights = {"alpha": 0.5, "beta": 2.0, "gamma": 0.1}
+    lexicon = find_wordnet() or meteor._NoWordNet()
+    golds = [[g.split() for g in gold] for gold in texts["references"]]
+    singles = [
+        nltk_meteor.meteor_score(gold, text.split(), wordnet=lexicon, **weights)
+        for gold, text in zip(golds, texts["predictions"], strict=True)
+        if gold
+    ]
+    (found,) = compute(drop_in.Meteor, **weights).values()
+    assert found == pytest.approx((sum(singles) + 1) / 3)
+    assert compute(drop_in.Meteor).values() != {found}
+
+    for metric, key in [(drop_in.Bleu, "max_order"), (drop_in.Rouge, "tokenizer")]:
+        with pytest.raises(ValueError, match=f"{metric.__name__} takes no {key}"):
+            compute(metric, **{key: 2})
+
+
 def test_drop_in_overlap_and_label_metrics(tmp_path):
     from eval.metrics import drop_in
 

@@ -160,6 +160,16 @@ def test_long_texts_lose_their_end_never_the_question(encoder: PromptEncoder) ->
         encoder.zero_shot("word " * 50, 3)
 
 
+def test_worked_examples_leave_room_for_the_text_or_are_too_many(encoder: PromptEncoder) -> None:
+    tail = encoder.ids("\nLabel:")
+    shots = [("A fine film.", "positive"), ("A dull film.", "negative")]
+    bare = len(encoder.zero_shot("", 400, shots))
+    row = encoder.zero_shot("word " * 100, 400, shots, room=bare + 9)
+    assert bare < len(row) <= bare + 9 and row[-len(tail) :] == tail
+    with pytest.raises(UserError, match=r"the model has room for 20; lower eval\.num_fewshot"):
+        encoder.zero_shot("word " * 100, 400, shots, room=20)
+
+
 def test_every_token_with_a_line_break_ends_an_answer(encoder: PromptEncoder) -> None:
     for text in ("a\nb", "a\n\nb", "end.\n", "\r\n"):
         broken = [id_ for id_ in encoder.ids(text) if "\n" in encoder.tokenizer.decode([id_])]

@@ -6,22 +6,28 @@ folder of that name stands there. These classes need neither:
     from eval.metrics.drop_in import Rouge
     Rouge().compute(predictions=["a cat"], references=[["the cat", "a cat"]])
 
-Names and arguments are those of the metrics on the Hub. Precision, recall and F1 take
-scikit-learn's arguments and go to scikit-learn; labels may be numbers or strings. A metric object
+Names and arguments are those of the metrics on the Hub, where the library behind a number takes
+them; any other is refused by name. Precision, recall and F1 take scikit-learn's arguments and go to
+scikit-learn; labels may be numbers or strings. A metric object
 is falsy while it holds no examples: never test `if metric`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
 
-from eval.metrics.bootstrap import point
+from eval.metrics.bootstrap import FloatArray, point
 from eval.metrics.ids import check_unique
-from eval.metrics.overlap import bleu_signature, overlap_evidence
+from eval.metrics.meteor import meteor_name, meteor_score
+from eval.metrics.overlap import ROUGE_TYPES, bleu_signature, overlap_evidence
 from eval.metrics.squad_v2 import squad_scores
+from eval.metrics.wordnet import find_wordnet
 
+Gold = str | Sequence[str]
+"""One right text, or several."""
 _TEXT = datasets.Value("string")
 _LABELS = [
     datasets.Features({"predictions": datasets.Value(kind), "references": datasets.Value(kind)})
@@ -163,37 +169,95 @@ class SquadV2(_OfflineMetric):
 class _Overlap(_OfflineMetric):
     inputs = _TEXTS
 
-    def _compute(
-        self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]
-    ) -> dict[str, Any]:
-        golds = [[gold] if isinstance(gold, str) else list(gold) for gold in references]
-        texts = {str(number): text for number, text in enumerate(predictions)}
-        evidence = overlap_evidence(texts, {str(n): gold for n, gold in enumerate(golds)})
-        return self._select(point(evidence))
-
-    def _select(self, scores: Mapping[str, float]) -> dict[str, Any]:
-        raise NotImplementedError
+    def _refuse(self, others: Mapping[str, Any]) -> None:
+        if others:
+            raise ValueError(f"{type(self).__name__} takes no {', '.join(others)}: leave it out")
 
 
 class Bleu(_Overlap):
-    """Corpus BLEU by sacrebleu as a fraction, and how it was computed: {"bleu", "signature"}."""
+    """Corpus BLEU by sacrebleu as a fraction, and how it was computed: {"bleu", "signature"}.
 
-    def _select(self, scores: Mapping[str, float]) -> dict[str, Any]:
+    The Hub's max_order, smooth and tokenizer are of another BLEU, and are refused.
+    """
+
+    def _compute(
+        self, predictions: Sequence[str], references: Sequence[Gold], **others: Any
+    ) -> dict[str, Any]:
+        self._refuse(others)
+        golds = {str(number): _listed(gold) for number, gold in enumerate(references)}
+        texts = {str(number): text for number, text in enumerate(predictions)}
+        scores = point(overlap_evidence(texts, golds))
         return {"bleu": scores["bleu"], "signature": bleu_signature()}
 
 
 class Rouge(_Overlap):
-    """Mean ROUGE F-measures by rouge-score: {"rouge1", "rouge2", "rougeL", "rougeLsum"}."""
+    """Mean ROUGE F-measures by rouge-score: {"rouge1", "rouge2", "rougeL", "rougeLsum"}.
 
-    def _select(self, scores: Mapping[str, float]) -> dict[str, Any]:
-        return {name: value for name, value in scores.items() if name.startswith("rouge")}
+    `rouge_types` are the names that rouge-score knows; `use_aggregator=False` gives each example's.
+    """
+
+    def _compute(
+        self,
+        predictions: Sequence[str],
+        references: Sequence[Gold],
+        rouge_types: Sequence[str] = ROUGE_TYPES,
+        use_aggregator: bool = True,
+        use_stemmer: bool = False,
+        **others: Any,
+    ) -> dict[str, Any]:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        self._refuse(others)
+        scorer = RougeScorer(list(rouge_types), use_stemmer=use_stemmer)
+
+        def scores(text: str, golds: Sequence[str]) -> list[float]:
+            best = scorer.score_multi(golds, text)
+            return [float(best[kind].fmeasure) for kind in rouge_types]
+
+        rows = _best(predictions, references, scores, len(rouge_types))
+        columns = rows.mean(axis=0) if use_aggregator else rows.T
+        return dict(zip(rouge_types, columns.tolist(), strict=True))
 
 
 class Meteor(_Overlap):
     """Mean METEOR by nltk: {"meteor"}, or {"meteor_no_wordnet"} where WordNet is not installed."""
 
-    def _select(self, scores: Mapping[str, float]) -> dict[str, Any]:
-        return {name: value for name, value in scores.items() if name.startswith("meteor")}
+    def _compute(
+        self,
+        predictions: Sequence[str],
+        references: Sequence[Gold],
+        alpha: float = 0.9,
+        beta: float = 3,
+        gamma: float = 0.5,
+        **others: Any,
+    ) -> dict[str, Any]:
+        self._refuse(others)
+        wordnet = find_wordnet()
+
+        def scores(text: str, golds: Sequence[str]) -> list[float]:
+            return [meteor_score(text, golds, wordnet, alpha=alpha, beta=beta, gamma=gamma)]
+
+        return {meteor_name(wordnet): float(_best(predictions, references, scores, 1).mean())}
+
+
+def _listed(gold: Gold) -> list[str]:
+    """The golds of one example that say something."""
+    return [text for text in ([gold] if isinstance(gold, str) else gold) if text]
+
+
+def _best(
+    predictions: Sequence[str],
+    references: Sequence[Gold],
+    scores: Callable[[str, Sequence[str]], list[float]],
+    width: int,
+) -> FloatArray:
+    """(examples, width): the scores of each text; where there is no gold, silence has 1 and any text 0."""
+    return np.array(
+        [
+            scores(text, golds) if (golds := _listed(gold)) else [float(text == "")] * width
+            for text, gold in zip(predictions, references, strict=True)
+        ]
+    )
 
 
 def _answers(predictions: Sequence[Mapping[str, Any]]) -> dict[str, str]:

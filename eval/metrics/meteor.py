@@ -25,11 +25,14 @@ def meteor_name(wordnet: WordNet | None) -> str:
     return "meteor_no_wordnet" if wordnet is None else "meteor"
 
 
-def meteor_score(prediction: str, golds: Sequence[str], wordnet: WordNet | None) -> float:
-    """The best METEOR over the golds, 0 to 1."""
+def meteor_score(
+    prediction: str, golds: Sequence[str], wordnet: WordNet | None, **weights: float
+) -> float:
+    """The best METEOR over the golds, 0 to 1; weights: nltk's alpha, beta and gamma, where they are not its own."""
     from nltk.tokenize import word_tokenize
     from nltk.translate import meteor_score as nltk_meteor
 
     references = [word_tokenize(gold, preserve_line=True) for gold in golds]
     words = word_tokenize(prediction, preserve_line=True)
-    return float(nltk_meteor.meteor_score(references, words, wordnet=wordnet or _NoWordNet()))
+    lexicon = wordnet or _NoWordNet()
+    return float(nltk_meteor.meteor_score(references, words, wordnet=lexicon, **weights))
