@@ -32,6 +32,7 @@ setup: $(READY)
 
 # torch goes first: with it in place no other package's range can bring in another build of it.
 $(READY): pyproject.toml constraints.txt
+	$(if $(PYTHON),,$(error Python 3.11 or newer is needed: install it, or name it as PYTHON=...))
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -71,10 +72,10 @@ runs/%$(TAG)/zero-shot/results.json: recipes/%.yaml | $(READY)
 	$(BIN)/llama-eval run --task $< --output $(@D) $(IN_RUN)
 
 runs/%$(TAG)/training.json: recipes/%.yaml | $(READY)
-	$(BIN)/llama-peft train $< $(IN_RUN)
+	$(BIN)/llama-peft train $< $(IN_RUN) $(ARGS)
 
-runs/%$(TAG)/tuned/results.json: runs/%$(TAG)/training.json runs/%$(TAG)/zero-shot/results.json
-	$(BIN)/llama-eval run --model $(<D) --output $(@D)
+runs/%$(TAG)/tuned/results.json: runs/%$(TAG)/zero-shot/results.json runs/%$(TAG)/training.json
+	$(BIN)/llama-eval run --model runs/$*$(TAG) --output $(@D)
 
 runs/%$(TAG)/report.html: runs/%$(TAG)/tuned/results.json
 	$(BIN)/llama-eval html $(@D)

@@ -311,7 +311,15 @@ def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -
             LoraConfig(task_type=task_types[task], revision=recipe.model.revision, **keys),
             autocast_adapter_dtype=True,
         )
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        re.error,
+    ) as error:
         # PEFT checks its keys against a base only now, each in its own way.
         raise UserError(f"lora: PEFT cannot put this on the base: {_first_line(error)}") from error
     for parameter in adapted.parameters():
@@ -321,8 +329,10 @@ def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -
 
 
 def check_targets(model: "PreTrainedModel", lora: Lora) -> None:
-    """Refuse target names that match no linear layer, each on its own."""
+    """Refuse names and numbers that match nothing, each on its own: PEFT passes over them."""
     import torch
+
+    _check_names(model, lora)
 
     names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     targets = lora.target_modules
@@ -333,6 +343,34 @@ def check_targets(model: "PreTrainedModel", lora: Lora) -> None:
             known = sorted({name.split(".")[-1] for name in names if ".layers." in name})
             raise UserError(
                 f"lora.target_modules: {target!r} matches no linear layer; this model has {', '.join(known)}"
+            )
+
+
+def _check_names(model: "PreTrainedModel", lora: Lora) -> None:
+    modules = [name for name, _ in model.named_modules() if name]
+    excluded = [] if isinstance(lora.exclude_modules, str) else lora.exclude_modules or []
+    for key, names in (
+        ("modules_to_save", lora.modules_to_save or []),
+        ("exclude_modules", excluded),
+    ):
+        for name in names:
+            if not any(
+                module.split(".")[-1] == name or module.endswith(name) for module in modules
+            ):
+                raise UserError(f"lora.{key}: {name!r} is no module of this model")
+    for key, patterns in (
+        ("rank_pattern", lora.rank_pattern),
+        ("alpha_pattern", lora.alpha_pattern),
+    ):
+        for name in patterns:
+            if not any(re.match(rf"(.*\.)?({name})$", module) for module in modules):
+                raise UserError(f"lora.{key}: {name!r} matches no module of this model")
+    blocks = model.config.get_text_config().num_hidden_layers
+    chosen = lora.layers_to_transform
+    for layer in [chosen] if isinstance(chosen, int) else chosen or []:
+        if layer >= blocks:
+            raise UserError(
+                f"lora.layers_to_transform: {layer} is beyond the model's last block, {blocks - 1}"
             )
 
 

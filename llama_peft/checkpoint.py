@@ -350,10 +350,15 @@ def no_answer_threshold(folder: Path) -> float:
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:
-    """Record the resolved recipe. Refuses a folder that holds a run of another recipe."""
+    """Record the resolved recipe. Refuses a folder that holds what was trained by another; where nothing was, a mended recipe
+    takes the place of the first try's.
+    """
     path = folder / "recipe.yaml"
     text = dump_recipe(recipe)
-    if path.is_file() and path.read_text("utf-8") != text:
+    begun = (folder / TRAINING).is_file() or any((folder / "checkpoints").glob("checkpoint-*"))
+    if not begun:
+        write_durably(path, text)
+    elif path.is_file() and _without_place(path.read_text("utf-8")) != _without_place(text):
         old = set(path.read_text("utf-8").splitlines())
         changed = [line.strip() for line in text.splitlines() if line not in old]
         raise UserError(
@@ -362,3 +367,8 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
         )
     if not path.is_file():
         write_durably(path, text)
+
+
+def _without_place(text: str) -> str:
+    """A recipe less its run folder, which may be named in several ways."""
+    return re.sub(r"^  output_dir: .*\n", "", text, flags=re.MULTILINE)

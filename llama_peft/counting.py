@@ -34,6 +34,9 @@ def _heads(name: str, config: dict[str, Any]) -> dict[str, int | str]:
 
 
 def _trained(recipe: Recipe, config: dict[str, Any]) -> dict[str, int | str]:
+    layer = recipe.head.layer
+    if isinstance(layer, int) and layer > 0:  # the blocks above are never loaded
+        config = {**config, "num_hidden_layers": layer}
     lora = None if recipe.lora is None else recipe.lora.peft_kwargs()
     counted = _count(config, recipe.task, len(recipe.dataset.labels or "ab"), lora)
     return {

@@ -157,7 +157,12 @@ def probe_loss(train: States, validation: States) -> float:
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
     (x, y), (vx, vy) = _arrays(train), _arrays(validation)
     probe.fit(x, y)
-    return float(log_loss(vy, probe.predict_proba(vx), labels=probe.classes_))
+    known = [
+        i for i, label in enumerate(vy) if label in set(y)
+    ]  # a rare class may be in no sample of train
+    return float(
+        log_loss([vy[i] for i in known], probe.predict_proba(vx[known]), labels=probe.classes_)
+    )
 
 
 def _arrays(states: States) -> tuple[Any, list[int]]:

@@ -167,6 +167,8 @@ def _machine(recipe: Recipe, parameters: int, download: int, long: bool) -> list
 
     problems = []
     gpu = torch.cuda.is_available() and not recipe.train.use_cpu
+    if recipe.model.attn_implementation == "flex_attention" and not gpu:
+        problems.append("flex_attention needs CUDA: remove model.attn_implementation")
     if long and not gpu and not recipe.train.use_cpu and parameters > CPU_LIMIT:
         problems.append(
             f"no GPU here, and {parameters:,} parameters take a CPU days: "

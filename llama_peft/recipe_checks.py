@@ -50,6 +50,10 @@ def _task_faults(recipe: Recipe) -> Rows:
     if recipe.head.layer == "auto" and (recipe.lora is not None or not classification):
         message = "auto is for a classification head alone: give a block's number, or remove lora"
         yield message, "head.layer", "lora", "task"
+    validated = recipe.dataset.parts.validation is not None or recipe.dataset.validation_size > 0
+    if recipe.head.layer == "auto" and not validated:
+        keys = "head.layer", "dataset.validation_size", "dataset.parts.validation"
+        yield "auto chooses by validation loss: set dataset.validation_size", *keys
     if recipe.head.layer == "auto" and recipe.head.features == "none":
         yield "auto chooses on features: remove none", "head.features", "head.layer"
     if not classification and recipe.dataset.labels is not None:

@@ -7,6 +7,7 @@ the order of summation; and a loss or gradient that is not finite ends the run b
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,14 @@ class Steady(Trainer):
             self._halve(_num_rows(held))
             return None
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        with named_mistake("train.optim"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        with named_mistake("train.lr_scheduler_type, train.lr_scheduler_kwargs"):
+            return super().create_scheduler(*args, **kwargs)
+
     def _load_best_model(self) -> None:
         """Trainer would keep the last weights where the best ones are gone, and take damaged ones as they are."""
         best = Path(self.args.output_dir, Path(str(self.state.best_model_checkpoint)).name)
@@ -173,6 +182,19 @@ class Steady(Trainer):
             f"step {step}: {what} is {value}{batch}. The sealed checkpoints are as they were; "
             "look at these rows, or lower train.learning_rate or train.max_grad_norm"
         )
+
+
+@contextmanager
+def named_mistake(keys: str) -> Iterator[None]:
+    """What the library refuses of a recipe's keys, in one line that names them: a package that is missing, an argument that
+    is unknown."""
+    try:
+        yield
+    except (ImportError, ValueError, TypeError, RuntimeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{keys}: {lines[0]}") from error
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

@@ -31,6 +31,7 @@ _NOT_ARGUMENTS = {
     "output_dir", "max_length", "doc_stride", "packing", "eval_steps", "save_total_limit",
     "early_stopping_patience",
 }  # fmt: skip
+_ASIDE = ".previous"
 _RUN_FILES = (
     "recipe.yaml", "split.json", "history.jsonl", "checkpoints", "adapter", "head.safetensors",
     "head.json", checkpoint.TRAINING, checkpoint.THRESHOLD, "tuned", "comparison.json", "report.html", "README.md",
@@ -52,18 +53,21 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
         finished = (folder / checkpoint.TRAINING).is_file() and not fresh
         if not finished:
             preflight.room(recipe, folder)
-        if fresh and _is_main():  # not before: a mistake must not cost what is finished
-            _forget(folder)
+        if fresh and _is_main():
+            _set_aside(folder)
         if _is_main():
             checkpoint.write_recipe(recipe, folder)
-            write_durably(folder / "split.json", data.split_text(dataset))
+            if not finished:
+                _write_split(folder, data.split_text(dataset))
         if finished:
             checkpoint.read_facts(folder)
             log.info("%s is finished; --fresh trains it again", folder)
             return folder
         try:
-            return _fit(recipe, dataset, folder)
+            _fit(recipe, dataset, folder)
         except Exception as error:
+            if fresh and _is_main():
+                _bring_back(folder)
             reason = disk_trouble(error)
             if reason is None:
                 raise
@@ -71,10 +75,14 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
                 f"{folder}: cannot be written: {reason}. Make room, or set train.output_dir; "
                 "what is sealed is kept, and the same command goes on from it"
             ) from error
+        if _is_main():
+            shutil.rmtree(folder / _ASIDE, ignore_errors=True)
+        return folder
 
 
 def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
     from llama_peft.callbacks import SealCheckpoints, StopOnSignal
+    from llama_peft.steady import named_mistake
 
     started = time.monotonic()
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
@@ -94,7 +102,8 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
         rows, model = _features(recipe, base, rows, folder)
     counted = backbone.count_loaded(base, recipe.task)
     log.info(counted.describe())
-    trainer = build_trainer(recipe, model, encoder, rows["train"], rows["validation"], folder)
+    with named_mistake("train"):
+        trainer = build_trainer(recipe, model, encoder, rows["train"], rows["validation"], folder)
     if recipe.train.packing == "prefix_tree":
         _check_tree_rows(recipe, encoder, model, dataset.parts["train"])
     resumed = checkpoint.newest_sealed(folder / "checkpoints")
@@ -303,6 +312,9 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "eval_steps": steps,
         "per_device_eval_batch_size": recipe.train.validation_batch_size,
         "save_steps": steps or 500,
+        # A head alone keeps no activations of the backbone, so there is nothing to compute again.
+        "activation_checkpointing": recipe.train.activation_checkpointing
+        and recipe.lora is not None,
         "load_best_model_at_end": validates,
         "metric_for_best_model": "eval_loss" if validates else None,
         "greater_is_better": False if validates else None,
@@ -327,17 +339,45 @@ def _with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
     )
 
 
+def _write_split(folder: Path, text: str) -> None:
+    """Record the ids of each part. Refuses to go on with a run whose data have given another split before."""
+    path = folder / "split.json"
+    begun = checkpoint.newest_sealed(folder / "checkpoints") is not None
+    if begun and path.is_file() and path.read_text("utf-8") != text:
+        raise UserError(
+            f"{folder}: the data give another split than the one that its checkpoints were trained on; bring the old data "
+            "back, or give --fresh to start again"
+        )
+    write_durably(path, text)
+
+
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _forget(folder: Path) -> None:
-    """Remove a run's files, and nothing where there is no run; its recipe goes last, so that a kill leaves it known as one."""
+def _set_aside(folder: Path) -> None:
+    """Move a run's files out of the way, and nothing where there is no run; its recipe goes last."""
     if not (folder / "recipe.yaml").is_file():
         return
+    aside = folder / _ASIDE
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
     for name in reversed(_RUN_FILES):
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+
+
+def _bring_back(folder: Path) -> None:
+    """Put the earlier run back where the new one failed before it had anything to keep."""
+    aside = folder / _ASIDE
+    if not aside.is_dir() or checkpoint.newest_sealed(folder / "checkpoints") is not None:
+        return
+    for name in _RUN_FILES:
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+        if (aside / name).exists():
+            (aside / name).rename(path)
+    aside.rmdir()

@@ -354,3 +354,84 @@ def test_a_fresh_start_forgets_what_was_measured_of_the_old_weights(
         (run / name).write_text("old")
     training.train(make_recipe("classification", "tiny", train=keys | {"seed": 7}), fresh=True)
     assert {name for name in left if (run / name).exists()} == {"zero-shot/results.json"}
+
+
+@pytest.fixture(scope="module")
+def base(make_base: Callable[..., Path]) -> Path:
+    return make_base()
+
+
+MISTAKES: list[tuple[str, dict[str, Any], str]] = [
+    ("lora", {"modules_to_save": ["nonsense"]}, "lora.modules_to_save: 'nonsense' is no module"),
+    ("lora", {"exclude_modules": ["nonsense"]}, "lora.exclude_modules: 'nonsense' is no module"),
+    ("lora", {"rank_pattern": {"nonsense": 3}}, "lora.rank_pattern: 'nonsense' matches no module"),
+    ("lora", {"layers_to_transform": [0, 99]}, "lora.layers_to_transform: 99 is beyond"),
+    ("lora", {"trainable_token_indices": [999_999]}, "lora: PEFT cannot put this on the base"),
+    ("train", {"report_to": ["tensorboard"]}, "train: .*[tT]ensorboard"),
+    ("train", {"optim": "galore_adamw"}, "train.optim: .*galore"),
+    ("train", {"lr_scheduler_kwargs": {"foo": 1}}, "train.lr_scheduler_type.*foo"),
+    ("model", {"attn_implementation": "flex_attention"}, "flex_attention needs CUDA"),
+]
+
+
+@pytest.mark.parametrize(("section", "keys", "said"), MISTAKES, ids=[m[2][:28] for m in MISTAKES])
+def test_what_only_the_libraries_know_is_one_line_and_costs_no_earlier_run(
+    make_recipe: Callable[..., Recipe],
+    base: Path,
+    tmp_path: Path,
+    section: str,
+    keys: dict[str, Any],
+    said: str,
+) -> None:
+    sections: dict[str, Any] = {"lora": {"r": 2}, "train": {"output_dir": str(tmp_path / "run")}}
+    run = training.train(make_recipe("classification", base, **sections))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+    sections[section] = {**sections.get(section, {}), **keys}
+    with pytest.raises(UserError, match=said):
+        training.train(make_recipe("classification", base, **sections), fresh=True)
+    assert {
+        p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"
+    } == before
+    training.train(make_recipe("classification", base, lora={"r": 4}, train=sections["train"] | {
+        "report_to": [], "optim": "adamw_torch", "lr_scheduler_kwargs": {}}), fresh=True)  # fmt: skip
+    assert not (run / ".previous").exists()
+
+
+def test_a_mended_recipe_follows_a_first_try_that_trained_nothing(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    keys = {"output_dir": str(tmp_path / "run")}
+    with pytest.raises(UserError, match="matches no linear layer"):
+        training.train(
+            make_recipe("classification", base, lora={"target_modules": ["q_prj"]}, train=keys)
+        )
+    training.train(
+        make_recipe("classification", base, lora={"target_modules": ["q_proj"]}, train=keys)
+    )
+
+
+def test_a_finished_run_outlives_a_change_of_its_data(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.csv"
+    rows = "".join(f"text number {i},{i % 2}\n" for i in range(40))
+    file.write_text("text,label\n" + rows)
+    dataset = {"path": str(file), "name": None, "parts": {}}
+    keys = {"output_dir": str(tmp_path / "run")}
+    recipe = make_recipe("classification", base, lora={"r": 2}, train=keys, dataset=dataset)
+    run = training.train(recipe)
+    file.write_text("text,label\n" + rows + "one more,1\n")
+    training.train(recipe)
+    checkpoint.read_facts(run)
+
+
+@pytest.mark.parametrize("task", ["classification", "extractive_qa"])
+def test_activation_checkpointing_of_a_head_alone_is_nothing(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, task: str
+) -> None:
+    keys = {
+        "output_dir": str(tmp_path / "run"),
+        "activation_checkpointing": True,
+        "max_length": 300,
+    }
+    training.train(make_recipe(task, base, train=keys))

@@ -37,8 +37,7 @@ def faults(full: bool) -> Iterator[Fault]:
     for kind in KINDS:
         for size in (1, 20_000, 60_000):
             yield _full_disk(kind, size, full or (kind, size) == ("classification + LoRA", 20_000))
-    for size in (1_000, 3_000):
-        yield _full_disk_evaluation(size)
+    yield _full_disk_evaluation(3_000)
     yield _full_disk_merge()
     for what in ("run folder", "checkpoints"):
         yield _vanished(what)
