@@ -273,15 +273,13 @@ def _read_lines(path: Path, recipe: Recipe, labels: Sequence[str]) -> list[Line]
     lines = []
     for number, value in enumerate(values, start=1):
         text = value.get("prediction") if isinstance(value, dict) else None
-        if isinstance(text, int) and not isinstance(text, bool) and 0 <= text < len(labels):
-            text = labels[text]
+        if labels:
+            text = _label(text, labels)
         if text is None or not isinstance(text, str) or "id" not in value:
             raise UserError(
                 f"{path}: prediction {number} is no {{id, prediction}} with "
                 + (f"one of the labels {', '.join(labels)}" if labels else "a text")
             )
-        if labels and text.isdecimal() and text not in labels and int(text) < len(labels):
-            text = labels[int(text)]
         if not labels:
             text = without_no_answer(text, recipe.prompt.no_answer)
         line: Line = {"id": str(value["id"]), "prediction": text}
@@ -300,6 +298,15 @@ def _read_lines(path: Path, recipe: Recipe, labels: Sequence[str]) -> list[Line]
             line["no_answer_probability"] = float(probability)
         lines.append(line)
     return lines
+
+
+def _label(value: Any, labels: Sequence[str]) -> Any:
+    """A predicted number is the label of that name, or where no label is a number the label in that place."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if text in labels or not isinstance(text, str) or not text.isdecimal():
+        return text
+    named = any(label.isdecimal() for label in labels)
+    return value if named or int(text) >= len(labels) else labels[int(text)]
 
 
 def _join(lines: list[Line], path: Path) -> None:

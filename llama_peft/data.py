@@ -7,7 +7,7 @@ they are not named. Training and evaluation both come here, so they cannot disag
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llama_peft import sources, splits
@@ -118,6 +118,15 @@ def split_text(dataset: Dataset) -> str:
 def split_sum(dataset: Dataset) -> str:
     """The sha256 of what split.json holds."""
     return hashlib.sha256(split_text(dataset).encode()).hexdigest()
+
+
+def content_sum(dataset: Dataset) -> str:
+    """A digest of every example: ids alone do not tell that a text or a label behind them has changed."""
+    digest = hashlib.sha256()
+    for part, examples in dataset.parts.items():
+        for example in examples:
+            digest.update(json.dumps([part, asdict(example)], ensure_ascii=True).encode())
+    return digest.hexdigest()
 
 
 def _places(recipe: Recipe) -> dict[str, str]:

@@ -32,8 +32,9 @@ _NOT_ARGUMENTS = {
     "early_stopping_patience",
 }  # fmt: skip
 _ASIDE = ".previous"
+_CONTENT = "data.sha256"
 _RUN_FILES = (
-    "recipe.yaml", "split.json", "history.jsonl", "checkpoints", "adapter", "head.safetensors",
+    "recipe.yaml", "split.json", _CONTENT, "history.jsonl", "checkpoints", "adapter", "head.safetensors",
     "head.json", checkpoint.TRAINING, checkpoint.THRESHOLD, "tuned", "comparison.json", "report.html", "README.md",
 )  # fmt: skip
 
@@ -58,7 +59,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
         if _is_main():
             checkpoint.write_recipe(recipe, folder)
             if not finished:
-                _write_split(folder, data.split_text(dataset))
+                _write_split(folder, dataset)
         if finished:
             checkpoint.read_facts(folder)
             log.info("%s is finished; --fresh trains it again", folder)
@@ -339,16 +340,17 @@ def _with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
     )
 
 
-def _write_split(folder: Path, text: str) -> None:
-    """Record the ids of each part. Refuses to go on with a run whose data have given another split before."""
-    path = folder / "split.json"
+def _write_split(folder: Path, dataset: data.Dataset) -> None:
+    """Record the ids of each part. Refuses to go on with a run whose data have changed since its checkpoints."""
+    path, total = folder / _CONTENT, data.content_sum(dataset)
     begun = checkpoint.newest_sealed(folder / "checkpoints") is not None
-    if begun and path.is_file() and path.read_text("utf-8") != text:
+    if begun and path.is_file() and path.read_text("utf-8") != total:
         raise UserError(
-            f"{folder}: the data give another split than the one that its checkpoints were trained on; bring the old data "
-            "back, or give --fresh to start again"
+            f"{folder}: the data are not those that its checkpoints were trained on; bring the old ones back, or give "
+            "--fresh to start again"
         )
-    write_durably(path, text)
+    write_durably(path, total)
+    write_durably(folder / "split.json", data.split_text(dataset))
 
 
 def _is_main() -> bool:

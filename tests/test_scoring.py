@@ -13,7 +13,7 @@ from eval import harness, scoring
 from eval.job import Job, make_job
 from llama_peft import data
 from llama_peft.data import Example, QuestionExample
-from llama_peft.recipe import Recipe, UserError
+from llama_peft.recipe import Recipe, UserError, load_recipe
 
 SMALL = ["dataset.parts={train: 24, validation: 8, test: 16}"]
 
@@ -202,3 +202,28 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     assert "100.00" in done.stdout
     results = json.loads((tmp_path / "theirs-scores/results.json").read_text())
     assert results["results"]["squad"]["exact"] == 100
+
+
+@pytest.mark.parametrize("labels", [("1", "2", "3"), ("0", "1"), ("bad", "good")])
+@pytest.mark.parametrize("kind", [int, str])
+def test_a_predicted_number_is_a_name_before_it_is_a_place(
+    labels: tuple[str, ...], kind: type, tmp_path: Path
+) -> None:
+    named = labels[0].isdecimal()
+    file = tmp_path / "p.jsonl"
+    numbers = [int(label) if named else place for place, label in enumerate(labels)]
+    file.write_text(
+        "".join(
+            json.dumps({"id": f"{i}", "prediction": kind(n)}) + "\n" for i, n in enumerate(numbers)
+        )
+    )
+    recipe = load_recipe("tiny-sst2")
+    lines = scoring._read_lines(file, recipe, labels)
+    assert [line["prediction"] for line in lines] == list(labels)
+    beyond = 0 if labels[0] == "1" else 9
+    file.write_text(json.dumps({"id": "x", "prediction": kind(beyond)}) + "\n")
+    if kind is int:
+        with pytest.raises(UserError, match="one of the labels"):
+            scoring._read_lines(file, recipe, labels)
+    else:  # what a model wrote, and no label
+        assert scoring._read_lines(file, recipe, labels)[0]["prediction"] == str(beyond)

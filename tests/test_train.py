@@ -435,3 +435,31 @@ def test_activation_checkpointing_of_a_head_alone_is_nothing(
         "max_length": 300,
     }
     training.train(make_recipe(task, base, train=keys))
+
+
+def test_a_cut_off_run_does_not_go_on_with_other_data(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids are the same, the labels are not."""
+    file = tmp_path / "x.csv"
+    file.write_text("text,label\n" + "".join(f"text number {i},{i % 2}\n" for i in range(40)))
+    dataset = {"path": str(file), "name": None, "parts": {}, "stratify": False}
+    keys = {"output_dir": str(tmp_path / "run"), "eval_steps": 1, "max_steps": 3}
+    recipe = make_recipe("classification", base, lora={"r": 2}, train=keys, dataset=dataset)
+    right = Steady.training_step
+
+    def cut_off(self: Any, *args: Any) -> Any:
+        if self.state.global_step == 2:
+            raise RuntimeError("the power goes out")
+        return right(self, *args)
+
+    monkeypatch.setattr(Steady, "training_step", cut_off)
+    with pytest.raises(RuntimeError, match="power"):
+        training.train(recipe)
+    monkeypatch.undo()
+    whole = file.read_text()
+    file.write_text("text,label\n" + "".join(f"text number {i},{1 - i % 2}\n" for i in range(40)))
+    with pytest.raises(UserError, match="the data are not those"):
+        training.train(recipe)
+    file.write_text(whole)
+    training.train(recipe)
