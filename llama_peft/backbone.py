@@ -358,6 +358,11 @@ def _check_names(model: "PreTrainedModel", lora: Lora) -> None:
                 module.split(".")[-1] == name or module.endswith(name) for module in modules
             ):
                 raise UserError(f"lora.{key}: {name!r} is no module of this model")
+    biases = [name for name, _ in model.named_parameters() if name.endswith(".bias")]
+    if lora.bias != "none" and any(".layers." in name for name in biases):
+        raise UserError(
+            f"lora.bias: {lora.bias} would change the base's own biases: set it to none"
+        )
     for key, patterns in (
         ("rank_pattern", lora.rank_pattern),
         ("alpha_pattern", lora.alpha_pattern),

@@ -158,3 +158,18 @@ def test_what_peft_refuses_is_one_line(
     lora = recipe.lora.model_copy(update={"target_modules": ["q_proj"]})
     with pytest.raises(UserError, match="lora: PEFT cannot put this on the base: "):
         backbone.add_lora(backbone.load(recipe, "generative_qa"), lora, "generative_qa", recipe)
+
+
+def test_an_adapter_changes_no_bias_of_the_base(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    for wanted, biases in (("lora_only", True), ("all", True), ("all", False)):
+        lora = {"r": 4, "bias": wanted}
+        recipe = make_recipe("generative_qa", make_base(attention_bias=biases), lora=lora)
+        model = backbone.load(recipe, "generative_qa")
+        if biases:
+            with pytest.raises(UserError, match=f"lora.bias: {wanted} would change"):
+                backbone.add_lora(model, recipe.lora, "generative_qa", recipe)
+        else:
+            adapted = backbone.add_lora(model, recipe.lora, "generative_qa", recipe)
+            assert backbone.count_loaded(adapted, "generative_qa").adapter
