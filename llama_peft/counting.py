@@ -39,8 +39,11 @@ def _trained(recipe: Recipe, config: dict[str, Any]) -> dict[str, int | str]:
         config = {**config, "num_hidden_layers": layer}
     lora = None if recipe.lora is None else recipe.lora.peft_kwargs()
     counted = _count(config, recipe.task, len(recipe.dataset.labels or "ab"), lora)
+    labels = len(recipe.dataset.labels or ())
+    classes = {"labels": labels or "2, assumed: dataset.labels names none"}
     return {
         "task": recipe.task,
+        **(classes if recipe.task == "classification" else {}),
         "head": counted.head,
         "adapter": counted.adapter,
         "trainable": counted.trainable,

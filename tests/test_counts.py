@@ -99,3 +99,11 @@ def test_formula_equals_the_loaded_model(
 def test_a_config_without_whole_numbers_is_refused(key: str, value: object) -> None:
     with pytest.raises(counts.BadConfig, match=f"{key} is "):
         counts.count(LLAMA_1B | {key: value})
+
+
+def test_assumed_labels_are_called_so() -> None:
+    from llama_peft import counting
+
+    named = counting.report("tiny-sst2", ["dataset.labels=[a, b, c]"])
+    assert (named["labels"], named["head"]) == (3, 3 * 128)
+    assert str(counting.report("tiny-sst2", [])["labels"]).startswith("2, assumed")
