@@ -11,7 +11,6 @@ from llama_peft.recipe import UserError
 
 app = typer.Typer(
     help="Measure zero-shot and tuned models on the same examples, with intervals.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from eval import trained_on
 from eval.job import Job
 from eval.metrics.squad_v2 import fit_threshold
 from eval.predictors import Predictor, Shots, as_trained, check_model, is_run, open_predictor
@@ -49,8 +50,10 @@ def run(job: Job, show: int = 0, again: bool = True) -> dict[str, Any]:
     if kind == "run":
         job = replace(job, recipe=as_trained(job.recipe, Path(job.model)))
     found = material(job)
+    facts: dict[str, Any] = {}
     if kind == "run":
-        _check_split(Path(job.model), found, strict=job.data_file is None)
+        seen = trained_on.check(Path(job.model), found, strict=job.data_file is None)
+        facts["seen_in_training"] = seen
     predictor = open_predictor(job.model, job.recipe, found.labels, kind, _shots(job, found))
     with only_process(job.output, "evaluating"):
         validation = _validation(job, predictor, found)
@@ -68,7 +71,7 @@ def run(job: Job, show: int = 0, again: bool = True) -> dict[str, Any]:
             found,
             lines,
             kind=predictor.kind,
-            facts=predictor.facts | {"key": key},
+            facts=predictor.facts | facts | {"key": key},
             started=started,
             threshold=threshold,
             peak_memory_bytes=peak_memory(),
@@ -204,15 +207,9 @@ def _shots(job: Job, found: Material) -> Shots | None:
 
     def chosen(example: Example) -> list[Example]:
         """The first ones, but for those that ask the same: where train is measured they hold the answer."""
-        return list(islice((shot for shot in turns if _asked(shot) != _asked(example)), wanted))
+        return list(islice((shot for shot in turns if shot.asked != example.asked), wanted))
 
     return chosen
-
-
-def _asked(example: Example) -> tuple[str, ...]:
-    return (
-        (example.text,) if isinstance(example, TextExample) else (example.question, example.context)
-    )
 
 
 def _earlier(dataset: data.Dataset, wanted: int) -> dict[str, list[Example]]:
@@ -223,7 +220,7 @@ def _earlier(dataset: data.Dataset, wanted: int) -> dict[str, list[Example]]:
         if not isinstance(example, QuestionExample):
             raise UserError("eval.fewshot_from: passage is for questions on passages")
         before = passages.setdefault(example.context, [])
-        found[example.id] = [shot for shot in before if _asked(shot) != _asked(example)][-wanted:]
+        found[example.id] = [shot for shot in before if shot.asked != example.asked][-wanted:]
         before.append(example)
     return found
 
@@ -236,39 +233,6 @@ def _in_turns(train: Sequence[Example], seed: int) -> list[Example]:
         kinds.setdefault(kind, []).append(example)
     turns = chain.from_iterable(zip_longest(*kinds.values()))
     return [example for example in turns if example is not None]
-
-
-def _check_split(folder: Path, found: Material, strict: bool) -> None:
-    """Refuse to measure a run on what it was trained on; of another file, whose ids may coincide by chance, only say so."""
-    parts = found.parts
-    if data.SPLIT_SUM in checkpoint.read_facts(folder):
-        _check_pushed_split(folder, found, strict)
-        return
-    try:
-        split = json.loads((folder / "split.json").read_text("utf-8"))
-        seen = {*split["train"], *split.get("validation", ())}
-    except (OSError, ValueError, KeyError):
-        raise UserError(
-            f"{folder / 'split.json'}: missing or damaged, so a leak cannot be ruled out"
-        ) from None
-    measured = [example.id for part in parts.keys() - {"validation"} for example in parts[part]]
-    leaked = [id_ for id_ in measured if id_ in seen]
-    message = f"{folder}: {len(leaked)} of {len(measured)} examples have ids that it was trained on"
-    if leaked and strict:
-        raise UserError(f"{message}, first {leaked[0]}; measure on its own recipe's split")
-    if leaked:
-        log.warning("%s, first %s", message, leaked[0])
-
-
-def _check_pushed_split(folder: Path, found: Material, strict: bool) -> None:
-    """A pushed run has the sum of its split only: the data must give the same split again, whose parts share nothing."""
-    if not strict:
-        log.warning("%s: whether these examples were trained on cannot be seen", folder)
-    elif checkpoint.read_facts(folder)[data.SPLIT_SUM] != data.split_sum(found.dataset):
-        raise UserError(
-            f"{folder}: the recipe's data no longer give the split that it was trained on, so a leak cannot be "
-            "ruled out; measure it on a file with --data"
-        )
 
 
 def _validation(job: Job, predictor: Predictor, found: Material) -> list[Example]:
@@ -324,7 +288,10 @@ def _threshold(job: Job, predictor: Predictor, validation: list[Example]) -> flo
             "metric": "f1",
             "fitted_for": fitted_for,
         }
-        write_durably(run / THRESHOLD, json.dumps(record))
+        try:
+            write_durably(run / THRESHOLD, json.dumps(record))
+        except OSError as error:  # somebody else's run: it is fitted again each time
+            log.warning("%s: the fitted threshold is not kept (%s)", run, error.strerror)
     partial.unlink(missing_ok=True)
     return threshold
 

@@ -46,5 +46,6 @@ def _part(before: Measured, after: Measured) -> dict[str, Any]:
         "task": after.task,
         "part": after.part,
         "examples": len(after.lines),
+        "seen_in_training": after.seen_in_training,
         "metrics": metrics,
     }

@@ -49,6 +49,8 @@ class Config(_Open):
     model: str | None = None
     parameters: dict[str, Any] = {}
     training: dict[str, Any] = {}
+    seen_in_training: dict[str, int] | None = None
+    """Of each part, examples that read the same as one that the model was trained on; None where that is not known."""
 
 
 class Settings(_Open):
@@ -87,6 +89,10 @@ class Measured:
     @property
     def config(self) -> Config:
         return self.results.config
+
+    @property
+    def seen_in_training(self) -> int:
+        return (self.config.seen_in_training or {}).get(self.part, 0)
 
     @cached_property
     def predictions(self) -> dict[str, str]:

@@ -88,6 +88,11 @@ def table(systems: Sequence[Measured]) -> Table:
     for one, name, price in zip(systems, names, costs, strict=True):
         cells = [_score(one, metric) for metric in metrics]
         rows.append(Row(name, (*cells, *(Cell(price.get(c, "")) for c in cost_columns))))
+        if one.seen_in_training:
+            notes.append(
+                f"{name}: {one.seen_in_training:,} of the {len(one.lines):,} examples read the same as one that it was "
+                "trained on."
+            )
         if one is not first:
             reason = _why_not_comparable(first, one)
             if reason:

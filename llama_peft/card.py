@@ -124,8 +124,10 @@ def _shown(part: Comparison) -> dict[str, Any]:
                 "difference": change,
             }
         )
+    seen = part.get("seen_in_training")
+    known = f" ({seen:,} of them read the same as one trained on)" if seen else ""
     return {
-        "title": f"`{part['task']}`, {part['part']}, {part['examples']:,} examples:",
+        "title": f"`{part['task']}`, {part['part']}, {part['examples']:,} examples{known}:",
         "lines": lines,
     }
 

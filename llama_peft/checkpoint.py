@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llama_peft import backbone, heads, preflight
+from llama_peft.data import RECORD
 from llama_peft.files import fsync, sha256, write_durably
 from llama_peft.prompts import PromptEncoder
 from llama_peft.recipe import Recipe, UserError, dump_recipe, load_recipe
@@ -152,7 +153,9 @@ def save_run(
         }
         save_file(tensors, path, metadata={"format": "pt"})
         files = [path]
-    sums = _sums(folder, [*files, folder / "recipe.yaml", folder / "split.json"])
+    sums = _sums(
+        folder, [*files, *(folder / name for name in ("recipe.yaml", "split.json", RECORD))]
+    )
     write_facts(folder, {**facts, "files": sums})
 
 

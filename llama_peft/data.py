@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 PARTS = ("train", "validation", "test", "official")
+TRAINED_ON = ("train", "validation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,27 @@ def split_sum(dataset: Dataset) -> str:
     return hashlib.sha256(split_text(dataset).encode()).hexdigest()
 
 
-def content_sum(dataset: Dataset) -> str:
+RECORD = "data.sha256"
+"""A run's record of its data: the sum of every example, then of what each one asks that the run was trained on."""
+
+
+def record_text(dataset: Dataset) -> str:
+    """What a run's record holds."""
+    return "\n".join([_content_sum(dataset), *sorted(asked_sums(dataset)), ""])
+
+
+def asked_sums(dataset: Dataset) -> set[str]:
+    """Sums of what a training on these data learns from and is chosen by."""
+    return {asked_sum(example) for part in TRAINED_ON for example in dataset.parts.get(part, ())}
+
+
+def asked_sum(example: Example) -> str:
+    """A short sum of what an example asks, whatever its id, its case and its spaces: the same text is the same sum."""
+    plain = [" ".join(text.split()).casefold() for text in example.asked]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
+
+
+def _content_sum(dataset: Dataset) -> str:
     """A digest of every example: ids alone do not tell that a text or a label behind them has changed."""
     digest = hashlib.sha256()
     for part, examples in dataset.parts.items():

@@ -30,6 +30,11 @@ class TextExample:
     label: int
     group: str = ""
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What a model is asked, without the truth."""
+        return (self.text,)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuestionExample:
@@ -41,6 +46,11 @@ class QuestionExample:
     answers: tuple[Answer, ...]
     title: str = ""
     group: str = ""
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What a model is asked, without the truth."""
+        return (self.question, self.context)
 
 
 Example = TextExample | QuestionExample

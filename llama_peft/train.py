@@ -32,9 +32,8 @@ _NOT_ARGUMENTS = {
     "early_stopping_patience",
 }  # fmt: skip
 _ASIDE = ".previous"
-_CONTENT = "data.sha256"
 _RUN_FILES = (
-    "recipe.yaml", "split.json", _CONTENT, "history.jsonl", "checkpoints", "adapter", "head.safetensors",
+    "recipe.yaml", "split.json", data.RECORD, "history.jsonl", "checkpoints", "adapter", "head.safetensors",
     "head.json", checkpoint.TRAINING, checkpoint.THRESHOLD, "tuned", "comparison.json", "report.html", "README.md",
 )  # fmt: skip
 
@@ -342,14 +341,14 @@ def _with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
 
 def _write_split(folder: Path, dataset: data.Dataset) -> None:
     """Record the ids of each part. Refuses to go on with a run whose data have changed since its checkpoints."""
-    path, total = folder / _CONTENT, data.content_sum(dataset)
+    path, text = folder / data.RECORD, data.record_text(dataset)
     begun = checkpoint.newest_sealed(folder / "checkpoints") is not None
-    if begun and path.is_file() and path.read_text("utf-8") != total:
+    if begun and path.is_file() and path.read_text("utf-8").split()[:1] != text.split()[:1]:
         raise UserError(
             f"{folder}: the data are not those that its checkpoints were trained on; bring the old ones back, or give "
             "--fresh to start again"
         )
-    write_durably(path, total)
+    write_durably(path, text)
     write_durably(folder / "split.json", data.split_text(dataset))
 
 

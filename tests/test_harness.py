@@ -21,7 +21,6 @@ from eval.predictors import Predictor, check_model, open_predictor
 from llama_peft import backbone, checkpoint, data, predict
 from llama_peft import train as training
 from llama_peft.data import Example, QuestionExample
-from llama_peft.files import sha256
 from llama_peft.predict import Prediction
 from llama_peft.recipe import Recipe, UserError
 from llama_peft.recipe_schema import Parts
@@ -261,22 +260,6 @@ def test_what_was_predicted_before_a_crash_is_not_predicted_again(
     asked.clear()
     harness.predict(whole, examples, partial, "another key")
     assert len(asked) == len(examples), "predictions of another key are no use"
-
-
-def test_measuring_on_training_examples_is_refused(
-    class_run: tuple[Recipe, Path], tmp_path: Path
-) -> None:
-    recipe, folder = class_run
-    copy = tmp_path / "run"
-    shutil.copytree(folder, copy)
-    split = json.loads((copy / "split.json").read_text())
-    split["train"] = split["test"]
-    (copy / "split.json").write_text(json.dumps(split))
-    facts = json.loads((copy / "training.json").read_text())
-    facts["files"]["split.json"] = sha256(copy / "split.json")
-    checkpoint.write_facts(copy, facts)
-    with pytest.raises(UserError, match="16 of 16 examples have ids that it was trained on"):
-        harness.run(job_for(recipe, copy, tmp_path / "out"))
 
 
 def test_a_file_of_the_user_s_is_measured_whole(
