@@ -12,7 +12,6 @@ from llama_peft import cli
 
 app = typer.Typer(
     help="Fine-tune a small Llama or Gemma in 4-bit: heads, LoRA, generative question answering.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )

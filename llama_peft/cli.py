@@ -6,23 +6,27 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
+
+import typer
 
 from llama_peft.files import disk_trouble
 from llama_peft.memory import is_out_of_memory
 from llama_peft.recipe import Stopped, UserError
 
 
-def run(app: Callable[[], None]) -> None:
-    """Run a typer app. Exits with 2 on a user's mistake and where disk or memory is full, 130 on Ctrl-C, 143 on SIGTERM;
-    any other exception is a fault of ours.
+def run(app: typer.Typer) -> None:
+    """Run an app on the words of the command line, --help where there are none. Exits with 2 on a user's mistake and where
+    disk or memory is full, 130 on Ctrl-C, 143 on SIGTERM; any other exception is a fault of ours.
     """
     _quiet_libraries()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        app()
+        sys.exit(app(_words() or ["--help"], standalone_mode=False))
+    except typer.TyperException as error:
+        print(f"error: {error.format_message().rstrip('.')}; see --help", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         _close_bars()
         print(f"error: {error}", file=sys.stderr)
@@ -38,6 +42,14 @@ def run(app: Callable[[], None]) -> None:
         _close_bars()
         print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
+
+
+def _words() -> list[str]:
+    """The words of the command line. Other bytes than UTF-8 come as halves of characters, which no file or tokenizer takes."""
+    for word in sys.argv[1:]:
+        if not word.isprintable() and word.encode("utf-8", "replace") != os.fsencode(word):
+            raise UserError(f"{os.fsencode(word)!r}: not UTF-8 text")
+    return sys.argv[1:]
 
 
 def _machine_trouble(error: Exception) -> str | None:

@@ -40,7 +40,7 @@ def disk_trouble(error: BaseException) -> str | None:
 
 _TROUBLES = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
-    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR,
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 
 

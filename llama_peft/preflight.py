@@ -169,6 +169,13 @@ def _machine(recipe: Recipe, parameters: int, download: int, long: bool) -> list
     gpu = torch.cuda.is_available() and not recipe.train.use_cpu
     if recipe.model.attn_implementation == "flex_attention" and not gpu:
         problems.append("flex_attention needs CUDA: remove model.attn_implementation")
+    if (
+        recipe.lora is not None
+        and recipe.lora.use_dora
+        and recipe.quantization.load_in_8bit
+        and not gpu
+    ):
+        problems.append("lora.use_dora needs CUDA for a base in 8 bits: load it in 4")
     if long and not gpu and not recipe.train.use_cpu and parameters > CPU_LIMIT:
         problems.append(
             f"no GPU here, and {parameters:,} parameters take a CPU days: "

@@ -1,6 +1,7 @@
 """Law 14: a user's mistake is one message and exit code 2, never a traceback; and the commands' plain uses."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -34,6 +35,7 @@ def fails(
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "Traceback" not in error
+    assert "--help" not in error or len(error.splitlines()) == 1  # wrong words, not a wrong recipe
     return error
 
 
@@ -62,6 +64,12 @@ BAD_WORDS = [
     (eval_app, ["run", "--task", "tiny-sst2", "--split", "test", "--data", "x.csv"], "--split"),
     (eval_app, ["run", "--task", "tiny-sst2", "--data", "x.csv"], "x.csv"),
     (eval_app, ["compare", "/no/such/results"], "/no/such/results"),
+    (app, ["train", "x" * 300 + ".yaml"], "too long"),
+    (app, ["predict", "/no/such/run", os.fsdecode(b"caf\xe9")], "not UTF-8 text"),
+    (app, ["trian", "tiny-sst2"], "'train'"),
+    (app, ["train"], "'recipe'"),
+    (app, ["train", "tiny-sst2", "--nothing"], "--nothing"),
+    (eval_app, ["run", "--limit", "0"], "--limit"),
 ]
 
 

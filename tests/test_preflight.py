@@ -81,6 +81,16 @@ def test_a_local_base_that_fits_passes(
     preflight.check(make_recipe("classification", "tiny"), long=True)
 
 
+def test_dora_on_eight_bits_needs_a_gpu(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    """bitsandbytes' matrix product in 8 bits then finds no scales on a CPU."""
+    words = {"bits": 8, "lora": {"r": 2, "use_dora": True}}
+    with pytest.raises(UserError, match="use_dora needs CUDA"):
+        preflight.check(make_recipe("classification", make_base(), **words), long=True)
+    preflight.check(make_recipe("classification", make_base(), **words | {"bits": 4}), long=True)
+
+
 def test_a_folder_without_weights_is_refused(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ def faults(full: bool) -> Iterator[Fault]:
         yield _same_twice(kind, full or kind == LORA)
     yield _accumulated(2)
     yield _accumulated(4)
+    yield _two_processes()
 
 
 def _in_training(change: Callable[[Any, dict[str, Any], Any], Any]) -> Callable[[], None]:
@@ -351,10 +353,28 @@ def _evaluation() -> Iterator[Fault]:
     yield of_run(
         "an empty folder as a model", lambda s, f: ["--model", str(f), "--task", "tiny-sst2"]
     )
-    yield of_run(
-        "examples from the training part under other names",
-        lambda s, f: ["--model", run_of(s), "--data", str(_empty(f)), "--split", "test"],
-    )
+
+    def known_by_heart(shop: Shop, folder: Path) -> Seen:
+        """Training rows under other ids get a number, and beside it how many they are."""
+        from llama_peft import data
+
+        folder.mkdir(parents=True, exist_ok=True)
+        run = shop.reference(LORA)
+        rows = data.load(shop.recipe(LORA, folder)).parts["train"][:5]
+        lines = [
+            json.dumps({"id": f"new-{n}", "text": row.text, "label": row.label})
+            for n, row in enumerate(rows)
+        ]  # type: ignore[union-attr]
+        (folder / "mine.jsonl").write_text("\n".join(lines))
+        words = ["run", "--model", str(run), "--data", str(folder / "mine.jsonl")]
+        done = shop.run([*words, "--output", str(folder / "out")], "eval")
+        told = [line for line in done.text.splitlines() if "5 of 5 examples read the same" in line]
+        if done.code != 0 or not told:
+            return Seen("wrong", done.last_line)
+        config = json.loads((folder / "out/results.json").read_text())["config"]
+        return Seen("right" if config["seen_in_training"] == {"data": 5} else "wrong", told[0])
+
+    yield Fault("evaluation", "training rows under other ids", known_by_heart)
 
     def compared(shop: Shop, folder: Path) -> Seen:
         """Results whose predictions somebody edited are not compared."""
@@ -374,12 +394,6 @@ def _evaluation() -> Iterator[Fault]:
 
 def _answer(answer: Any) -> dict[str, Any]:
     return {"text": answer.text, "answer_start": answer.start}
-
-
-def _empty(folder: Path) -> Path:
-    path = folder / "data.csv"
-    path.write_text("text,label\n")
-    return path
 
 
 def _damaged_results(what: str, damage: str) -> Fault:
@@ -416,14 +430,47 @@ def _accumulated(steps: int) -> Fault:
         done = shop.run(words)
         if done.code != 0:
             return Seen("traceback", done.last_line)
-        losses = [
-            [json.loads(line).get("eval_loss") for line in (run / "history.jsonl").open()]
-            for run in (folder / "runs/run", reference)
-        ]
-        first, second = ([x for x in each if x is not None] for each in losses)
-        close = all(abs(a - b) < 1e-3 for a, b in zip(first, second, strict=True))
-        return Seen(
-            "right" if close else "wrong", f"validation losses {first[-1]:.5f} {second[-1]:.5f}"
-        )
+        return _as_close(folder / "runs/run", reference)
 
     return Fault("determinism", f"a batch of 8 in {steps} pieces", inflict)
+
+
+def _two_processes() -> Fault:
+    """Two processes with half a batch each take the step of one."""
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        reference = shop.reference(LORA)
+        recipe = shop.recipe(LORA, folder, train={"per_device_train_batch_size": 4})
+        words = shop.write(recipe, folder)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+
+        def rank(number: int) -> Callable[[], None]:
+            """What torchrun sets."""
+            return lambda: os.environ.update(
+                RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+            )  # fmt: skip
+
+        logs = [folder / f"log{number}" for number in range(2)]
+        children = [shop.start(words, log, hook=rank(n)) for n, log in enumerate(logs)]
+        done = [shop.wait(child, log) for child, log in zip(children, logs, strict=True)]
+        if any(each.code for each in done):
+            return Seen("traceback", " / ".join(each.last_line for each in done))
+        return _as_close(folder / "runs/run", reference)
+
+    return Fault("determinism", "1 and 2 processes", inflict)
+
+
+def _as_close(run: Path, reference: Path) -> Seen:
+    """Right if two runs have the same validation losses, but for the order of additions."""
+    losses = [
+        [json.loads(line).get("eval_loss") for line in (folder / "history.jsonl").open()]
+        for folder in (run, reference)
+    ]
+    first, second = ([x for x in each if x is not None] for each in losses)
+    close = all(abs(a - b) < 1e-3 for a, b in zip(first, second, strict=True))
+    return Seen(
+        "right" if close else "wrong", f"validation losses {first[-1]:.5f} {second[-1]:.5f}"
+    )

@@ -39,10 +39,8 @@ def _random_chain(kind: str, chain: int, kills: int) -> Iterator[Fault]:
     def inflict(shop: Shop, _: Path, number: int) -> Seen:
         folder = shop.root / f"chain {kind} {chain}"
         words = shop.write(shop.recipe(kind, folder), folder)
-        started = time.monotonic()
         shop.reference(kind)
         length = _length(shop, kind)
-        del started
         before = newest_step(folder / "runs/run")
         child = shop.start(words, folder / "log")
         time.sleep(rng.uniform(0.1, 1.0) * length)
@@ -93,7 +91,7 @@ def _evaluation_chain(kind: str, chain: int) -> Iterator[Fault]:
         killed(child)
         if number < kills - 1:
             return Seen("right", "killed")
-        return _evaluated(shop, words, output, expected)
+        return shop.measured(words, output, expected)
 
     for number in range(kills):
         yield Fault(
@@ -101,15 +99,6 @@ def _evaluation_chain(kind: str, chain: int) -> Iterator[Fault]:
             f"evaluation of {kind}, {chain + 1}, kill {number + 1}",
             lambda shop, _, number=number: inflict(shop, number),
         )
-
-
-def _evaluated(shop: Shop, words: list[str], output: Path, expected: Path) -> Seen:
-    """Right if the same evaluation, run again, writes the same predictions."""
-    done = shop.run(words, program="eval")
-    if done.code != 0:
-        return Seen("traceback" if "Traceback" in done.text else "lost", done.last_line)
-    both = [(folder / "predictions.jsonl").read_bytes() for folder in (output, expected)]
-    return Seen("right" if both[0] == both[1] else "wrong", "the same predictions")
 
 
 def _at_writes(kind: str, at_most: int) -> Iterator[Fault]:
@@ -151,7 +140,7 @@ def _evaluation_at_writes(at_most: int) -> Iterator[Fault]:
         done = shop.run(words, program="eval", hook=DeadlyCalls(number, counted))
         if done.code != -signal.SIGKILL:
             return Seen("wrong", f"it did not die, but exited with {done.code}")
-        return _evaluated(shop, words, folder / "out", expected)
+        return shop.measured(words, folder / "out", expected)
 
     for place in range(at_most):
         yield Fault(
@@ -216,6 +205,6 @@ def _signal_in_evaluation(number: int) -> Fault:
         done = shop.wait(child, folder / "log")
         if "Traceback" in done.text or done.code not in (0, 128 + number):
             return Seen("traceback", done.text[-300:])
-        return _evaluated(shop, words, folder / "out", expected)
+        return shop.measured(words, folder / "out", expected)
 
     return Fault("signals", f"{signal.Signals(number).name} to an evaluation", inflict)

@@ -175,8 +175,7 @@ class Shop:
         """Right if the user was told in one line, and nothing was made of the bad input."""
         if "Traceback" in done.text or done.code not in (0, 2):
             return Seen("traceback", done.text[-400:])
-        told = done.last_line.startswith("error: ") or "Usage: " in done.text
-        if done.code == 0 or not told:
+        if done.code == 0 or not done.last_line.startswith("error: "):
             return Seen("wrong", f"accepted: {done.last_line}")
         made = [*folder.rglob("checkpoint-*"), *folder.rglob("training.json")] if folder else []
         return Seen("wrong" if made else "right", done.last_line)
@@ -187,6 +186,21 @@ class Shop:
         if done.code != 0:
             return Seen("traceback" if "Traceback" in done.text else "lost", done.last_line)
         return Seen("right" if self.same(kind, folder) else "wrong", told or done.last_line)
+
+    def measured(
+        self,
+        words: Sequence[str],
+        output: Path,
+        expected: Path,
+        told: str = "the same predictions",
+        hook: Hook | None = None,
+    ) -> Seen:
+        """Right if an evaluation into `output` writes the predictions of one that nothing disturbed."""
+        done = self.run(words, "eval", hook)
+        if done.code != 0:
+            return Seen("traceback" if "Traceback" in done.text else "lost", done.last_line)
+        both = [(folder / "predictions.jsonl").read_bytes() for folder in (output, expected)]
+        return Seen("right" if both[0] == both[1] else "wrong", told)
 
     def same(self, kind: str, folder: Path) -> bool:
         """Whether a finished run exports the reference's bits."""

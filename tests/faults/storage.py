@@ -1,5 +1,6 @@
-"""Files that are gone, short, empty or changed; disks that are full; folders that vanish."""
+"""Files that are gone, short, empty or changed; disks that are full or read-only; folders that vanish."""
 
+import ctypes
 import errno
 import os
 import resource
@@ -8,7 +9,9 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .shop import DAMAGES, KINDS, STEPS, Fault, Seen, Shop
+from llama_peft.checkpoint import THRESHOLD
+
+from .shop import DAMAGES, KINDS, STEPS, Fault, Seen, Shop, newest_step
 
 FILES = {
     "classification + LoRA": (
@@ -41,6 +44,11 @@ def faults(full: bool) -> Iterator[Fault]:
     yield _full_disk_merge()
     for what in ("run folder", "checkpoints"):
         yield _vanished(what)
+    yield _read_only_start("runs", "classification + LoRA")
+    yield _read_only_start("runs/features", "classification head")
+    yield _read_only_later()
+    yield _read_only_evaluation()
+    yield _read_only_run()
     yield _no_folder()
 
 
@@ -106,11 +114,7 @@ def _partial(damage: str) -> Fault:
 
         shop.run(words, program="eval", hook=die_late)
         DAMAGES[damage](cut)
-        done = shop.run(words, program="eval")
-        if done.code != 0:
-            return Seen("traceback" if "Traceback" in done.text else "lost", done.last_line)
-        both = [(f / "predictions.jsonl").read_bytes() for f in (folder / "out", expected)]
-        return Seen("right" if both[0] == both[1] else "wrong", "predicted again")
+        return shop.measured(words, folder / "out", expected, "predicted again")
 
     return Fault("storage", f"partial predictions {damage}", inflict)
 
@@ -135,10 +139,7 @@ def _full_disk_evaluation(size: int) -> Fault:
         seen = shop.refused(shop.wait(shop.start(words, log, "eval", _limited(size)), log))
         if seen.verdict != "right":
             return seen
-        done = shop.run(words, program="eval")
-        both = [(f / "predictions.jsonl").read_bytes() for f in (folder / "out", expected)]
-        right = done.code == 0 and both[0] == both[1]
-        return Seen("right" if right else "wrong", seen.message)
+        return shop.measured(words, folder / "out", expected, seen.message)
 
     return Fault("storage", f"disk full at {size} bytes a file: evaluation", inflict)
 
@@ -199,6 +200,112 @@ def _vanished(what: str) -> Fault:
         return shop.undone(kind, words, folder, done.last_line)
 
     return Fault("storage", f"{what} vanishes", inflict)
+
+
+READ_ONLY, USUAL = 0o555, 0o755
+
+
+def _no_override() -> None:
+    """A hook: a folder's mode binds root too. Without Linux's capabilities there is nothing to give up."""
+    version, dac_override = 0x20080522, 1 << 1
+    header, sets = (ctypes.c_uint32 * 2)(version, 0), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None)
+    libc.capget(header, sets)
+    sets[0] &= ~dac_override
+    libc.capset(header, sets)
+
+
+def _read_only_start(name: str, kind: str) -> Fault:
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        shop.reference(kind)
+        words = shop.write(shop.recipe(kind, folder), folder)
+        place = folder / name
+        place.mkdir(parents=True)
+        place.chmod(READ_ONLY)
+        try:
+            seen = shop.refused(shop.run(words, hook=_no_override), folder)
+        finally:
+            place.chmod(USUAL)
+        return seen if seen.verdict != "right" else shop.undone(kind, words, folder, seen.message)
+
+    return Fault("storage", f"{name} is read-only from the start", inflict)
+
+
+def _read_only_later() -> Fault:
+    """The disk is mounted anew for reading alone, as after an error, while the training runs."""
+    kind = "classification + LoRA"
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        shop.reference(kind)
+        run = folder / "runs/run"
+        places = (run, run / "checkpoints")
+
+        def hook() -> None:
+            from llama_peft.callbacks import SealCheckpoints
+
+            _no_override()
+            plain = SealCheckpoints.on_save
+
+            def on_save(
+                self: object, args: object, state: object, *rest: object, **kw: object
+            ) -> None:
+                plain(self, args, state, *rest, **kw)  # type: ignore[arg-type]
+                if state.global_step == 4:  # type: ignore[attr-defined]
+                    for place in places:
+                        place.chmod(READ_ONLY)
+
+            SealCheckpoints.on_save = on_save  # type: ignore[assignment,method-assign]
+
+        words = shop.write(shop.recipe(kind, folder), folder)
+        done = shop.run(words, hook=hook)
+        for place in places:
+            place.chmod(USUAL)
+        if newest_step(run) != 4:
+            return Seen("lost", f"step 4 was sealed, {newest_step(run)} is left")
+        if done.code != 2 or not done.last_line.startswith("error: "):
+            return Seen("traceback" if "Traceback" in done.text else "wrong", done.text[-600:])
+        return shop.undone(kind, words, folder, done.last_line)
+
+    return Fault("storage", "run folder becomes read-only", inflict)
+
+
+def _read_only_evaluation() -> Fault:
+    kind = "span + LoRA"
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        expected = shop.tuned(kind)
+        out = folder / "out"
+        out.mkdir(parents=True)
+        out.chmod(READ_ONLY)
+        words = ["run", "--model", str(expected.parent), "--output", str(out)]
+        try:
+            seen = shop.refused(shop.run(words, "eval", _no_override))
+        finally:
+            out.chmod(USUAL)
+        if seen.verdict != "right":
+            return seen
+        return shop.measured(words, folder / "out", expected, seen.message)
+
+    return Fault("storage", "results folder is read-only", inflict)
+
+
+def _read_only_run() -> Fault:
+    """A run that one may only read, a colleague's say, is measured into another folder."""
+    kind = "span + LoRA"
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        expected = shop.tuned(kind)
+        run = folder / "run"
+        shutil.copytree(shop.reference(kind), run)
+        (run / THRESHOLD).unlink()
+        run.chmod(READ_ONLY)
+        words = ["run", "--model", str(run), "--output", str(folder / "out")]
+        try:
+            return shop.measured(words, folder / "out", expected, "measured", _no_override)
+        finally:
+            run.chmod(USUAL)
+
+    return Fault("storage", "run folder that may only be read is measured", inflict)
 
 
 def _no_folder() -> Fault:
