@@ -1,5 +1,7 @@
 """Where faults are inflicted: commands in forked processes, and runs that nothing disturbs to compare with."""
 
+import gc
+import importlib
 import logging
 import os
 import shutil
@@ -19,6 +21,23 @@ from llama_peft import checkpoint, cli
 from llama_peft.recipe import Recipe, dump_recipe
 
 LIMIT_SECONDS = 120
+SHARED = (
+    "trl.trainer.sft_trainer",
+    "bitsandbytes",
+    "datasets",
+    "sklearn.model_selection",
+    "transformers.models.llama.modeling_llama",
+    "transformers.trainer",
+    "llama_peft.__main__",
+    "llama_peft.features",
+    "llama_peft.steady",
+    "llama_peft.train",
+    "llama_peft.tree_trainer",
+    "eval.__main__",
+    "eval.harness",
+    "eval.report",
+)
+"""Imported before the first child is forked: a command then takes a fraction of a second, and dies at its work."""
 STEPS = 6
 KINDS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "classification + LoRA": ("classification", {"r": 2}),
@@ -72,10 +91,8 @@ class Shop:
     _references: dict[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        import trl  # noqa: F401  every child shares what is imported here
-
-        import llama_peft.train  # noqa: F401
-
+        for name in SHARED:
+            importlib.import_module(name)
         self.base = small.save_base(self.root / "base")
 
     def recipe(self, kind: str, folder: Path, base: Path | None = None, **sections: Any) -> Recipe:
@@ -127,6 +144,7 @@ class Shop:
         if child:
             return child
         code = 1
+        gc.freeze()  # what was there before is no garbage of the child's: looking through it takes half of its time
         try:
             with log.open("w") as file:
                 sys.stdout = sys.stderr = file
