@@ -1,25 +1,23 @@
 """Training that is hurt: memory runs out, numbers break, signals come, processes die. Nothing finished is lost or wrong."""
 
-import logging
 import os
 import random
 import re
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 
 from llama_peft import checkpoint, cli, steady
 from llama_peft import train as training
-from llama_peft.__main__ import app
-from llama_peft.recipe import Recipe, UserError
+from llama_peft.recipe import Recipe, UserError, dump_recipe
 
 TASKS = ["classification", "extractive_qa", "generative_qa"]
 
@@ -148,37 +146,10 @@ def test_the_first_number_that_is_none_stops_the_run_and_names_its_rows(
     assert not (run / "training.json").exists()
 
 
-def forked(words: list[str], log: Path) -> int:
-    """The command line in a child that shares what is imported; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        with log.open("w") as file:
-            sys.stdout = sys.stderr = file
-            logging.getLogger().handlers.clear()  # those of pytest
-            sys.argv = ["llama-peft", *words]
-            cli.run(app)
-            code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    except BaseException:
-        log.write_text(traceback.format_exc())
-    finally:
-        os._exit(code)
-
-
 def words_of(recipe: Recipe, folder: Path) -> list[str]:
     path = folder / "recipe.yaml"
-    path.write_text("\n".join(["task: classification", *_yaml(recipe)]) + "\n")
+    path.write_text(dump_recipe(recipe))
     return ["train", str(path)]
-
-
-def _yaml(recipe: Recipe) -> list[str]:
-    from llama_peft.recipe import dump_recipe
-
-    return [line for line in dump_recipe(recipe).splitlines() if not line.startswith("task:")]
 
 
 def wait_for(path: Path, child: int, lines: int) -> None:
@@ -216,17 +187,17 @@ def test_a_signal_saves_at_the_end_of_the_step(
 ) -> None:
     run = tmp_path / "run"
     words = words_of(recipe_of(make_recipe, base, "classification", run, **LONG), tmp_path)
-    child = forked([*words, "--fresh"], tmp_path / "log")
+    child = forked.start([*words, "--fresh"], tmp_path / "log")
     wait_for(run / "history.jsonl", child, 13)
     os.kill(child, number)
     _, status = os.waitpid(child, 0)
     text = (tmp_path / "log").read_text()
     assert os.waitstatus_to_exitcode(status) == 128 + number, text
     assert "Traceback" not in text
-    assert f"stopped; to continue: llama-peft train {tmp_path / 'recipe.yaml'}" in text
+    assert f"stopped; to continue: llama_peft train {tmp_path / 'recipe.yaml'}" in text
     kept = checkpoint.newest_sealed(run / "checkpoints")
     assert kept is not None and int(kept.name.split("-")[1]) >= 13
-    child = forked(words, tmp_path / "log")
+    child = forked.start(words, tmp_path / "log")
     assert os.waitpid(child, 0)[1] == 0, (tmp_path / "log").read_text()
     assert f"continuing from {kept}" in (tmp_path / "log").read_text()
     found = weights(run)
@@ -247,14 +218,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     words = words_of(often, tmp_path)
     rng, steps = random.Random(1), []
     for _ in range(10):
-        child = forked(words, tmp_path / "log")
+        child = forked.start(words, tmp_path / "log")
         time.sleep(rng.uniform(0.3, 0.9) * unhurt[1])
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         sealed = checkpoint.newest_sealed(run / "checkpoints")
         steps.append(int(sealed.name.split("-")[1]) if sealed else 0)
     assert steps == sorted(steps), "nothing sealed was lost"
-    child = forked(words, tmp_path / "log")
+    child = forked.start(words, tmp_path / "log")
     assert os.waitpid(child, 0)[1] == 0, (tmp_path / "log").read_text()
     found = weights(run)
     plain = training.train(
@@ -407,14 +378,22 @@ def test_a_resumed_run_tells_what_all_of_it_took(
     ],
 )
 def test_a_full_machine_is_one_line(
-    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
     def work() -> None:
         raise error
 
+    monkeypatch.setattr("sys.argv", ["program", "--"])
+
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(SystemExit, match="2"):
-        cli.run(work)
+        cli.run(app)
     for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
         signal.signal(number, handler)
     found = capsys.readouterr().err.strip()

@@ -1,23 +1,21 @@
 """Where faults are inflicted: commands in forked processes, and runs that nothing disturbs to compare with."""
 
-import gc
 import importlib
 import logging
 import os
 import shutil
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import small
 
-from llama_peft import checkpoint, cli
+from llama_peft import checkpoint
 from llama_peft.recipe import Recipe, dump_recipe
 
 LIMIT_SECONDS = 120
@@ -138,33 +136,8 @@ class Shop:
     def start(
         self, words: Sequence[str], log: Path, program: str = "llama_peft", hook: Hook | None = None
     ) -> int:
-        """Begin a command in a child; returns its process id. `hook` runs in it first."""
-        sys.stdout.flush()
-        child = os.fork()
-        if child:
-            return child
-        code = 1
-        gc.freeze()  # what was there before is no garbage of the child's: looking through it takes half of its time
-        try:
-            with log.open("w") as file:
-                sys.stdout = sys.stderr = file
-                logging.getLogger().handlers.clear()
-                sys.argv = [program, *words]
-                if hook is not None:
-                    hook()
-                if program == "eval":
-                    from eval.__main__ import app
-                else:
-                    from llama_peft.__main__ import app
-                cli.run(app)
-                code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0
-        except BaseException:
-            with log.open("a") as file:
-                traceback.print_exc(file=file)
-        finally:
-            os._exit(code)
+        """Begin a command in a child; returns its process id."""
+        return forked.start(words, log, program, hook)
 
     def wait(self, child: int, log: Path) -> Done:
         """Wait for a command; one that hangs is killed, which no verdict takes for right."""

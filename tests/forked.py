@@ -1,0 +1,46 @@
+"""Commands in forked children, which share what this process has imported: they start in a moment, and can be killed."""
+
+import gc
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llama_peft import cli
+
+
+def start(
+    words: Sequence[str],
+    log: Path,
+    program: str = "llama_peft",
+    hook: Callable[[], object] | None = None,
+) -> int:
+    """Begin a command of llama_peft or eval, all that it prints in `log`; returns its process id. `hook` runs in it first."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    gc.freeze()  # what was there before is no garbage of the child's: looking through it takes half of its time
+    try:
+        with log.open("w") as file:
+            sys.stdout = sys.stderr = file
+            logging.getLogger().handlers.clear()  # those of pytest
+            sys.argv = [program, *words]
+            if hook is not None:
+                hook()
+            if program == "eval":
+                from eval.__main__ import app
+            else:
+                from llama_peft.__main__ import app
+            cli.run(app)
+            code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0
+    except BaseException:
+        with log.open("a") as file:
+            traceback.print_exc(file=file)
+    finally:
+        os._exit(code)
