@@ -10,19 +10,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# What a family's config class fills in where config.json is silent (transformers' defaults), and its norms per block:
-# (how many of hidden size, how many of head size).
-FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
-    "llama": ({"tie_word_embeddings": False}, (2, 0)),
-    "gemma": ({"tie_word_embeddings": True, "head_dim": 256}, (2, 0)),
-    "gemma2": ({"tie_word_embeddings": True, "head_dim": 256}, (4, 0)),
-    "gemma3_text": ({"tie_word_embeddings": True, "head_dim": 256}, (4, 2)),
+# What a family's config class fills in where config.json is silent (transformers' defaults), and the norms of each block:
+# those of hidden size, then those of head size.
+_TWO = ("input_layernorm", "post_attention_layernorm")
+_FOUR = (*_TWO, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+FAMILIES: dict[str, tuple[dict[str, Any], tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "llama": ({"tie_word_embeddings": False}, (_TWO, ())),
+    "gemma": ({"tie_word_embeddings": True, "head_dim": 256}, (_TWO, ())),
+    "gemma2": ({"tie_word_embeddings": True, "head_dim": 256}, (_FOUR, ())),
+    "gemma3_text": (
+        {"tie_word_embeddings": True, "head_dim": 256},
+        (_FOUR, ("self_attn.q_norm", "self_attn.k_norm")),
+    ),
 }
 
 
 _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
 )  # fmt: skip
+
+
+LM_HEAD = "lm_head"
 
 
 class UncountedFamily(ValueError):
@@ -106,10 +114,27 @@ def linear_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     }
 
 
-def _biases(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, int]]) -> int:
-    """Bias elements of one block: `attention_bias` and `mlp_bias` switch them on."""
-    switched = {"self_attn": config.get("attention_bias"), "mlp": config.get("mlp_bias")}
-    return sum(out for name, (_, out) in shapes.items() if switched[name.split(".")[3]])
+def _modules(c: Mapping[str, Any]) -> dict[str, int]:
+    """Parameters of each module of the causal model that has its own, an untied lm_head with them."""
+    hidden, embeddings = c["hidden_size"], c["vocab_size"] * c["hidden_size"]
+    head_dim = c.get("head_dim") or hidden // c["num_attention_heads"]
+    biased = {"self_attn": c.get("attention_bias"), "mlp": c.get("mlp_bias")}
+    block = {
+        name: inputs * outputs + (outputs if biased[name.split(".")[3]] else 0)
+        for name, (inputs, outputs) in linear_shapes(c).items()
+    }
+    for norms, size in zip(FAMILIES[c["model_type"]][1], (hidden, head_dim), strict=True):
+        block |= {f"model.layers.0.{norm}": size for norm in norms}
+    return {
+        "model.embed_tokens": embeddings,
+        **{
+            name.replace(".0.", f".{layer}.", 1): size
+            for layer in range(c["num_hidden_layers"])
+            for name, size in block.items()
+        },
+        "model.norm": hidden,
+        **({} if c["tie_word_embeddings"] else {LM_HEAD: embeddings}),
+    }
 
 
 def head_size(config: Mapping[str, Any], task: str, num_labels: int) -> int:
@@ -130,25 +155,22 @@ def count(
 ) -> Counts:
     """Count from a config.json's mapping.
 
-    `lora` holds LoraConfig keys (r, target_modules, exclude_modules, layers_to_transform, rank_pattern, use_dora).
-    Raises UncountedFamily for a model type without a formula.
+    `lora` holds LoraConfig keys, those that bear on shapes: targets, layers and ranks, use_dora, lora_bias,
+    modules_to_save, trainable_token_indices. Raises UncountedFamily for a model type without a formula.
     """
     c = text_config(config)
-    shapes = linear_shapes(config)
-    blocks, hidden = c["num_hidden_layers"], c["hidden_size"]
-    head_dim = c.get("head_dim") or hidden // c["num_attention_heads"]
-    wide, narrow = FAMILIES[c["model_type"]][1]
-    quantized = blocks * sum(i * o for i, o in shapes.values())
-    norms = blocks * (wide * hidden + narrow * head_dim) + hidden
-    embeddings = c["vocab_size"] * hidden
-    backbone = embeddings + quantized + blocks * _biases(c, shapes) + norms
-    untied = 0 if c["tie_word_embeddings"] else embeddings
+    shapes, modules = linear_shapes(c), _modules(c)
+    untied = modules.get(LM_HEAD, 0)
+    if task != "generative_qa":  # a model with a head has none for words
+        modules.pop(LM_HEAD, None)
+    blocks = c["num_hidden_layers"]
+    backbone = sum(size for name, size in modules.items() if name != LM_HEAD)
     return Counts(
         base=backbone + untied,
         backbone=backbone,
         head=head_size(c, task, num_labels),
-        adapter=_lora_size(shapes, blocks, lora) if lora else 0,
-        quantized=quantized,
+        adapter=_lora_size(shapes, blocks, lora) + _copied(c, modules, lora) if lora else 0,
+        quantized=blocks * sum(i * o for i, o in shapes.values()),
     )
 
 
@@ -160,7 +182,7 @@ def matches(name: str, targets: str | Sequence[str]) -> bool:
 
 
 def _lora_size(shapes: Mapping[str, tuple[int, int]], blocks: int, lora: Mapping[str, Any]) -> int:
-    """r x (in + out) for each target, and `out` more with DoRA (its magnitude vector)."""
+    """r x (in + out) for each target, and `out` more with DoRA (its magnitude vector) and with `lora_bias`."""
     chosen = lora.get("layers_to_transform")
     layers = range(blocks) if chosen is None else [chosen] if isinstance(chosen, int) else chosen
     total = 0
@@ -178,5 +200,21 @@ def _lora_size(shapes: Mapping[str, tuple[int, int]], blocks: int, lora: Mapping
                 ),
                 lora["r"],
             )
-            total += rank * (inputs + outputs) + (outputs if lora.get("use_dora") else 0)
+            vectors = bool(lora.get("use_dora")) + bool(lora.get("lora_bias"))
+            total += rank * (inputs + outputs) + vectors * outputs
     return total
+
+
+def _copied(c: Mapping[str, Any], modules: Mapping[str, int], lora: Mapping[str, Any]) -> int:
+    """Copies that train whole: `modules_to_save` by the ends of their names, and rows of `trainable_token_indices`."""
+    total = 0
+    for name, size in modules.items():
+        path = name.split(".")
+        above = [".".join(path[:end]) for end in range(1, len(path) + 1)]
+        if any(
+            one.endswith(target) for target in lora.get("modules_to_save") or () for one in above
+        ):
+            total += size
+    rows = lora.get("trainable_token_indices") or ()
+    rows = rows.values() if isinstance(rows, Mapping) else [rows]
+    return total + c["hidden_size"] * sum(map(len, rows))

@@ -176,7 +176,7 @@ class Activations:
         queries = shapes["model.layers.0.self_attn.q_proj"][1]
         keys = shapes["model.layers.0.self_attn.k_proj"][1]
         wide, narrow = counts.FAMILIES[c["model_type"]][1]
-        norms = 4 * (wide * c["hidden_size"] + (queries + keys if narrow else 0))
+        norms = 4 * (len(wide) * c["hidden_size"] + (queries + keys if narrow else 0))
         own = size * (3 * inner + 2 * queries + 2 * keys) + norms + self._scores()
         lora = self.recipe.lora
         if lora is None:

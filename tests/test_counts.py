@@ -94,6 +94,41 @@ def test_formula_equals_the_loaded_model(
         assert before == expected.total - expected.adapter
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["norm", "layers.1.mlp.up_proj"], "target_modules": ["q_proj"]},
+        {"modules_to_save": ["self_attn"], "target_modules": ["down_proj"]},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [1, 5, 7]},
+        {"trainable_token_indices": {"embed_tokens": [1, 5]}},
+        {"lora_bias": True},
+        {"use_dora": True, "rank_pattern": {"q_proj": 2}, "layers_to_transform": [1]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("task", ["classification", "generative_qa"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_what_trains_beside_the_matrices_is_counted(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    keys: dict,
+    task: str,
+    family: str,
+) -> None:
+    if keys.get("modules_to_save") == ["lm_head"] and (family, task) != ("llama", "generative_qa"):
+        pytest.skip("there is none of its own")
+    folder = make_base(family, tie_word_embeddings=family != "llama")
+    recipe = make_recipe(task, folder, lora={"r": 4} | keys)
+    model = backbone.load(recipe, task, num_labels=3)
+    assert recipe.lora is not None
+    backbone.add_lora(model, recipe.lora, task, recipe)
+    config = json.loads((folder / "config.json").read_text())
+    expected = counts.count(config, task, 3, recipe.lora.peft_kwargs())
+    assert backbone.count_loaded(model, task) == expected
+
+
 @pytest.mark.parametrize("key", ["hidden_size", "head_dim", "num_key_value_heads"])
 @pytest.mark.parametrize("value", ["x", 0, 1.5, [1]])
 def test_a_config_without_whole_numbers_is_refused(key: str, value: object) -> None:
