@@ -198,9 +198,10 @@ def _computed(
         log.warning("%s is damaged; computing it again", folder)
         for path in (*_shards(folder), folder / checkpoint.SEAL):
             path.unlink()
-    _check_disk(folder, len(rows) * len(keys) * model.config.get_text_config().hidden_size, model)
     groups = _grouped(recipe, rows, model)
     done = _finished(folder, groups)
+    todo = len(rows) - done
+    _check_disk(folder, todo * len(keys) * model.config.get_text_config().hidden_size, model)
     log.info("%s: features of %d texts, %d of them done (%s)", part, len(rows), done, folder)
     _fill(model, rows, groups, folder, keys, done)
     order = [index for group in groups for index in group[0]]

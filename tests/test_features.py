@@ -234,6 +234,24 @@ def test_too_small_a_disk_is_said_before(
     assert not list(tmp_path.rglob("states-*"))
 
 
+def test_a_pass_that_goes_on_asks_for_the_rest_only(
+    make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own finished shards are what fills the disk."""
+    monkeypatch.setattr(features, "SHARD", 8)
+    monkeypatch.setattr(features, "ROW_TOKENS", 64)
+    recipe, model, rows = make()
+    key = (features.Key(-1, "last"),)
+    whole = features.compute(recipe, model, "train", rows, tmp_path / "whole", key)
+    last = sorted(whole.glob("states-*"))[-1]
+    usage = namedtuple("usage", "total used free")
+    rest = 2 * last.stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - rest, rest))
+    for name in (checkpoint.SEAL, last.name):
+        (whole / name).unlink()
+    assert features.compute(recipe, model, "train", rows, tmp_path / "whole", key) == whole
+
+
 def test_head_on_states_trains_as_with_the_backbone_in_the_loop(
     make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
