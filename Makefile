@@ -56,7 +56,7 @@ demo: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# About half an hour on one core. ARGS="--only storage" and others: make faults ARGS=--help
+# Some six minutes. ARGS="--only storage" and others: make faults ARGS=--help
 faults: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
 

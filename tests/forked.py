@@ -27,6 +27,8 @@ def start(
     try:
         with log.open("w") as file:
             sys.stdout = sys.stderr = file
+            for descriptor in (1, 2):  # what is written past Python too
+                os.dup2(file.fileno(), descriptor)
             logging.getLogger().handlers.clear()  # those of pytest
             sys.argv = [program, *words]
             if hook is not None:
