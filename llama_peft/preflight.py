@@ -7,6 +7,7 @@ download, or in the middle of an evening's training.
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def check(recipe: Recipe, long: bool) -> None:
     name = backbone.source(recipe.model)
     if Path(name).is_dir():
         parameters, download = _local_parameters(Path(name)), 0
-        problems = [] if parameters else ["this folder holds no safetensors weights"]
+        problems = [] if parameters else [_no_weights(path.name for path in Path(name).iterdir())]
     else:
         problems, parameters, download = _hub(recipe)
     problems += _machine(recipe, parameters, download, long)
@@ -112,9 +113,18 @@ def _hub(recipe: Recipe) -> tuple[list[str], int, int]:
         file.size or 0 for file in info.siblings or () if file.rfilename.endswith(".safetensors")
     )
     if not weights:
-        return ["it has no safetensors weights; pickled ones are not loaded"], 0, 0
+        return [_no_weights(file.rfilename for file in info.siblings or ())], 0, 0
     parameters = info.safetensors.total if info.safetensors else weights // 2
     return [], parameters, weights
+
+
+def _no_weights(names: Iterable[str]) -> str:
+    pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if pickled:
+        return (
+            f"{pickled[0]} is a pickle, and reading one can run anything: convert it to safetensors"
+        )
+    return "it holds no safetensors weights"
 
 
 def hub_problem(error: Exception, name: str, revision: str) -> str:

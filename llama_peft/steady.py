@@ -178,9 +178,10 @@ class Steady(Trainer):
     def _refuse(self, what: str, value: float) -> None:
         ids, step = self._step_ids, self.state.global_step + 1
         batch = f"; its batch: {', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''}" if ids else ""
+        base = ", at the base's weights" if step == 1 else ""  # nothing was learned yet
         raise UserError(
             f"step {step}: {what} is {value}{batch}. The sealed checkpoints are as they were; "
-            "look at these rows, or lower train.learning_rate or train.max_grad_norm"
+            f"look at these rows{base}, or lower train.learning_rate or train.max_grad_norm"
         )
 
 

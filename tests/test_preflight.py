@@ -59,7 +59,7 @@ def test_each_obstacle_says_what_to_do(said: dict[str, str]) -> None:
     assert "licence must be accepted" in said["meta/gated"]
     assert "hf auth login" in said["meta/gated"] and "ungated" in said["meta/gated"]
     assert "no GPU here" in said["open/large"] and "make demo" in said["open/large"]
-    assert "no safetensors" in said["open/pickled"]
+    assert "pytorch_model.bin is a pickle" in said["open/pickled"]
     assert "no such model" in said["no/such"] and "no such model" in said["not a name"]
     assert "no revision 'v9'" in said["open/large@v9"]
 
@@ -96,5 +96,9 @@ def test_a_folder_without_weights_is_refused(
 ) -> None:
     shutil.copytree(make_base(), tmp_path / "base")
     (tmp_path / "base/model.safetensors").unlink()
+    recipe = make_recipe("classification", tmp_path / "base")
     with pytest.raises(UserError, match="no safetensors weights"):
-        preflight.check(make_recipe("classification", tmp_path / "base"), long=True)
+        preflight.check(recipe, long=True)
+    (tmp_path / "base/pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle"):
+        preflight.check(recipe, long=True)

@@ -413,7 +413,7 @@ def _hostile() -> Iterator[Fault]:
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
             path = run / "checkpoints/checkpoint-6" / name
             path.write_bytes(pickle.dumps(Evil(mark)))
-        seen = shop.undone(kind, words, folder)
+        seen = shop.undone(kind, words, folder, "passes it over")
         return Seen("wrong", "code was executed") if mark.exists() else seen
 
     yield Fault("hostile files", "a checkpoint that runs code", pickled_state)
