@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from llama_peft import checkpoint, heads, prefix_tree
-from llama_peft.files import fsync, sha256, write_durably
+from llama_peft.files import amount, fsync, sha256, write_durably
 from llama_peft.predict import batches, pad
 from llama_peft.prompts import Encoded
 from llama_peft.recipe import Head, Recipe, UserError
@@ -233,7 +233,7 @@ def _check_disk(folder: Path, numbers: int, model: Any) -> None:
     log.info("features take %.1f MB of disk", size / 1e6)
     if size > 0.95 * free:
         raise UserError(
-            f"{folder}: features take {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: make room, "
+            f"{folder}: features take {amount(size)} and {amount(free)} are free: make room, "
             "or set head.features: none, which runs the backbone in every epoch"
         )
 

@@ -12,6 +12,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def amount(size: int) -> str:
+    """A number of bytes to be read by people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3f} MB"
+
+
 def write_durably(path: Path, text: str) -> None:
     """Replace a file by `text` at once: after a crash it holds either the old text or the new."""
     partial = path.with_name(path.name + ".partial")
@@ -33,11 +38,13 @@ def disk_trouble(error: BaseException) -> str | None:
     found = re.search(r"\(os error (\d+)\)", str(error))
     if found and int(found.group(1)) in _TROUBLES:
         return os.strerror(int(found.group(1)))
-    if "PytorchStreamWriter failed" in str(error):
+    if any(words in str(error) for words in _OF_TORCH):
         return "a file could not be written whole"
     return None
 
 
+_OF_TORCH = ("PytorchStreamWriter failed", "unexpected pos", "iostream error")
+"""What torch.save says where its file takes no more, by how much of it was written."""
 _TROUBLES = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
     errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,

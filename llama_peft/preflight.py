@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_peft import backbone
+from llama_peft.files import amount
 from llama_peft.recipe import Recipe, UserError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def room(recipe: Recipe, folder: Path) -> None:
     disk = _free_disk(folder)
     if found.disk_total > disk:
         raise UserError(
-            f"{folder}: checkpoints take {found.disk_total / 1e9:.2f} GB and {disk / 1e9:.2f} GB are free: "
+            f"{folder}: checkpoints take {amount(found.disk_total)} and {amount(disk)} are free: "
             "make room, lower train.save_total_limit, or set train.output_dir"
         )
 
@@ -195,7 +196,7 @@ def _machine(recipe: Recipe, parameters: int, download: int, long: bool) -> list
     free = _free_disk(cache)
     if download and free < 1.05 * download:
         problems.append(
-            f"the download takes {download / 1e9:.1f} GB and {cache} has {free / 1e9:.1f} GB free: "
+            f"the download takes {amount(download)} and {cache} has {amount(free)} free: "
             "make room, or set HF_HOME to a larger disk"
         )
     needed = parameters * _bytes_per_weight(recipe)

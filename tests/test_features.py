@@ -229,7 +229,7 @@ def test_too_small_a_disk_is_said_before(
     recipe, model, rows = make()
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(UserError, match=r"0\.0 GB are free.*head\.features: none"):
+    with pytest.raises(UserError, match=r"0\.001 MB are free.*head\.features: none"):
         features.states(recipe, model, "train", rows, tmp_path)
     assert not list(tmp_path.rglob("states-*"))
 

@@ -165,7 +165,7 @@ class Shop:
     def refused(self, done: Done, folder: Path | None = None) -> Seen:
         """Right if the user was told in one line, and nothing was made of the bad input."""
         if "Traceback" in done.text or done.code not in (0, 2):
-            return Seen("traceback", done.text[-400:])
+            return Seen("traceback", f"exit code {done.code}: {done.text[-400:]}")
         if done.code == 0 or not done.last_line.startswith("error: "):
             return Seen("wrong", f"accepted: {done.last_line}")
         made = [*folder.rglob("checkpoint-*"), *folder.rglob("training.json")] if folder else []

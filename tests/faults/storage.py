@@ -6,12 +6,13 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llama_peft.checkpoint import THRESHOLD
 
-from .shop import DAMAGES, KINDS, STEPS, Fault, Seen, Shop, newest_step
+from .shop import DAMAGES, KINDS, STEPS, Done, Fault, Seen, Shop, newest_step
 
 FILES = {
     "classification + LoRA": (
@@ -38,8 +39,8 @@ def faults(full: bool) -> Iterator[Fault]:
         yield _features(damage)
         yield _partial(damage)
     for kind in KINDS:
-        for size in (1, 20_000, 60_000):
-            yield _full_disk(kind, size, full or (kind, size) == ("classification + LoRA", 20_000))
+        for share in (0, 0.05, 0.2, 0.5, 0.8, 0.99):
+            yield _full_disk(kind, share, full or (kind, share) == ("classification + LoRA", 0.5))
     yield _full_disk_evaluation(3_000)
     yield _full_disk_merge()
     for what in ("run folder", "checkpoints"):
@@ -119,14 +120,28 @@ def _partial(damage: str) -> Fault:
     return Fault("storage", f"partial predictions {damage}", inflict)
 
 
-def _limited(size: int) -> Callable[[], None]:
-    """A hook: no file can grow beyond `size` bytes, so that writing fails in the middle as where a disk is full."""
+def _on_full_disk(
+    shop: Shop, words: Sequence[str], folder: Path, size: int, program: str = "llama_peft"
+) -> Done:
+    """A command of whose files none can grow beyond `size` bytes: writing fails in the middle, as where a disk is full.
+
+    What it prints goes through a pipe, which has no size.
+    """
+    reading, writing = os.pipe()
 
     def limit() -> None:
+        for descriptor in (1, 2):
+            os.dup2(writing, descriptor)
+        sys.stdout = sys.stderr = os.fdopen(os.dup(writing), "w", buffering=1)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-    return limit
+    log = folder / "log"
+    child = shop.start(words, log, program, limit)
+    os.close(writing)
+    code = shop.wait(child, log).code
+    with os.fdopen(reading, encoding="utf-8", errors="replace") as pipe:
+        return Done(code, pipe.read())
 
 
 def _full_disk_evaluation(size: int) -> Fault:
@@ -135,8 +150,7 @@ def _full_disk_evaluation(size: int) -> Fault:
     def inflict(shop: Shop, folder: Path) -> Seen:
         expected = shop.tuned(kind)
         words = ["run", "--model", str(expected.parent), "--output", str(folder / "out")]
-        log = folder / "log"
-        seen = shop.refused(shop.wait(shop.start(words, log, "eval", _limited(size)), log))
+        seen = shop.refused(_on_full_disk(shop, words, folder, size, "eval"))
         if seen.verdict != "right":
             return seen
         return shop.measured(words, folder / "out", expected, seen.message)
@@ -148,27 +162,24 @@ def _full_disk_merge() -> Fault:
     def inflict(shop: Shop, folder: Path) -> Seen:
         run = shop.reference("classification + LoRA")
         words = ["merge", str(run), "--output", str(folder / "merged")]
-        log = folder / "log"
-        seen = shop.refused(shop.wait(shop.start(words, log, hook=_limited(20_000)), log))
-        left = [path for path in folder.iterdir() if path != log]
+        seen = shop.refused(_on_full_disk(shop, words, folder, 20_000))
+        left = [path for path in folder.iterdir() if path.name != "log"]
         return Seen("wrong", f"left behind: {left}") if left else seen
 
     return Fault("storage", "disk full at 20000 bytes a file: merge", inflict)
 
 
-def _full_disk(kind: str, size: int, cheap: bool) -> Fault:
-    def inflict(shop: Shop, folder: Path) -> Seen:
-        shop.reference(kind)
-        words = shop.write(shop.recipe(kind, folder), folder)
-        log = folder / "log"
-        done = shop.wait(shop.start(words, log, hook=_limited(size)), log)
-        if "Traceback" in done.text:
-            return Seen("traceback", done.text[-600:])
-        if done.code not in (0, 1, 2):
-            return Seen("wrong", f"exit code {done.code}")
-        return shop.undone(kind, words, folder, done.last_line)
+def _full_disk(kind: str, share: float, cheap: bool) -> Fault:
+    """share: of the run's largest file, how much fits."""
 
-    return Fault("storage", f"disk full at {size} bytes a file: {kind}", inflict, cheap)
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        made = shop.reference(kind).parent.rglob("*")
+        largest = max(path.stat().st_size for path in made if path.is_file())
+        words = shop.write(shop.recipe(kind, folder), folder)
+        seen = shop.refused(_on_full_disk(shop, words, folder, max(1, int(share * largest))))
+        return seen if seen.verdict != "right" else shop.undone(kind, words, folder, seen.message)
+
+    return Fault("storage", f"room for {share:.0%} of the largest file: {kind}", inflict, cheap)
 
 
 def _vanished(what: str) -> Fault:
