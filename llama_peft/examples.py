@@ -201,9 +201,14 @@ class _Rows:
     def name(self, row: int, key: str, needed: bool) -> str:
         """What rows are told apart by: a word or a number; "" where there is none."""
         value = self.cell(row, key)
-        text = str(value).strip() if isinstance(value, int | str) else ""
+        if isinstance(value, float) and value.is_integer():  # whole numbers with a gap among them
+            value = int(value)
+        named = isinstance(value, int | str)
+        text = str(value).strip() if named else ""
         if needed and not text:
-            self.faults.add(row, f"empty {key}")
+            none = named or value is None or value != value
+            kind = f"empty {key}" if none else f"{key} is neither text nor a whole number"
+            self.faults.add(row, kind, None if none else value)
         return self._whole(row, key, text)
 
     def _whole(self, row: int, key: str, text: str) -> str:

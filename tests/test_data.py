@@ -83,7 +83,7 @@ def to_tsv(rows: list[dict[str, str]]) -> str:
     return "text\tlabel\n" + "".join(f"{row['text']}\t{row['label']}\n" for row in rows)
 
 
-def to_parquet(rows: list[dict[str, str]]) -> bytes:
+def to_parquet(rows: list[dict[str, Any]]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
@@ -336,6 +336,20 @@ def test_answers_in_every_usual_form(
                 id="q", question="Where?", context=CONTEXT, answers=answers, title="Ada"
             )
         ]
+
+
+def test_numbers_of_a_column_with_gaps_are_names(tmp_path: Path) -> None:
+    """Whole numbers with one missing among them are stored as floats."""
+
+    def rows(*ids: object) -> list[dict[str, Any]]:
+        return [{"id": id_, "text": f"a {n}", "label": str(n % 2)} for n, id_ in enumerate(ids)]
+
+    file = write(tmp_path / "a.parquet", to_parquet(rows(1.0, 2.0, 10.0)))
+    assert [example.id for example in train_of(whole(file))] == ["1", "2", "10"]
+    file = write(tmp_path / "a.parquet", to_parquet(rows(1.0, float("nan"), 3.0)))
+    assert "1 row: empty id (first: row 2)" in refusal(whole(file))
+    file = write(tmp_path / "a.parquet", to_parquet(rows(1.0, 2.5, 3.0)))
+    assert "id is neither text nor a whole number (first: row 2: 2.5)" in refusal(whole(file))
 
 
 def test_questions_come_from_csv_and_parquet_too(tmp_path: Path) -> None:
