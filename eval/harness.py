@@ -52,8 +52,8 @@ def run(job: Job, show: int = 0, again: bool = True) -> dict[str, Any]:
     found = material(job)
     facts: dict[str, Any] = {}
     if kind == "run":
-        seen = trained_on.check(Path(job.model), found, strict=job.data_file is None)
-        facts["seen_in_training"] = seen
+        strict = job.data_file is None
+        facts["seen_in_training"] = trained_on.check(Path(job.model), found, job.recipe, strict)
     predictor = open_predictor(job.model, job.recipe, found.labels, kind, _shots(job, found))
     with only_process(job.output, "evaluating"):
         validation = _validation(job, predictor, found)

@@ -91,8 +91,8 @@ class Measured:
         return self.results.config
 
     @property
-    def seen_in_training(self) -> int:
-        return (self.config.seen_in_training or {}).get(self.part, 0)
+    def seen_in_training(self) -> int | None:
+        return (self.config.seen_in_training or {}).get(self.part)
 
     @cached_property
     def predictions(self) -> dict[str, str]:

@@ -7,43 +7,43 @@ from pathlib import Path
 from eval.scoring import Material
 from llama_peft import checkpoint, data
 from llama_peft.data import Example
-from llama_peft.recipe import UserError
+from llama_peft.recipe import Recipe, UserError, load_recipe
 
 log = logging.getLogger(__name__)
 
 
-def check(folder: Path, found: Material, strict: bool) -> dict[str, int] | None:
+def check(folder: Path, found: Material, recipe: Recipe, strict: bool) -> dict[str, int] | None:
     """How many measured examples of each part read the same as one that the run was trained on; None where nothing tells.
 
-    strict: these are the recipe's own data, of which a part that was trained on is refused (UserError). Rows that stand
-    twice in them, and another file's rows, are only counted and said.
+    strict: these are a recipe's data, of which what was trained on is refused (UserError). Rows that stand twice in them,
+    and another file's rows, are only counted and said. The validation part chose the weights and is not looked at.
     """
-    measured = [
-        example for part, its in found.parts.items() if part != "validation" for example in its
-    ]
+    parts = {part: its for part, its in found.parts.items() if part != "validation"}
+    measured = [example for its in parts.values() for example in its]
     facts = checkpoint.read_facts(folder)
-    if data.SPLIT_SUM in facts:
-        _check_pushed(folder, facts[data.SPLIT_SUM], found, strict)
-    else:
+    if data.SPLIT_SUM not in facts:
         _check_ids(folder, measured, strict)
+    elif strict:
+        _check_pushed(folder, facts[data.SPLIT_SUM], found)
     now = data.asked_sums(found.dataset) if strict else None
     then = _recorded(folder) if data.RECORD in facts["files"] else now
     if then is None:
+        log.warning("%s: whether these examples were trained on cannot be seen", folder)
         return None
-    again = [example for example in measured if data.asked_sum(example) in then]
+    again = [example.id for example in measured if data.asked_sum(example) in then]
     if again:
         message = (
             f"{folder}: {len(again)} of {len(measured)} examples read the same as one that it was trained on, "
-            f"first {again[0].id}"
+            f"first {again[0]}"
         )
-        if strict and now != then:
+        own = load_recipe(folder / "recipe.yaml").dataset
+        if strict and recipe.dataset == own and now != then:
             raise UserError(
                 f"{message}, and the recipe's data have changed since; bring the old ones back, or name a file with "
                 "--data"
             )
         log.warning(message)
-    ids = {example.id for example in again}
-    return {part: sum(example.id in ids for example in its) for part, its in found.parts.items()}
+    return {part: len({example.id for example in its} & {*again}) for part, its in parts.items()}
 
 
 def _recorded(folder: Path) -> set[str]:
@@ -67,11 +67,9 @@ def _check_ids(folder: Path, measured: list[Example], strict: bool) -> None:
         log.warning("%s, first %s", message, leaked[0])
 
 
-def _check_pushed(folder: Path, split_sum: str, found: Material, strict: bool) -> None:
+def _check_pushed(folder: Path, split_sum: str, found: Material) -> None:
     """A pushed run has the sum of its split only: the data must give the same split again, whose parts share no id."""
-    if not strict:
-        log.warning("%s: whether these examples were trained on cannot be seen", folder)
-    elif split_sum != data.split_sum(found.dataset):
+    if split_sum != data.split_sum(found.dataset):
         raise UserError(
             f"{folder}: the recipe's data no longer give the split that it was trained on, so a leak cannot be "
             "ruled out; measure it on a file with --data"

@@ -358,6 +358,14 @@ def _check_names(model: "PreTrainedModel", lora: Lora) -> None:
                 module.split(".")[-1] == name or module.endswith(name) for module in modules
             ):
                 raise UserError(f"lora.{key}: {name!r} is no module of this model")
+    saved = [
+        module
+        for module in modules
+        if any(module.endswith(name) for name in lora.modules_to_save or [])
+    ]
+    for module in saved:
+        if any(module.startswith(f"{other}.") for other in saved):
+            raise UserError(f"lora.modules_to_save: {module} stands within another one of them")
     biases = [name for name, _ in model.named_parameters() if name.endswith(".bias")]
     if lora.bias != "none" and any(".layers." in name for name in biases):
         raise UserError(

@@ -16,14 +16,18 @@ from llama_peft.recipe import Stopped, UserError
 
 
 def run(app: typer.Typer) -> None:
-    """Run an app on the words of the command line, --help where there are none. Exits with 2 on a user's mistake and where
-    disk or memory is full, 130 on Ctrl-C, 143 on SIGTERM; any other exception is a fault of ours.
+    """Run an app on the words of the command line. Exits with 2 on a user's mistake (no words are one, answered by the help)
+    and where disk or memory is full, 130 on Ctrl-C, 143 on SIGTERM; any other exception is a fault of ours.
     """
     _quiet_libraries()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        sys.exit(app(_words() or ["--help"], standalone_mode=False))
+        words = _words()
+        code = app(words or ["--help"], standalone_mode=False)
+        sys.exit(code if words else 2)
+    except typer.Abort as error:  # what typer makes of an EOFError
+        raise error.__cause__ or error from None
     except typer.TyperException as error:
         print(f"error: {error.format_message().rstrip('.')}; see --help", file=sys.stderr)
         sys.exit(2)
@@ -47,8 +51,10 @@ def run(app: typer.Typer) -> None:
 def _words() -> list[str]:
     """The words of the command line. Other bytes than UTF-8 come as halves of characters, which no file or tokenizer takes."""
     for word in sys.argv[1:]:
-        if not word.isprintable() and word.encode("utf-8", "replace") != os.fsencode(word):
-            raise UserError(f"{os.fsencode(word)!r}: not UTF-8 text")
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{os.fsencode(word)!r}: not UTF-8 text") from None
     return sys.argv[1:]
 
 

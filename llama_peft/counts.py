@@ -115,7 +115,7 @@ def linear_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _modules(c: Mapping[str, Any]) -> dict[str, int]:
-    """Parameters of each module of the causal model that has its own, an untied lm_head with them."""
+    """Parameters of each module of the causal model, also of a tied lm_head: what a copy of it would take."""
     hidden, embeddings = c["hidden_size"], c["vocab_size"] * c["hidden_size"]
     head_dim = c.get("head_dim") or hidden // c["num_attention_heads"]
     biased = {"self_attn": c.get("attention_bias"), "mlp": c.get("mlp_bias")}
@@ -133,7 +133,7 @@ def _modules(c: Mapping[str, Any]) -> dict[str, int]:
             for name, size in block.items()
         },
         "model.norm": hidden,
-        **({} if c["tie_word_embeddings"] else {LM_HEAD: embeddings}),
+        LM_HEAD: embeddings,
     }
 
 
@@ -160,17 +160,16 @@ def count(
     """
     c = text_config(config)
     shapes, modules = linear_shapes(c), _modules(c)
-    untied = modules.get(LM_HEAD, 0)
+    backbone = sum(modules.values()) - modules[LM_HEAD]
+    untied = 0 if c["tie_word_embeddings"] else modules[LM_HEAD]
     if task != "generative_qa":  # a model with a head has none for words
-        modules.pop(LM_HEAD, None)
-    blocks = c["num_hidden_layers"]
-    backbone = sum(size for name, size in modules.items() if name != LM_HEAD)
+        del modules[LM_HEAD]
     return Counts(
         base=backbone + untied,
         backbone=backbone,
         head=head_size(c, task, num_labels),
-        adapter=_lora_size(shapes, blocks, lora) + _copied(c, modules, lora) if lora else 0,
-        quantized=blocks * sum(i * o for i, o in shapes.values()),
+        adapter=_lora_size(c, modules, lora) + _copied(c, modules, lora) if lora else 0,
+        quantized=c["num_hidden_layers"] * sum(i * o for i, o in shapes.values()),
     )
 
 
@@ -181,40 +180,49 @@ def matches(name: str, targets: str | Sequence[str]) -> bool:
     return any(name == target or name.endswith("." + target) for target in targets)
 
 
-def _lora_size(shapes: Mapping[str, tuple[int, int]], blocks: int, lora: Mapping[str, Any]) -> int:
+def _lora_size(c: Mapping[str, Any], modules: Mapping[str, int], lora: Mapping[str, Any]) -> int:
     """r x (in + out) for each target, and `out` more with DoRA (its magnitude vector) and with `lora_bias`."""
     chosen = lora.get("layers_to_transform")
-    layers = range(blocks) if chosen is None else [chosen] if isinstance(chosen, int) else chosen
+    layers = range(c["num_hidden_layers"]) if chosen is None else chosen
+    linear = {
+        name.replace(".0.", f".{layer}.", 1): shape
+        for layer in ([layers] if isinstance(layers, int) else layers)
+        for name, shape in linear_shapes(c).items()
+    }
+    if LM_HEAD in modules and lora["target_modules"] != "all-linear":
+        linear[LM_HEAD] = (c["hidden_size"], c["vocab_size"])
+    vectors = bool(lora.get("use_dora")) + bool(lora.get("lora_bias"))
     total = 0
-    for layer in layers:
-        for first, (inputs, outputs) in shapes.items():
-            name = first.replace(".0.", f".{layer}.", 1)
-            excluded = lora.get("exclude_modules") or ()
-            if not matches(name, lora["target_modules"]) or matches(name, excluded):
-                continue
-            rank = next(
-                (
-                    r
-                    for pattern, r in (lora.get("rank_pattern") or {}).items()
-                    if re.match(rf"(.*\.)?({pattern})$", name)
-                ),
-                lora["r"],
-            )
-            vectors = bool(lora.get("use_dora")) + bool(lora.get("lora_bias"))
-            total += rank * (inputs + outputs) + vectors * outputs
+    for name, (inputs, outputs) in linear.items():
+        excluded = matches(name, lora.get("exclude_modules") or ()) or _is_copied(name, lora)
+        if excluded or not matches(name, lora["target_modules"]):
+            continue
+        rank = next(
+            (
+                r
+                for pattern, r in (lora.get("rank_pattern") or {}).items()
+                if re.match(rf"(.*\.)?({pattern})$", name)
+            ),
+            lora["r"],
+        )
+        total += rank * (inputs + outputs) + vectors * outputs
     return total
 
 
+def _is_copied(name: str, lora: Mapping[str, Any]) -> bool:
+    """Whether a module is in `modules_to_save`, or in one that is: PEFT compares the ends of their names."""
+    path = name.split(".")
+    above = [".".join(path[:end]) for end in range(1, len(path) + 1)]
+    return any(
+        one.endswith(target) for target in lora.get("modules_to_save") or () for one in above
+    )
+
+
 def _copied(c: Mapping[str, Any], modules: Mapping[str, int], lora: Mapping[str, Any]) -> int:
-    """Copies that train whole: `modules_to_save` by the ends of their names, and rows of `trainable_token_indices`."""
-    total = 0
-    for name, size in modules.items():
-        path = name.split(".")
-        above = [".".join(path[:end]) for end in range(1, len(path) + 1)]
-        if any(
-            one.endswith(target) for target in lora.get("modules_to_save") or () for one in above
-        ):
-            total += size
+    """Copies that train whole: `modules_to_save`, and rows of the embedding by `trainable_token_indices`."""
+    whole = sum(size for name, size in modules.items() if _is_copied(name, lora))
     rows = lora.get("trainable_token_indices") or ()
-    rows = rows.values() if isinstance(rows, Mapping) else [rows]
-    return total + c["hidden_size"] * sum(map(len, rows))
+    if isinstance(rows, Mapping):  # rows of a tied lm_head are those of the embedding
+        tied = c["tie_word_embeddings"] and "embed_tokens" in rows
+        rows = [i for name, its in rows.items() if not (tied and name == LM_HEAD) for i in its]
+    return whole + c["hidden_size"] * len(rows)

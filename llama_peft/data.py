@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from llama_peft import sources, splits
@@ -137,8 +138,13 @@ def asked_sums(dataset: Dataset) -> set[str]:
 
 def asked_sum(example: Example) -> str:
     """A short sum of what an example asks, whatever its id, its case and its spaces: the same text is the same sum."""
-    plain = [" ".join(text.split()).casefold() for text in example.asked]
+    plain = [_plain(text) for text in example.asked]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)  # many questions on one passage
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def _content_sum(dataset: Dataset) -> str:

@@ -20,12 +20,12 @@ _SHAPES = {
 }
 _BEFORE = re.compile(
     rb"(?:^|[^A-Za-z0-9]|\\[nrtbfv]|\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|%[0-9a-fA-F]{2}"
-    rb"|(?:\x1b|\\x1b|\\u001b|\\033|\\e)\[[0-9;]*[A-Za-z])\Z"
+    rb"|(?:\x1b|\\[xX]1[bB]|\\u001[bB]|\\033|\\e)\[[0-9;:?]*[A-Za-z])\Z"
 )
 """What a token may stand behind: no letter of a word, but the last one of an escape in JSON, Python or a URL, or of a
 terminal's colour.
 """
-_LONGEST_BEFORE = 24
+_LONGEST_BEFORE = 64
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY")
 _SHORTEST = 12
 """Values of the environment that are shorter are no secrets, and would be found everywhere."""

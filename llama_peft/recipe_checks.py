@@ -97,6 +97,10 @@ def _lora_faults(recipe: Recipe) -> Rows:
         others = "quantization.load_in_4bit", "quantization.load_in_8bit"
         message = f"{lora.init_lora_weights} needs a base that is not quantised"
         yield message, "lora.init_lora_weights", *others
+    copied = [name for name in lora.modules_to_save or [] if "model.embed_tokens".endswith(name)]
+    if copied and lora.trainable_token_indices is not None:
+        keys = "lora.trainable_token_indices", "lora.modules_to_save"
+        yield f"{copied[0]} trains whole: remove one of the two", *keys
     if lora.alora_invocation_tokens is not None and recipe.task != "generative_qa":
         yield "works for generative_qa only", "lora.alora_invocation_tokens", "task"
 

@@ -4,9 +4,12 @@ import gc
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from llama_peft import cli
 
@@ -23,6 +26,8 @@ def start(
     if child:
         return child
     code = 1
+    # tqdm's own lock is one of all processes: a child that is killed holding it would stop every later one.
+    tqdm.set_lock(threading.RLock())
     gc.freeze()  # what was there before is no garbage of the child's: looking through it takes half of its time
     try:
         with log.open("w") as file:

@@ -76,6 +76,17 @@ def test_pickled_weights_and_missing_files_are_refused(
         backbone.load(make_recipe("classification", folder), "classification", 2)
 
 
+def test_a_module_within_another_that_trains_whole_is_refused(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    """PEFT would keep two copies of it."""
+    lora = {"r": 4, "modules_to_save": ["layers.1", "up_proj"]}
+    recipe = make_recipe("classification", make_base(), lora=lora)
+    model = backbone.load(recipe, "classification", 2)
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj stands within another"):
+        backbone.add_lora(model, recipe.lora, "classification", recipe)
+
+
 def test_only_adapter_and_head_train(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
 ) -> None:

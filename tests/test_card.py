@@ -114,6 +114,20 @@ def test_a_whole_card(staged: Bundle, run: Path) -> None:
     assert text == PINNED.read_text("utf-8")
 
 
+def test_what_it_was_trained_on_stands_beside_the_numbers(run: Path, tmp_path: Path) -> None:
+    """How many of the measured examples it knows; nothing where there are none, or nobody counted."""
+    path = run / "tuned/results.json"
+    config = json.loads(path.read_text())["config"]
+    for seen, shown in ((None, ""), ({"official": 0}, ""), ({"official": 38}, " (38 of them read")):
+        edit(path, config=config | {"seen_in_training": seen})
+        report.write_html(run)
+        text = staged_card(run, tmp_path / "staged-again")
+        assert f"872 examples{shown}" in text and ("of them read" in text) == bool(shown)
+        assert ("38 of the 872 examples" in (run / "report.html").read_text()) == bool(shown)
+        part = json.loads((run / "comparison.json").read_text())["parts"][0]
+        assert part["seen_in_training"] == (seen and seen["official"])
+
+
 def test_the_hub_reads_the_metadata(staged: Bundle, run: Path) -> None:
     text = card.render(staged, REPO, encoder(staged.recipe), run, None)
     data = ModelCard(text, ignore_metadata_errors=False).data

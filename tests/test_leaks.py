@@ -81,6 +81,11 @@ CONTEXTS = {
     "an assignment": lambda secret: f"export KEY={secret}".encode(),
     "a URL": lambda secret: f"https://x.org/?q=a%20{secret}".encode(),
     "a terminal's colour": lambda secret: f"\x1b[38;5;12m{secret}\x1b[0m".encode(),
+    "a terminal's true colours": lambda secret: json.dumps(
+        f"\x1b[1;38;2;255;255;255;48:2:10:20:30m{secret}"
+    ).encode(),
+    "a terminal's colour, written out": lambda secret: rf"\u001B[1m{secret}".encode(),
+    "a terminal's cursor": lambda secret: rf"\x1B[?25h{secret}".encode(),
     "a terminal's colour in JSON": lambda secret: json.dumps(f"\x1b[1m{secret}").encode(),
     "UTF-16": lambda secret: f"the key: {secret}\r\n".encode("utf-16"),
     "UTF-16, big first": lambda secret: f"\u4e2d{secret}\r\n".encode("utf-16-be"),

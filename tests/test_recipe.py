@@ -220,6 +220,10 @@ BAD_KEYS: list[tuple[str, str]] = [
     ("lora: {init_lora_weights: pissa}", "pissa needs a base that is not quantised"),
     ("lora: {target_modules: all-linear, layers_to_transform: 1}", "needs target_modules as a li"),
     ("lora: {layers_pattern: h}", "lora.layers_pattern: needs layers_to_transform"),
+    (
+        "lora: {modules_to_save: [embed_tokens], trainable_token_indices: [1]}",
+        "lora.trainable_token_indices: embed_tokens trains whole: remove one of the two",
+    ),
     ("lora: {lora_bias: true, use_dora: true}", "lora.lora_bias: works without use_dora"),
     ("lora: {alora_invocation_tokens: [1]}", "works for generative_qa only"),
     ("lora: {task_type: CAUSAL_LM}", "lora.task_type: unknown key"),

@@ -1,4 +1,4 @@
-"""No number of a run is of what it learned by heart: told by ids, and by the texts where ids say nothing."""
+"""What a run was trained on is refused, or told beside its numbers: by ids, and by the texts where ids say nothing."""
 
 import csv
 import json
@@ -103,3 +103,33 @@ def test_a_text_that_stands_twice_in_the_data_is_counted(
     folder = training.train(make_recipe("classification", make_base(), dataset=own, train=keys))
     results = harness.run(make_job(None, str(folder), None, None, None, tmp_path / "out", []))
     assert results["config"]["seen_in_training"] == {"test": 1}
+    other = make_job(None, str(folder), None, None, None, tmp_path / "other", [CHOICE])
+    assert harness.run(other)["config"]["seen_in_training"] == {"test": 1}, "other data, no change"
+
+
+CHOICE = "dataset.max_train_samples=3"
+"""A measurement may choose other data than the training's, of which then nothing has changed."""
+
+
+def test_the_validation_part_is_not_looked_at(run: Path, tmp_path: Path) -> None:
+    """It chose the weights, and nobody takes its number for one of new examples."""
+    both = ["test", "validation"]
+    results = harness.run(make_job(None, str(run), None, both, None, tmp_path / "out", []))
+    assert results["config"]["seen_in_training"] == {"test": 0}
+    (test, validation) = report.compare([tmp_path / "out"])
+    assert "trained on" not in " ".join([*test.notes, *validation.notes])
+
+
+def test_a_run_without_a_record_says_that_it_knows_nothing(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that was made before there was any."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    facts = json.loads((copy / "training.json").read_text())
+    del facts["files"][data.RECORD]
+    checkpoint.write_facts(copy, facts)
+    write(tmp_path / "mine.csv", [("A dull film, seen 0 times", 0), ("New.", 1)])
+    job = make_job(None, str(copy), str(tmp_path / "mine.csv"), None, None, tmp_path / "out", [])
+    assert harness.run(job)["config"]["seen_in_training"] is None
+    assert "whether these examples were trained on cannot be seen" in caplog.text

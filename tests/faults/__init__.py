@@ -1,6 +1,6 @@
 """Everything that happens to a run on somebody's one machine, done to it on purpose and counted.
 
-    make faults                        all of it: hundreds of faults, about half an hour on one core
+    make faults                        all of it: hundreds of faults, in some minutes
     PYTHONPATH=tests python -m faults --only storage
 
 Each fault is inflicted on real processes, forked so that the libraries load once, that run the real commands. Its verdict is

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from .shop import KINDS, Fault, Seen, Shop, exported, newest_step
+from .shop import KINDS, STEPS, Fault, Seen, Shop, exported, newest_step
 
 LORA = "classification + LoRA"
 
@@ -112,7 +112,7 @@ def _memory(kind: str, rows: int, cheap: bool) -> Fault:
 
 
 def _pairs(one: Path, other: Path) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    name = "adapter/adapter_model.safetensors"
+    name = f"checkpoints/checkpoint-{STEPS}/adapter_model.safetensors"
     first, second = load_file(one / name), load_file(other / name)
     return ((first[key], second[key]) for key in second)
 
@@ -470,7 +470,7 @@ def _as_close(run: Path, reference: Path) -> Seen:
         for folder in (run, reference)
     ]
     first, second = ([x for x in each if x is not None] for each in losses)
-    close = all(abs(a - b) < 1e-3 for a, b in zip(first, second, strict=True))
+    close = all(abs(a - b) < 1e-6 for a, b in zip(first, second, strict=True))
     return Seen(
         "right" if close else "wrong", f"validation losses {first[-1]:.5f} {second[-1]:.5f}"
     )

@@ -2,12 +2,13 @@
 
 import os
 import random
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .shop import KINDS, DeadlyCalls, Fault, Seen, Shop, even, killed, newest_step
+from .shop import KINDS, STEPS, DeadlyCalls, Fault, Seen, Shop, even, killed, newest_step
 
 FEW = ("classification + LoRA", "generative + LoRA")
 
@@ -38,14 +39,24 @@ def _random_chain(kind: str, chain: int, kills: int) -> Iterator[Fault]:
 
     def inflict(shop: Shop, _: Path, number: int) -> Seen:
         folder = shop.root / f"chain {kind} {chain}"
-        words = shop.write(shop.recipe(kind, folder), folder)
+        words, run = shop.write(shop.recipe(kind, folder), folder), folder / "runs/run"
         shop.reference(kind)
-        length = _length(shop, kind)
-        before = newest_step(folder / "runs/run")
-        child = shop.start(words, folder / "log")
-        time.sleep(rng.uniform(0.1, 1.0) * length)
-        killed(child)
-        after = newest_step(folder / "runs/run")
+        before = newest_step(run)
+
+        def seconds() -> float:
+            """What is left of a run takes less than all of it; its start and its end are always there."""
+            return (
+                rng.uniform(0.05, 1.0) * _length(shop, kind) * (1 - 0.6 * newest_step(run) / STEPS)
+            )
+
+        def start_over() -> None:
+            nonlocal before
+            assert shop.same(kind, folder)
+            shutil.rmtree(run)
+            before = 0
+
+        _killed_alive(lambda: shop.start(words, folder / "log"), seconds, start_over)
+        after = newest_step(run)
         if after < before:
             return Seen("lost", f"step {before} was sealed, {after} is left")
         if number == kills - 1:
@@ -58,6 +69,18 @@ def _random_chain(kind: str, chain: int, kills: int) -> Iterator[Fault]:
             f"{kind}, run {chain + 1}, kill {number + 1}",
             lambda shop, folder, number=number: inflict(shop, folder, number),
         )
+
+
+def _killed_alive(
+    start: Callable[[], int], seconds: Callable[[], float], start_over: Callable[[], None]
+) -> None:
+    """Kill a command at its work: one that was done before its time came is begun anew."""
+    while True:
+        child = start()
+        time.sleep(seconds())
+        if os.waitpid(child, os.WNOHANG) == (0, 0):
+            return killed(child)
+        start_over()
 
 
 _LENGTHS: dict[str, float] = {}
@@ -86,9 +109,11 @@ def _evaluation_chain(kind: str, chain: int) -> Iterator[Fault]:
             started = time.monotonic()
             shop.run([*words[:-1], str(output) + " timed"], program="eval")
             _LENGTHS["evaluation"] = time.monotonic() - started
-        child = shop.start(words, shop.root / "log", program="eval")
-        time.sleep(rng.uniform(0.2, 1.0) * _LENGTHS["evaluation"])
-        killed(child)
+        _killed_alive(
+            lambda: shop.start(words, shop.root / "log", program="eval"),
+            lambda: rng.uniform(0.2, 1.0) * _LENGTHS["evaluation"],
+            lambda: shutil.rmtree(output),
+        )
         if number < kills - 1:
             return Seen("right", "killed")
         return shop.measured(words, output, expected)

@@ -209,10 +209,15 @@ class Shop:
 
 
 def exported(run: Path) -> dict[str, bytes]:
-    """The weights that a run exports."""
+    """The weights that a run exports, which may be of an early step, and all of what it ends with."""
     files = [*run.glob("adapter/*.safetensors"), *run.glob("head.safetensors")]
     assert files, f"{run} holds no export"
-    return {path.name: path.read_bytes() for path in files}
+    last = run / f"checkpoints/checkpoint-{STEPS}"
+    files += [path for path in last.iterdir() if path.name in LAST_STATE]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+LAST_STATE = ("adapter_model.safetensors", "model.safetensors", "optimizer.pt", "scheduler.pt")
 
 
 def newest_step(run: Path) -> int:
