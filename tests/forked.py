@@ -26,8 +26,7 @@ def start(
     if child:
         return child
     code = 1
-    # tqdm's own lock is one of all processes: a child that is killed holding it would stop every later one.
-    tqdm.set_lock(threading.RLock())
+    _own_locks(tqdm)
     gc.freeze()  # what was there before is no garbage of the child's: looking through it takes half of its time
     try:
         with log.open("w") as file:
@@ -51,3 +50,10 @@ def start(
             traceback.print_exc(file=file)
     finally:
         os._exit(code)
+
+
+def _own_locks(bar: type[tqdm]) -> None:
+    """tqdm's lock is one of all processes: a child that is killed holding it would stop every later one."""
+    bar.set_lock(threading.RLock())
+    for kind in bar.__subclasses__():
+        _own_locks(kind)
