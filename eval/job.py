@@ -14,6 +14,7 @@ Kind = Literal["run", "adapter", "causal", "classifier", "reader"]
 MEASURED = ("eval.", "dataset.", "train.per_device_eval_batch_size")
 """Keys that a measurement of a run may choose, by their beginnings."""
 _CHOOSING = ("eval.splits", "eval.limit")
+_OTHERWISE = ("dataset.", "eval.num_fewshot", "eval.fewshot_from", "eval.max_", "eval.n_best_size")
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -53,6 +54,8 @@ def make_job(
     """Fill in what was not said: a run folder brings its own recipe, a recipe its own base and output folder."""
     if task is None and model is None:
         raise UserError("say what to measure: --task sst2|squad|RECIPE, or --model RUN_FOLDER")
+    if data_file is not None and not data_file.strip():
+        raise UserError("--data is empty: name a file, or a data set on the Hub")
     name, model = model, _folder_of(model, task)
     fetched = name != model
     own = Path(model, "recipe.yaml") if model is not None else None
@@ -69,7 +72,7 @@ def make_job(
         folder = Path("runs", slug(str(name)), "tuned") if fetched else _folder(recipe, model)
         plain = [text for text in overrides if not text.strip().startswith(_CHOOSING)]
         data_words = [Path(data_file).stem, *filter(None, [data_split])] if data_file else []
-        words = _what_differs(recipe, load_recipe(task, plain), own, data_words, limit)
+        words = _what_differs(recipe, load_recipe(task, plain), own, data_words, limit, overrides)
         output = folder.with_name("-".join([folder.name, *words]))
     return Job(
         recipe=recipe,
@@ -134,7 +137,12 @@ def _folder(recipe: Recipe, model: str | None) -> Path:
 
 
 def _what_differs(
-    recipe: Recipe, plain: Recipe, own: Path | None, data_words: list[str], limit: int | None
+    recipe: Recipe,
+    plain: Recipe,
+    own: Path | None,
+    data_words: list[str],
+    limit: int | None,
+    overrides: list[str],
 ) -> Iterator[str]:
     """What tells a measurement from the plain one of its model, in whose folder it must not lie.
 
@@ -149,6 +157,10 @@ def _what_differs(
     limit = limit or recipe.eval.limit
     if limit != plain.eval.limit:
         yield f"limit-{limit}" if limit else "no-limit"
+    if own is not None and own.is_file():  # what else a measurement of the run chose
+        yield from (
+            slug(text.partition(".")[2])[:60] for text in overrides if text.startswith(_OTHERWISE)
+        )
 
 
 def slug(model: str) -> str:

@@ -6,6 +6,7 @@ disagree: numbers that its own predictions do not give are not printed.
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from eval.metrics.bootstrap import Evidence, point
 from eval.metrics.classification import classification_evidence
 from eval.metrics.ids import check_unique
+from eval.metrics.names import INTERVAL_SUFFIX
 from eval.metrics.overlap import overlap_evidence
 from eval.metrics.squad_v2 import squad_evidence
 from llama_peft.recipe import UserError
@@ -41,14 +43,21 @@ class Line(_Open):
     """The sentence or question, where the harness keeps it."""
 
 
+class Training(_Open):
+    """What the training of a tuned model took."""
+
+    wall_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+
+
 class Config(_Open):
     """The model of a results.json."""
 
     recipe: str
     model_kind: str
     model: str | None = None
-    parameters: dict[str, Any] = {}
-    training: dict[str, Any] = {}
+    parameters: dict[str, int] = {}
+    training: Training = Training()
     seen_in_training: dict[str, int] | None = None
     """Of each part, examples that read the same as one that the model was trained on; None where that is not known."""
 
@@ -158,9 +167,21 @@ def _measured(folder: Path, task: str, results: Results, lines: list[Line]) -> M
     )
     for name, value in point(one.evidence).items():
         recorded = one.scores.get(name)
-        if not isinstance(recorded, int | float) or abs(recorded - value) > 1e-6:
+        if not isinstance(recorded, int | float) or not abs(recorded - value) <= 1e-6:
             raise ValueError(f"{name} of {task} is {recorded}, they give {value}")
+    for name, bounds in one.scores.items():
+        if name.endswith(INTERVAL_SUFFIX) and not _is_interval(bounds):
+            raise ValueError(f"{name} of {task} is {bounds}")
     return one
+
+
+def _is_interval(bounds: object) -> bool:
+    return (
+        isinstance(bounds, list)
+        and len(bounds) == 2
+        and all(isinstance(bound, int | float) and isfinite(bound) for bound in bounds)
+        and bounds[0] <= bounds[1]
+    )
 
 
 def _read_predictions(path: Path) -> list[Line]:

@@ -137,8 +137,8 @@ def cost(one: Measured) -> dict[str, str]:
     parameters, training = one.config.parameters, one.config.training
     known: dict[str, tuple[float | None, Callable[[float], str]]] = {
         "trainable": (parameters.get("trainable"), "{:,}".format),
-        "train time": (training.get("wall_seconds"), duration),
-        "train memory": (training.get("peak_memory_bytes"), memory),
+        "train time": (training.wall_seconds, duration),
+        "train memory": (training.peak_memory_bytes, memory),
         "eval time": (one.results.wall_seconds, duration),
         "eval memory": (one.results.peak_memory_bytes, memory),
     }

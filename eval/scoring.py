@@ -200,6 +200,8 @@ def _settings(job: Job, labels: Sequence[str], threshold: float | None) -> dict[
         "data_file": job.data_file,
         "data_split": job.data_split,
         "prompt": recipe.prompt.model_dump(),
+        "quantization": recipe.quantization.model_dump(),
+        "dtype": recipe.model.dtype,
         "eval": recipe.eval.model_dump() | {"limit": job.sample_size},
         "labels": list(labels),
         "no_answer_threshold": threshold,

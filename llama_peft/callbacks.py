@@ -39,11 +39,11 @@ class History(TrainerCallback):
 class SealCheckpoints(TrainerCallback):
     """Seals each checkpoint once all of it is written, and only then removes older ones.
 
-    started: of `time.monotonic`; earlier: what the run had taken when it went on from a checkpoint.
+    started: of `time.monotonic`; earlier: what the run had taken when it went on from a checkpoint; base: its fingerprint.
     """
 
-    def __init__(self, keep: int, started: float, earlier: checkpoint.Spent) -> None:
-        self.keep, self.started, self.earlier = keep, started, earlier
+    def __init__(self, keep: int, started: float, earlier: checkpoint.Spent, base: str) -> None:
+        self.keep, self.started, self.earlier, self.base = keep, started, earlier, base
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -53,9 +53,26 @@ class SealCheckpoints(TrainerCallback):
             folder = checkpoints / f"checkpoint-{state.global_step}"
             seconds = self.earlier.seconds + time.monotonic() - self.started
             peak = max(self.earlier.peak_memory_bytes, peak_memory())
-            checkpoint.write_spent(folder, checkpoint.Spent(seconds, peak))
+            checkpoint.write_spent(folder, checkpoint.Spent(seconds, peak), self.base)
             checkpoint.seal(folder)
             checkpoint.rotate(checkpoints, self.keep, state.best_model_checkpoint)
+
+
+class LogWhatIsSaved(TrainerCallback):
+    """Logs at each checkpoint and at the last step: Trainer forgets, in a checkpoint, the losses since its last log.
+
+    Added last, it sees what the others have decided.
+    """
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if (
+            control.should_save
+            or control.should_training_stop
+            or state.global_step >= state.max_steps
+        ):
+            control.should_log = True
 
 
 class StopOnSignal(TrainerCallback):

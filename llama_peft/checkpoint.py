@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """The fingerprint of a base from the Hub; a folder's begins with sha256: instead."""
+_STEP = re.compile(r"checkpoint-[0-9]+")
 SEAL = "manifest.json"
 SPENT = "spent.json"
 TRAINING = "training.json"
@@ -81,8 +82,16 @@ def newest_sealed(checkpoints: Path) -> Path | None:
 
 
 def _newest_first(checkpoints: Path) -> list[Path]:
-    numbered = [path for path in checkpoints.glob("checkpoint-*") if path.name[11:].isdigit()]
+    numbered = [path for path in checkpoints.glob("checkpoint-*") if _STEP.fullmatch(path.name)]
     return sorted(numbered, key=lambda path: -int(path.name[11:]))
+
+
+def _remove(folder: Path) -> None:
+    """A checkpoint; of one that somebody moved elsewhere, the link to it."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def _has_its_best(folder: Path) -> bool:
@@ -102,7 +111,7 @@ def forget_newer(checkpoints: Path, than: Path | None) -> None:
     for folder in _newest_first(checkpoints):
         if folder == than:
             return
-        shutil.rmtree(folder)
+        _remove(folder)
 
 
 class Spent(NamedTuple):
@@ -112,20 +121,29 @@ class Spent(NamedTuple):
     peak_memory_bytes: int = 0
 
 
-def write_spent(folder: Path, spent: Spent) -> None:
-    write_durably(folder / SPENT, json.dumps(spent._asdict()))
+def write_spent(folder: Path, spent: Spent, base: str) -> None:
+    write_durably(folder / SPENT, json.dumps({**spent._asdict(), "base": base}))
 
 
 def read_spent(folder: Path | None) -> Spent:
     """Of a checkpoint that is gone on from; nothing at the start."""
-    return Spent() if folder is None else Spent(**json.loads((folder / SPENT).read_text("utf-8")))
+    if folder is None:
+        return Spent()
+    found = json.loads((folder / SPENT).read_text("utf-8"))
+    return Spent(**{name: found[name] for name in Spent._fields})
+
+
+def read_base(folder: Path) -> str | None:
+    """The fingerprint of the base that a checkpoint was trained on, None where it does not say."""
+    base: str | None = json.loads((folder / SPENT).read_text("utf-8")).get("base")
+    return base
 
 
 def rotate(checkpoints: Path, keep: int, best: str | None) -> None:
     """Remove all but the newest `keep` checkpoints and the best one. Call it after sealing the newest."""
     for folder in _newest_first(checkpoints)[keep:]:
         if best is None or folder.name != Path(best).name:
-            shutil.rmtree(folder)
+            _remove(folder)
 
 
 def save_run(
@@ -321,18 +339,26 @@ def _attach_head(model: "PreTrainedModel", path: Path, name: str) -> None:
 
 
 def base_fingerprint(recipe: Recipe) -> str:
-    """What tells one base from another of the same name: the Hub's commit, or a digest of a folder's weights.
+    """What tells one base from another of the same name: the Hub's commit, or a digest of a folder's files.
 
-    A folder's digest takes the config and all weights: a fine-tuned checkpoint may differ from another in its middle alone.
+    A folder's digest takes the config, the tokenizer and all weights: a fine-tuned checkpoint may differ from another in
+    its middle alone.
     """
     folder = Path(backbone.source(recipe.model))
     if not folder.is_dir():
         return backbone.commit(recipe.model)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
+    tokenizer = [folder / name for name in _TOKENIZER if (folder / name).is_file()]
+    for path in [*sorted(folder.glob("*.safetensors")), *tokenizer]:
         found = path.stat()
         digest.update(f"{path.name} {_sum_of(path, found.st_size, found.st_mtime_ns)}".encode())
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
 
 
 @cache
@@ -347,9 +373,21 @@ def no_answer_threshold(folder: Path) -> float:
     if not path.is_file():
         return 0.5
     try:
-        return float(json.loads(path.read_text("utf-8"))["no_answer_threshold"])
-    except (ValueError, KeyError, TypeError):
+        found = float(json.loads(path.read_text("utf-8"))["no_answer_threshold"])
+        if not 0 <= found <= 1:
+            raise ValueError(found)
+        return found
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise UserError(f"{path}: damaged; remove it and evaluate the run again") from None
+
+
+def _was_sealed(recipe: str, folder: Path) -> bool:
+    """Whether this is the recipe of a finished run, which has lost its own."""
+    try:
+        sums = json.loads((folder / TRAINING).read_text("utf-8"))["files"]
+        return bool(sums["recipe.yaml"] == hashlib.sha256(recipe.encode()).hexdigest())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:
@@ -358,6 +396,15 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
     """
     path = folder / "recipe.yaml"
     text = dump_recipe(recipe)
+    if (
+        not path.is_file()
+        and newest_sealed(folder / "checkpoints")
+        and not _was_sealed(text, folder)
+    ):
+        raise UserError(
+            f"{path} is missing, and without it nothing tells whether what is here was trained so; bring it back, or "
+            "give --fresh to start again"
+        )
     begun = (folder / TRAINING).is_file() or any((folder / "checkpoints").glob("checkpoint-*"))
     if not begun:
         write_durably(path, text)

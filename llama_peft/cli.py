@@ -1,5 +1,6 @@
 """What both command lines share: plain log lines, one line and exit code 2 for a user's mistake."""
 
+import io
 import logging
 import os
 import shlex
@@ -20,6 +21,9 @@ def run(app: typer.Typer) -> None:
     and where disk or memory is full, 130 on Ctrl-C, 143 on SIGTERM; any other exception is a fault of ours.
     """
     _quiet_libraries()
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter gets its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:

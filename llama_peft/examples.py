@@ -240,6 +240,8 @@ def _texts(rows: _Rows, labels: Sequence[str], grouped: bool) -> Iterator[TextEx
     for row in range(len(rows)):
         raw = rows.cell(row, "label")
         name = _label_text(raw)
+        if broken(name):
+            rows.faults.add(row, "half a character (a surrogate) in the label", ascii(name))
         number = numbers.get(name)
         if number is None and counted and NUMBER.fullmatch(name) and 0 <= int(name) < len(labels):
             number = int(name)
@@ -292,10 +294,11 @@ def _answers(rows: _Rows, row: int, context: str) -> Iterator[Answer]:
     if pairs is None:
         rows.faults.add(row, "answers in no known form", raw)
         return
-    impossible = rows.table.impossible
-    if impossible is not None and impossible[row] and pairs:
+    marks = rows.table.impossible
+    impossible = rows.table.records[row].get("is_impossible") if marks is None else marks[row]
+    if impossible is True and pairs:
         rows.faults.add(row, "is_impossible is true, but there are answers")
-    if impossible is not None and not impossible[row] and not pairs:
+    if impossible is False and not pairs:
         rows.faults.add(row, "no answer, but is_impossible is not true")
     for text, start in pairs:
         if not text.strip():

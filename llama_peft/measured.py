@@ -88,6 +88,25 @@ def check_own(run: Path) -> None:
             f"{run / ZERO_SHOT}: measured on another base than the run was trained on; "
             f"measure again with: {command(run, ZERO_SHOT)}"
         )
+    _check_same_settings(run)
+
+
+def _check_same_settings(run: Path) -> None:
+    """Refuse a zero-shot of another prompt or precision than the tuned model's; what older results do not say is not held."""
+    before, after = (_settings(values(run, name)) for name in RESULTS)
+    for key in ("prompt", "quantization", "dtype"):
+        if key in before and key in after and before[key] != after[key]:
+            raise UserError(
+                f"{run / ZERO_SHOT}: measured with another {key} than the tuned model; "
+                f"measure again with: {command(run, ZERO_SHOT)}"
+            )
+
+
+def _settings(results: dict[str, Any]) -> dict[str, Any]:
+    """How the first task was measured; one file's tasks differ in their part alone."""
+    configs = results.get("configs")
+    found = next(iter(configs.values()), None) if isinstance(configs, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _trained(run: Path) -> tuple[list[str], str]:

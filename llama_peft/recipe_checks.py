@@ -1,5 +1,6 @@
 """What the keys of a recipe get wrong together, where each alone is valid."""
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -77,12 +78,34 @@ def _model_faults(recipe: Recipe) -> Rows:
         yield message, "prompt.verbalizers", "dataset.labels"
 
 
+def _not_regular(pattern: str) -> str | None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return str(error)
+    return None
+
+
 def _lora_faults(recipe: Recipe) -> Rows:
     lora = recipe.lora
     if lora is None:
         return
     if not lora.target_modules:
         yield "no layer gets an adapter", "lora.target_modules"
+    for key, patterns in (
+        ("target_modules", [lora.target_modules]),
+        ("exclude_modules", [lora.exclude_modules]),
+        ("rank_pattern", [*lora.rank_pattern]),
+        ("alpha_pattern", [*lora.alpha_pattern]),
+    ):
+        for pattern in patterns:
+            if isinstance(pattern, str) and (fault := _not_regular(pattern)):
+                yield f"{pattern!r} is no regular expression: {fault}", f"lora.{key}"
+    tokens = lora.trainable_token_indices
+    if tokens is not None and not all(
+        [tokens, *(tokens.values() if isinstance(tokens, dict) else [])]
+    ):
+        yield "names no token: remove it", "lora.trainable_token_indices"
     if isinstance(lora.target_modules, str) and lora.layers_to_transform is not None:
         keys = "lora.layers_to_transform", "lora.target_modules"
         yield "needs target_modules as a list of names", *keys

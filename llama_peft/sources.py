@@ -44,7 +44,10 @@ class Table:
 
 def read_file(path: str, data: Data) -> Table:
     """The rows of a local file, in the format that the recipe or the file's name says."""
-    file = Path(path).expanduser()
+    try:
+        file = Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"{path}: {error}") from None
     kind = FORMATS.get(file.suffix.lower()) if data.format == "auto" else data.format
     _check_file(path, file)
     if kind is None:
@@ -224,9 +227,10 @@ def _read_parquet(path: str, file: Path) -> Table:
 
     try:
         table = pyarrow.parquet.read_table(file)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        records = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read: {error}") from None
-    return _of_arrow(path, table.column_names, table.to_pylist())
+    return _of_arrow(path, table.column_names, records)
 
 
 def _of_arrow(

@@ -7,8 +7,10 @@ continues from the newest sealed checkpoint, and does nothing where the run is f
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,14 +59,18 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
             _set_aside(folder)
         if _is_main():
             checkpoint.write_recipe(recipe, folder)
-            if not finished:
-                _write_split(folder, dataset)
         if finished:
             checkpoint.read_facts(folder)
             log.info("%s is finished; --fresh trains it again", folder)
             return folder
+        if _is_main():
+            _write_split(folder, dataset)
         try:
             _fit(recipe, dataset, folder)
+        except Stopped:
+            if fresh and _is_main():
+                _bring_back(folder)
+            raise
         except Exception as error:
             if fresh and _is_main():
                 _bring_back(folder)
@@ -81,7 +87,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
 
 
 def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
-    from llama_peft.callbacks import SealCheckpoints, StopOnSignal
+    from llama_peft.callbacks import LogWhatIsSaved, SealCheckpoints, StopOnSignal
     from llama_peft.steady import named_mistake
 
     started = time.monotonic()
@@ -97,6 +103,7 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
         head = features.choose(recipe, base, rows, folder)
         recipe = recipe.model_copy(update={"head": head})
         base = backbone.load(recipe, recipe.task, len(dataset.labels))
+    fingerprint = checkpoint.base_fingerprint(recipe)
     model = attach(recipe, base)
     if _on_features(recipe):
         rows, model = _features(recipe, base, rows, folder)
@@ -107,17 +114,26 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
     if recipe.train.packing == "prefix_tree":
         _check_tree_rows(recipe, encoder, model, dataset.parts["train"])
     resumed = checkpoint.newest_sealed(folder / "checkpoints")
+    if resumed is not None and checkpoint.read_base(resumed) not in (None, fingerprint):
+        raise UserError(
+            f"{folder}: its checkpoints were trained on another {recipe.model.model_name_or_path} "
+            f"({checkpoint.read_base(resumed)}) than is there now ({fingerprint}); bring the old one back (from the Hub: "
+            "set model.revision), or give --fresh to start again"
+        )
     trainer.accelerator.wait_for_everyone()
     if _is_main():
         checkpoint.forget_newer(folder / "checkpoints", resumed)
     if resumed is not None:
         log.info("continuing from %s", resumed)
     earlier = checkpoint.read_spent(resumed)
-    trainer.add_callback(SealCheckpoints(recipe.train.save_total_limit, started, earlier))
+    seals = SealCheckpoints(recipe.train.save_total_limit, started, earlier, fingerprint)
+    trainer.add_callback(seals)
     stop = StopOnSignal()
     trainer.add_callback(stop)
+    trainer.add_callback(LogWhatIsSaved())
     try:
-        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        with redirect_stdout(sys.stderr):  # where the loss goes, so that `| head` ends no training
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     finally:
         stop.restore()
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
@@ -140,7 +156,7 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
             "resumed_from": None if resumed is None else resumed.name,
             "wall_seconds": time.monotonic() - started + earlier.seconds,
             "peak_memory_bytes": max(peak_memory(), earlier.peak_memory_bytes),
-            "base_fingerprint": checkpoint.base_fingerprint(recipe),
+            "base_fingerprint": fingerprint,
         }
         trained = base if recipe.lora is None else trainer.accelerator.unwrap_model(trainer.model)
         checkpoint.save_run(trained, recipe, folder, recipe.task, facts)
@@ -357,28 +373,48 @@ def _is_main() -> bool:
 
 
 def _set_aside(folder: Path) -> None:
-    """Move a run's files out of the way, and nothing where there is no run; its recipe goes last."""
-    if not (folder / "recipe.yaml").is_file():
+    """Move a run's files out of the way, and nothing where there is no run; its recipe goes last.
+
+    An earlier try that was killed before it had anything to keep gives the run before it back first.
+    """
+    _bring_back(folder)
+    begun = checkpoint.newest_sealed(folder / "checkpoints") is not None
+    if not (
+        begun or any((folder / name).is_file() for name in ("recipe.yaml", checkpoint.TRAINING))
+    ):
         return
-    aside = folder / _ASIDE
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    for name in reversed(_RUN_FILES):
-        if (folder / name).exists():
+    with (
+        only_process(folder / "tuned", "evaluating")
+        if (folder / "tuned").is_dir()
+        else nullcontext()
+    ):
+        aside = folder / _ASIDE
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        for name in reversed(_files_of(folder)):
             (folder / name).rename(aside / name)
+
+
+def _files_of(folder: Path) -> list[str]:
+    """The names of a run's own files, measurements of its weights under other names with them."""
+    measured = sorted(path.name for path in folder.glob("tuned-*") if path.is_dir())
+    return [name for name in (*_RUN_FILES, *measured) if (folder / name).exists()]
 
 
 def _bring_back(folder: Path) -> None:
     """Put the earlier run back where the new one failed before it had anything to keep."""
     aside = folder / _ASIDE
-    if not aside.is_dir() or checkpoint.newest_sealed(folder / "checkpoints") is not None:
+    kept = (folder / checkpoint.TRAINING).is_file() or checkpoint.newest_sealed(
+        folder / "checkpoints"
+    )
+    if kept or not aside.is_dir():
         return
-    for name in _RUN_FILES:
+    for name in _files_of(folder):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
-        if (aside / name).exists():
-            (aside / name).rename(path)
-    aside.rmdir()
+            path.unlink()
+    for name in _files_of(aside):
+        (aside / name).rename(folder / name)
+    shutil.rmtree(aside)

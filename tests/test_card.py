@@ -39,7 +39,7 @@ def measured(
     }
     results = {
         "results": {f"sst2-head_{part}": classification_results(said, GOLDS, LABELS)},
-        "configs": {f"sst2-head_{part}": {"labels": LABELS}},
+        "configs": {f"sst2-head_{part}": {"labels": LABELS, "dtype": None}},
         "config": {"recipe": "sst2-head", "model_kind": kind, **facts},
         "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
         "git_hash": "0123abc",
@@ -225,6 +225,12 @@ def test_half_a_measurement_is_none(run: Path, tmp_path: Path, missing: str) -> 
         ("tuned", {"adapter_sha256": "0" * 64}, "other weights", "--model RUN --output RUN/tuned"),
         ("tuned", {"adapter_sha256": None}, "other weights", "--model RUN --output RUN/tuned"),
         ("zero-shot", {"base_revision": "0" * 40}, "another base", "--task RUN/recipe.yaml"),
+        (
+            "zero-shot",
+            {"configs": {"sst2-head_official": {"labels": LABELS, "dtype": "float16"}}},
+            "dtype",
+            "--task",
+        ),
         ("zero-shot", {"config": {"model_kind": "4-shot verbalizer"}}, "is of 4-shot", "--task"),
         ("zero-shot", {"config": {"model_kind": "classification head"}}, "no zero-shot", "--task"),
     ],

@@ -53,6 +53,30 @@ def test_the_newest_whole_checkpoint_is_taken(
     assert checkpoint.newest_sealed(tmp_path / "none") is None
 
 
+def test_links_and_odd_names_among_checkpoints_hurt_nothing(tmp_path: Path) -> None:
+    """An old one moved to another disk, and what only looks like one."""
+    for step in (1, 2, 3):
+        folder_of(tmp_path / f"run/checkpoint-{step}")
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.move(run / "checkpoint-1", elsewhere)
+    (run / "checkpoint-1").symlink_to(elsewhere)
+    (run / "checkpoint-99").symlink_to("/etc")
+    (run / "checkpoint-\u00b2").mkdir()
+    newest = checkpoint.newest_sealed(run)
+    assert newest == run / "checkpoint-3"
+    checkpoint.forget_newer(run, newest)
+    checkpoint.rotate(run, 1, best=None)
+    assert {path.name for path in run.iterdir()} == {"checkpoint-3", "checkpoint-\u00b2"}
+    assert checkpoint.is_sealed(elsewhere)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-5", "1e999", "null", '"x"', "1.5"])
+def test_a_threshold_that_is_no_probability_is_damaged(tmp_path: Path, value: str) -> None:
+    (tmp_path / checkpoint.THRESHOLD).write_text(f'{{"no_answer_threshold": {value}}}')
+    with pytest.raises(UserError, match="damaged; remove it"):
+        checkpoint.no_answer_threshold(tmp_path)
+
+
 def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
         folder_of(tmp_path / f"checkpoint-{step}")

@@ -66,6 +66,7 @@ BAD_WORDS = [
     (eval_app, ["compare", "/no/such/results"], "/no/such/results"),
     (app, ["train", "x" * 300 + ".yaml"], "too long"),
     (app, ["predict", "/no/such/run", os.fsdecode(b"caf\xe9")], "not UTF-8 text"),
+    (eval_app, ["run", "--task", "tiny-sst2", "--data", ""], "--data is empty"),
     (app, ["trian", "tiny-sst2"], "'train'"),
     (app, ["train"], "'recipe'"),
     (app, ["train", "tiny-sst2", "--nothing"], "--nothing"),
@@ -82,6 +83,17 @@ def test_mistakes_are_one_message(
     fragment: str,
 ) -> None:
     assert fragment in fails(capsys, monkeypatch, which, *words)
+
+
+def test_a_terminal_that_lacks_a_letter_gets_its_number(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,caf\u00e9\nb,th\u00e9\n", "utf-8")
+    both = f"dataset.parts={{train: {tmp_path / 'a.csv'}, test: {tmp_path / 'a.csv'}}}"
+    words = ["validate", "tiny-sst2", *FILE[:-1], both, "dataset.validation_size=0"]
+    words.append("prompt.verbalizers=[a, b]")
+    command = [sys.executable, "-m", "llama_peft", *words]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=ROOT, env=ascii_only, capture_output=True, text=True)
+    assert "caf\\xe9" in done.stdout and "Traceback" not in done.stderr, done.stderr
 
 
 def test_a_mistake_in_a_real_process() -> None:

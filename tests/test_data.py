@@ -221,9 +221,28 @@ BAD_TEXTS: list[tuple[str, object, str]] = [
     ),
     ("a.json", [{"text": "a", "label": [1]}, {"text": "b", "label": 1}], "label not among 1 (f"),
     ("a.json", '[{"text": "\\ud800", "label": 0}]', "half a character (a surrogate) in the text"),
+    (
+        "a.json",
+        '[{"text": "a", "label": "\\ud800"}]',
+        "half a character (a surrogate) in the label",
+    ),
     ("a.jsonl", '{"text": "a", "label": 0}\n{"text"\n', "line 2: not valid JSON"),
     ("a.parquet", b"PAR1 but not really", "not a Parquet file that can be read"),
 ]
+
+
+def test_what_arrow_holds_and_python_cannot_is_one_line(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    day = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    table = pyarrow.table({"text": ["a"], "label": ["b"], "day": day})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert "not a Parquet file that can be read" in refusal(whole(tmp_path / "a.parquet"))
+
+
+def test_a_home_that_nobody_has_is_one_line() -> None:
+    assert "~nobody-here/a.csv: " in refusal(whole("~nobody-here/a.csv"))
 
 
 @pytest.mark.parametrize(("name", "content", "fragment"), BAD_TEXTS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +220,12 @@ BAD_KEYS: list[tuple[str, str]] = [
     ("lora: {init_lora_weights: eva}", "gaussian, olora, orthogonal, pissa or pissa_niter_"),
     ("lora: {init_lora_weights: pissa}", "pissa needs a base that is not quantised"),
     ("lora: {target_modules: all-linear, layers_to_transform: 1}", "needs target_modules as a li"),
+    ("lora: {target_modules: '('}", "lora.target_modules: '(' is no regular expression: missing )"),
+    ("lora: {exclude_modules: '('}", "lora.exclude_modules: '(' is no regular expression"),
+    ("lora: {rank_pattern: {'(': 4}}", "lora.rank_pattern: '(' is no regular expression"),
+    ("lora: {alpha_pattern: {'[': 4}}", "lora.alpha_pattern: '[' is no regular expression"),
+    ("lora: {trainable_token_indices: []}", "lora.trainable_token_indices: names no token"),
+    ("lora: {trainable_token_indices: {embed_tokens: []}}", "names no token: remove it"),
     ("lora: {layers_pattern: h}", "lora.layers_pattern: needs layers_to_transform"),
     (
         "lora: {modules_to_save: [embed_tokens], trainable_token_indices: [1]}",
@@ -524,7 +531,9 @@ recipes = st.fixed_dictionaries(
         "lora": st.none()
         | st.fixed_dictionaries(
             {
-                "rank_pattern": st.dictionaries(texts, st.integers(1, 99), max_size=2),
+                "rank_pattern": st.dictionaries(
+                    texts.map(re.escape), st.integers(1, 99), max_size=2
+                ),
                 "init_lora_weights": st.booleans() | st.just("gaussian"),
             }
         )

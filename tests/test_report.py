@@ -199,6 +199,12 @@ def spoil(path: Path, change) -> None:
     path.write_text(change(path.read_text("utf-8")), "utf-8")
 
 
+def spoilt_interval(text, bad):
+    spoilt, count = re.subn(r'("accuracy_ci95": )\[[^]]*\]', rf"\g<1>{bad}", text)
+    assert count
+    return spoilt
+
+
 @pytest.mark.parametrize(
     ("name", "change", "fault"),
     [
@@ -208,6 +214,16 @@ def spoil(path: Path, change) -> None:
         ("results.json", lambda text: "{}", "is damaged (results: Field required)"),
         ("results.json", lambda text: text.replace('"labels"', '"names"'), "is damaged"),
         ("results.json", lambda text: text.replace('"accuracy": 0.8', '"accuracy": 0.9'), "0.9"),
+        ("results.json", lambda text: text.replace('"accuracy": 0.8', '"accuracy": NaN'), "nan"),
+        *(
+            ("results.json", lambda text, bad=bad: spoilt_interval(text, bad), "accuracy_ci95 of")
+            for bad in ("null", "[1]", '"x"', "[NaN, 1.0]", "[0.9, 0.1]")
+        ),
+        (
+            "results.json",
+            lambda text: text.replace('"trainable": 4096', '"trainable": "x"'),
+            "is damaged",
+        ),
         (
             "results.json",
             lambda text: text.replace('"positive"', '"other"'),

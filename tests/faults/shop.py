@@ -202,7 +202,6 @@ class Shop:
         shutil.copytree(self.reference(kind), folder / "runs" / "run")
         run = folder / "runs" / "run"
         (run / "training.json").unlink()
-        (run / "recipe.yaml").unlink()
         shutil.rmtree(run / "adapter", ignore_errors=True)
         (run / "head.safetensors").unlink(missing_ok=True)
         return self.write(self.recipe(kind, folder), folder), run

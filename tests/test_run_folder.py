@@ -1,0 +1,193 @@
+"""A run folder between commands: started again, half lost, on another base; what is finished stays, and says what it is of."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+
+from eval import harness
+from eval.job import make_job
+from llama_peft import checkpoint
+from llama_peft import train as training
+from llama_peft.lock import only_process
+from llama_peft.recipe import Recipe, Stopped, UserError, dump_recipe, load_recipe
+
+STEPS = 6
+
+
+@pytest.fixture
+def base(make_base: Callable[..., Path], tmp_path: Path) -> Path:
+    """A copy to be changed."""
+    return Path(shutil.copytree(make_base(), tmp_path / "base"))
+
+
+@pytest.fixture
+def recipe_in(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> Callable[..., Recipe]:
+    def make(name: str, **train: Any) -> Recipe:
+        keys = {"output_dir": str(tmp_path / name), "max_steps": STEPS, "eval_steps": 2}
+        return make_recipe("classification", base, train=keys | train)
+
+    return make
+
+
+def cut_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The training dies right after the checkpoint of a step is sealed; at 0, before it begins."""
+    from llama_peft.callbacks import SealCheckpoints
+
+    plain = SealCheckpoints.on_save
+
+    def on_save(self: Any, args: Any, state: Any, *rest: Any, **keys: Any) -> None:
+        plain(self, args, state, *rest, **keys)
+        if state.global_step == step:
+            raise Stopped(15)
+
+    monkeypatch.setattr(SealCheckpoints, "on_save", on_save)
+
+
+def head_of(run: Path) -> bytes:
+    return (run / "head.safetensors").read_bytes()
+
+
+def test_another_base_is_no_base_to_go_on_with(
+    recipe_in: Callable[..., Recipe], base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_in("run")
+    cut_after(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        training.train(recipe)
+    monkeypatch.undo()
+    config = (base / "config.json").read_text()
+    (base / "config.json").write_text(json.dumps(json.loads(config) | {"rms_norm_eps": 0.5}))
+    with pytest.raises(UserError, match=r"its checkpoints were trained on another .*--fresh"):
+        training.train(recipe)
+    (base / "config.json").write_text(config)
+    assert checkpoint.read_facts(training.train(recipe))["resumed_from"] == "checkpoint-2"
+
+
+def test_another_tokenizer_is_another_base(
+    recipe_in: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    run = training.train(recipe_in("run"))
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    first, last = list(words)[30], list(words)[-1]
+    words[first], words[last] = words[last], words[first]
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match="was trained on another"):
+        harness.run(make_job(None, str(run), None, None, None, tmp_path / "out", []))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_fresh_that_is_cut_off_before_it_has_anything_costs_no_finished_run(
+    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """By Ctrl-C the finished run comes back at once; after a kill, when it is started again."""
+    run = training.train(recipe_in("run"))
+    before = head_of(run)
+
+    def stop(*_: Any) -> None:
+        raise Stopped(2)
+
+    for dead in (killed, False):
+        with monkeypatch.context() as context:
+            context.setattr(training, "_fit", stop)
+            if dead:  # nothing of ours runs any more
+                context.setattr(training, "_bring_back", lambda folder: None)
+            with pytest.raises(Stopped):
+                training.train(recipe_in("run", seed=7), fresh=True)
+        assert (run / "head.safetensors").exists() != dead
+    assert head_of(run) == before and checkpoint.read_facts(run)
+    assert load_recipe(run / "recipe.yaml").train.seed != 7
+    assert head_of(training.train(recipe_in("run", seed=7), fresh=True)) != before
+
+
+def test_without_its_recipe_a_run_is_not_taken_for_one_of_another(
+    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training.train(recipe_in("run"))
+    right, before = (run / "recipe.yaml").read_bytes(), head_of(run)
+    (run / "recipe.yaml").unlink()
+    with pytest.raises(UserError, match=r"recipe\.yaml is missing.*--fresh"):
+        training.train(recipe_in("run", learning_rate=1e-5))
+    assert training.train(recipe_in("run")) == run and (run / "recipe.yaml").read_bytes() == right
+    (run / "recipe.yaml").unlink()
+    (run / "training.json").unlink()
+    with pytest.raises(UserError, match=r"recipe\.yaml is missing"):
+        training.train(recipe_in("run", learning_rate=1e-5))
+    facts = checkpoint.read_facts(
+        training.train(recipe_in("run", learning_rate=1e-5, seed=3), fresh=True)
+    )
+    assert facts["resumed_from"] is None and head_of(run) != before
+
+
+def test_fresh_takes_every_measurement_of_the_old_weights_away(
+    recipe_in: Callable[..., Recipe],
+) -> None:
+    run = training.train(recipe_in("run"))
+    for words in ((5, []), (None, ["dataset.max_eval_samples=3"]), (None, [])):
+        harness.run(make_job(None, str(run), None, None, words[0], None, words[1]))
+    measured = {path.name for path in run.glob("tuned*")}
+    assert measured == {"tuned", "tuned-limit-5", "tuned-max_eval_samples-3"}, "each its own"
+    training.train(recipe_in("run", seed=7), fresh=True)
+    assert not [*run.glob("tuned*")]
+
+
+def test_fresh_waits_for_no_evaluation_and_disturbs_none(
+    recipe_in: Callable[..., Recipe],
+) -> None:
+    run = training.train(recipe_in("run"))
+    before = head_of(run)
+    with (
+        only_process(run / "tuned", "evaluating"),
+        pytest.raises(UserError, match=f"tuned: process {os.getpid()} is evaluating here"),
+    ):
+        training.train(recipe_in("run", seed=7), fresh=True)
+    assert head_of(run) == before
+
+
+def test_a_resumed_run_logs_the_losses_of_one_that_was_not(
+    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those between the last log and the checkpoint, which Trainer forgets."""
+    keys = {"logging_steps": 5, "max_steps": 9, "eval_steps": 3}
+    whole = training.train(recipe_in("whole", **keys))
+    cut_after(monkeypatch, 6)
+    with pytest.raises(Stopped):
+        training.train(recipe_in("cut", **keys))
+    monkeypatch.undo()
+    cut = training.train(recipe_in("cut", **keys))
+
+    def losses(run: Path) -> list[tuple[int, float]]:
+        lines = [json.loads(line) for line in (run / "history.jsonl").open()]
+        return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+    assert losses(cut) == losses(whole) and losses(whole)[-1][0] == 9
+    one, other = (checkpoint.read_facts(run)["train_loss"] for run in (whole, cut))
+    assert one == pytest.approx(other, rel=1e-9)
+
+
+def test_a_reader_that_leaves_ends_no_training(
+    recipe_in: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """As in `llama-peft train RECIPE | head`."""
+    recipe = recipe_in("run", logging_steps=1)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    reading, writing = os.pipe()
+
+    def leave() -> None:
+        os.close(reading)
+        sys.stdout = os.fdopen(writing, "w", buffering=1)
+
+    child = forked.start(["train", str(tmp_path / "recipe.yaml")], tmp_path / "log", hook=leave)
+    os.close(reading)
+    os.close(writing)
+    os.waitpid(child, 0)
+    assert checkpoint.read_facts(tmp_path / "run")["steps"] == STEPS, (tmp_path / "log").read_text()
