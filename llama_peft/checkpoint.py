@@ -374,7 +374,7 @@ def no_answer_threshold(folder: Path) -> float:
         return 0.5
     try:
         found = float(json.loads(path.read_text("utf-8"))["no_answer_threshold"])
-        if not 0 <= found <= 1:
+        if not -1 <= found <= 1:  # below every probability where answering nothing is best
             raise ValueError(found)
         return found
     except (ValueError, KeyError, TypeError, OverflowError):

@@ -125,7 +125,7 @@ def test_span_threshold_is_fitted_on_validation_and_kept(
         found = json.loads(line)
         silent = found["no_answer_probability"] > kept["no_answer_threshold"]
         assert found["prediction"] == ("" if silent else found["raw"])
-    (folder / "threshold.json").write_text(json.dumps(kept | {"no_answer_threshold": 2.0}))
+    (folder / "threshold.json").write_text(json.dumps(kept | {"no_answer_threshold": 1.0}))
     harness.run(job_for(recipe, folder, tmp_path / "again"))
     lines = (tmp_path / "again/predictions.jsonl").read_text().splitlines()
     assert all(json.loads(line)["prediction"] == json.loads(line)["raw"] for line in lines)
@@ -145,7 +145,7 @@ def test_a_threshold_is_of_its_validation_examples_and_settings(
     assert not (folder / "threshold.json").exists()
     full = harness.run(job_for(recipe, folder, tmp_path / "full"))
     fitted = (folder / "threshold.json").read_text()
-    stale = json.loads(fitted) | {"no_answer_threshold": 7.0, "fitted_for": "another"}
+    stale = json.loads(fitted) | {"no_answer_threshold": 0.999, "fitted_for": "another"}
     (folder / "threshold.json").write_text(json.dumps(stale))
     again = harness.run(job_for(recipe, folder, tmp_path / "again"))
     assert (folder / "threshold.json").read_text() == fitted

@@ -131,7 +131,6 @@ def test_resume_is_bit_identical(
     whole = training.train(four_steps(tmp_path / "whole"))
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)
-    (cut / "recipe.yaml").unlink()
     for name in ("training.json", "adapter", "head.safetensors", "checkpoints/checkpoint-4"):
         path = cut / name
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -173,7 +172,6 @@ def test_resume_in_a_later_epoch_takes_up_its_order(
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)
     for name in (
-        "recipe.yaml",
         "training.json",
         "adapter",
         "head.safetensors",
