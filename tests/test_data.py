@@ -379,7 +379,10 @@ def test_questions_come_from_csv_and_parquet_too(tmp_path: Path) -> None:
     assert [e.answers for e in train_of(whole(parquet, "extractive_qa"))] == [ROME, ()]
 
 
+FLAT = {"id": "q", "context": "Ada built it.", "question": "Who?"}
 BAD_QUESTIONS: list[tuple[Any, str]] = [
+    ([FLAT | {"answers": ["Ada"], "is_impossible": True}], "is_impossible is true, but there are"),
+    ([FLAT | {"answers": [], "is_impossible": False}], "no answer, but is_impossible is not true"),
     (nested([{"text": "Rome", "answer_start": 12}]), "an answer is not at its offset (first: ques"),
     (nested([{"text": "Rome", "answer_start": -16}]), "an answer is not at its offset"),
     (nested([{"text": "Rome", "answer_start": 1300}]), "an answer is not at its offset"),
