@@ -21,7 +21,7 @@ def faults(full: bool) -> Iterator[Fault]:
     for number in range(10 if full else 1):
         yield from _evaluation_chain("generative + LoRA" if number % 2 else "span + LoRA", number)
     for kind in KINDS if full else FEW:
-        yield from _at_writes(kind, 24 if full else 2)
+        yield from _at_writes(kind, 24 if full else 6)
     yield from _evaluation_at_writes(10 if full else 1)
     for kind in KINDS if full else FEW[:1]:
         for number in (signal.SIGINT, signal.SIGTERM) if full else (signal.SIGTERM,):
@@ -127,19 +127,25 @@ def _evaluation_chain(kind: str, chain: int) -> Iterator[Fault]:
 
 
 def _at_writes(kind: str, at_most: int) -> Iterator[Fault]:
-    """A death before each of the calls that save, seal, rotate, cache and export."""
+    """A death before each of the calls that save, seal, rotate, cache and export, where one checkpoint is kept."""
+    few = {"save_total_limit": 1}
 
     def inflict(shop: Shop, folder: Path, place: int) -> Seen:
         counted = shop.root / f"calls {kind}"
         if not counted.is_file():
             other = shop.root / f"counting {kind}"
-            words = shop.write(shop.recipe(kind, other), other)
+            words = shop.write(shop.recipe(kind, other, train=few), other)
             shop.run(words, hook=DeadlyCalls(0, counted))
         number = list(even(int(counted.read_text()), at_most))[place]
-        words = shop.write(shop.recipe(kind, folder), folder)
-        done = shop.run(words, hook=DeadlyCalls(number, counted))
+        words = shop.write(shop.recipe(kind, folder, train=few), folder)
+        done = shop.run(words, hook=DeadlyCalls(number, counted, folder / "sealed"))
         if done.code != -signal.SIGKILL:
             return Seen("wrong", f"it did not die, but exited with {done.code}")
+        sealed = folder / "sealed"
+        newest = int(sealed.read_text().split()[-1]) if sealed.is_file() else 0
+        left = newest_step(folder / "runs/run")
+        if left < newest:
+            return Seen("lost", f"step {newest} was sealed, {left} is left")
         return shop.undone(kind, words, folder, f"died before call {number}")
 
     for place in range(at_most):
