@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from llama_peft.checkpoint import THRESHOLD
@@ -228,17 +229,23 @@ def _no_override() -> None:
     assert libc.capset(header, sets) == 0
 
 
+@contextmanager
+def _only_to_read(place: Path) -> Iterator[None]:
+    place.chmod(READ_ONLY)
+    try:
+        yield
+    finally:
+        place.chmod(USUAL)
+
+
 def _read_only_start(name: str, kind: str) -> Fault:
     def inflict(shop: Shop, folder: Path) -> Seen:
         shop.reference(kind)
         words = shop.write(shop.recipe(kind, folder), folder)
         place = folder / name
         place.mkdir(parents=True)
-        place.chmod(READ_ONLY)
-        try:
+        with _only_to_read(place):
             seen = shop.refused(shop.run(words, hook=_no_override), folder)
-        finally:
-            place.chmod(USUAL)
         return seen if seen.verdict != "right" else shop.undone(kind, words, folder, seen.message)
 
     return Fault("storage", f"{name} is read-only from the start", inflict)
@@ -289,12 +296,9 @@ def _read_only_evaluation() -> Fault:
         expected = shop.tuned(kind)
         out = folder / "out"
         out.mkdir(parents=True)
-        out.chmod(READ_ONLY)
         words = ["run", "--model", str(expected.parent), "--output", str(out)]
-        try:
+        with _only_to_read(out):
             seen = shop.refused(shop.run(words, "eval", _no_override))
-        finally:
-            out.chmod(USUAL)
         if seen.verdict != "right":
             return seen
         return shop.measured(words, folder / "out", expected, seen.message)
@@ -311,12 +315,9 @@ def _read_only_run() -> Fault:
         run = folder / "run"
         shutil.copytree(shop.reference(kind), run)
         (run / THRESHOLD).unlink()
-        run.chmod(READ_ONLY)
         words = ["run", "--model", str(run), "--output", str(folder / "out")]
-        try:
+        with _only_to_read(run):
             done = shop.run(words, "eval", _no_override)
-        finally:
-            run.chmod(USUAL)
         told = [line for line in done.text.splitlines() if "threshold is not kept" in line]
         if not told or (run / THRESHOLD).exists():
             return Seen("wrong", done.last_line)
