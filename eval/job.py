@@ -14,7 +14,6 @@ Kind = Literal["run", "adapter", "causal", "classifier", "reader"]
 MEASURED = ("eval.", "dataset.", "train.per_device_eval_batch_size")
 """Keys that a measurement of a run may choose, by their beginnings."""
 _CHOOSING = ("eval.splits", "eval.limit")
-_OTHERWISE = ("dataset.", "eval.num_fewshot", "eval.fewshot_from", "eval.max_", "eval.n_best_size")
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -158,9 +157,9 @@ def _what_differs(
     if limit != plain.eval.limit:
         yield f"limit-{limit}" if limit else "no-limit"
     if own is not None and own.is_file():  # what else a measurement of the run chose
-        yield from (
-            slug(text.partition(".")[2])[:60] for text in overrides if text.startswith(_OTHERWISE)
-        )
+        for text in map(str.strip, overrides):
+            if text.startswith(("eval.", "dataset.")) and not text.startswith(_CHOOSING):
+                yield slug(text.partition(".")[2])[:60]
 
 
 def slug(model: str) -> str:

@@ -354,9 +354,7 @@ def _check_names(model: "PreTrainedModel", lora: Lora) -> None:
         ("exclude_modules", excluded),
     ):
         for name in names:
-            if not any(
-                module.split(".")[-1] == name or module.endswith(name) for module in modules
-            ):
+            if not any(module.endswith(name) for module in modules):
                 raise UserError(f"lora.{key}: {name!r} is no module of this model")
     saved = [
         module

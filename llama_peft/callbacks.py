@@ -67,12 +67,10 @@ class LogWhatIsSaved(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if (
-            control.should_save
-            or control.should_training_stop
-            or state.global_step >= state.max_steps
-        ):
+        if control.should_save or control.should_training_stop:
             control.should_log = True
+
+    on_epoch_end = on_step_end
 
 
 class StopOnSignal(TrainerCallback):

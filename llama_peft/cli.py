@@ -97,9 +97,8 @@ def _command() -> str:
 def _quiet_libraries() -> None:
     """Our own lines at INFO; of the libraries only what needs attention. Set before they are imported."""
     main = os.environ.get("RANK", "0") == "0"
-    logging.raiseExceptions = (
-        False  # a line that a full disk does not take is no reason for a traceback
-    )
+    # A line that a full disk does not take is no reason for a traceback.
+    logging.raiseExceptions = False
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     for name in ("llama_peft", "eval"):
         logging.getLogger(name).setLevel(logging.INFO if main else logging.ERROR)

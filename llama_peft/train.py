@@ -33,7 +33,7 @@ _NOT_ARGUMENTS = {
     "output_dir", "max_length", "doc_stride", "packing", "eval_steps", "save_total_limit",
     "early_stopping_patience",
 }  # fmt: skip
-_ASIDE = ".previous"
+_ASIDE, _MOVING = ".previous", ".previous.partial"
 _RUN_FILES = (
     "recipe.yaml", "split.json", data.RECORD, "history.jsonl", "checkpoints", "adapter", "head.safetensors",
     "head.json", checkpoint.TRAINING, checkpoint.THRESHOLD, "tuned", "comparison.json", "report.html", "README.md",
@@ -47,6 +47,8 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
     """
     folder = Path(recipe.run_folder)
     with only_process(folder, "training", hold=_is_main()):
+        if _is_main():
+            _bring_back(folder)
         preflight.check(recipe, long=True)
         if recipe.hub.push_to_hub and _is_main():
             hub.check_before_training(recipe)
@@ -67,11 +69,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
             _write_split(folder, dataset)
         try:
             _fit(recipe, dataset, folder)
-        except Stopped:
-            if fresh and _is_main():
-                _bring_back(folder)
-            raise
-        except Exception as error:
+        except BaseException as error:
             if fresh and _is_main():
                 _bring_back(folder)
             reason = disk_trouble(error)
@@ -104,6 +102,13 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
         recipe = recipe.model_copy(update={"head": head})
         base = backbone.load(recipe, recipe.task, len(dataset.labels))
     fingerprint = checkpoint.base_fingerprint(recipe)
+    resumed = checkpoint.newest_sealed(folder / "checkpoints")
+    if resumed is not None and checkpoint.read_base(resumed) not in (None, fingerprint):
+        raise UserError(
+            f"{folder}: its checkpoints were trained on another {recipe.model.model_name_or_path} "
+            f"({checkpoint.read_base(resumed)}) than is there now ({fingerprint}); bring the old one back (from the Hub: "
+            "set model.revision), or give --fresh to start again"
+        )
     model = attach(recipe, base)
     if _on_features(recipe):
         rows, model = _features(recipe, base, rows, folder)
@@ -113,13 +118,6 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
         trainer = build_trainer(recipe, model, encoder, rows["train"], rows["validation"], folder)
     if recipe.train.packing == "prefix_tree":
         _check_tree_rows(recipe, encoder, model, dataset.parts["train"])
-    resumed = checkpoint.newest_sealed(folder / "checkpoints")
-    if resumed is not None and checkpoint.read_base(resumed) not in (None, fingerprint):
-        raise UserError(
-            f"{folder}: its checkpoints were trained on another {recipe.model.model_name_or_path} "
-            f"({checkpoint.read_base(resumed)}) than is there now ({fingerprint}); bring the old one back (from the Hub: "
-            "set model.revision), or give --fresh to start again"
-        )
     trainer.accelerator.wait_for_everyone()
     if _is_main():
         checkpoint.forget_newer(folder / "checkpoints", resumed)
@@ -358,8 +356,8 @@ def _with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
 def _write_split(folder: Path, dataset: data.Dataset) -> None:
     """Record the ids of each part. Refuses to go on with a run whose data have changed since its checkpoints."""
     path, text = folder / data.RECORD, data.record_text(dataset)
-    begun = checkpoint.newest_sealed(folder / "checkpoints") is not None
-    if begun and path.is_file() and path.read_text("utf-8").split()[:1] != text.split()[:1]:
+    changed = path.is_file() and path.read_text("utf-8").split()[:1] != text.split()[:1]
+    if changed and checkpoint.newest_sealed(folder / "checkpoints") is not None:
         raise UserError(
             f"{folder}: the data are not those that its checkpoints were trained on; bring the old ones back, or give "
             "--fresh to start again"
@@ -373,26 +371,19 @@ def _is_main() -> bool:
 
 
 def _set_aside(folder: Path) -> None:
-    """Move a run's files out of the way, and nothing where there is no run; its recipe goes last.
-
-    An earlier try that was killed before it had anything to keep gives the run before it back first.
-    """
-    _bring_back(folder)
+    """Move a run's files out of the way, and nothing where there is no run."""
     begun = checkpoint.newest_sealed(folder / "checkpoints") is not None
-    if not (
-        begun or any((folder / name).is_file() for name in ("recipe.yaml", checkpoint.TRAINING))
-    ):
+    known = any((folder / name).is_file() for name in ("recipe.yaml", checkpoint.TRAINING))
+    if not (begun or known):
         return
-    with (
-        only_process(folder / "tuned", "evaluating")
-        if (folder / "tuned").is_dir()
-        else nullcontext()
-    ):
-        aside = folder / _ASIDE
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        for name in reversed(_files_of(folder)):
-            (folder / name).rename(aside / name)
+    measured = folder / "tuned"
+    with only_process(measured, "evaluating") if measured.is_dir() else nullcontext():
+        shutil.rmtree(folder / _ASIDE, ignore_errors=True)
+        moving = folder / _MOVING
+        moving.mkdir()
+        for name in _files_of(folder):
+            (folder / name).rename(moving / name)
+        moving.rename(folder / _ASIDE)
 
 
 def _files_of(folder: Path) -> list[str]:
@@ -402,12 +393,14 @@ def _files_of(folder: Path) -> list[str]:
 
 
 def _bring_back(folder: Path) -> None:
-    """Put the earlier run back where the new one failed before it had anything to keep."""
-    aside = folder / _ASIDE
-    kept = (folder / checkpoint.TRAINING).is_file() or checkpoint.newest_sealed(
-        folder / "checkpoints"
-    )
-    if kept or not aside.is_dir():
+    """Put the earlier run back where the new one ended, by a mistake, a stop or a kill, before it had anything to keep."""
+    _finish_move(folder)
+    finished = (folder / checkpoint.TRAINING).is_file()
+    if (
+        finished
+        or not (folder / _ASIDE).is_dir()
+        or checkpoint.newest_sealed(folder / "checkpoints")
+    ):
         return
     for name in _files_of(folder):
         path = folder / name
@@ -415,6 +408,14 @@ def _bring_back(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-    for name in _files_of(aside):
-        (aside / name).rename(folder / name)
-    shutil.rmtree(aside)
+    (folder / _ASIDE).rename(folder / _MOVING)
+    _finish_move(folder)
+
+
+def _finish_move(folder: Path) -> None:
+    """What lies here between two places, as a kill leaves it, belongs in the run folder."""
+    moving = folder / _MOVING
+    if moving.is_dir():
+        for name in _files_of(moving):
+            (moving / name).rename(folder / name)
+        shutil.rmtree(moving)

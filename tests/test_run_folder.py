@@ -109,6 +109,45 @@ def test_fresh_that_is_cut_off_before_it_has_anything_costs_no_finished_run(
     assert head_of(training.train(recipe_in("run", seed=7), fresh=True)) != before
 
 
+def test_a_kill_between_two_moves_of_fresh_loses_nothing(
+    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the way out as on the way back."""
+    run = training.train(recipe_in("run"))
+    harness.run(make_job(None, str(run), None, None, None, None, []))
+
+    def contents() -> dict[str, bytes]:
+        return {
+            str(path.relative_to(run)): path.read_bytes()
+            for path in run.rglob("*")
+            if path.is_file() and path.name not in (".lock", ".holder")
+        }
+
+    before, plain, moves = contents(), Path.rename, 0
+    while True:
+        moves += 1
+        left = moves
+
+        def rename(self: Path, target: Path) -> Path:
+            nonlocal left
+            if {".previous", ".previous.partial"} & {*self.parts, *Path(target).parts}:
+                left -= 1
+                if left < 0:
+                    raise KeyboardInterrupt  # and every later one: the process is dead
+            return plain(self, target)
+
+        with monkeypatch.context() as context:
+            context.setattr(Path, "rename", rename)
+            context.setattr(training, "_fit", lambda *_: 1 / 0)
+            with pytest.raises((KeyboardInterrupt, ZeroDivisionError)) as error:
+                training.train(recipe_in("run", seed=7), fresh=True)
+        training.train(recipe_in("run"))  # finds it finished
+        assert contents() == before, moves
+        if error.type is ZeroDivisionError:
+            break
+    assert moves > 15
+
+
 def test_without_its_recipe_a_run_is_not_taken_for_one_of_another(
     recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,11 +192,13 @@ def test_fresh_waits_for_no_evaluation_and_disturbs_none(
     assert head_of(run) == before
 
 
+@pytest.mark.parametrize("often", [3, None], ids=["steps", "epochs"])
 def test_a_resumed_run_logs_the_losses_of_one_that_was_not(
-    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, often: int | None
 ) -> None:
     """Also those between the last log and the checkpoint, which Trainer forgets."""
-    keys = {"logging_steps": 5, "max_steps": 9, "eval_steps": 3}
+    keys = {"logging_steps": 5, "max_steps": 9, "eval_steps": often}
+    keys["per_device_train_batch_size"] = 8  # three steps an epoch
     whole = training.train(recipe_in("whole", **keys))
     cut_after(monkeypatch, 6)
     with pytest.raises(Stopped):
