@@ -33,7 +33,15 @@ def only_process(folder: Path, doing: str, hold: bool = True) -> Iterator[None]:
             finally:
                 holder.unlink(missing_ok=True)
     except Timeout:
-        who = holder.read_text("utf-8") if holder.is_file() else "unknown"
         raise UserError(
-            f"{folder}: process {who} is {doing} here; wait for it or stop it"
+            f"{folder}: {_named(holder)} is {doing} here; wait for it or stop it"
         ) from None
+
+
+def _named(holder: Path) -> str:
+    """The process that holds a folder; it comes and goes at its own time."""
+    try:
+        number = holder.read_text("utf-8")
+    except OSError:
+        number = ""
+    return f"process {number}" if number else "another process"

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,6 +51,23 @@ def start(
             traceback.print_exc(file=file)
     finally:
         os._exit(code)
+
+
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for what another process does; a machine may be slow, so this is no measure of it."""
+    limit = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < limit, f"waited {seconds} s for nothing"
+        time.sleep(0.002)
+
+
+def num_lines(path: Path) -> int:
+    return len(path.read_bytes().splitlines()) if path.is_file() else 0
+
+
+def is_running(child: int) -> bool:
+    """Whether a child goes on; one that has ended is waited for."""
+    return os.waitpid(child, os.WNOHANG) == (0, 0)
 
 
 def _own_locks(bar: type[tqdm]) -> None:

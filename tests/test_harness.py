@@ -1,5 +1,6 @@
 """Evaluation end to end: same examples, honest zero-shot, exact ids, and nothing predicted twice."""
 
+import functools
 import json
 import os
 import random
@@ -7,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 from eval import harness, scoring
@@ -22,8 +24,20 @@ from llama_peft import backbone, checkpoint, data, predict
 from llama_peft import train as training
 from llama_peft.data import Example, QuestionExample
 from llama_peft.predict import Prediction
-from llama_peft.recipe import Recipe, UserError
+from llama_peft.recipe import Recipe, UserError, dump_recipe
 from llama_peft.recipe_schema import Parts
+
+
+def die_after(further: int) -> None:
+    """In a child: kill -9 while it predicts, after so many more predictions have reached the file."""
+    plain, done = harness.described, count()
+
+    def deadly(*of: Any) -> Any:
+        if next(done) == further:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(*of)
+
+    harness.described = deadly
 
 
 def job_for(recipe: Recipe, model: Path | str, output: Path, **changes: Any) -> Job:
@@ -371,7 +385,7 @@ def test_the_batch_changes_no_prediction(
 def test_a_killed_evaluation_goes_on_to_the_same_bytes(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """kill -9 at 20 random moments of one evaluation; each continues the one before."""
+    """kill -9 at 20 places of one evaluation; each start continues the one before."""
     parts = {"train": 24, "validation": 8, "test": 120}
     recipe = make_recipe(
         "generative_qa", make_base(), lora={"r": 2}, dataset={"parts": parts},
@@ -380,24 +394,18 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
     base = recipe.model.model_name_or_path
     whole, cut = job_for(recipe, base, tmp_path / "whole"), job_for(recipe, base, tmp_path / "cut")
     expected = harness.run(whole)
-    started = time.monotonic()
-    harness.run(replace(whole, output=tmp_path / "timed"))
-    length = time.monotonic() - started
-    rng = random.Random(0)
-    progress = []
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    words = ["run", "--task", str(tmp_path / "recipe.yaml"), "--model", base]
+    words += ["--output", str(cut.output)]
+    partial = cut.output / harness.PARTIAL
+    rng, kept = random.Random(0), [0]
     for _ in range(20):
-        child = os.fork()
-        if child == 0:
-            try:
-                harness.run(cut)
-            finally:
-                os._exit(0)
-        time.sleep(rng.uniform(0.2, 0.45) * length)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        partial = cut.output / harness.PARTIAL
-        progress.append(len(partial.read_text().splitlines()) if partial.is_file() else 0)
-    assert any(0 < count <= 120 for count in progress), "no kill fell into the predicting"
+        hook = functools.partial(die_after, rng.randrange(12))
+        child = forked.start(words, tmp_path / "log", "eval", hook)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code == -signal.SIGKILL, (tmp_path / "log").read_text()
+        kept.append(partial.read_text().count('"more": false'))
+    assert kept == sorted(kept) and 0 < kept[10] < kept[-1], "what is predicted stays"
     found = harness.run(cut)
     assert found["results"] == expected["results"]
     both = [(job.output / "predictions.jsonl").read_bytes() for job in (whole, cut)]
@@ -506,6 +514,10 @@ def test_one_evaluation_a_folder(class_run: tuple[Recipe, Path], tmp_path: Path)
         pytest.raises(UserError, match=f"process {os.getpid()} is evaluating here"),
     ):
         harness.run(job)
+    with only_process(tmp_path / "out", "evaluating"):
+        (tmp_path / "out/.holder").unlink()  # as in the moment before it is written
+        with pytest.raises(UserError, match="another process is evaluating here"):
+            harness.run(job)
     assert harness.run(job)["results"]
 
 

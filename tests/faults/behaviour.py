@@ -3,17 +3,16 @@
 import json
 import os
 import shutil
-import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
 from safetensors.torch import load_file
 
-from .shop import KINDS, STEPS, Fault, Seen, Shop, exported, newest_step
+from .shop import KINDS, STEPS, Fault, Seen, Shop, Stays, exported, killed, newest_step
 
 LORA = "classification + LoRA"
 
@@ -183,16 +182,12 @@ def _concurrency(full: bool) -> Iterator[Fault]:
         """The second process on a run folder leaves, and names the first."""
         shop.reference(LORA)
         words = shop.write(shop.recipe(LORA, folder), folder)
-        first = shop.start(words, folder / "log")
-        holder = folder / "runs/run/.holder"
-        for _ in range(2000):
-            if holder.is_file() and holder.read_text():
-                break
-            time.sleep(0.002)
+        stay = Stays(folder)
+        first = shop.start(words, folder / "log", hook=stay)
+        forked.until(stay.is_there)
         second = shop.run(words)
+        stay.go_on()
         done = shop.wait(first, folder / "log")
-        if second.code == 0 and done.code == 0:
-            return Seen("right" if shop.same(LORA, folder) else "wrong", "came one after the other")
         seen = shop.refused(second)
         if seen.verdict == "right" and str(first) not in seen.message:
             return Seen("wrong", seen.message)
@@ -206,10 +201,10 @@ def _concurrency(full: bool) -> Iterator[Fault]:
         """A killed process holds no lock."""
         shop.reference(LORA)
         words = shop.write(shop.recipe(LORA, folder), folder)
-        child = shop.start(words, folder / "log")
-        time.sleep(0.3)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        stay = Stays(folder)
+        child = shop.start(words, folder / "log", hook=stay)
+        forked.until(stay.is_there)
+        killed(child)
         return shop.undone(LORA, words, folder)
 
     yield Fault("concurrency", "the lock of a killed process", left_lock)
@@ -253,12 +248,11 @@ def _concurrency(full: bool) -> Iterator[Fault]:
     def evaluated_while_training(shop: Shop, folder: Path) -> Seen:
         shop.reference(LORA)
         words = shop.write(shop.recipe(LORA, folder), folder)
-        child = shop.start(words, folder / "log")
-        for _ in range(2000):
-            if (folder / "runs/run/recipe.yaml").is_file():
-                break
-            time.sleep(0.002)
+        stay = Stays(folder)
+        child = shop.start(words, folder / "log", hook=stay)
+        forked.until(stay.is_there)
         seen = shop.refused(shop.run(["run", "--model", str(folder / "runs/run")], "eval"))
+        stay.go_on()
         done = shop.wait(child, folder / "log")
         if done.code != 0 or not shop.same(LORA, folder):
             return Seen("wrong", done.last_line)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forked
+
 from .shop import KINDS, STEPS, DeadlyCalls, Fault, Seen, Shop, even, killed, newest_step
 
 FEW = ("classification + LoRA", "generative + LoRA")
@@ -181,20 +183,12 @@ def _evaluation_at_writes(at_most: int) -> Iterator[Fault]:
         )
 
 
-def _grown(path: Path, lines: int) -> None:
-    """Wait until the loss curve has so many lines."""
-    for _ in range(6000):
-        if path.is_file() and len(path.read_bytes().splitlines()) >= lines:
-            return
-        time.sleep(0.002)
-
-
 def _signal(kind: str, number: int, lines: int) -> Fault:
     def inflict(shop: Shop, folder: Path) -> Seen:
         shop.reference(kind)
         words = shop.write(shop.recipe(kind, folder), folder)
         child = shop.start(words, folder / "log")
-        _grown(folder / "runs/run/history.jsonl", lines)
+        forked.until(lambda: forked.num_lines(folder / "runs/run/history.jsonl") >= lines)
         os.kill(child, number)
         done = shop.wait(child, folder / "log")
         if "Traceback" in done.text:
@@ -214,7 +208,7 @@ def _twice(kind: str) -> Fault:
         shop.reference(kind)
         words = shop.write(shop.recipe(kind, folder), folder)
         child = shop.start(words, folder / "log")
-        _grown(folder / "runs/run/history.jsonl", 2)
+        forked.until(lambda: forked.num_lines(folder / "runs/run/history.jsonl") >= 2)
         for _ in range(2):
             os.kill(child, signal.SIGINT)
             time.sleep(0.01)
@@ -231,7 +225,7 @@ def _signal_in_evaluation(number: int) -> Fault:
         expected = shop.tuned("generative + LoRA")
         words = ["run", "--model", str(expected.parent), "--output", str(folder / "out")]
         child = shop.start(words, folder / "log", program="eval")
-        time.sleep(0.4)
+        forked.until(lambda: (folder / "out/predictions.partial.jsonl").is_file())
         os.kill(child, number)
         done = shop.wait(child, folder / "log")
         if "Traceback" in done.text or done.code not in (0, 128 + number):

@@ -17,6 +17,7 @@ import small
 
 from llama_peft import checkpoint
 from llama_peft.recipe import Recipe, dump_recipe
+from llama_peft.steady import Steady
 
 LIMIT_SECONDS = 120
 SHARED = (
@@ -277,6 +278,29 @@ class DeadlyCalls:
 
         for name in ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir"):
             setattr(os, name, deadly(getattr(os, name)))
+
+
+@dataclass
+class Stays:
+    """In a child: its first step begins and does not end until it is told to."""
+
+    folder: Path
+
+    def __call__(self) -> None:
+        plain = Steady.training_step
+
+        def step(trainer: Any, *args: Any) -> Any:
+            (self.folder / "there").touch()
+            forked.until((self.folder / "go on").exists)
+            return plain(trainer, *args)
+
+        Steady.training_step = step
+
+    def is_there(self) -> bool:
+        return (self.folder / "there").exists()
+
+    def go_on(self) -> None:
+        (self.folder / "go on").touch()
 
 
 def even(count: int, at_most: int) -> Iterator[int]:
