@@ -27,7 +27,7 @@ from eval.scoring import RESULTS, Line, Material, check_ids, described, finish, 
 from llama_peft import backbone, checkpoint, data
 from llama_peft.checkpoint import THRESHOLD, no_answer_threshold
 from llama_peft.data import Example, QuestionExample, TextExample
-from llama_peft.files import sha256, write_durably
+from llama_peft.files import check_sum, sha256, with_sum, write_durably
 from llama_peft.lock import only_process
 from llama_peft.memory import free_memory, is_out_of_memory, peak_memory, reset_peak
 from llama_peft.predict import Prediction
@@ -84,6 +84,7 @@ def _complete(output: Path, key: str) -> dict[str, Any] | None:
     """The results of exactly this measurement, where they are there; they are written last."""
     try:
         results: dict[str, Any] = json.loads((output / RESULTS).read_text("utf-8"))
+        check_sum(results)
         same = results["config"]["key"] == key
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -289,7 +290,7 @@ def _threshold(job: Job, predictor: Predictor, validation: list[Example]) -> flo
             "fitted_for": fitted_for,
         }
         try:
-            write_durably(run / THRESHOLD, json.dumps(record))
+            write_durably(run / THRESHOLD, json.dumps(with_sum(record)))
         except OSError as error:  # somebody else's run: it is fitted again each time
             log.warning("%s: the fitted threshold is not kept (%s)", run, error.strerror)
     partial.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 from eval.metrics.names import INTERVAL_SUFFIX
 from eval.report_files import RESULTS, TUNED, ZERO_SHOT, Measured
 from eval.report_table import differences, is_percent_metric, metric_columns
-from llama_peft.files import sha256, write_durably
+from llama_peft.files import sha256, with_sum, write_durably
 from llama_peft.measured import COMPARISON
 
 
@@ -22,7 +22,7 @@ def write_comparison(run: Path, pairs: Sequence[tuple[Measured, Measured]]) -> P
         "parts": [_part(before, after) for before, after in pairs],
     }
     path = run / COMPARISON
-    write_durably(path, json.dumps(content, indent=1))
+    write_durably(path, json.dumps(with_sum(content), indent=1))
     return path
 
 

@@ -4,6 +4,7 @@ A report stands on these files alone, so a folder is refused when they are missi
 disagree: numbers that its own predictions do not give are not printed.
 """
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
@@ -18,6 +19,7 @@ from eval.metrics.ids import check_unique
 from eval.metrics.names import INTERVAL_SUFFIX
 from eval.metrics.overlap import overlap_evidence
 from eval.metrics.squad_v2 import squad_evidence
+from llama_peft.files import check_sum, sha256
 from llama_peft.recipe import UserError
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
@@ -77,6 +79,8 @@ class Results(_Open):
     versions: dict[str, str] = {}
     wall_seconds: float | None = None
     peak_memory_bytes: int | None = None
+    predictions_sha256: str | None = None
+    """None in results of other tools, which have no sum of their own either."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +146,16 @@ def read(folder: Path) -> list[Measured]:
     text = _text(folder / RESULTS)
     try:
         results = Results.model_validate_json(text)
+        if "sum" in (said := json.loads(text)):
+            check_sum(said)
         if not results.results:
             raise ValueError("no task in it")
     except ValueError as error:
         raise _broken(folder / RESULTS, f"is damaged ({_reason(error)})") from error
     lines = _read_predictions(folder / PREDICTIONS)
     try:
+        if results.predictions_sha256 not in (None, sha256(folder / PREDICTIONS)):
+            raise ValueError(f"{PREDICTIONS} is not what was written")
         return [_measured(folder, task, results, lines) for task in results.results]
     except ValueError as error:
         raise _broken(folder / RESULTS, f"does not fit its predictions ({error})") from error

@@ -15,10 +15,10 @@ from eval.report_chart import loss_chart
 from eval.report_comparison import write_comparison
 from eval.report_files import TUNED, ZERO_SHOT, Measured, read
 from eval.report_table import table
-from llama_peft.measured import REPORT, check_own
+from llama_peft.files import sha256
+from llama_peft.measured import HISTORY, REPORT, TRAINING, check_own, values
 from llama_peft.recipe import UserError
 
-HISTORY = "history.jsonl"
 _SAMPLE = 10
 """Examples shown of those that tuning put right, and of those that it broke."""
 _LONGEST = 300
@@ -171,14 +171,19 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines: list[dict[str, Any]] = []
+    fault = None
     for number, text in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
         try:
             lines.append(dict(json.loads(text)))
         except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{path} is damaged (line {number}: {error}); make it with: "
-                f"llama-peft train {run / 'recipe.yaml'}"
-            ) from error
+            fault = f"line {number}: {error}"
+            break
+    if values(run, TRAINING).get("history_sha256") not in (None, sha256(path)):
+        fault = fault or "it is not what the training wrote"
+    if fault is not None:
+        raise UserError(
+            f"{path} is damaged ({fault}); make it with: llama-peft train {run / 'recipe.yaml'}"
+        )
     return lines
 
 

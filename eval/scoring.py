@@ -23,7 +23,7 @@ from eval.metrics.names import is_score
 from eval.metrics.overlap import bleu_signature
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample, broken
-from llama_peft.files import write_durably
+from llama_peft.files import sha256, with_sum, write_durably
 from llama_peft.prompts import parse_answer, without_no_answer
 from llama_peft.recipe import Recipe, UserError
 
@@ -188,6 +188,7 @@ def finish(
     job.output.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_durably(job.output / PREDICTIONS, text)
+    results = with_sum(results | {"predictions_sha256": sha256(job.output / PREDICTIONS)})
     write_durably(job.output / RESULTS, json.dumps(results, indent=1, ensure_ascii=False))
     return results
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from llama_peft import checkpoint
 from llama_peft.checkpoint import COMMIT
 from llama_peft.data import SPLIT_SUM, Example, QuestionExample, TextExample
-from llama_peft.files import sha256
+from llama_peft.files import sha256, with_sum
 from llama_peft.measured import COMPARISON, REPORT, RESULTS, is_measured, text, values
 from llama_peft.recipe import Recipe, UserError, dump_recipe, load_recipe
 from llama_peft.sources import is_file_name
@@ -115,12 +115,12 @@ def _stage_measured(run: Path, folder: Path, recipe: Recipe) -> None:
     replace = _replacement(names)
     for name, content in results.items():
         (folder / name).parent.mkdir()
-        shown = json.dumps(_mapped(content, replace), indent=1, ensure_ascii=False)
+        shown = json.dumps(with_sum(_mapped(content, replace)), indent=1, ensure_ascii=False)
         (folder / name).write_text(shown, "utf-8")
     if (run / COMPARISON).is_file():
         sums = {Path(name).parent.name: sha256(folder / name) for name in RESULTS}
         comparison = values(run, COMPARISON) | {"results_sha256": sums}
-        (folder / COMPARISON).write_text(json.dumps(comparison, indent=1), "utf-8")
+        (folder / COMPARISON).write_text(json.dumps(with_sum(comparison), indent=1), "utf-8")
     if (run / REPORT).is_file():
         from markupsafe import escape
 

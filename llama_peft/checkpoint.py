@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llama_peft import backbone, heads, preflight
 from llama_peft.data import RECORD
-from llama_peft.files import fsync, sha256, write_durably
+from llama_peft.files import check_sum, fsync, sha256, with_sum, write_durably
 from llama_peft.prompts import PromptEncoder
 from llama_peft.recipe import Recipe, UserError, dump_recipe, load_recipe
 
@@ -179,12 +179,7 @@ def save_run(
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     """Write `training.json`, which ends with the sum of all that it says."""
-    facts = {key: value for key, value in facts.items() if key != "sum"}
-    write_durably(folder / TRAINING, json.dumps({**facts, "sum": _sum(facts)}, indent=1))
-
-
-def _sum(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    write_durably(folder / TRAINING, json.dumps(with_sum(facts), indent=1))
 
 
 def _name_base(path: Path, recipe: Recipe) -> None:
@@ -215,8 +210,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / TRAINING
     try:
         facts = json.loads(path.read_text("utf-8"))
-        if facts.pop("sum") != _sum(facts):
-            raise ValueError("it is not what the training wrote")
+        check_sum(facts)
+        del facts["sum"]
         sums = facts["files"]
         for key, kind in _KINDS.items():
             if not isinstance(facts[key], kind):
@@ -373,7 +368,9 @@ def no_answer_threshold(folder: Path) -> float:
     if not path.is_file():
         return 0.5
     try:
-        found = float(json.loads(path.read_text("utf-8"))["no_answer_threshold"])
+        record = json.loads(path.read_text("utf-8"))
+        check_sum(record)
+        found = float(record["no_answer_threshold"])
         if not -1 <= found <= 1:  # below every probability where answering nothing is best
             raise ValueError(found)
         return found

@@ -2,14 +2,30 @@
 
 import errno
 import hashlib
+import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def with_sum(values: Mapping[str, Any]) -> dict[str, Any]:
+    """An object for JSON, and behind all that it says the sum of it, in place of the one that it had."""
+    said = {key: value for key, value in values.items() if key != "sum"}
+    text = json.dumps(json.loads(json.dumps(said)), sort_keys=True)  # with keys as they are read
+    return {**said, "sum": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def check_sum(values: Any) -> None:
+    """Raise ValueError unless what was read is an object that was written with its sum."""
+    if not isinstance(values, dict) or with_sum(values)["sum"] != values.get("sum"):
+        raise ValueError("it is not what was written")
 
 
 def amount(size: int) -> str:

@@ -9,12 +9,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from llama_peft.files import check_sum
 from llama_peft.recipe import UserError
 
 COMPARISON, REPORT = "comparison.json", "report.html"
 ZERO_SHOT, TUNED = "zero-shot/results.json", "tuned/results.json"
 RESULTS = (ZERO_SHOT, TUNED)
-_TRAINING = "training.json"
+TRAINING, HISTORY = "training.json", "history.jsonl"
 
 
 def is_measured(run: Path) -> bool:
@@ -25,7 +26,7 @@ def is_measured(run: Path) -> bool:
 def command(run: Path, name: str) -> str:
     """What makes a file of the run's measurements anew."""
     words = ["llama-eval", "html", str(run)]
-    if name == _TRAINING:
+    if name == TRAINING:
         words = ["llama-peft", "train", str(run / "recipe.yaml")]
     elif name == ZERO_SHOT:
         words = ["llama-eval", "run", "--task", str(run / "recipe.yaml")]
@@ -50,10 +51,12 @@ def values(run: Path, name: str) -> dict[str, Any]:
     """A file's JSON, an object as all of them are. Raises UserError like `text`."""
     try:
         found = json.loads(text(run, name))
+        if not isinstance(found, dict):
+            raise ValueError("no object in it")
+        if "sum" in found:
+            check_sum(found)
     except (ValueError, RecursionError) as error:
         raise damaged(run, name, error) from None
-    if not isinstance(found, dict):
-        raise damaged(run, name, TypeError("no object in it"))
     return found
 
 
@@ -111,9 +114,9 @@ def _settings(results: dict[str, Any]) -> dict[str, Any]:
 
 def _trained(run: Path) -> tuple[list[str], str]:
     """The sums of the run's weights, and what tells its base from others."""
-    facts = values(run, _TRAINING)
+    facts = values(run, TRAINING)
     try:
         sums, base = facts["files"], facts["base_fingerprint"]
         return [sums[name] for name in sums if name.endswith(".safetensors")], str(base)
     except (KeyError, TypeError, AttributeError) as error:
-        raise damaged(run, _TRAINING, error) from None
+        raise damaged(run, TRAINING, error) from None

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_peft import backbone, checkpoint, data, heads, hub, preflight
-from llama_peft.files import disk_trouble, write_durably
+from llama_peft.files import disk_trouble, sha256, write_durably
 from llama_peft.lock import only_process
+from llama_peft.measured import HISTORY
 from llama_peft.memory import peak_memory
 from llama_peft.prompts import PromptEncoder
 from llama_peft.recipe import Recipe, Stopped, UserError
@@ -35,7 +36,7 @@ _NOT_ARGUMENTS = {
 }  # fmt: skip
 _ASIDE, _MOVING = ".previous", ".previous.partial"
 _RUN_FILES = (
-    "recipe.yaml", "split.json", data.RECORD, "history.jsonl", "checkpoints", "adapter", "head.safetensors",
+    "recipe.yaml", "split.json", data.RECORD, HISTORY, "checkpoints", "adapter", "head.safetensors",
     "head.json", checkpoint.TRAINING, checkpoint.THRESHOLD, "tuned", "comparison.json", "report.html", "README.md",
 )  # fmt: skip
 
@@ -149,6 +150,7 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
             "steps": trainer.state.global_step,
             "epochs": trainer.state.epoch,
             "train_loss": _mean_loss(trainer.state.log_history),
+            "history_sha256": sha256(folder / HISTORY),
             "best_validation_loss": trainer.state.best_metric,
             "best_step": trainer.state.best_global_step if trainer.state.best_metric else None,
             "resumed_from": None if resumed is None else resumed.name,
@@ -257,7 +259,7 @@ def build_trainer(
 
     arguments = training_arguments(recipe, bool(validation_rows), folder)
     best = arguments["load_best_model_at_end"]
-    callbacks: list[Any] = [History(folder / "history.jsonl")]
+    callbacks: list[Any] = [History(folder / HISTORY)]
     if recipe.train.early_stopping_patience is not None and best:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
     pad_id = encoder.tokenizer.pad_token_id

@@ -16,7 +16,7 @@ from eval import report
 from eval.metrics.measure import classification_results
 from llama_peft import backbone, bundle, card, card_metadata, checkpoint, licences
 from llama_peft.bundle import Bundle
-from llama_peft.files import sha256
+from llama_peft.files import sha256, with_sum
 from llama_peft.hub import default_name
 from llama_peft.prompts import PromptEncoder
 from llama_peft.recipe import Model, Recipe, UserError, dump_recipe, load_recipe
@@ -159,7 +159,11 @@ def test_old_or_missing_comparisons_are_refused(staged: Bundle, run: Path) -> No
     path.write_text(path.read_text().replace("0.8", "0.9", 1))
     with pytest.raises(UserError, match=f"other results than are there now.*{again}"):
         card.render(staged, REPO, encoder(staged.recipe), run, None)
-    (run / "comparison.json").unlink()
+    path = run / "comparison.json"
+    path.write_text(path.read_text().replace('"p": ', '"p": 1', 1))
+    with pytest.raises(UserError, match=f"comparison.json: damaged .it is not what.*{again}"):
+        card.render(staged, REPO, encoder(staged.recipe), run, None)
+    path.unlink()
     with pytest.raises(UserError, match=f"comparison.json is missing.*{again}"):
         card.render(staged, REPO, encoder(staged.recipe), run, None)
 
@@ -198,7 +202,7 @@ def test_eval_results_are_the_tuned_numbers_of_a_hub_data_set(staged: Bundle, ru
 
 
 def edit(path: Path, **keys: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    path.write_text(json.dumps(with_sum(json.loads(path.read_text()) | keys)))
 
 
 def staged_card(run: Path, folder: Path) -> str:

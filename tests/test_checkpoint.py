@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from llama_peft import checkpoint
 from llama_peft import train as training
-from llama_peft.files import sha256
+from llama_peft.files import sha256, with_sum
 from llama_peft.recipe import Recipe, UserError
 
 
@@ -72,7 +72,8 @@ def test_links_and_odd_names_among_checkpoints_hurt_nothing(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("value", ["NaN", "-5", "1e999", "null", '"x"', "1.5"])
 def test_a_threshold_that_is_no_probability_is_damaged(tmp_path: Path, value: str) -> None:
-    (tmp_path / checkpoint.THRESHOLD).write_text(f'{{"no_answer_threshold": {value}}}')
+    record = with_sum(json.loads(f'{{"no_answer_threshold": {value}}}'))
+    (tmp_path / checkpoint.THRESHOLD).write_text(json.dumps(record))
     with pytest.raises(UserError, match="damaged; remove it"):
         checkpoint.no_answer_threshold(tmp_path)
 

@@ -23,6 +23,7 @@ from eval.predictors import Predictor, check_model, open_predictor
 from llama_peft import backbone, checkpoint, data, predict
 from llama_peft import train as training
 from llama_peft.data import Example, QuestionExample
+from llama_peft.files import with_sum
 from llama_peft.predict import Prediction
 from llama_peft.recipe import Recipe, UserError, dump_recipe
 from llama_peft.recipe_schema import Parts
@@ -139,7 +140,9 @@ def test_span_threshold_is_fitted_on_validation_and_kept(
         found = json.loads(line)
         silent = found["no_answer_probability"] > kept["no_answer_threshold"]
         assert found["prediction"] == ("" if silent else found["raw"])
-    (folder / "threshold.json").write_text(json.dumps(kept | {"no_answer_threshold": 1.0}))
+    (folder / "threshold.json").write_text(
+        json.dumps(with_sum(kept | {"no_answer_threshold": 1.0}))
+    )
     harness.run(job_for(recipe, folder, tmp_path / "again"))
     lines = (tmp_path / "again/predictions.jsonl").read_text().splitlines()
     assert all(json.loads(line)["prediction"] == json.loads(line)["raw"] for line in lines)
@@ -160,7 +163,7 @@ def test_a_threshold_is_of_its_validation_examples_and_settings(
     full = harness.run(job_for(recipe, folder, tmp_path / "full"))
     fitted = (folder / "threshold.json").read_text()
     stale = json.loads(fitted) | {"no_answer_threshold": 0.999, "fitted_for": "another"}
-    (folder / "threshold.json").write_text(json.dumps(stale))
+    (folder / "threshold.json").write_text(json.dumps(with_sum(stale)))
     again = harness.run(job_for(recipe, folder, tmp_path / "again"))
     assert (folder / "threshold.json").read_text() == fitted
     assert again["results"] == full["results"]

@@ -18,7 +18,7 @@ from eval.metrics.measure import answer_results, classification_results
 from eval.report_chart import loss_chart, loss_series, ticks
 from eval.report_table import number
 from llama_peft.checkpoint import write_facts
-from llama_peft.files import sha256
+from llama_peft.files import sha256, with_sum
 from llama_peft.recipe import UserError
 
 LABELS = ["negative", "positive"]
@@ -203,6 +203,36 @@ def spoilt_interval(text, bad):
     spoilt, count = re.subn(r'("accuracy_ci95": )\[[^]]*\]', rf"\g<1>{bad}", text)
     assert count
     return spoilt
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "fault"),
+    [
+        (
+            "tuned/results.json",
+            '"wall_seconds": 75.0',
+            '"wall_seconds": 15.0',
+            "not what was written",
+        ),
+        ("tuned/predictions.jsonl", '"raw": "neg', '"raw": "Neg', "not what was written"),
+        ("history.jsonl", "0.5", "0.4", "not what the training wrote"),
+    ],
+)
+def test_a_change_that_no_number_betrays_is_seen_by_the_sums(run, name, old, new, fault):
+    """Such as one turned bit: what these folders hold is well formed before and after."""
+    (run / "history.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    facts = json.loads((run / "training.json").read_text())
+    write_facts(run, facts | {"history_sha256": sha256(run / "history.jsonl")})
+    path = run / "tuned/results.json"
+    results = json.loads(path.read_text())
+    results["predictions_sha256"] = sha256(run / "tuned/predictions.jsonl")
+    path.write_text(json.dumps(with_sum(results)))
+    report.write_html(run)
+    text = (run / name).read_text()
+    assert old in text
+    (run / name).write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=f"{re.escape(str(run))}.*{fault}.*; make it with: llama-"):
+        report.write_html(run)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def faults(full: bool) -> Iterator[Fault]:
             for damage in DAMAGES:
                 yield _export(kind, name, damage)
     for damage in DAMAGES:
+        yield _threshold(damage)
         yield _features(damage)
         yield _partial(damage)
     for kind in KINDS:
@@ -82,6 +83,22 @@ def _export(kind: str, name: str, damage: str) -> Fault:
         return shop.refused(shop.run(words, program="eval"))
 
     return Fault("storage", f"run of {kind}: {name} {damage}", inflict)
+
+
+def _threshold(damage: str) -> Fault:
+    """Of a span run; where it is gone it is fitted again."""
+    kind = "span + LoRA"
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        expected, run = shop.tuned(kind), folder / "run"
+        shutil.copytree(shop.reference(kind), run)
+        DAMAGES[damage](run / THRESHOLD)
+        words = ["run", "--model", str(run), "--output", str(folder / "out")]
+        if damage == "missing":
+            return shop.measured(words, folder / "out", expected, "fitted again")
+        return shop.refused(shop.run(words, program="eval"))
+
+    return Fault("storage", f"run of {kind}: {THRESHOLD} {damage}", inflict)
 
 
 def _features(damage: str) -> Fault:
