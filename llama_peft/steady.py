@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llama_peft.checkpoint import is_sealed
 from llama_peft.memory import free_memory, is_out_of_memory
@@ -116,14 +117,33 @@ class Steady(Trainer):
         with named_mistake("train.lr_scheduler_type, train.lr_scheduler_kwargs"):
             return super().create_scheduler(*args, **kwargs)
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer forgets which checkpoint is the best where the run folder has been moved since."""
+        found = super()._init_training_state(*args, **kwargs)
+        if step := self.state.best_global_step:
+            best = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+            self.state.best_model_checkpoint = str(best)
+        return found
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Trainer makes one more step with a run that was cut off after its last one, in the middle of an epoch."""
+        patience = [
+            callback.early_stopping_patience - callback.early_stopping_patience_counter
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        ]
+        if self.state.global_step >= self.state.max_steps or min(patience, default=1) <= 0:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
     def _load_best_model(self) -> None:
         """Trainer would keep the last weights where the best ones are gone, and take damaged ones as they are."""
-        best = Path(self.args.output_dir, Path(str(self.state.best_model_checkpoint)).name)
+        best = Path(str(self.state.best_model_checkpoint))
         if self.is_world_process_zero() and not is_sealed(best):
             raise UserError(
                 f"{best}: the best checkpoint is gone or damaged; the same command goes on from an older one"
             )
-        self.state.best_model_checkpoint = str(best)
         super()._load_best_model()
 
     def _halve(self, rows: int) -> None:

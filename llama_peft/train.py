@@ -334,6 +334,7 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "load_best_model_at_end": validates,
         "metric_for_best_model": "eval_loss" if validates else None,
         "greater_is_better": False if validates else None,
+        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
         "save_total_limit": None,  # SealCheckpoints removes old ones, after the new one is sealed
         # States are all of one size, so their batches can be random.
         "train_sampling_strategy": "random" if _on_features(recipe) else "group_by_length",

@@ -153,6 +153,8 @@ def words_of(recipe: Recipe, folder: Path) -> list[str]:
 
 
 LONG = {"max_steps": 40, "eval_steps": 10, "logging_steps": 1, "per_device_train_batch_size": 4}
+CONSTANT = {"lr_scheduler_type": "constant"}
+"""A step too many changes the weights."""
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +213,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
 ) -> None:
     """Law 10: kill -9, in steps, in evaluation, in saves, in the export; each start continues the last."""
     run = tmp_path / "run"
-    keys = LONG | {"eval_steps": 2}
-    recipe = recipe_of(make_recipe, base, "classification", run, **LONG)
+    keys = LONG | {"eval_steps": 2} | CONSTANT
+    recipe = recipe_of(make_recipe, base, "classification", run, **LONG | CONSTANT)
     often = recipe_of(make_recipe, base, "classification", run, **keys)
     words = words_of(often, tmp_path)
     rng, steps = random.Random(1), []
@@ -232,6 +234,45 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
             update={"output_dir": str(tmp_path / "plain")})})
     )  # fmt: skip
     assert all(torch.equal(found[key], value) for key, value in weights(plain).items())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"max_steps": 5, "eval_steps": 2},
+        {"max_steps": 5},
+        {"max_steps": 20, "eval_steps": 1, "early_stopping_patience": 2, "learning_rate": 0.05},
+    ],
+    ids=["steps", "epochs", "early stopping"],
+)
+def test_killed_after_each_seal_it_ends_where_the_others_end(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    """The last seal too, after which no step is left, nor patience; and each time the folder is moved."""
+    keys = keys | CONSTANT | {"logging_steps": 1}
+
+    def recipe_in(name: str) -> Recipe:
+        return recipe_of(make_recipe, base, "classification", tmp_path / name, **keys)
+
+    def die_after_a_seal() -> None:
+        checkpoint.rotate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+    whole = training.train(recipe_in("whole"))
+    facts = checkpoint.read_facts(whole)
+    code, starts = -signal.SIGKILL, 0
+    while code == -signal.SIGKILL:
+        words = words_of(recipe_in(f"start-{starts}"), tmp_path)
+        child = forked.start(words, tmp_path / "log", hook=die_after_a_seal)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        (tmp_path / f"start-{starts}").rename(tmp_path / f"start-{starts + 1}")
+        starts += 1
+    assert code == 0, (tmp_path / "log").read_text()
+    assert starts > 2
+    run = tmp_path / f"start-{starts}"
+    found = checkpoint.read_facts(run)
+    same = ("steps", "epochs", "train_loss", "best_step", "best_validation_loss")
+    assert {key: found[key] for key in same} == {key: facts[key] for key in same}
+    assert all(torch.equal(weights(run)[key], value) for key, value in weights(whole).items())
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -37,7 +37,8 @@ SHARED = (
     "eval.report",
 )
 """Imported before the first child is forked: a command then takes a fraction of a second, and dies at its work."""
-STEPS = 6
+STEPS = 7
+"""The last one lies in the middle of an epoch."""
 KINDS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "classification + LoRA": ("classification", {"r": 2}),
     "classification head": ("classification", None),
@@ -105,6 +106,9 @@ class Shop:
             "save_total_limit": 2,
             "max_length": 320,
             "packing": "prefix_tree" if task == "generative_qa" else "none",
+            # A step too many would change the weights.
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": 0.5},
         }
         sections["train"] = train | sections.get("train", {})
         sections["eval"] = {"max_new_tokens": 4} | sections.get("eval", {})
