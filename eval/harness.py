@@ -266,10 +266,15 @@ def _threshold(job: Job, predictor: Predictor, validation: list[Example]) -> flo
     run = Path(job.model) if is_run(job.model) else None
     fitted_for = _fitted_for(job.recipe, validation)
     if run is not None and (run / THRESHOLD).is_file():
-        kept = no_answer_threshold(run)
-        its = json.loads((run / THRESHOLD).read_text("utf-8")).get("fitted_for")
-        if its == fitted_for or not validation:
-            return kept
+        try:
+            kept = no_answer_threshold(run)
+            its = json.loads((run / THRESHOLD).read_text("utf-8"))["fitted_for"]
+            if its == fitted_for or not validation:
+                return kept
+        except UserError as error:
+            if not validation:
+                raise
+            log.warning("%s: doing so", error)
     if not validation:
         log.warning("no validation examples: no answer is given above a probability of 0.5")
         return 0.5
@@ -288,6 +293,7 @@ def _threshold(job: Job, predictor: Predictor, validation: list[Example]) -> flo
             "fitted_on": len(lines),
             "metric": "f1",
             "fitted_for": fitted_for,
+            "adapter_sha256": predictor.facts["adapter_sha256"],
         }
         try:
             write_durably(run / THRESHOLD, json.dumps(with_sum(record)))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from llama_peft.recipe import Recipe, UserError, load_recipe
 
@@ -156,10 +156,22 @@ def _what_differs(
     limit = limit or recipe.eval.limit
     if limit != plain.eval.limit:
         yield f"limit-{limit}" if limit else "no-limit"
+    others = [text for text in map(str.strip, overrides) if not text.startswith(_CHOOSING)]
     if own is not None and own.is_file():  # what else a measurement of the run chose
-        for text in map(str.strip, overrides):
-            if text.startswith(("eval.", "dataset.")) and not text.startswith(_CHOOSING):
-                yield slug(text.partition(".")[2])[:60]
+        others = [text for text in others if text.startswith(("eval.", "dataset."))]
+    else:  # what another training than the one that the folder holds would choose
+        trained = Path(recipe.run_folder, "recipe.yaml")
+        its = load_recipe(trained) if others and trained.is_file() else recipe
+        others = [text for text in others if _value(text, recipe) != _value(text, its)]
+    yield from (slug(text.partition(".")[2] or text)[:60] for text in others)
+
+
+def _value(override: str, recipe: Recipe) -> Any:
+    """What a recipe holds at the key of an override."""
+    found: Any = recipe
+    for key in override.partition("=")[0].split("."):
+        found = getattr(found, key.strip(), None)
+    return found
 
 
 def slug(model: str) -> str:

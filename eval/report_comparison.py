@@ -10,15 +10,16 @@ from typing import Any
 
 from eval.metrics.names import INTERVAL_SUFFIX
 from eval.report_files import RESULTS, TUNED, ZERO_SHOT, Measured
-from eval.report_table import differences, is_percent_metric, metric_columns
+from eval.report_table import differences, is_percent_metric, metric_columns, why_not_comparable
 from llama_peft.files import sha256, with_sum, write_durably
-from llama_peft.measured import COMPARISON
+from llama_peft.measured import COMPARISON, REPORT
 
 
 def write_comparison(run: Path, pairs: Sequence[tuple[Measured, Measured]]) -> Path:
-    """Write the run's comparison.json from its zero-shot and tuned systems, a pair a part."""
+    """Write the run's comparison.json from its zero-shot and tuned systems, a pair a part, beside the report of the same."""
     content = {
         "results_sha256": {name: sha256(run / name / RESULTS) for name in (ZERO_SHOT, TUNED)},
+        "report_sha256": sha256(run / REPORT),
         "parts": [_part(before, after) for before, after in pairs],
     }
     path = run / COMPARISON
@@ -46,6 +47,7 @@ def _part(before: Measured, after: Measured) -> dict[str, Any]:
         "task": after.task,
         "part": after.part,
         "examples": len(after.lines),
+        "not_comparable": why_not_comparable(before, after),
         "seen_in_training": after.seen_in_training,
         "metrics": metrics,
     }

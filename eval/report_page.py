@@ -5,6 +5,7 @@ page forbids itself scripts and requests, so that a model's output can do nothin
 """
 
 import json
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from eval.report_table import table
 from llama_peft.files import sha256
 from llama_peft.measured import HISTORY, REPORT, TRAINING, check_own, values
 from llama_peft.recipe import UserError
+
+log = logging.getLogger(__name__)
 
 _SAMPLE = 10
 """Examples shown of those that tuning put right, and of those that it broke."""
@@ -44,7 +47,7 @@ class Changes(NamedTuple):
 def write_html(run_folder: Path) -> Path:
     """Write `report.html` and, for the card, `comparison.json` into the run folder; return the page's path.
 
-    Raises UserError when the results of zero-shot/ or tuned/, or history.jsonl, cannot be read, or are of other weights.
+    Raises UserError when the results of zero-shot/ or tuned/ cannot be read, or are of other weights.
     """
     run = Path(run_folder)
     if not run.is_dir():
@@ -69,7 +72,7 @@ def _page(run: Path, zero_shot: Sequence[Measured], tuned: Sequence[Measured]) -
     return environment.from_string(TEMPLATE).render(
         name=tuned[0].config.recipe,
         parts=[_part(before, after) for before, after in _pairs(zero_shot, tuned)],
-        chart=Markup(loss_chart(read_history(run))),
+        chart=Markup(loss_chart(_history(run))),
         facts=_facts(tuned[0]),
         versions=tuned[0].results.versions,
         recipe=_recipe(run),
@@ -165,26 +168,18 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
-def read_history(run: Path) -> list[dict[str, Any]]:
-    """The Trainer's log lines; none when there is no history.jsonl."""
+def _history(run: Path) -> list[dict[str, Any]]:
+    """The Trainer's log lines; none where they are not there, or not whole, which is no reason to show no number."""
     path = run / HISTORY
     if not path.is_file():
         return []
-    lines: list[dict[str, Any]] = []
-    fault = None
-    for number, text in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
-        try:
-            lines.append(dict(json.loads(text)))
-        except (ValueError, TypeError) as error:
-            fault = f"line {number}: {error}"
-            break
-    if values(run, TRAINING).get("history_sha256") not in (None, sha256(path)):
-        fault = fault or "it is not what the training wrote"
-    if fault is not None:
-        raise UserError(
-            f"{path} is damaged ({fault}); make it with: llama-peft train {run / 'recipe.yaml'}"
-        )
-    return lines
+    try:
+        if values(run, TRAINING).get("history_sha256") not in (None, sha256(path)):
+            raise ValueError("it is not what the training wrote")
+        return [dict(json.loads(text)) for text in path.read_text("utf-8").splitlines()]
+    except (ValueError, TypeError) as error:
+        log.warning("%s is damaged (%s): the report has no loss curve", path, error)
+        return []
 
 
 def _facts(one: Measured) -> list[tuple[str, str]]:

@@ -94,7 +94,7 @@ def table(systems: Sequence[Measured]) -> Table:
                 "trained on."
             )
         if one is not first:
-            reason = _why_not_comparable(first, one)
+            reason = why_not_comparable(first, one)
             if reason:
                 notes.append(f"{name}: {reason}, so no difference is shown.")
             else:
@@ -230,7 +230,8 @@ def _difference_rows(
     ]
 
 
-def _why_not_comparable(first: Measured, second: Measured) -> str:
+def why_not_comparable(first: Measured, second: Measured) -> str:
+    """Why no difference between two systems can be given; empty where it can."""
     one, other = first.golds, second.golds
     if one.keys() != other.keys():
         common = len(one.keys() & other.keys())

@@ -24,6 +24,7 @@ from eval.metrics.overlap import bleu_signature
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample, broken
 from llama_peft.files import sha256, with_sum, write_durably
+from llama_peft.lock import only_process
 from llama_peft.prompts import parse_answer, without_no_answer
 from llama_peft.recipe import Recipe, UserError
 
@@ -203,6 +204,8 @@ def _settings(job: Job, labels: Sequence[str], threshold: float | None) -> dict[
         "prompt": recipe.prompt.model_dump(),
         "quantization": recipe.quantization.model_dump(),
         "dtype": recipe.model.dtype,
+        "max_length": recipe.train.max_length,
+        "doc_stride": recipe.train.doc_stride,
         "eval": recipe.eval.model_dump() | {"limit": job.sample_size},
         "labels": list(labels),
         "no_answer_threshold": threshold,
@@ -236,7 +239,8 @@ def score_file(job: Job, predictions: Path, no_answer_probabilities: Path | None
     check_ids([line["id"] for line in lines], list(examples), str(predictions))
     lines = [line | described(examples[line["id"]], found.labels) for line in lines]
     facts = {"model": None, "predictions": str(predictions), "adapter_sha256": None}
-    return finish(job, found, lines, kind="scored predictions", facts=facts, started=started)
+    with only_process(job.output, "evaluating"):
+        return finish(job, found, lines, kind="scored predictions", facts=facts, started=started)
 
 
 def _check_probabilities(lines: Sequence[Line], source: Path) -> None:

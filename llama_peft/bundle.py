@@ -21,7 +21,7 @@ from llama_peft import checkpoint
 from llama_peft.checkpoint import COMMIT
 from llama_peft.data import SPLIT_SUM, Example, QuestionExample, TextExample
 from llama_peft.files import sha256, with_sum
-from llama_peft.measured import COMPARISON, REPORT, RESULTS, is_measured, text, values
+from llama_peft.measured import COMPARISON, REPORT, RESULTS, damaged, is_measured, text, values
 from llama_peft.recipe import Recipe, UserError, dump_recipe, load_recipe
 from llama_peft.sources import is_file_name
 
@@ -117,16 +117,28 @@ def _stage_measured(run: Path, folder: Path, recipe: Recipe) -> None:
         (folder / name).parent.mkdir()
         shown = json.dumps(with_sum(_mapped(content, replace)), indent=1, ensure_ascii=False)
         (folder / name).write_text(shown, "utf-8")
-    if (run / COMPARISON).is_file():
-        sums = {Path(name).parent.name: sha256(folder / name) for name in RESULTS}
-        comparison = values(run, COMPARISON) | {"results_sha256": sums}
-        (folder / COMPARISON).write_text(json.dumps(with_sum(comparison), indent=1), "utf-8")
     if (run / REPORT).is_file():
         from markupsafe import escape
 
         quoted = {str(escape(path)): str(escape(name)) for path, name in names.items()}
-        page = _replacement(names | quoted)(text(run, REPORT))
+        page = _replacement(names | quoted)(_checked_report(run))
         (folder / REPORT).write_text(page, "utf-8")
+    if (run / COMPARISON).is_file():
+        sums = {Path(name).parent.name: sha256(folder / name) for name in RESULTS}
+        comparison = values(run, COMPARISON) | {"results_sha256": sums}
+        if (folder / REPORT).is_file():
+            comparison["report_sha256"] = sha256(folder / REPORT)
+        (folder / COMPARISON).write_text(json.dumps(with_sum(comparison), indent=1), "utf-8")
+
+
+def _checked_report(run: Path) -> str:
+    """The page, where it is the one that was written with the comparison."""
+    page = text(run, REPORT)
+    if (run / COMPARISON).is_file():
+        made = values(run, COMPARISON).get("report_sha256")
+        if made not in (None, sha256(run / REPORT)):
+            raise damaged(run, REPORT, ValueError("it is not what was written"))
+    return page
 
 
 def _portable_recipe(recipe: Recipe, commit: str | None) -> Recipe:

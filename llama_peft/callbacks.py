@@ -39,11 +39,14 @@ class History(TrainerCallback):
 class SealCheckpoints(TrainerCallback):
     """Seals each checkpoint once all of it is written, and only then removes older ones.
 
-    started: of `time.monotonic`; earlier: what the run had taken when it went on from a checkpoint; base: its fingerprint.
+    started: of `time.monotonic`; earlier: what the run had taken when it went on from a checkpoint; origin: what tells it from
+    others, of `checkpoint.read_origin`.
     """
 
-    def __init__(self, keep: int, started: float, earlier: checkpoint.Spent, base: str) -> None:
-        self.keep, self.started, self.earlier, self.base = keep, started, earlier, base
+    def __init__(
+        self, keep: int, started: float, earlier: checkpoint.Spent, origin: tuple[str, str]
+    ) -> None:
+        self.keep, self.started, self.earlier, self.origin = keep, started, earlier, origin
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -53,7 +56,7 @@ class SealCheckpoints(TrainerCallback):
             folder = checkpoints / f"checkpoint-{state.global_step}"
             seconds = self.earlier.seconds + time.monotonic() - self.started
             peak = max(self.earlier.peak_memory_bytes, peak_memory())
-            checkpoint.write_spent(folder, checkpoint.Spent(seconds, peak), self.base)
+            checkpoint.write_spent(folder, checkpoint.Spent(seconds, peak), *self.origin)
             checkpoint.seal(folder)
             checkpoint.rotate(checkpoints, self.keep, state.best_model_checkpoint)
 

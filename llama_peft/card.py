@@ -126,6 +126,8 @@ def _shown(part: Comparison) -> dict[str, Any]:
         )
     seen = part.get("seen_in_training")
     known = f" ({seen:,} of them read the same as one trained on)" if seen else ""
+    if why := part.get("not_comparable"):
+        known += f"; tuned was {why} than zero-shot, so there is no difference"
     return {
         "title": f"`{part['task']}`, {part['part']}, {part['examples']:,} examples{known}:",
         "lines": lines,

@@ -121,8 +121,9 @@ class Spent(NamedTuple):
     peak_memory_bytes: int = 0
 
 
-def write_spent(folder: Path, spent: Spent, base: str) -> None:
-    write_durably(folder / SPENT, json.dumps({**spent._asdict(), "base": base}))
+def write_spent(folder: Path, spent: Spent, base: str, recipe: str) -> None:
+    """base: its fingerprint; recipe: of `recipe_sum`."""
+    write_durably(folder / SPENT, json.dumps({**spent._asdict(), "base": base, "recipe": recipe}))
 
 
 def read_spent(folder: Path | None) -> Spent:
@@ -133,10 +134,10 @@ def read_spent(folder: Path | None) -> Spent:
     return Spent(**{name: found[name] for name in Spent._fields})
 
 
-def read_base(folder: Path) -> str | None:
-    """The fingerprint of the base that a checkpoint was trained on, None where it does not say."""
-    base: str | None = json.loads((folder / SPENT).read_text("utf-8")).get("base")
-    return base
+def read_origin(folder: Path) -> tuple[str | None, str | None]:
+    """The fingerprint of the base that a checkpoint was trained on, and the sum of its recipe; None where it does not say."""
+    found = json.loads((folder / SPENT).read_text("utf-8"))
+    return found.get("base"), found.get("recipe")
 
 
 def rotate(checkpoints: Path, keep: int, best: str | None) -> None:
@@ -230,9 +231,13 @@ def read_facts(folder: Path) -> dict[str, Any]:
         TypeError,
         RecursionError,
     ) as error:
-        raise UserError(f"{path}: not readable as a run's record ({error}); train again") from None
+        raise UserError(
+            f"{path}: not readable as a run's record ({error}); give the command that trained it again"
+        ) from None
     if damaged:
-        raise UserError(f"{folder / damaged[0]}: changed since the training sealed it; train again")
+        raise UserError(
+            f"{folder / damaged[0]}: changed since the training sealed it; give the command that trained it again"
+        )
     return facts
 
 
@@ -370,12 +375,17 @@ def no_answer_threshold(folder: Path) -> float:
     try:
         record = json.loads(path.read_text("utf-8"))
         check_sum(record)
+        weights = json.loads((folder / TRAINING).read_text("utf-8"))["files"].values()
+        if record["adapter_sha256"] not in weights:
+            raise ValueError("of other weights")
         found = float(record["no_answer_threshold"])
         if not -1 <= found <= 1:  # below every probability where answering nothing is best
             raise ValueError(found)
         return found
-    except (ValueError, KeyError, TypeError, OverflowError):
-        raise UserError(f"{path}: damaged; remove it and evaluate the run again") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        raise UserError(
+            f"{path}: damaged, or of other weights than the run's; fit it with: llama-eval run --model {folder}"
+        ) from None
 
 
 def _was_sealed(recipe: str, folder: Path) -> bool:
@@ -414,6 +424,11 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
         )
     if not path.is_file():
         write_durably(path, text)
+
+
+def recipe_sum(recipe: Recipe) -> str:
+    """What tells one training from another on the same base."""
+    return hashlib.sha256(_without_place(dump_recipe(recipe)).encode()).hexdigest()
 
 
 def _without_place(text: str) -> str:

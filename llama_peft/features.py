@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from llama_peft import checkpoint, heads, prefix_tree
-from llama_peft.files import amount, fsync, sha256, write_durably
+from llama_peft.files import amount, check_sum, fsync, sha256, with_sum, write_durably
 from llama_peft.predict import batches, pad
 from llama_peft.prompts import Encoded
 from llama_peft.recipe import Head, Recipe, UserError
@@ -116,9 +116,10 @@ def choose(recipe: Recipe, model: Any, rows: dict[str, list[Row]], run: Path) ->
     path = run / CHOICE
     try:
         found = json.loads(path.read_text("utf-8"))
+        check_sum(found)
     except (OSError, ValueError):  # not there, or damaged
         found = _tried(recipe, model, rows, cache_folder(run))
-        write_durably(path, json.dumps(found, indent=1))
+        write_durably(path, json.dumps(with_sum(found), indent=1))
     best = found["tried"][0]
     listed = ", ".join(f"{t['layer']} {t['pooling']} {t['loss']:.4f}" for t in found["tried"][:5])
     log.info(

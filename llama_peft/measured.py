@@ -97,7 +97,7 @@ def check_own(run: Path) -> None:
 def _check_same_settings(run: Path) -> None:
     """Refuse a zero-shot of another prompt or precision than the tuned model's; what older results do not say is not held."""
     before, after = (_settings(values(run, name)) for name in RESULTS)
-    for key in ("prompt", "quantization", "dtype"):
+    for key in ("prompt", "quantization", "dtype", "max_length", "doc_stride"):
         if key in before and key in after and before[key] != after[key]:
             raise UserError(
                 f"{run / ZERO_SHOT}: measured with another {key} than the tuned model; "

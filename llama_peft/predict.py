@@ -363,7 +363,7 @@ def predict_one(
     folder: "Path", text: str | None = None, question: str | None = None, context: str | None = None
 ) -> dict[str, Any]:
     """One text's label, or one question's answer, by a finished run: `prediction` and the probabilities behind it."""
-    from llama_peft.checkpoint import load_run, no_answer_threshold
+    from llama_peft.checkpoint import THRESHOLD, load_run, no_answer_threshold
 
     run = load_run(folder)
     if run.recipe.task == "classification":
@@ -380,6 +380,11 @@ def predict_one(
         }
     answer = found.prediction
     if run.recipe.task == "extractive_qa":
+        if not (folder / THRESHOLD).is_file():
+            log.warning(
+                "no answer is given above a probability of 0.5, which nothing was fitted to: llama-eval run --model %s fits it",
+                folder,
+            )
         silent = (found.no_answer_probability or 0.0) > no_answer_threshold(folder)
         answer = "" if silent else found.raw
     return {"prediction": answer, "no_answer_probability": found.no_answer_probability}

@@ -55,7 +55,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
             hub.check_before_training(recipe)
         dataset = data.load(recipe)
         recipe = _with_labels(recipe, dataset)
-        finished = (folder / checkpoint.TRAINING).is_file() and not fresh
+        finished = not fresh and _is_finished(folder)
         if not finished:
             preflight.room(recipe, folder)
         if fresh and _is_main():
@@ -63,7 +63,6 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
         if _is_main():
             checkpoint.write_recipe(recipe, folder)
         if finished:
-            checkpoint.read_facts(folder)
             log.info("%s is finished; --fresh trains it again", folder)
             return folder
         if _is_main():
@@ -85,11 +84,28 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
         return folder
 
 
+def _is_finished(folder: Path) -> bool:
+    """Whether all that a run exports is there and whole. What is damaged is made again from its last checkpoint; raises
+    UserError where none is left.
+    """
+    if not (folder / checkpoint.TRAINING).is_file():
+        return False
+    try:
+        checkpoint.read_facts(folder)
+        return True
+    except UserError as error:
+        if checkpoint.newest_sealed(folder / "checkpoints") is None:
+            raise UserError(f"{error} (with --fresh: it has no checkpoint)") from None
+        log.warning("%s: doing so, from its last checkpoint", error)
+        return False
+
+
 def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
     from llama_peft.callbacks import LogWhatIsSaved, SealCheckpoints, StopOnSignal
     from llama_peft.steady import named_mistake
 
     started = time.monotonic()
+    recipe_sum = checkpoint.recipe_sum(recipe)
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
     rows: dict[str, Any] = {
         part: encode_part(recipe, encoder, part, dataset.parts.get(part, []))
@@ -104,12 +120,18 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
         base = backbone.load(recipe, recipe.task, len(dataset.labels))
     fingerprint = checkpoint.base_fingerprint(recipe)
     resumed = checkpoint.newest_sealed(folder / "checkpoints")
-    if resumed is not None and checkpoint.read_base(resumed) not in (None, fingerprint):
-        raise UserError(
-            f"{folder}: its checkpoints were trained on another {recipe.model.model_name_or_path} "
-            f"({checkpoint.read_base(resumed)}) than is there now ({fingerprint}); bring the old one back (from the Hub: "
-            "set model.revision), or give --fresh to start again"
-        )
+    if resumed is not None:
+        its_base, its_recipe = checkpoint.read_origin(resumed)
+        if its_base not in (None, fingerprint):
+            raise UserError(
+                f"{folder}: its checkpoints were trained on another {recipe.model.model_name_or_path} "
+                f"({its_base}) than is there now ({fingerprint}); bring the old one back (from the Hub: "
+                "set model.revision), or give --fresh to start again"
+            )
+        if its_recipe not in (None, recipe_sum):
+            raise UserError(
+                f"{resumed}: is of another run; remove it, or give --fresh to start again"
+            )
     model = attach(recipe, base)
     if _on_features(recipe):
         rows, model = _features(recipe, base, rows, folder)
@@ -125,7 +147,9 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
     if resumed is not None:
         log.info("continuing from %s", resumed)
     earlier = checkpoint.read_spent(resumed)
-    seals = SealCheckpoints(recipe.train.save_total_limit, started, earlier, fingerprint)
+    seals = SealCheckpoints(
+        recipe.train.save_total_limit, started, earlier, (fingerprint, recipe_sum)
+    )
     trainer.add_callback(seals)
     stop = StopOnSignal()
     trainer.add_callback(stop)

@@ -18,7 +18,13 @@ NO_NETWORK = str(Path(__file__).parent / "no_network")
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [NO_NETWORK, *filter(None, [os.environ.get("PYTHONPATH")])]
 )
-os.environ.pop("HF_TOKEN", None)
+for name in (
+    "HF_TOKEN",
+    "COLUMNS",
+    "FORCE_COLOR",
+    "CLICOLOR_FORCE",
+):  # tables are as wide as usual, and plain
+    os.environ.pop(name, None)
 runpy.run_path(str(Path(NO_NETWORK) / "sitecustomize.py"))
 
 import small

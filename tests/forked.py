@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -59,6 +60,19 @@ def until(true: Callable[[], bool], seconds: float = 120) -> None:
     while not true():
         assert time.monotonic() < limit, f"waited {seconds} s for nothing"
         time.sleep(0.002)
+
+
+def free_port() -> int:
+    """For processes that start in a moment: of those that no system gives to whoever asks for any, and no other test takes."""
+    for port in range(10_000 + os.getpid() % 20_000, 32_000):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise AssertionError("no port is free")
 
 
 def num_lines(path: Path) -> int:

@@ -39,7 +39,7 @@ def measured(
     }
     results = {
         "results": {f"sst2-head_{part}": classification_results(said, GOLDS, LABELS)},
-        "configs": {f"sst2-head_{part}": {"labels": LABELS, "dtype": None}},
+        "configs": {f"sst2-head_{part}": {"labels": LABELS, "dtype": None, "max_length": 512}},
         "config": {"recipe": "sst2-head", "model_kind": kind, **facts},
         "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
         "git_hash": "0123abc",
@@ -201,6 +201,17 @@ def test_eval_results_are_the_tuned_numbers_of_a_hub_data_set(staged: Bundle, ru
         card_metadata.eval_results(staged, [])
 
 
+def test_a_zero_shot_of_other_examples_is_called_so(run: Path, tmp_path: Path) -> None:
+    """As where the data were split anew in between."""
+    for name in ("results.json", "predictions.jsonl"):
+        path = run / "zero-shot" / name
+        path.write_text(path.read_text().replace("validation-", "others-"))
+    report.write_html(run)
+    text = staged_card(run, tmp_path / "again")
+    assert "tuned was measured on other examples (872, of which 0 in common) than zero-shot" in text
+    assert "p = " not in text
+
+
 def edit(path: Path, **keys: Any) -> None:
     path.write_text(json.dumps(with_sum(json.loads(path.read_text()) | keys)))
 
@@ -233,6 +244,12 @@ def test_half_a_measurement_is_none(run: Path, tmp_path: Path, missing: str) -> 
             "zero-shot",
             {"configs": {"sst2-head_official": {"labels": LABELS, "dtype": "float16"}}},
             "dtype",
+            "--task",
+        ),
+        (
+            "zero-shot",
+            {"configs": {"sst2-head_official": {"labels": LABELS, "max_length": 8}}},
+            "max_length",
             "--task",
         ),
         ("zero-shot", {"config": {"model_kind": "4-shot verbalizer"}}, "is of 4-shot", "--task"),
@@ -268,9 +285,10 @@ def test_numbers_of_other_weights_are_not_shown(
         ("comparison.json", b"[]", "llama-eval html"),
         ("comparison.json", b"{}", "llama-eval html"),
         ("comparison.json", b"[" * 100_000, "llama-eval html"),
-        ("threshold.json", b"{", "remove it and evaluate the run again"),
-        ("threshold.json", b"[]", "remove it and evaluate the run again"),
+        ("threshold.json", b"{", "llama-eval run --model"),
+        ("threshold.json", b"[]", "llama-eval run --model"),
         ("report.html", b"\xff\xfe\xff", "llama-eval html"),
+        ("report.html", b"<p>accuracy 0.99</p>", "llama-eval html"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_makes_it_anew(
@@ -302,6 +320,7 @@ def test_other_paths_become_names_and_nothing_else_is_changed(
     page = (run / "report.html").read_text()
     shown = f"<p>{escape(path)}</p><p>a{escape(path)} and {escape(path)}.</p></td>"
     (run / "report.html").write_text(page + shown)
+    edit(run / "comparison.json", report_sha256=sha256(run / "report.html"))
     staged_card(run, tmp_path / "again")
     name, where = Path(path).name, path.rstrip("/")
     pushed = json.loads((tmp_path / "again/zero-shot/results.json").read_text())

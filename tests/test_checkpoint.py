@@ -5,6 +5,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -70,12 +71,25 @@ def test_links_and_odd_names_among_checkpoints_hurt_nothing(tmp_path: Path) -> N
     assert checkpoint.is_sealed(elsewhere)
 
 
+def threshold_of(folder: Path, record: dict[str, Any]) -> float:
+    """What is read of a record that lies beside the weights `its`."""
+    checkpoint.write_facts(folder, {"files": {"head.safetensors": "its"}})
+    (folder / checkpoint.THRESHOLD).write_text(json.dumps(with_sum(record)))
+    return checkpoint.no_answer_threshold(folder)
+
+
 @pytest.mark.parametrize("value", ["NaN", "-5", "1e999", "null", '"x"', "1.5"])
 def test_a_threshold_that_is_no_probability_is_damaged(tmp_path: Path, value: str) -> None:
-    record = with_sum(json.loads(f'{{"no_answer_threshold": {value}}}'))
-    (tmp_path / checkpoint.THRESHOLD).write_text(json.dumps(record))
-    with pytest.raises(UserError, match="damaged; remove it"):
-        checkpoint.no_answer_threshold(tmp_path)
+    record = json.loads(f'{{"no_answer_threshold": {value}, "adapter_sha256": "its"}}')
+    with pytest.raises(UserError, match=r"damaged, or of other weights.*llama-eval run"):
+        threshold_of(tmp_path, record)
+
+
+def test_a_threshold_is_of_the_run_s_weights(tmp_path: Path) -> None:
+    record = {"no_answer_threshold": 0.25, "adapter_sha256": "its"}
+    assert threshold_of(tmp_path, record) == 0.25
+    with pytest.raises(UserError, match="of other weights"):
+        threshold_of(tmp_path, record | {"adapter_sha256": "another's"})
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

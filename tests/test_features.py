@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from llama_peft import backbone, checkpoint, data, features, heads
 from llama_peft import train as training
+from llama_peft.files import with_sum
 from llama_peft.predict import pad
 from llama_peft.prompts import PromptEncoder
 from llama_peft.recipe import Recipe, UserError, validate
@@ -318,9 +319,11 @@ def test_auto_keeps_its_choice(make: Callable[..., Made]) -> None:
     chosen = features.choose(recipe, model, parts, run)
     held = json.loads((run / "head.json").read_text())
     held["tried"] = held["tried"][::-1]
-    (run / "head.json").write_text(json.dumps(held))
+    (run / "head.json").write_text(json.dumps(with_sum(held)))
     again = features.choose(recipe, model, parts, run)
     assert again != chosen and again.layer == held["tried"][0]["layer"]
+    (run / "head.json").write_text(json.dumps(held))
+    assert features.choose(recipe, model, parts, run) == chosen, "what is damaged is tried again"
 
 
 def test_auto_finds_the_layer_that_knows(

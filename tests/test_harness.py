@@ -601,6 +601,10 @@ def test_default_folders_tell_measurements_apart(span_run: tuple[Recipe, Path]) 
     assert folder(None, run) == folder(str(run / "recipe.yaml"), run) == run / "tuned"
     assert folder(None, run, ["test", "validation"], 5) == run / "tuned-test-validation-limit-5"
     assert folder("tiny-squad-span", run) == run / "tuned-tiny-squad-span"
+    task, place = str(run / "recipe.yaml"), f"train.output_dir={run}"
+    assert folder(task, None, None, None, place, "train.max_length=300") == run / "zero-shot"
+    other = folder(task, None, None, None, place, "train.max_length=200", "eval.num_fewshot=2")
+    assert other == run / "2-shot-max_length-200-num_fewshot-2"
 
 
 def test_the_sample_of_a_part_is_the_same_beside_other_parts(
@@ -639,6 +643,8 @@ def test_no_worked_example_is_the_measured_one(
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak can be reset on Linux only")
 def test_the_peak_is_of_one_measurement(tmp_path: Path) -> None:
     """In a process of its own: what was held before is not counted."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system cannot forget a peak")
     code = (
         "from llama_peft.memory import peak_memory, reset_peak\n"
         "held = bytearray(300 << 20)\n"

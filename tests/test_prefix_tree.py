@@ -1,13 +1,13 @@
 """Law 4: prefix-tree rows give the loss and the gradients of one example a row."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from hypothesis import given, settings
@@ -484,12 +484,9 @@ def pairwise(rows: list[Row]) -> Iterable[tuple[Row, Row]]:
 def start_worker(rank: int, folder: Path) -> subprocess.Popen[bytes]:
     """One of two gloo processes, with what torchrun would set."""
     here = Path(__file__)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free_port = probe.getsockname()[1]
     port = folder / "port"
     if rank == 0:
-        port.write_text(str(free_port))
+        port.write_text(str(forked.free_port()))
     environment = {
         "PYTHONPATH": os.pathsep.join([str(here.parents[1]), str(here.parent)]),
         "OMP_NUM_THREADS": "1",

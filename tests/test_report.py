@@ -215,14 +215,10 @@ def spoilt_interval(text, bad):
             "not what was written",
         ),
         ("tuned/predictions.jsonl", '"raw": "neg', '"raw": "Neg', "not what was written"),
-        ("history.jsonl", "0.5", "0.4", "not what the training wrote"),
     ],
 )
 def test_a_change_that_no_number_betrays_is_seen_by_the_sums(run, name, old, new, fault):
     """Such as one turned bit: what these folders hold is well formed before and after."""
-    (run / "history.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
-    facts = json.loads((run / "training.json").read_text())
-    write_facts(run, facts | {"history_sha256": sha256(run / "history.jsonl")})
     path = run / "tuned/results.json"
     results = json.loads(path.read_text())
     results["predictions_sha256"] = sha256(run / "tuned/predictions.jsonl")
@@ -415,12 +411,22 @@ def test_nothing_in_the_data_becomes_markup_and_nothing_is_fetched(evil):
     assert EVIL in page.text and "</pre><script>alert(2)</script>" in page.text
 
 
-def test_a_report_needs_both_evaluations_of_one_part_and_a_sound_history(run, tmp_path):
+@pytest.mark.parametrize(
+    "damage", [lambda text: text + '{"step": 1', lambda text: text.replace("0.", "1.", 1)]
+)
+def test_a_damaged_curve_is_left_out_with_a_word(run, caplog, damage):
     history(run)
-    spoil(run / "history.jsonl", lambda text: text + '{"step": 1')
-    with pytest.raises(UserError, match=r"history\.jsonl is damaged \(line 13.*llama-peft train"):
-        report.write_html(run)
-    (run / "history.jsonl").unlink()
+    facts = json.loads((run / "training.json").read_text())
+    write_facts(run, facts | {"history_sha256": sha256(run / "history.jsonl")})
+    report.write_html(run)
+    assert "<svg" in (run / "report.html").read_text() and not caplog.messages
+    spoil(run / "history.jsonl", damage)
+    report.write_html(run)
+    assert "<svg" not in (run / "report.html").read_text()
+    assert "history.jsonl is damaged (it is not what the training wrote)" in caplog.text
+
+
+def test_a_report_needs_both_evaluations_of_one_part(run):
     write(run / "zero-shot", GOLDS, GOLDS, labels=LABELS, part="official")
     with pytest.raises(UserError, match="different parts"):
         report.write_html(run)

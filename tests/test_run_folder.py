@@ -232,3 +232,37 @@ def test_a_reader_that_leaves_ends_no_training(
     os.close(writing)
     os.waitpid(child, 0)
     assert checkpoint.read_facts(tmp_path / "run")["steps"] == STEPS, (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "training.json"])
+def test_a_damaged_export_is_made_again_from_the_last_checkpoint(
+    recipe_in: Callable[..., Recipe], tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """To the same bits; without a checkpoint the user is told that it must be trained anew."""
+    recipe = recipe_in("run")
+    run = training.train(recipe)
+    weights = run / "head.safetensors"
+    before = weights.read_bytes()
+    raw = (run / name).read_bytes()
+    (run / name).write_bytes(raw[:-9] + b"7" + raw[-8:])
+    training.train(recipe)
+    assert "doing so, from its last checkpoint" in caplog.text
+    assert weights.read_bytes() == before and checkpoint.read_facts(run)["steps"] == STEPS
+    (run / name).write_bytes(raw[:-9] + b"7" + raw[-8:])
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="with --fresh: it has no checkpoint"):
+        training.train(recipe)
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(
+    recipe_in: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    other, recipe = recipe_in("other", seed=7), recipe_in("run")
+    run = training.train(recipe)
+    shutil.rmtree(run / "checkpoints")
+    (run / "training.json").unlink()
+    shutil.copytree(training.train(other) / "checkpoints", run / "checkpoints")
+    with pytest.raises(
+        UserError, match=r"checkpoint-\d+: is of another run; remove it, or give --fresh"
+    ):
+        training.train(recipe)

@@ -117,6 +117,13 @@ def test_what_cannot_be_scored_is_one_line(tmp_path: Path, fault: str) -> None:
     assert not job.output.exists()
 
 
+def test_a_file_in_the_folder_s_place_is_one_line(tmp_path: Path) -> None:
+    job = job_for("tiny-squad", tmp_path / "out")
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="out: cannot be made: File exists"):
+        scored(job, tmp_path / "theirs.json", first_answers(job))
+
+
 def test_probabilities_must_be_of_the_same_ids(tmp_path: Path) -> None:
     job = job_for("tiny-squad", tmp_path / "out")
     answers = first_answers(job)

@@ -402,7 +402,7 @@ def test_a_resumed_run_tells_what_all_of_it_took(
     monkeypatch.undo()
     path = checkpoint.newest_sealed(tmp_path / "cut/checkpoints")
     assert path is not None
-    checkpoint.write_spent(path, checkpoint.Spent(1000.0, 2**50), checkpoint.read_base(path) or "")
+    checkpoint.write_spent(path, checkpoint.Spent(1000.0, 2**50), *checkpoint.read_origin(path))
     checkpoint.seal(path)
     cut = checkpoint.read_facts(training.train(recipe(tmp_path / "cut")))
     assert cut["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-6)

@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -246,9 +246,7 @@ def test_two_processes_take_the_step_of_one(
     one = training.train(recipe)
     words = ["train.per_device_train_batch_size=4", f"train.output_dir={tmp_path / 'two'}"]
     command = [sys.executable, "-m", "llama_peft", "train", str(one / "recipe.yaml"), *words]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = forked.free_port()
     ranks = [
         subprocess.Popen(
             command,

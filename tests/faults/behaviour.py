@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -438,9 +437,7 @@ def _two_processes() -> Fault:
         reference = shop.reference(LORA)
         recipe = shop.recipe(LORA, folder, train={"per_device_train_batch_size": 4})
         words = shop.write(recipe, folder)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = forked.free_port()
 
         def rank(number: int) -> Callable[[], None]:
             """What torchrun sets."""

@@ -76,12 +76,14 @@ def _random_chain(kind: str, chain: int, kills: int) -> Iterator[Fault]:
 def _killed_alive(
     start: Callable[[], int], seconds: Callable[[], float], start_over: Callable[[], None]
 ) -> None:
-    """Kill a command at its work: one that was done before its time came is begun anew."""
+    """Kill a command at its work: one that was done before its time came is begun anew, and killed earlier."""
+    share = 1.0
     while True:
         child = start()
-        time.sleep(seconds())
-        if os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(share * seconds())
+        if forked.is_running(child):
             return killed(child)
+        share /= 2
         start_over()
 
 

@@ -76,17 +76,22 @@ EXPORTS = {
 
 def _export(kind: str, name: str, damage: str) -> Fault:
     def inflict(shop: Shop, folder: Path) -> Seen:
-        run = folder / "run"
+        run = folder / "runs/run"
         shutil.copytree(shop.reference(kind), run)
         DAMAGES[damage](run / name)
         words = ["run", "--model", str(run), "--output", str(folder / "out")]
-        return shop.refused(shop.run(words, program="eval"))
+        seen = shop.refused(shop.run(words, program="eval"))
+        if seen.verdict != "right" or name == "recipe.yaml":  # which says what is to be trained
+            return seen
+        return shop.undone(
+            kind, shop.write(shop.recipe(kind, folder), folder), folder, seen.message
+        )
 
     return Fault("storage", f"run of {kind}: {name} {damage}", inflict)
 
 
 def _threshold(damage: str) -> Fault:
-    """Of a span run; where it is gone it is fitted again."""
+    """Of a span run: it is fitted again."""
     kind = "span + LoRA"
 
     def inflict(shop: Shop, folder: Path) -> Seen:
@@ -94,9 +99,7 @@ def _threshold(damage: str) -> Fault:
         shutil.copytree(shop.reference(kind), run)
         DAMAGES[damage](run / THRESHOLD)
         words = ["run", "--model", str(run), "--output", str(folder / "out")]
-        if damage == "missing":
-            return shop.measured(words, folder / "out", expected, "fitted again")
-        return shop.refused(shop.run(words, program="eval"))
+        return shop.measured(words, folder / "out", expected, "fitted again")
 
     return Fault("storage", f"run of {kind}: {THRESHOLD} {damage}", inflict)
 
