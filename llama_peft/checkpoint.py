@@ -388,42 +388,42 @@ def no_answer_threshold(folder: Path) -> float:
         ) from None
 
 
-def _was_sealed(recipe: str, folder: Path) -> bool:
-    """Whether this is the recipe of a finished run, which has lost its own."""
-    try:
-        sums = json.loads((folder / TRAINING).read_text("utf-8"))["files"]
-        return bool(sums["recipe.yaml"] == hashlib.sha256(recipe.encode()).hexdigest())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def write_recipe(recipe: Recipe, folder: Path) -> None:
-    """Record the resolved recipe. Refuses a folder that holds what was trained by another; where nothing was, a mended recipe
-    takes the place of the first try's.
+    """Record the resolved recipe. Refuses a folder that holds what was trained by another; where nothing was, or the record is
+    lost or damaged, the recipe takes its place.
     """
     path = folder / "recipe.yaml"
     text = dump_recipe(recipe)
-    if (
-        not path.is_file()
-        and newest_sealed(folder / "checkpoints")
-        and not _was_sealed(text, folder)
-    ):
-        raise UserError(
-            f"{path} is missing, and without it nothing tells whether what is here was trained so; bring it back, or "
-            "give --fresh to start again"
-        )
+    kept = path.read_text("utf-8", "replace") if path.is_file() else None
     begun = (folder / TRAINING).is_file() or any((folder / "checkpoints").glob("checkpoint-*"))
-    if not begun:
-        write_durably(path, text)
-    elif path.is_file() and _without_place(path.read_text("utf-8")) != _without_place(text):
-        old = set(path.read_text("utf-8").splitlines())
-        changed = [line.strip() for line in text.splitlines() if line not in old]
-        raise UserError(
-            f"{folder} holds a run of another recipe (now different: {'; '.join(changed[:3]) or 'a line less'}); "
-            "choose another train.output_dir, or give --fresh to start it again"
-        )
-    if not path.is_file():
-        write_durably(path, text)
+    if begun and kept is not None and _without_place(kept) == _without_place(text):
+        return
+    if begun and not _is_its(recipe, folder):
+        if kept is not None:
+            old = set(kept.splitlines())
+            changed = [line.strip() for line in text.splitlines() if line not in old]
+            raise UserError(
+                f"{folder} holds a run of another recipe (now different: {'; '.join(changed[:3]) or 'a line less'}); "
+                "choose another train.output_dir, or give --fresh to start it again"
+            )
+        if newest_sealed(folder / "checkpoints") is not None:
+            raise UserError(
+                f"{path} is missing, and without it nothing tells whether what is here was trained so; bring it back, or "
+                "give --fresh to start again"
+            )
+    write_durably(path, text)
+
+
+def _is_its(recipe: Recipe, folder: Path) -> bool:
+    """Whether what is here says by itself that it was trained by this recipe: its newest checkpoint, or its end."""
+    newest = newest_sealed(folder / "checkpoints")
+    if newest is not None and read_origin(newest)[1] == recipe_sum(recipe):
+        return True
+    try:
+        sums = json.loads((folder / TRAINING).read_text("utf-8"))["files"]
+        return bool(sums["recipe.yaml"] == hashlib.sha256(dump_recipe(recipe).encode()).hexdigest())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def recipe_sum(recipe: Recipe) -> str:
