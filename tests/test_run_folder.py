@@ -244,11 +244,12 @@ def test_a_damaged_export_is_made_again_from_the_last_checkpoint(
     weights = run / "head.safetensors"
     before = weights.read_bytes()
     raw = (run / name).read_bytes()
-    (run / name).write_bytes(raw[:-9] + b"7" + raw[-8:])
+    damaged = raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:]
+    (run / name).write_bytes(damaged)
     training.train(recipe)
     assert "doing so, from its last checkpoint" in caplog.text
     assert weights.read_bytes() == before and checkpoint.read_facts(run)["steps"] == STEPS
-    (run / name).write_bytes(raw[:-9] + b"7" + raw[-8:])
+    (run / name).write_bytes(damaged)
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match="with --fresh: it has no checkpoint"):
         training.train(recipe)
