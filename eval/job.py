@@ -14,6 +14,9 @@ Kind = Literal["run", "adapter", "causal", "classifier", "reader"]
 MEASURED = ("eval.", "dataset.", "train.per_device_eval_batch_size")
 """Keys that a measurement of a run may choose, by their beginnings."""
 _CHOOSING = ("eval.splits", "eval.limit")
+_CHANGING = (
+    "model.", "quantization.", "prompt.", "eval.", "dataset.", "train.max_length", "train.doc_stride",
+)  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -160,10 +163,18 @@ def _what_differs(
     if own is not None and own.is_file():  # what else a measurement of the run chose
         others = [text for text in others if text.startswith(("eval.", "dataset."))]
     else:  # what another training than the one that the folder holds would choose
-        trained = Path(recipe.run_folder, "recipe.yaml")
-        its = load_recipe(trained) if others and trained.is_file() else recipe
+        its = _trained(Path(recipe.run_folder)) or recipe
+        others = [text for text in others if text.startswith(_CHANGING)]
         others = [text for text in others if _value(text, recipe) != _value(text, its)]
     yield from (slug(text.partition(".")[2] or text)[:60] for text in others)
+
+
+def _trained(run: Path) -> Recipe | None:
+    """The recipe of a run, where there is one that can be read."""
+    try:
+        return load_recipe(run / "recipe.yaml") if (run / "recipe.yaml").is_file() else None
+    except UserError:
+        return None
 
 
 def _value(override: str, recipe: Recipe) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from llama_peft import checkpoint
 from llama_peft.files import write_durably
@@ -40,11 +41,11 @@ class SealCheckpoints(TrainerCallback):
     """Seals each checkpoint once all of it is written, and only then removes older ones.
 
     started: of `time.monotonic`; earlier: what the run had taken when it went on from a checkpoint; origin: what tells it from
-    others, of `checkpoint.read_origin`.
+    others.
     """
 
     def __init__(
-        self, keep: int, started: float, earlier: checkpoint.Spent, origin: tuple[str, str]
+        self, keep: int, started: float, earlier: checkpoint.Spent, origin: checkpoint.Origin
     ) -> None:
         self.keep, self.started, self.earlier, self.origin = keep, started, earlier, origin
 
@@ -56,7 +57,7 @@ class SealCheckpoints(TrainerCallback):
             folder = checkpoints / f"checkpoint-{state.global_step}"
             seconds = self.earlier.seconds + time.monotonic() - self.started
             peak = max(self.earlier.peak_memory_bytes, peak_memory())
-            checkpoint.write_spent(folder, checkpoint.Spent(seconds, peak), *self.origin)
+            checkpoint.write_spent(folder, checkpoint.Spent(seconds, peak), self.origin)
             checkpoint.seal(folder)
             checkpoint.rotate(checkpoints, self.keep, state.best_model_checkpoint)
 
@@ -114,5 +115,19 @@ class StopOnSignal(TrainerCallback):
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
             self.received = int(number) or None
         if self.received is not None:
-            control.should_save = True
             control.should_training_stop = True
+            # What is saved at the end of an epoch has been evaluated there, and is no other than where nobody stops.
+            by_epoch = args.save_strategy == SaveStrategy.EPOCH
+            control.should_save = control.should_save or not (by_epoch and _ends(state))
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Trainer takes every stop for the end of an epoch, and would count an evaluation that nobody else makes."""
+        if self.received is not None and not _ends(state):
+            control.should_evaluate = control.should_save = False
+
+
+def _ends(state: TrainerState) -> bool:
+    """Whether this step is the last of its epoch, or of all."""
+    return (state.epoch or 0) % 1 == 0 or state.global_step >= state.max_steps

@@ -121,9 +121,16 @@ class Spent(NamedTuple):
     peak_memory_bytes: int = 0
 
 
-def write_spent(folder: Path, spent: Spent, base: str, recipe: str) -> None:
-    """base: its fingerprint; recipe: of `recipe_sum`."""
-    write_durably(folder / SPENT, json.dumps({**spent._asdict(), "base": base, "recipe": recipe}))
+class Origin(NamedTuple):
+    """What a checkpoint was trained from: the base's fingerprint, the sums of recipe and data; None where it does not say."""
+
+    base: str | None
+    recipe: str | None
+    data: str | None
+
+
+def write_spent(folder: Path, spent: Spent, origin: Origin) -> None:
+    write_durably(folder / SPENT, json.dumps({**spent._asdict(), **origin._asdict()}))
 
 
 def read_spent(folder: Path | None) -> Spent:
@@ -134,10 +141,9 @@ def read_spent(folder: Path | None) -> Spent:
     return Spent(**{name: found[name] for name in Spent._fields})
 
 
-def read_origin(folder: Path) -> tuple[str | None, str | None]:
-    """The fingerprint of the base that a checkpoint was trained on, and the sum of its recipe; None where it does not say."""
+def read_origin(folder: Path) -> Origin:
     found = json.loads((folder / SPENT).read_text("utf-8"))
-    return found.get("base"), found.get("recipe")
+    return Origin(*map(found.get, Origin._fields))
 
 
 def rotate(checkpoints: Path, keep: int, best: str | None) -> None:
@@ -374,15 +380,24 @@ def no_answer_threshold(folder: Path) -> float:
         return 0.5
     try:
         record = json.loads(path.read_text("utf-8"))
-        check_sum(record)
-        weights = json.loads((folder / TRAINING).read_text("utf-8"))["files"].values()
-        if record["adapter_sha256"] not in weights:
-            raise ValueError("of other weights")
+        if "sum" in record:
+            check_sum(record)
+            weights = json.loads((folder / TRAINING).read_text("utf-8"))["files"].values()
+            if record["adapter_sha256"] not in weights:
+                raise ValueError("of other weights")
         found = float(record["no_answer_threshold"])
         if not -1 <= found <= 1:  # below every probability where answering nothing is best
             raise ValueError(found)
         return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ):
         raise UserError(
             f"{path}: damaged, or of other weights than the run's; fit it with: llama-eval run --model {folder}"
         ) from None
@@ -417,12 +432,25 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
 def _is_its(recipe: Recipe, folder: Path) -> bool:
     """Whether what is here says by itself that it was trained by this recipe: its newest checkpoint, or its end."""
     newest = newest_sealed(folder / "checkpoints")
-    if newest is not None and read_origin(newest)[1] == recipe_sum(recipe):
+    if newest is not None and read_origin(newest).recipe == recipe_sum(recipe):
         return True
     try:
         sums = json.loads((folder / TRAINING).read_text("utf-8"))["files"]
         return bool(sums["recipe.yaml"] == hashlib.sha256(dump_recipe(recipe).encode()).hexdigest())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def write_again(folder: Path, texts: dict[str, str]) -> bool:
+    """Write those of a finished run's texts anew that are lost or damaged; whether all that it exported is whole then."""
+    try:
+        sums = json.loads((folder / TRAINING).read_text("utf-8"))["files"]
+        for name, text in texts.items():
+            if sums[name] == hashlib.sha256(text.encode()).hexdigest():
+                write_durably(folder / name, text)
+        read_facts(folder)
+        return True
+    except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -128,7 +128,7 @@ RECORD = "data.sha256"
 
 def record_text(dataset: Dataset) -> str:
     """What a run's record holds."""
-    return "\n".join([_content_sum(dataset), *sorted(asked_sums(dataset)), ""])
+    return "\n".join([content_sum(dataset), *sorted(asked_sums(dataset)), ""])
 
 
 def asked_sums(dataset: Dataset) -> set[str]:
@@ -147,7 +147,7 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def _content_sum(dataset: Dataset) -> str:
+def content_sum(dataset: Dataset) -> str:
     """A digest of every example: ids alone do not tell that a text or a label behind them has changed."""
     digest = hashlib.sha256()
     for part, examples in dataset.parts.items():

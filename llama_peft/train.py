@@ -20,7 +20,7 @@ from llama_peft.lock import only_process
 from llama_peft.measured import HISTORY
 from llama_peft.memory import peak_memory
 from llama_peft.prompts import PromptEncoder
-from llama_peft.recipe import Recipe, Stopped, UserError
+from llama_peft.recipe import Recipe, Stopped, UserError, dump_recipe
 from llama_peft.rows import Row, collate, encode_part
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
             hub.check_before_training(recipe)
         dataset = data.load(recipe)
         recipe = _with_labels(recipe, dataset)
-        finished = not fresh and _is_finished(folder)
+        finished = not fresh and _is_finished(folder, recipe, dataset)
         if not finished:
             preflight.room(recipe, folder)
         if fresh and _is_main():
@@ -84,9 +84,9 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
         return folder
 
 
-def _is_finished(folder: Path) -> bool:
-    """Whether all that a run exports is there and whole. What is damaged is made again from its last checkpoint; raises
-    UserError where none is left.
+def _is_finished(folder: Path, recipe: Recipe, dataset: data.Dataset) -> bool:
+    """Whether all that a run exports is there and whole. What is damaged is written again, weights from the last checkpoint;
+    raises UserError where none is left, or where several processes would have to agree on it.
     """
     if not (folder / checkpoint.TRAINING).is_file():
         return False
@@ -94,6 +94,16 @@ def _is_finished(folder: Path) -> bool:
         checkpoint.read_facts(folder)
         return True
     except UserError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"{error}, in one process") from None
+        texts = {
+            "recipe.yaml": dump_recipe(recipe),
+            "split.json": data.split_text(dataset),
+            data.RECORD: data.record_text(dataset),
+        }
+        if checkpoint.write_again(folder, texts):
+            log.warning("%s: done", error)
+            return True
         if checkpoint.newest_sealed(folder / "checkpoints") is None:
             raise UserError(f"{error} (with --fresh: it has no checkpoint)") from None
         log.warning("%s: doing so, from its last checkpoint", error)
@@ -105,7 +115,7 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
     from llama_peft.steady import named_mistake
 
     started = time.monotonic()
-    recipe_sum = checkpoint.recipe_sum(recipe)
+    sums = (checkpoint.recipe_sum(recipe), data.content_sum(dataset))
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
     rows: dict[str, Any] = {
         part: encode_part(recipe, encoder, part, dataset.parts.get(part, []))
@@ -121,14 +131,14 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
     fingerprint = checkpoint.base_fingerprint(recipe)
     resumed = checkpoint.newest_sealed(folder / "checkpoints")
     if resumed is not None:
-        its_base, its_recipe = checkpoint.read_origin(resumed)
-        if its_base not in (None, fingerprint):
+        its = checkpoint.read_origin(resumed)
+        if its.base not in (None, fingerprint):
             raise UserError(
                 f"{folder}: its checkpoints were trained on another {recipe.model.model_name_or_path} "
-                f"({its_base}) than is there now ({fingerprint}); bring the old one back (from the Hub: "
+                f"({its.base}) than is there now ({fingerprint}); bring the old one back (from the Hub: "
                 "set model.revision), or give --fresh to start again"
             )
-        if its_recipe not in (None, recipe_sum):
+        if its.recipe not in (None, sums[0]):
             raise UserError(
                 f"{resumed}: is of another run; remove it, or give --fresh to start again"
             )
@@ -148,7 +158,7 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
         log.info("continuing from %s", resumed)
     earlier = checkpoint.read_spent(resumed)
     seals = SealCheckpoints(
-        recipe.train.save_total_limit, started, earlier, (fingerprint, recipe_sum)
+        recipe.train.save_total_limit, started, earlier, checkpoint.Origin(fingerprint, *sums)
     )
     trainer.add_callback(seals)
     stop = StopOnSignal()
@@ -383,12 +393,16 @@ def _with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
 def _write_split(folder: Path, dataset: data.Dataset) -> None:
     """Record the ids of each part. Refuses to go on with a run whose data have changed since its checkpoints."""
     path, text = folder / data.RECORD, data.record_text(dataset)
-    changed = path.is_file() and path.read_text("utf-8").split()[:1] != text.split()[:1]
-    if changed and checkpoint.newest_sealed(folder / "checkpoints") is not None:
-        raise UserError(
-            f"{folder}: the data are not those that its checkpoints were trained on; bring the old ones back, or give "
-            "--fresh to start again"
-        )
+    newest = checkpoint.newest_sealed(folder / "checkpoints")
+    if newest is not None:
+        its = checkpoint.read_origin(newest).data
+        if its is None and path.is_file():
+            its = path.read_text("utf-8", "replace").partition("\n")[0]
+        if its not in (None, data.content_sum(dataset)):
+            raise UserError(
+                f"{folder}: the data are not those that its checkpoints were trained on; bring the old ones back, or give "
+                "--fresh to start again"
+            )
     write_durably(path, text)
     write_durably(folder / "split.json", data.split_text(dataset))
 

@@ -603,6 +603,8 @@ def test_default_folders_tell_measurements_apart(span_run: tuple[Recipe, Path]) 
     assert folder("tiny-squad-span", run) == run / "tuned-tiny-squad-span"
     task, place = str(run / "recipe.yaml"), f"train.output_dir={run}"
     assert folder(task, None, None, None, place, "train.max_length=300") == run / "zero-shot"
+    same = ("train.use_cpu=true", "hub.language=de", "train.output_dir=.")
+    assert folder(task, None, None, None, place, *same).name == "zero-shot"
     other = folder(task, None, None, None, place, "train.max_length=200", "eval.num_fewshot=2")
     assert other == run / "2-shot-max_length-200-num_fewshot-2"
 

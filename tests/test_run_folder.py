@@ -267,3 +267,33 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(
         UserError, match=r"checkpoint-\d+: is of another run; remove it, or give --fresh"
     ):
         training.train(recipe)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "split.json", "data.sha256"])
+def test_a_damaged_record_is_written_again_without_a_checkpoint(
+    recipe_in: Callable[..., Recipe], name: str
+) -> None:
+    """The weights are whole: nothing is trained."""
+    recipe = recipe_in("run")
+    run = training.train(recipe)
+    shutil.rmtree(run / "checkpoints")
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    for damaged in (b"", b"\xff" + before[run / name], None):
+        if damaged is None:
+            (run / name).unlink()
+        else:
+            (run / name).write_bytes(damaged)
+        training.train(recipe)
+        assert {path: path.read_bytes() for path in before} == before
+
+
+def test_several_processes_mend_nothing(
+    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them would see the damage at another moment."""
+    recipe = recipe_in("run")
+    run = training.train(recipe)
+    (run / "split.json").write_text("{}")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="give the command that trained it again, in one process"):
+        training.train(recipe)

@@ -1,5 +1,6 @@
 """Training that is hurt: memory runs out, numbers break, signals come, processes die. Nothing finished is lost or wrong."""
 
+import json
 import os
 import random
 import re
@@ -152,9 +153,23 @@ def words_of(recipe: Recipe, folder: Path) -> list[str]:
     return ["train", str(path)]
 
 
+def signalled(step: int, number: int) -> None:
+    """In a child: a signal comes while a step is computed."""
+    plain = steady.Steady.training_step
+
+    def training_step(self: Any, *args: Any) -> Any:
+        if self.state.global_step == step - 1:
+            os.kill(os.getpid(), number)
+        return plain(self, *args)
+
+    steady.Steady.training_step = training_step
+
+
 LONG = {"max_steps": 40, "eval_steps": 10, "logging_steps": 1, "per_device_train_batch_size": 4}
 CONSTANT = {"lr_scheduler_type": "constant"}
 """A step too many changes the weights."""
+ENDS = ("steps", "epochs", "train_loss", "best_step", "best_validation_loss")
+"""Facts of a run that a stop does not change."""
 
 
 @pytest.fixture(scope="module")
@@ -180,17 +195,7 @@ def test_a_signal_saves_at_the_end_of_the_step(
     run = tmp_path / "run"
     words = words_of(recipe_of(make_recipe, base, "classification", run, **LONG), tmp_path)
 
-    def signalled_in_step_13() -> None:
-        plain = steady.Steady.training_step
-
-        def step(self: Any, *args: Any) -> Any:
-            if self.state.global_step == 12:
-                os.kill(os.getpid(), number)
-            return plain(self, *args)
-
-        steady.Steady.training_step = step
-
-    child = forked.start([*words, "--fresh"], tmp_path / "log", hook=signalled_in_step_13)
+    child = forked.start([*words, "--fresh"], tmp_path / "log", hook=lambda: signalled(13, number))
     _, status = os.waitpid(child, 0)
     text = (tmp_path / "log").read_text()
     assert os.waitstatus_to_exitcode(status) == 128 + number, text
@@ -270,8 +275,41 @@ def test_killed_after_each_seal_it_ends_where_the_others_end(
     assert starts > 2
     run = tmp_path / f"start-{starts}"
     found = checkpoint.read_facts(run)
-    same = ("steps", "epochs", "train_loss", "best_step", "best_validation_loss")
-    assert {key: found[key] for key in same} == {key: facts[key] for key in same}
+    assert {key: found[key] for key in ENDS} == {key: facts[key] for key in ENDS}
+    assert all(torch.equal(weights(run)[key], value) for key, value in weights(whole).items())
+
+
+@pytest.mark.parametrize(
+    ("step", "and_killed"), [(2, False), (6, False), (6, True), (8, False), (9, True)]
+)
+def test_stopped_anywhere_in_an_epoch_it_ends_where_the_others_end(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, step: int, and_killed: bool
+) -> None:
+    """No stop is an evaluation that costs patience, or an epoch that is never evaluated, also by a kill right after it."""
+    keys = CONSTANT | {"per_device_train_batch_size": 4, "learning_rate": 0.02, "max_steps": 21}
+    keys |= {"early_stopping_patience": 1}
+
+    def stopped() -> None:
+        signalled(step, signal.SIGINT)
+        if and_killed:
+            steady.Steady.evaluate = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+
+    whole = training.train(recipe_of(make_recipe, base, "classification", tmp_path / "w", **keys))
+    run = tmp_path / "run"
+    words = words_of(recipe_of(make_recipe, base, "classification", run, **keys), tmp_path)
+    for hook, codes in ((stopped, (130, -signal.SIGKILL)), (None, (0,))):
+        child = forked.start(words, tmp_path / "log", hook=hook)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in codes, (tmp_path / "log").read_text()
+    facts, found = checkpoint.read_facts(whole), checkpoint.read_facts(run)
+    assert {key: found[key] for key in ENDS} == {key: facts[key] for key in ENDS}
+    losses = [
+        [line for line in map(json.loads, (each / "history.jsonl").open()) if "eval_loss" in line]
+        for each in (whole, run)
+    ]
+    assert [(x["step"], x["eval_loss"]) for x in losses[0]] == [
+        (x["step"], x["eval_loss"]) for x in losses[1]
+    ]
     assert all(torch.equal(weights(run)[key], value) for key, value in weights(whole).items())
 
 
@@ -402,7 +440,7 @@ def test_a_resumed_run_tells_what_all_of_it_took(
     monkeypatch.undo()
     path = checkpoint.newest_sealed(tmp_path / "cut/checkpoints")
     assert path is not None
-    checkpoint.write_spent(path, checkpoint.Spent(1000.0, 2**50), *checkpoint.read_origin(path))
+    checkpoint.write_spent(path, checkpoint.Spent(1000.0, 2**50), checkpoint.read_origin(path))
     checkpoint.seal(path)
     cut = checkpoint.read_facts(training.train(recipe(tmp_path / "cut")))
     assert cut["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-6)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llama_peft.checkpoint import THRESHOLD
+from llama_peft.data import RECORD
 
 from .shop import DAMAGES, KINDS, STEPS, Done, Fault, Seen, Shop, newest_step
 
@@ -68,7 +69,7 @@ def _checkpoint(kind: str, name: str, damage: str, cheap: bool) -> Fault:
 EXPORTS = {
     "classification + LoRA": (
         "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "recipe.yaml",
-        "training.json", "split.json",
+        "training.json", "split.json", RECORD,
     ),
     "classification head": ("head.safetensors",),
 }  # fmt: skip
