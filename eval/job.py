@@ -13,7 +13,8 @@ Kind = Literal["run", "adapter", "causal", "classifier", "reader"]
 ...ForCausalLM, ...ForSequenceClassification or ...ForQuestionAnswering."""
 MEASURED = ("eval.", "dataset.", "train.per_device_eval_batch_size")
 """Keys that a measurement of a run may choose, by their beginnings."""
-_CHOOSING = ("eval.splits", "eval.limit")
+_CHOOSING = ("eval.splits", "eval.limit", "eval.num_fewshot")
+"""Keys that a folder's name tells in words of their own."""
 _CHANGING = (
     "model.", "quantization.", "prompt.", "eval.", "dataset.", "train.max_length", "train.doc_stride",
 )  # fmt: skip
@@ -148,7 +149,7 @@ def _what_differs(
 ) -> Iterator[str]:
     """What tells a measurement from the plain one of its model, in whose folder it must not lie.
 
-    plain: the recipe without a choice of parts or a limit. own: where a run's own recipe would be. data_words: what names
+    plain: the recipe without such choices. own: where a run's own recipe would be. data_words: what names
     the data of --data.
     """
     if own is not None and own.is_file() and load_recipe(own).name != recipe.name:

@@ -606,7 +606,7 @@ def test_default_folders_tell_measurements_apart(span_run: tuple[Recipe, Path]) 
     same = ("train.use_cpu=true", "hub.language=de", "train.output_dir=.")
     assert folder(task, None, None, None, place, *same).name == "zero-shot"
     other = folder(task, None, None, None, place, "train.max_length=200", "eval.num_fewshot=2")
-    assert other == run / "2-shot-max_length-200-num_fewshot-2"
+    assert other == run / "2-shot-max_length-200"
 
 
 def test_the_sample_of_a_part_is_the_same_beside_other_parts(
