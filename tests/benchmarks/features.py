@@ -65,12 +65,12 @@ def run(base: Base, count: int, repeats: int) -> dict[str, Any]:
 
 
 def sentences(count: int) -> dict[str, Any]:
-    """The dataset section of real sentences, or of `count` generated ones."""
+    """The dataset section of `count` sentences to train on, real or generated ones, which leave room for a validation part."""
     real = SHARED / "data/sst2/train.tsv"
     found: dict[str, Any] = (
         {"path": str(real), "columns": {"text": "sentence", "label": "label"}}
         if real.is_file()
-        else {"path": "tiny", "name": "reviews", "parts": {"train": count, "test": 2}}
+        else {"path": "tiny", "name": "reviews", "parts": {"train": 2 * count, "test": 2}}
     )
     return {**found, "labels": ["negative", "positive"], "max_train_samples": count}
 
