@@ -268,7 +268,7 @@ def _threshold(job: Job, predictor: Predictor, validation: list[Example]) -> flo
     if run is not None and (run / THRESHOLD).is_file():
         try:
             kept = no_answer_threshold(run)
-            its = json.loads((run / THRESHOLD).read_text("utf-8"))["fitted_for"]
+            its = json.loads((run / THRESHOLD).read_text("utf-8")).get("fitted_for")
             if its == fitted_for or not validation:
                 return kept
         except UserError as error:

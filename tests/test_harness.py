@@ -163,10 +163,11 @@ def test_a_threshold_is_of_its_validation_examples_and_settings(
     full = harness.run(job_for(recipe, folder, tmp_path / "full"))
     fitted = (folder / "threshold.json").read_text()
     stale = json.loads(fitted) | {"no_answer_threshold": 0.999, "fitted_for": "another"}
-    (folder / "threshold.json").write_text(json.dumps(with_sum(stale)))
-    again = harness.run(job_for(recipe, folder, tmp_path / "again"))
-    assert (folder / "threshold.json").read_text() == fitted
-    assert again["results"] == full["results"]
+    for name, record in {"stale": with_sum(stale), "bare": {"no_answer_threshold": 0.9}}.items():
+        (folder / "threshold.json").write_text(json.dumps(record))
+        again = harness.run(job_for(recipe, folder, tmp_path / name))
+        assert (folder / "threshold.json").read_text() == fitted
+        assert again["results"] == full["results"]
     (folder / "threshold.json").unlink()
 
 
