@@ -58,7 +58,7 @@ bench: $(READY)
 
 # Some six minutes. ARGS="--only storage" and others: make faults ARGS=--help
 faults: $(READY)
-	PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
+	$(BIN)/python -m tests.faults $(ARGS)
 
 # METEOR's synonyms; without them its number is called meteor_no_wordnet.
 wordnet: $(READY)

@@ -7,7 +7,7 @@ import typer
 
 from eval.job import Job, Kind, make_job, slug
 from llama_peft import cli
-from llama_peft.recipe import UserError
+from llama_peft.errors import UserError
 
 app = typer.Typer(
     help="Measure zero-shot and tuned models on the same examples, with intervals.",
@@ -61,8 +61,8 @@ def run(
         for name in models
     ]
     _check_folders(jobs)
-    from eval import harness
-    from eval.predictors import check_model
+    from . import harness
+    from .predictors.open import check_model
 
     for job in jobs[1:]:  # the first is checked as it starts
         check_model(job.model, job.recipe, job.kind)
@@ -95,7 +95,7 @@ def _inside(output: Path | None, model: str | None, models: list[str | None]) ->
 
 
 def _print_table(folders: list[Path]) -> None:
-    from eval import report
+    from . import report
 
     print(report.render(report.compare(folders), "rich"))
     for folder in folders:
@@ -128,7 +128,7 @@ def score(
     ] = None,
 ) -> None:
     """Score predictions that were made elsewhere; no model is loaded."""
-    from eval import scoring
+    from . import scoring
 
     folder = output or predictions.with_name(f"{predictions.stem}-scores")
     job = make_job(task, None, data, split, None, folder, overrides or [])
@@ -146,7 +146,7 @@ def compare(
     ] = "rich",
 ) -> None:
     """Put results side by side, with paired tests where the same examples were measured."""
-    from eval import report
+    from . import report
 
     print(report.render(report.compare(folders), format))
 
@@ -167,7 +167,7 @@ def html(
     run: Annotated[Path, typer.Argument(help="A run folder with zero-shot/ and tuned/.")],
 ) -> None:
     """Write the run's report.html."""
-    from eval import report
+    from . import report
 
     print(report.write_html(run))
 

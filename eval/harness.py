@@ -19,19 +19,23 @@ from typing import Any
 
 import torch
 
-from eval import trained_on
 from eval.job import Job
 from eval.metrics.squad_v2 import fit_threshold
-from eval.predictors import Predictor, Shots, as_trained, check_model, is_run, open_predictor
 from eval.scoring import RESULTS, Line, Material, check_ids, described, finish, material
-from llama_peft import backbone, checkpoint, data
-from llama_peft.checkpoint import THRESHOLD, no_answer_threshold
+from llama_peft import data
 from llama_peft.data import Example, QuestionExample, TextExample
-from llama_peft.files import check_sum, sha256, with_sum, write_durably
-from llama_peft.lock import only_process
-from llama_peft.memory import free_memory, is_out_of_memory, peak_memory, reset_peak
-from llama_peft.predict import Prediction
-from llama_peft.recipe import Recipe, UserError, load_recipe
+from llama_peft.errors import UserError
+from llama_peft.model import backbone
+from llama_peft.recipe import Recipe, load_recipe
+from llama_peft.run_folder import weights as checkpoint
+from llama_peft.run_folder.predict import Prediction
+from llama_peft.run_folder.weights import THRESHOLD, no_answer_threshold
+from llama_peft.system.files import check_sum, sha256, with_sum, write_durably
+from llama_peft.system.lock import only_process
+from llama_peft.system.memory import free_memory, is_out_of_memory, peak_memory, reset_peak
+
+from . import trained_on
+from .predictors.open import Predictor, Shots, as_trained, check_model, is_run, open_predictor
 
 log = logging.getLogger(__name__)
 

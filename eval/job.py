@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from llama_peft.recipe import Recipe, UserError, load_recipe
+from llama_peft.errors import UserError
+from llama_peft.recipe import Recipe, load_recipe
 
 Kind = Literal["run", "adapter", "causal", "classifier", "reader"]
 """What a model is: a run folder of ours, a PEFT adapter, or a whole checkpoint by its class in transformers:
@@ -116,7 +117,7 @@ def _folder_of(model: str | None, task: str | None) -> str | None:
     """
     if model is None or Path(model).exists():
         return model
-    from llama_peft import fetch
+    from llama_peft.run_folder import fetch
 
     if not fetch.is_hub_name(model):
         return model

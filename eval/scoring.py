@@ -23,10 +23,11 @@ from eval.metrics.names import is_score
 from eval.metrics.overlap import bleu_signature
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample, broken
-from llama_peft.files import sha256, with_sum, write_durably
-from llama_peft.lock import only_process
-from llama_peft.prompts import parse_answer, without_no_answer
-from llama_peft.recipe import Recipe, UserError
+from llama_peft.errors import UserError
+from llama_peft.recipe import Recipe
+from llama_peft.system.files import sha256, with_sum, write_durably
+from llama_peft.system.lock import only_process
+from llama_peft.tokens.prompts import parse_answer, without_no_answer
 
 Line = dict[str, Any]
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"

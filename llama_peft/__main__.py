@@ -36,7 +36,7 @@ def train(
     from llama_peft.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from llama_peft.train import train as fit
+    from llama_peft.training.fit import train as fit
 
     folder = fit(loaded, fresh=fresh)
     print(folder)
@@ -46,8 +46,8 @@ def train(
 
 def _push_trained(folder: Path) -> None:
     """Bring the weights to safety. The training is done, so a push that fails is said and no failure of the command."""
-    from llama_peft import hub
-    from llama_peft.recipe import UserError
+    from llama_peft.errors import UserError
+    from llama_peft.export import push as hub
 
     try:
         print(hub.push(folder).commit_url)
@@ -87,7 +87,7 @@ def params(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count parameters exactly, from the config alone."""
-    from llama_peft import counting
+    from llama_peft.model import params as counting
 
     found = counting.report(recipe_or_model, overrides or [])
     if as_json:
@@ -104,8 +104,9 @@ def estimate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what training a recipe will take: memory term by term, disk, download."""
-    from llama_peft.preflight import for_machine
-    from llama_peft.recipe import UserError, load_recipe
+    from llama_peft.errors import UserError
+    from llama_peft.model.preflight import for_machine
+    from llama_peft.recipe import load_recipe
 
     found = for_machine(load_recipe(recipe, overrides or []))
     if found is None:
@@ -145,9 +146,10 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Classify a text, or answer a question from a passage, with a finished run."""
-    from llama_peft.checkpoint import read_facts
-    from llama_peft.fetch import run_folder
-    from llama_peft.recipe import UserError, load_recipe
+    from llama_peft.errors import UserError
+    from llama_peft.recipe import load_recipe
+    from llama_peft.run_folder.fetch import run_folder
+    from llama_peft.run_folder.weights import read_facts
 
     folder = run_folder(run)
     read_facts(folder)
@@ -158,7 +160,7 @@ def predict(
         raise UserError(
             f"{run} answers questions: llama-peft predict {run} --question Q --context PASSAGE"
         )
-    from llama_peft.predict import predict_one
+    from llama_peft.run_folder.predict import predict_one
 
     found: dict[str, Any] = predict_one(folder, text, question, context)
     if as_json:
@@ -199,7 +201,7 @@ def push(
 
     if if_asked and not load_recipe(run / "recipe.yaml").hub.push_to_hub:
         return
-    from llama_peft import hub
+    from llama_peft.export import push as hub
 
     pushed = hub.push(run, repo_id, private, dry_run, eval_results)
     for name, size in pushed.files.items():
@@ -217,10 +219,10 @@ def merge(
     output: Annotated[Path, typer.Option(help="Folder of the merged model; must not exist.")],
 ) -> None:
     """Merge a run's adapter into the full-precision base: a whole model for llama.cpp, vLLM and others."""
-    from llama_peft.fetch import run_folder
+    from llama_peft.run_folder.fetch import run_folder
 
     folder = run_folder(run)
-    from llama_peft.merge import merge as merged
+    from llama_peft.export.merge import merge as merged
 
     print(f"{merged(folder, output):.2g} apart at most")
     print(output)

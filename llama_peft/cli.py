@@ -11,9 +11,9 @@ from pathlib import Path
 
 import typer
 
-from llama_peft.files import disk_trouble
-from llama_peft.memory import is_out_of_memory
-from llama_peft.recipe import Stopped, UserError
+from llama_peft.errors import Stopped, UserError
+from llama_peft.system.files import disk_trouble
+from llama_peft.system.memory import is_out_of_memory
 
 
 def run(app: typer.Typer) -> None:

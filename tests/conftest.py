@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support.paths import SHARED
+
 # One thread a test: with busy cores two threads can be ten times slower. Set before torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,7 +16,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import pytest
 
 # Here and in every child process: a test that asks the network for anything fails (law 13).
-NO_NETWORK = str(Path(__file__).parent / "no_network")
+NO_NETWORK = str(Path(__file__).parent / "support" / "no_network")
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [NO_NETWORK, *filter(None, [os.environ.get("PYTHONPATH")])]
 )
@@ -27,11 +29,8 @@ for name in (
     os.environ.pop(name, None)
 runpy.run_path(str(Path(NO_NETWORK) / "sitecustomize.py"))
 
-import small
-
 from llama_peft.recipe import Recipe
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+from tests.support import small
 
 
 @pytest.fixture(scope="session")

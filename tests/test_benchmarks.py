@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from benchmarks import decoding, features, layers, material, measure, table, training
+
+from tests.benchmarks import decoding, features, layers, material, measure, table, training
 
 MINIATURE = {
     "hidden_size": 64,

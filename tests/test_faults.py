@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from faults.count import Tally, every, inflict
-from faults.shop import Fault, Seen, Shop
+
+from tests.faults.count import Tally, every, inflict
+from tests.faults.shop import Fault, Seen, Shop
 
 CATEGORIES = sorted({fault.category for fault in every(full=True)})
 

@@ -12,8 +12,8 @@ from typer.main import get_command
 from eval.__main__ import app as eval_app
 from llama_peft.__main__ import app
 from llama_peft.recipe import RECIPES, load_recipe
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PROGRAMS = {"llama-peft": get_command(app), "llama-eval": get_command(eval_app)}
 
@@ -46,9 +46,9 @@ def test_the_example_recipe_is_valid(tmp_path: Path) -> None:
 
 
 def test_trained_weights_in_the_table() -> None:
-    from test_counts import LLAMA_1B
+    from tests.model.test_counts import LLAMA_1B
 
-    from llama_peft import counts
+    from llama_peft.model import counts
 
     for name, text in re.findall(r"^\| `make ([a-z0-9-]+)` \|.*\| ([\d,]+) \|$", README, re.M):
         recipe = load_recipe(name)

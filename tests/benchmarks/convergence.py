@@ -18,10 +18,10 @@ from typing import Any
 import datasets
 from transformers import PrinterCallback, TrainerCallback
 
-from llama_peft import prefix_tree
 from llama_peft.data import QuestionExample
-from llama_peft.prefix_tree import Row
-from llama_peft.tree_trainer import TreeTrainer, mean_loss
+from llama_peft.prefix_tree import pack as prefix_tree
+from llama_peft.prefix_tree.pack import Row
+from llama_peft.training.tree_trainer import TreeTrainer, mean_loss
 
 from . import measure
 from .material import SHARED, Base, encoded, squad

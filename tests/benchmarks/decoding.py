@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from eval.generation import greedy
-from llama_peft.predict import greedy_plain
-from llama_peft.prefix_tree import pack, packing
-from llama_peft.prompts import Encoded
+from llama_peft.prefix_tree.decode import greedy
+from llama_peft.prefix_tree.pack import pack, packing
+from llama_peft.run_folder.predict import greedy_plain
+from llama_peft.tokens.prompts import Encoded
 
 from . import measure
 from .material import Base, Questions

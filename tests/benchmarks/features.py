@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from llama_peft import backbone, data
-from llama_peft import train as training
-from llama_peft.features import FeatureHead, states
-from llama_peft.prompts import PromptEncoder
+from llama_peft import data
+from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
-from llama_peft.rows import Row, encode_part
+from llama_peft.tokens.prompts import PromptEncoder
+from llama_peft.training import fit as training
+from llama_peft.training.features import FeatureHead, states
+from llama_peft.training.rows import Row, encode_part
 
 from . import measure
 from .material import SHARED, Base, recipe

@@ -8,8 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from llama_peft import checkpoint, data, predict, tiny
-from llama_peft import train as training
+from llama_peft import data, tiny
+from llama_peft.run_folder import predict
+from llama_peft.run_folder import weights as checkpoint
+from llama_peft.training import fit as training
 
 from . import measure
 from .features import sentences

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics.squad_v2 import squad_scores
-from eval.predictors import TREE
-from llama_peft.predict import write_answers
-from llama_peft.prompts import answer_text, without_no_answer
+from eval.predictors.open import TREE
+from llama_peft.run_folder.predict import write_answers
+from llama_peft.tokens.prompts import answer_text, without_no_answer
 
 from . import measure
 from .material import Base, Questions

@@ -23,12 +23,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from llama_peft import backbone, data, tiny
+from llama_peft import data, tiny
 from llama_peft.data import QuestionExample
-from llama_peft.prompts import Encoded, PromptEncoder
+from llama_peft.model import backbone
 from llama_peft.recipe import Recipe, validate
+from llama_peft.tokens.prompts import Encoded, PromptEncoder
+from tests.support.paths import SHARED
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 DENSITY = 7
 """Questions a paragraph: SQuAD v2's train set has 6.85; its dev set, read here, has 9.6."""
 

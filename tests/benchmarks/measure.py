@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from llama_peft.memory import peak_memory
+from llama_peft.system.memory import peak_memory
 
 RESULTS = Path(__file__).parent / "results"
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets")

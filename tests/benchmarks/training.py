@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from llama_peft import prefix_tree
 from llama_peft.data import QuestionExample
-from llama_peft.prompts import Encoded, answer_text
-from llama_peft.tree_trainer import TreeTrainer, answer_loss
+from llama_peft.prefix_tree import pack as prefix_tree
+from llama_peft.tokens.prompts import Encoded, answer_text
+from llama_peft.training.tree_trainer import TreeTrainer, answer_loss
 
 from . import measure
 from .material import Base, Questions, by_paragraph, encoded

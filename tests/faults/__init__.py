@@ -1,7 +1,7 @@
 """Everything that happens to a run on somebody's one machine, done to it on purpose and counted.
 
     make faults                        all of it: hundreds of faults, in some minutes
-    PYTHONPATH=tests python -m faults --only storage
+    python -m tests.faults --only storage
 
 Each fault is inflicted on real processes, forked so that the libraries load once, that run the real commands. Its verdict is
 `right`: refused in one line with exit code 2, or undone by running the same command again, with the same bits as a run that

@@ -20,9 +20,9 @@ def main() -> int:
     parser.add_argument("--messages", type=Path, help="also write every fault and its message here")
     parser.add_argument("--no-stock", action="store_true", help="leave the stock Trainer alone")
     arguments = parser.parse_args()
-    from faults import stock
-    from faults.count import Tally, every, inflict
-    from faults.shop import Shop
+    from tests.faults import stock
+    from tests.faults.count import Tally, every, inflict
+    from tests.faults.shop import Shop
 
     started = time.monotonic()
     chosen = [

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import forked
 import torch
 from safetensors.torch import load_file
+
+from tests.support import forked
 
 from .shop import DAMAGES, KINDS, STEPS, Fault, Seen, Shop, Stays, exported, killed, newest_step
 
@@ -39,8 +40,8 @@ def _in_training(change: Callable[[Any, dict[str, Any], Any], Any]) -> Callable[
     """A hook: `change(trainer, inputs, loss)` replaces every loss that training computes."""
 
     def hook() -> None:
-        from llama_peft.steady import Steady
-        from llama_peft.tree_trainer import TreeTrainer
+        from llama_peft.training.trainer import Steady
+        from llama_peft.training.tree_trainer import TreeTrainer
 
         def changed(plain: Callable[..., Any]) -> Callable[..., Any]:
             def compute(self: Any, model: Any, inputs: Any, *rest: Any, **keys: Any) -> Any:
@@ -165,7 +166,7 @@ def _set(predictor: Any, predict: Any) -> Any:
 
 def _no_room() -> Fault:
     def hook() -> None:
-        from llama_peft import preflight
+        from llama_peft.model import preflight
 
         preflight._host_memory = lambda: 10_000_000
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import forked
+from tests.support import forked
 
 from .shop import KINDS, STEPS, DeadlyCalls, Fault, Seen, Shop, even, killed, newest_step
 

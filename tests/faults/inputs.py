@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from llama_peft import checkpoint, recipe_yaml
-from llama_peft.files import sha256
+from llama_peft.recipe import strict_yaml as recipe_yaml
+from llama_peft.run_folder import weights as checkpoint
+from llama_peft.system.files import sha256
 
 from .shop import DAMAGES, Fault, Seen, Shop
 
@@ -445,8 +446,8 @@ def _hostile() -> Iterator[Fault]:
 
     def control_tokens(shop: Shop, folder: Path) -> Seen:
         """A text that spells the end-of-text token stays text: it is encoded without it."""
-        from llama_peft import backbone
-        from llama_peft.prompts import PromptEncoder
+        from llama_peft.model import backbone
+        from llama_peft.tokens.prompts import PromptEncoder
 
         recipe = shop.recipe("classification head", folder)
         tokenizer = backbone.load_tokenizer(recipe.model)

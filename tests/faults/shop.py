@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import forked
-import small
-
-from llama_peft import checkpoint
 from llama_peft.recipe import Recipe, dump_recipe
-from llama_peft.steady import Steady
+from llama_peft.run_folder import weights as checkpoint
+from llama_peft.training.trainer import Steady
+from tests.support import forked, small
 
 LIMIT_SECONDS = 120
 SHARED = (
@@ -28,10 +26,10 @@ SHARED = (
     "transformers.models.llama.modeling_llama",
     "transformers.trainer",
     "llama_peft.__main__",
-    "llama_peft.features",
-    "llama_peft.steady",
-    "llama_peft.train",
-    "llama_peft.tree_trainer",
+    "llama_peft.training.features",
+    "llama_peft.training.trainer",
+    "llama_peft.training.fit",
+    "llama_peft.training.tree_trainer",
     "eval.__main__",
     "eval.harness",
     "eval.report",

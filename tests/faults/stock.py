@@ -73,8 +73,10 @@ def _trainer(shop: Shop, folder: Path) -> Callable[[], None]:
     def train() -> None:
         from transformers import Trainer, TrainingArguments
 
-        from llama_peft import backbone, data, rows
-        from llama_peft.prompts import PromptEncoder
+        from llama_peft import data
+        from llama_peft.model import backbone
+        from llama_peft.tokens.prompts import PromptEncoder
+        from llama_peft.training import rows
 
         recipe = shop.recipe(KIND, folder)
         model = backbone.load(recipe, recipe.task, 2)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from llama_peft.checkpoint import THRESHOLD
 from llama_peft.data import RECORD
+from llama_peft.run_folder.weights import THRESHOLD
 
 from .shop import DAMAGES, KINDS, STEPS, Done, Fault, Seen, Shop, newest_step
 
@@ -215,7 +215,7 @@ def _vanished(what: str) -> Fault:
         run = folder / "runs/run"
 
         def hook() -> None:
-            from llama_peft.callbacks import SealCheckpoints
+            from llama_peft.training.callbacks import SealCheckpoints
 
             plain = SealCheckpoints.on_save
 
@@ -284,7 +284,7 @@ def _read_only_later() -> Fault:
         places = (run, run / "checkpoints")
 
         def hook() -> None:
-            from llama_peft.callbacks import SealCheckpoints
+            from llama_peft.training.callbacks import SealCheckpoints
 
             _no_override()
             plain = SealCheckpoints.on_save

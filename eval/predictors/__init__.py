@@ -1,0 +1,1 @@
+"""Whatever can be evaluated, opened as a predictor."""

@@ -1,0 +1,118 @@
+"""Tables and the HTML page of results, made from the files that evaluations leave, and no others.
+
+compare(folders)       systems side by side, as tables
+render(tables, form)   the tables as text for a terminal, Markdown or LaTeX
+write_html(run)        report.html of a run folder
+"""
+
+import io
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Literal, assert_never
+
+from .table import Cell, Row, Table
+
+Form = Literal["rich", "markdown", "latex"]
+_MARKDOWN = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "&": "&amp;"})
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+}
+
+
+def render(tables: Sequence[Table], form: Form, width: int | None = None) -> str:
+    """The tables as text; `width` is the terminal's, found out when it is None."""
+    if form == "rich":
+        width = width or shutil.get_terminal_size((200, 50)).columns
+        parts = [_rich(table, width) for table in tables]
+    elif form == "markdown":
+        parts = [_markdown(table) for table in tables]
+    elif form == "latex":
+        parts = [_latex(table) for table in tables]
+    else:
+        assert_never(form)
+    return "\n\n".join(parts)
+
+
+def _rich(table: Table, width: int) -> str:
+    """One drawn table, or several under one another where the columns need more room."""
+    from rich.console import Console
+    from rich.table import Table as Drawn
+    from rich.text import Text
+
+    names = [_plain_name(row) for row in table.rows]
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    for number, columns in enumerate(_fitting(table, width)):
+        drawn = Drawn(title=None if number else Text(table.title), title_justify="left")
+        drawn.add_column("")
+        for column in columns:
+            drawn.add_column(Text(table.columns[column]), justify="right")
+        for row, name in zip(table.rows, names, strict=True):
+            cells = [Text("\n".join(filter(None, row.cells[column]))) for column in columns]
+            if any(cell.plain for cell in cells):
+                drawn.add_row(Text(name), *cells)
+        console.print(drawn)
+    for note in table.notes:
+        console.print(Text(note))
+    written = console.file
+    assert isinstance(written, io.StringIO)
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
+
+
+def _fitting(table: Table, width: int) -> Iterator[list[int]]:
+    """Columns cut into runs that fit beside the names, costs apart; one alone may be too wide."""
+    room = width - max(len(_plain_name(row)) for row in table.rows) - 4
+    run: list[int] = []
+    used = 0
+    for column, header in enumerate(table.columns):
+        texts = [text for row in table.rows for text in row.cells[column]]
+        need = max(map(len, [header, *texts])) + 3
+        if run and (used + need > room or column == table.costs_from):
+            yield run
+            run, used = [], 0
+        run.append(column)
+        used += need
+    yield run
+
+
+def _plain_name(row: Row) -> str:
+    return f"  {row.name}" if row.is_detail else row.name
+
+
+def _joined(cell: Cell) -> str:
+    return " ".join(filter(None, cell))
+
+
+def _markdown(table: Table) -> str:
+    def safe(text: str) -> str:
+        return " ".join(text.translate(_MARKDOWN).split())
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(map(safe, cells)) + " |"
+
+    lines = [f"**{safe(table.title)}**", "", line(["system", *table.columns])]
+    lines.append("|---|" + "---:|" * len(table.columns))
+    for row in table.rows:
+        name = f"*{row.name}*" if row.is_detail else row.name
+        lines.append(line([name, *map(_joined, row.cells)]))
+    return "\n".join([*lines, "", *(f"- {safe(note)}" for note in table.notes)])
+
+
+def _latex(table: Table) -> str:
+    def safe(text: str) -> str:
+        return "".join(_LATEX.get(character, character) for character in text)
+
+    def cell(value: Cell) -> str:
+        interval = rf"{{\scriptsize {safe(value.interval)}}}" if value.interval else ""
+        return " ".join(filter(None, [safe(value.text), interval]))
+
+    lines = [r"\begin{table}", rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\hline"]
+    lines.append(" & ".join(map(safe, ["system", *table.columns])) + r" \\")
+    lines.append(r"\hline")
+    for row in table.rows:
+        name = rf"\quad {safe(row.name)}" if row.is_detail else safe(row.name)
+        lines.append(" & ".join([name, *map(cell, row.cells)]) + r" \\")
+    notes = safe(" ".join([table.title + ".", *table.notes]))
+    return "\n".join([*lines, r"\hline", r"\end{tabular}", rf"\caption{{{notes}}}", r"\end{table}"])

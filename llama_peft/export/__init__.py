@@ -1,0 +1,1 @@
+"""From a run to the Hub, or to one merged model."""

@@ -1,0 +1,1 @@
+"""The frozen base, its heads and adapters, and what they take."""

@@ -1,0 +1,1 @@
+"""Shared prefixes are computed once, in training and in decoding."""

@@ -1,0 +1,370 @@
+"""The card: one whole one pinned, and what it must not claim."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from markupsafe import escape
+from safetensors.torch import save_file
+from torch import zeros
+
+from eval import report
+from eval.metrics.measure import classification_results
+from llama_peft.errors import UserError
+from llama_peft.export import card, card_metadata, licences
+from llama_peft.export import stage as bundle
+from llama_peft.export.push import default_name
+from llama_peft.export.stage import Bundle
+from llama_peft.model import backbone
+from llama_peft.recipe import Model, Recipe, dump_recipe, load_recipe
+from llama_peft.run_folder import weights as checkpoint
+from llama_peft.system.files import sha256, with_sum
+from llama_peft.tokens.prompts import PromptEncoder
+from tests.support.paths import ROOT
+
+LABELS = ["negative", "positive"]
+COMMIT = ("c0ffee" * 7)[:40]
+REPO = "me/Llama-3.2-1B-sst2-head"
+PINNED = ROOT / "tests" / "support" / "pinned_card.txt"
+GOLDS = {f"validation-{i:03}": LABELS[i % 2] for i in range(872)}
+
+
+def measured(
+    folder: Path, part: str, wrong: int, kind: str, weights: str | None, **facts: Any
+) -> None:
+    """Results and predictions as the harness leaves them, the first `wrong` of them wrong."""
+    folder.mkdir(parents=True)
+    said = {
+        name: LABELS[1 - LABELS.index(gold)] if i < wrong else gold
+        for i, (name, gold) in enumerate(GOLDS.items())
+    }
+    results = {
+        "results": {f"sst2-head_{part}": classification_results(said, GOLDS, LABELS)},
+        "configs": {f"sst2-head_{part}": {"labels": LABELS, "dtype": None, "max_length": 512}},
+        "config": {"recipe": "sst2-head", "model_kind": kind, **facts},
+        "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+        "git_hash": "0123abc",
+        "date": "2026-01-31T12:00:00+00:00",
+        "adapter_sha256": weights,
+        "base_revision": COMMIT,
+        "wall_seconds": 75.0,
+    }
+    lines = [
+        {
+            "id": name, "prediction": label, "gold": GOLDS[name], "split": part, "raw": label,
+            "text": "a long sentence of a review " * 10, "probabilities": [0.1, 0.9],
+        }
+        for name, label in said.items()
+    ]  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of the published baseline as a GPU leaves it: 4,096 weights, a long curve, measured on the official dev set."""
+    folder = tmp_path / "runs/sst2-head"
+    overrides = ["dataset.labels=[negative, positive]", "hub.language=en"]
+    recipe = load_recipe("sst2-head", [*overrides, f"train.output_dir={folder}"])
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    curve = [{"step": 10 * i, "loss": 0.7 / (1 + i / 900)} for i in range(250)]
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
+    (folder / "split.json").write_text(json.dumps({"train": [f"train-{i}" for i in range(52800)]}))
+    save_file({"score.weight": zeros(2, 2048)}, folder / "head.safetensors")
+    names = ("head.safetensors", "recipe.yaml", "split.json")
+    sums = {name: sha256(folder / name) for name in names}
+    weights = sums["head.safetensors"]
+    base = {"model": "meta-llama/Llama-3.2-1B"}
+    measured(folder / "zero-shot", "official", 300, "zero-shot verbalizer", None, **base)
+    measured(folder / "tuned", "official", 100, "classification head", weights, run=str(folder))
+    facts = {
+        "parameters": {"total": 1235818496, "trainable": 4096, "base": 1235814400},
+        "examples": {"train": 52801, "validation": 1078},
+        "head": {"layer": -1, "pooling": "last"},
+        "steps": 2478,
+        "epochs": 3.0,
+        "wall_seconds": 1203.4,
+        "peak_memory_bytes": 2_410_000_000,
+        "base_fingerprint": COMMIT,
+        "files": sums,
+    }
+    checkpoint.write_facts(folder, facts)
+    report.write_html(folder)
+    return folder
+
+
+@pytest.fixture
+def staged(run: Path, tmp_path: Path) -> Bundle:
+    (tmp_path / "staged").mkdir()
+    return bundle.stage(run, tmp_path / "staged")
+
+
+def encoder(recipe: Recipe) -> PromptEncoder:
+    return PromptEncoder(backbone.load_tokenizer(Model(model_name_or_path="tiny")), recipe.prompt)
+
+
+def changed(staged: Bundle, *overrides: str) -> Bundle:
+    """The bundle with another recipe."""
+    recipe = load_recipe(staged.folder / "recipe.yaml", overrides)
+    return Bundle(folder=staged.folder, recipe=recipe, facts=staged.facts, hub_data=staged.hub_data)
+
+
+def test_a_whole_card(staged: Bundle, run: Path) -> None:
+    text = card.render(staged, REPO, encoder(staged.recipe), run, None)
+    assert text == PINNED.read_text("utf-8")
+
+
+def test_what_it_was_trained_on_stands_beside_the_numbers(run: Path, tmp_path: Path) -> None:
+    """How many of the measured examples it knows; nothing where there are none, or nobody counted."""
+    path = run / "tuned/results.json"
+    config = json.loads(path.read_text())["config"]
+    for seen, shown in ((None, ""), ({"official": 0}, ""), ({"official": 38}, " (38 of them read")):
+        edit(path, config=config | {"seen_in_training": seen})
+        report.write_html(run)
+        text = staged_card(run, tmp_path / "staged-again")
+        assert f"872 examples{shown}" in text and ("of them read" in text) == bool(shown)
+        assert ("38 of the 872 examples" in (run / "report.html").read_text()) == bool(shown)
+        part = json.loads((run / "comparison.json").read_text())["parts"][0]
+        assert part["seen_in_training"] == (seen and seen["official"])
+
+
+def test_the_hub_reads_the_metadata(staged: Bundle, run: Path) -> None:
+    text = card.render(staged, REPO, encoder(staged.recipe), run, None)
+    data = ModelCard(text, ignore_metadata_errors=False).data
+    assert data.base_model == "meta-llama/Llama-3.2-1B" and data.license == "llama3.2"
+    scores = {one.metric_type: one.metric_value for one in data.eval_results}
+    tuned = json.loads((run / "tuned/results.json").read_text())["results"]["sst2-head_official"]
+    assert scores == {name: round(tuned[name], 6) for name in scores} and "accuracy" in scores
+    assert {one.dataset_type for one in data.eval_results} == {"stanfordnlp/sst2"}
+    assert {one.dataset_split for one in data.eval_results} == {"validation"}
+
+
+def test_the_published_baseline_is_pushed_in_under_100_kb(staged: Bundle, run: Path) -> None:
+    text = card.render(staged, REPO, encoder(staged.recipe), run, None)
+    sizes = {file.name: file.stat().st_size for file in staged.files}
+    assert "report.html" in sizes and "head.safetensors" in sizes and "split.json" not in sizes
+    assert sum(sizes.values()) + len(text) < 100_000, sizes
+
+
+def test_no_path_of_this_machine_is_left(staged: Bundle, run: Path) -> None:
+    assert str(run) in (run / "recipe.yaml").read_text()
+    assert str(run) in (run / "tuned/results.json").read_text()
+    for file in staged.files:
+        assert str(run).encode() not in file.read_bytes(), file
+
+
+def test_old_or_missing_comparisons_are_refused(staged: Bundle, run: Path) -> None:
+    again = rf"llama-eval html {re.escape(str(run))}"
+    path = run / "tuned/results.json"
+    path.write_text(path.read_text().replace("0.8", "0.9", 1))
+    with pytest.raises(UserError, match=f"other results than are there now.*{again}"):
+        card.render(staged, REPO, encoder(staged.recipe), run, None)
+    path = run / "comparison.json"
+    path.write_text(path.read_text().replace('"p": ', '"p": 1', 1))
+    with pytest.raises(UserError, match=f"comparison.json: damaged .it is not what.*{again}"):
+        card.render(staged, REPO, encoder(staged.recipe), run, None)
+    path.unlink()
+    with pytest.raises(UserError, match=f"comparison.json is missing.*{again}"):
+        card.render(staged, REPO, encoder(staged.recipe), run, None)
+
+
+def test_plain_loading_is_promised_only_where_it_gives_the_same(staged: Bundle, run: Path) -> None:
+    def python(one: Bundle, reader: str | None = None) -> list[str]:
+        text = card.render(one, REPO, encoder(one.recipe), run, reader)
+        return re.findall(r"```python\n(.*?)```", text, re.S)
+
+    assert len(python(staged)) == 1
+    assert not python(changed(staged, "head.pooling=mean"))
+    words = ["task=extractive_qa", "dataset.labels=null", "lora={r: 4}", "train.doc_stride=32"]
+    span = changed(staged, *words)
+    assert not python(span)
+    assert "key_mapping" in python(span, "transformer")[0]
+    assert "key_mapping" not in python(span, "model")[0]
+    embedded = Bundle(
+        folder=staged.folder,
+        recipe=changed(staged, "model.model_name_or_path=tiny").recipe,
+        facts=staged.facts | {"base_fingerprint": "sha256:0"},
+        hub_data=None,
+    )
+    assert not python(embedded)
+    inner = python(changed(staged, "head.layer=9", "lora={r: 4}"))[0]
+    assert "num_hidden_layers=9" in inner and len(inner.splitlines()) <= 5
+
+
+def test_eval_results_are_the_tuned_numbers_of_a_hub_data_set(staged: Bundle, run: Path) -> None:
+    import yaml
+
+    (one,) = yaml.safe_load(card_metadata.eval_results(staged, card.read_comparison(run)))
+    tuned = json.loads((run / "tuned/results.json").read_text())["results"]["sst2-head_official"]
+    assert one["value"] == tuned["accuracy"] and one["dataset"]["id"] == "stanfordnlp/sst2"
+    with pytest.raises(UserError, match="leave --eval-results out"):
+        card_metadata.eval_results(staged, [])
+
+
+def test_a_zero_shot_of_other_examples_is_called_so(run: Path, tmp_path: Path) -> None:
+    """As where the data were split anew in between."""
+    for name in ("results.json", "predictions.jsonl"):
+        path = run / "zero-shot" / name
+        path.write_text(path.read_text().replace("validation-", "others-"))
+    report.write_html(run)
+    text = staged_card(run, tmp_path / "again")
+    assert "tuned was measured on other examples (872, of which 0 in common) than zero-shot" in text
+    assert "p = " not in text
+
+
+def edit(path: Path, **keys: Any) -> None:
+    path.write_text(json.dumps(with_sum(json.loads(path.read_text()) | keys)))
+
+
+def staged_card(run: Path, folder: Path) -> str:
+    """The card of a push that stages the run as it now is."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    made = bundle.stage(run, folder)
+    return card.render(made, REPO, encoder(made.recipe), run, None)
+
+
+@pytest.mark.parametrize("missing", ["zero-shot", "tuned"])
+def test_half_a_measurement_is_none(run: Path, tmp_path: Path, missing: str) -> None:
+    """So that weights are brought to safety between training and measuring."""
+    (run / missing / "results.json").unlink()
+    text = staged_card(run, tmp_path / "half")
+    assert "Not measured yet" in text and "model-index" not in text
+    left = {path.name for path in (tmp_path / "half").rglob("*")}
+    assert not left & {"zero-shot", "tuned", "comparison.json", "report.html"}
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "why", "again"),
+    [
+        ("tuned", {"adapter_sha256": "0" * 64}, "other weights", "--model RUN --output RUN/tuned"),
+        ("tuned", {"adapter_sha256": None}, "other weights", "--model RUN --output RUN/tuned"),
+        ("zero-shot", {"base_revision": "0" * 40}, "another base", "--task RUN/recipe.yaml"),
+        (
+            "zero-shot",
+            {"configs": {"sst2-head_official": {"labels": LABELS, "dtype": "float16"}}},
+            "dtype",
+            "--task",
+        ),
+        (
+            "zero-shot",
+            {"configs": {"sst2-head_official": {"labels": LABELS, "max_length": 8}}},
+            "max_length",
+            "--task",
+        ),
+        ("zero-shot", {"config": {"model_kind": "4-shot verbalizer"}}, "is of 4-shot", "--task"),
+        ("zero-shot", {"config": {"model_kind": "classification head"}}, "no zero-shot", "--task"),
+    ],
+)
+def test_numbers_of_other_weights_are_not_shown(
+    run: Path, tmp_path: Path, name: str, keys: dict[str, Any], why: str, again: str
+) -> None:
+    """Neither by the card, whose comparison is made to fit, nor by the report."""
+    path = run / name / "results.json"
+    content = json.loads(path.read_text())
+    keys = {k: content[k] | v if isinstance(v, dict) else v for k, v in keys.items()}
+    edit(path, **keys)
+    sums = {one: sha256(run / one / "results.json") for one in ("zero-shot", "tuned")}
+    edit(run / "comparison.json", results_sha256=sums)
+    command = re.escape(f"llama-eval run {again.replace('RUN', str(run))}")
+    place = re.escape(str(path))
+    with pytest.raises(UserError, match=f"{place}: .*{why}.*with: {command}"):
+        staged_card(run, tmp_path / "again")
+    (run / "report.html").unlink()
+    with pytest.raises(UserError, match=f"{place}: .*{why}.*with: {command}"):
+        report.write_html(run)
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "again"),
+    [
+        ("tuned/results.json", b'{"results": {', "llama-eval run --model"),
+        ("zero-shot/results.json", b"[]", "llama-eval run --task"),
+        ("comparison.json", b'{"a', "llama-eval html"),
+        ("comparison.json", b"[]", "llama-eval html"),
+        ("comparison.json", b"{}", "llama-eval html"),
+        ("comparison.json", b"[" * 100_000, "llama-eval html"),
+        ("threshold.json", b"{", "llama-eval run --model"),
+        ("threshold.json", b"[]", "llama-eval run --model"),
+        ("report.html", b"\xff\xfe\xff", "llama-eval html"),
+        ("report.html", b"<p>accuracy 0.99</p>", "llama-eval html"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_makes_it_anew(
+    run: Path, tmp_path: Path, name: str, content: bytes, again: str
+) -> None:
+    (run / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{re.escape(str(run / name))}: damaged.*{again}"):
+        staged_card(run, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "path", ["/td", "/opt/private/llama", "/srv/it's a & b/<x>", "/m\u00fc/a b/"]
+)
+def test_other_paths_become_names_and_nothing_else_is_changed(
+    run: Path, tmp_path: Path, path: str
+) -> None:
+    """In the results and, in HTML's own writing, in the report; no tag, prompt or label is taken for a path."""
+    before = (run / "report.html").read_text()
+    file = run / "zero-shot/results.json"
+    content = json.loads(file.read_text())
+    (task,) = content["configs"]
+    content["configs"][task] |= {
+        "prompt": {"system": "/no_think"},
+        "data_file": f"{path.rstrip('/')}/x.csv",
+    }
+    content["config"] |= {"model": path, "said": f"by {path}, /no_think a{path} file://{path}"}
+    file.write_text(json.dumps(content, ensure_ascii=False))
+    report.write_html(run)
+    page = (run / "report.html").read_text()
+    shown = f"<p>{escape(path)}</p><p>a{escape(path)} and {escape(path)}.</p></td>"
+    (run / "report.html").write_text(page + shown)
+    edit(run / "comparison.json", report_sha256=sha256(run / "report.html"))
+    staged_card(run, tmp_path / "again")
+    name, where = Path(path).name, path.rstrip("/")
+    pushed = json.loads((tmp_path / "again/zero-shot/results.json").read_text())
+    assert pushed["config"]["model"].rstrip("/") == name
+    end = path[len(where) :]
+    said = f"by {name}{end}, /no_think a{path} file://{name}{end}"
+    assert pushed["config"]["said"] == said
+    assert pushed["configs"][task]["prompt"]["system"] == "/no_think"
+    assert pushed["configs"][task]["data_file"] == "x.csv"
+    html = (tmp_path / "again/report.html").read_text()
+    assert html.count("</td>") == before.count("</td>") + 1
+    assert html.endswith(
+        f"<p>{escape(name)}{end}</p><p>a{escape(path)} and {escape(name)}{end}.</p></td>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "licence", "start"),
+    [
+        ("meta-llama/Llama-3.2-1B", "llama3.2", "Llama"),
+        ("unsloth/Llama-3.2-1B", "llama3.2", "Llama"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "llama3", "Llama"),
+        ("NousResearch/Hermes-3-Llama-3.1-8B", "llama3.1", "Llama"),
+        ("meta-llama/Llama-2-7b-hf", "llama2", ""),
+        ("google/gemma-3-1b-pt", "gemma", ""),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", None, ""),
+        ("openlm-research/open_llama_3b", None, ""),
+        ("acme/llama-farm", None, ""),
+        ("tiny", None, ""),
+    ],
+)
+def test_licences_go_by_the_base(base: str, licence: str | None, start: str) -> None:
+    found = licences.duties(base)
+    assert (found.identifier if found else None) == licence
+    assert (found.name_start if found else "") == start
+    assert found is None or (bool(found.built_with) == bool(start) and found.notice)
+
+
+def test_names_begin_as_the_licence_asks() -> None:
+    assert default_name(load_recipe("sst2")) == "Llama-3.2-1B-sst2"
+    assert default_name(load_recipe("gemma-sst2")) == "gemma-sst2"
+    assert default_name(load_recipe("sst2", ["hub.hub_model_id=org/x"])) == "org/x"

@@ -1,0 +1,187 @@
+"""Law 1: no backbone weight is ever silently random; and what loading must leave frozen, unpacked and counted."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from llama_peft.errors import UserError
+from llama_peft.model import backbone
+from llama_peft.recipe import Recipe
+
+TASKS = ["classification", "extractive_qa", "generative_qa"]
+
+
+def edited(base: Path, to: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """A copy of a base with its weights changed."""
+    shutil.copytree(base, to)
+    tensors = load_file(to / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("task", TASKS)
+def test_every_backbone_weight_is_the_checkpoint_s(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], family: str, task: str
+) -> None:
+    """transformers' own Llama question answering model fails here: its whole backbone is random."""
+    folder = make_base(family)
+    model = backbone.load(make_recipe(task, folder, lora={"r": 4}), task, 2)
+    wanted = AutoModelForCausalLM.from_pretrained(folder).model.state_dict()
+    found = model.model.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("bits", [4, 32])
+def test_broken_checkpoints_are_refused(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    task: str,
+    bits: int,
+) -> None:
+    base = make_base()
+    name = "model.layers.1.mlp.up_proj.weight"
+    cases: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+        "lacks": lambda t: t.pop(name),
+        "no place": lambda t: t.update({"model.layers.7.mlp.up_proj.weight": t[name].clone()}),
+        "another shape": lambda t: t.update({name: t[name][:64].clone()}),
+    }
+    for i, (message, edit) in enumerate(cases.items()):
+        folder = edited(base, tmp_path / str(i), edit)
+        with pytest.raises(UserError, match=message):
+            backbone.load(make_recipe(task, folder, bits=bits, lora={"r": 4}), task, 2)
+
+
+def test_pickled_weights_and_missing_files_are_refused(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(make_base(), folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="safetensors"):
+        backbone.load(make_recipe("classification", folder), "classification", 2)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config\.json"):
+        backbone.load(make_recipe("classification", folder), "classification", 2)
+
+
+def test_a_module_within_another_that_trains_whole_is_refused(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    """PEFT would keep two copies of it."""
+    lora = {"r": 4, "modules_to_save": ["layers.1", "up_proj"]}
+    recipe = make_recipe("classification", make_base(), lora=lora)
+    model = backbone.load(recipe, "classification", 2)
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj stands within another"):
+        backbone.add_lora(model, recipe.lora, "classification", recipe)
+
+
+def test_only_adapter_and_head_train(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    """A 4-bit load leaves embeddings and norms trainable; ours freezes them."""
+    folder = make_base()
+    for task in TASKS:
+        recipe = make_recipe(task, folder, bits=4, lora={"r": 4})
+        model = backbone.load(recipe, task, 2)
+        assert not any(p.requires_grad for p in model.parameters())
+        adapted = backbone.add_lora(model, recipe.lora, task, recipe)
+        trained = {n for n, p in adapted.named_parameters() if p.requires_grad}
+        assert all("lora_" in n or "modules_to_save" in n for n in trained)
+        assert any("modules_to_save" in n for n in trained) == (task != "generative_qa")
+
+
+def test_cpu_4bit_weights_are_never_repacked(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    """Trap 22: after a repacking forward, gradients through Linear4bit are wrong without an error."""
+    from bitsandbytes.nn import Linear4bit
+
+    model = backbone.load(
+        make_recipe("generative_qa", make_base(), bits=4, lora={"r": 4}), "generative_qa"
+    )
+    layers = [m for m in model.modules() if isinstance(m, Linear4bit)]
+    assert len(layers) == 14 and not any(m.support_avx512bf16_for_cpu for m in layers)
+
+
+def test_targets_that_match_nothing_are_refused(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    folder = make_base()
+    for targets in (["q_proj", "c_attn"], "model.layers.*.attn"):
+        recipe = make_recipe("generative_qa", folder, lora={"r": 4, "target_modules": targets})
+        with pytest.raises(UserError, match=r"matches no linear layer.*q_proj"):
+            backbone.add_lora(
+                backbone.load(recipe, "generative_qa"), recipe.lora, "generative_qa", recipe
+            )
+
+
+def test_all_linear_leaves_heads_alone(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    for task in TASKS:
+        recipe = make_recipe(
+            task, make_base(), bits=4, lora={"r": 4, "target_modules": "all-linear"}
+        )
+        adapted = backbone.add_lora(backbone.load(recipe, task, 2), recipe.lora, task, recipe)
+        names = [n for n, _ in adapted.named_parameters() if "lora_A" in n]
+        assert len(names) == 14 and all(".layers." in n for n in names)
+
+
+def test_head_follows_the_seed(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    folder = make_base()
+    weights = [
+        backbone.load(
+            make_recipe("classification", folder, train={"seed": seed}), "classification", 2
+        ).score.weight
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_tokenizer_pads_with_a_token_of_its_own(
+    shared: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    """Padding with the end-of-text token would hide that token's labels, and a model would never stop."""
+    folder = shared / "llama-3.2-1b"
+    tokenizer = backbone.load_tokenizer(make_recipe("classification", folder).model)
+    assert tokenizer.pad_token_id == 128004 != tokenizer.eos_token_id
+    assert tokenizer.pad_token_id < json.loads((folder / "config.json").read_text())["vocab_size"]
+
+
+def test_what_peft_refuses_is_one_line(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    recipe = make_recipe("generative_qa", make_base(), lora={"r": 4, "exclude_modules": ["q_proj"]})
+    lora = recipe.lora.model_copy(update={"target_modules": ["q_proj"]})
+    with pytest.raises(UserError, match="lora: PEFT cannot put this on the base: "):
+        backbone.add_lora(backbone.load(recipe, "generative_qa"), lora, "generative_qa", recipe)
+
+
+def test_an_adapter_changes_no_bias_of_the_base(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    for wanted, biases in (("lora_only", True), ("all", True), ("all", False)):
+        lora = {"r": 4, "bias": wanted}
+        recipe = make_recipe("generative_qa", make_base(attention_bias=biases), lora=lora)
+        model = backbone.load(recipe, "generative_qa")
+        if biases:
+            with pytest.raises(UserError, match=f"lora.bias: {wanted} would change"):
+                backbone.add_lora(model, recipe.lora, "generative_qa", recipe)
+        else:
+            adapted = backbone.add_lora(model, recipe.lora, "generative_qa", recipe)
+            assert backbone.count_loaded(adapted, "generative_qa").adapter

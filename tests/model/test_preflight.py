@@ -1,0 +1,106 @@
+"""What stands in the way of a base is said at once, before any download, by the real Hub client on a loopback Hub."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llama_peft.errors import UserError
+from llama_peft.model import preflight
+from llama_peft.recipe import Recipe
+from tests.support.hub_server import loopback_hub
+from tests.support.paths import ROOT
+
+GB = 10**9
+MODELS = {
+    "meta/gated": {"gated": True, "files": {"model.safetensors": GB}},
+    "open/large": {"files": {"config.json": 1, "model.safetensors": 3 * GB}},
+    "open/huge": {"files": {"model.safetensors": 10**6 * GB}},
+    "open/pickled": {"files": {"pytorch_model.bin": GB}},
+}
+# Asks for every name in one process: the client reads its endpoint when it is imported.
+CHILD = """
+import json, sys
+from llama_peft.errors import UserError
+from llama_peft.model import preflight
+from llama_peft.recipe import load_recipe
+said = {}
+for name in json.loads(sys.argv[1]):
+    model, _, revision = name.partition("@")
+    words = [f"model.model_name_or_path={model}", f"model.revision={revision or 'main'}"]
+    try:
+        preflight.check(load_recipe("sst2", words), long=True)
+        said[name] = ""
+    except UserError as error:
+        said[name] = str(error)
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    names = [*MODELS, "no/such", "open/large@v9", "not a name"]
+    with loopback_hub(MODELS) as endpoint:
+        settings = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "CUDA_VISIBLE_DEVICES": ""}
+        home = {"HF_HOME": str(tmp_path_factory.mktemp("hf")), "HF_TOKEN": ""}
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, json.dumps(names)],
+            cwd=ROOT, env=os.environ | settings | home, capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def test_each_obstacle_says_what_to_do(said: dict[str, str]) -> None:
+    assert "licence must be accepted" in said["meta/gated"]
+    assert "hf auth login" in said["meta/gated"] and "ungated" in said["meta/gated"]
+    assert "no GPU here" in said["open/large"] and "make demo" in said["open/large"]
+    assert "pytorch_model.bin is a pickle" in said["open/pickled"]
+    assert "no such model" in said["no/such"] and "no such model" in said["not a name"]
+    assert "no revision 'v9'" in said["open/large@v9"]
+
+
+def test_several_obstacles_are_said_together(said: dict[str, str]) -> None:
+    lines = said["open/huge"].splitlines()
+    assert "no GPU here" in lines[1] and "GB free" in lines[2] and "of memory" in lines[3]
+
+
+def test_offline_without_a_cache_says_so(make_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
+        preflight.check(make_recipe("classification", "some/model"), long=True)
+
+
+def test_a_local_base_that_fits_passes(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    preflight.check(make_recipe("classification", make_base()), long=True)
+    preflight.check(make_recipe("classification", "tiny"), long=True)
+
+
+def test_dora_on_eight_bits_needs_a_gpu(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    """bitsandbytes' matrix product in 8 bits then finds no scales on a CPU."""
+    words = {"bits": 8, "lora": {"r": 2, "use_dora": True}}
+    with pytest.raises(UserError, match="use_dora needs CUDA"):
+        preflight.check(make_recipe("classification", make_base(), **words), long=True)
+    preflight.check(make_recipe("classification", make_base(), **words | {"bits": 4}), long=True)
+
+
+def test_a_folder_without_weights_is_refused(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    shutil.copytree(make_base(), tmp_path / "base")
+    (tmp_path / "base/model.safetensors").unlink()
+    recipe = make_recipe("classification", tmp_path / "base")
+    with pytest.raises(UserError, match="no safetensors weights"):
+        preflight.check(recipe, long=True)
+    (tmp_path / "base/pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle"):
+        preflight.check(recipe, long=True)

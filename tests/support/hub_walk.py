@@ -1,0 +1,229 @@
+"""What a user does with the Hub, in a process of its own: the client reads endpoint and cache folder when it is imported.
+
+python tests/support/hub_walk.py push BASE FOLDER     train a run of every kind, push it, print what it answers
+python tests/support/hub_walk.py fail PLANS           push and pull where something is in the way; print what was said
+python tests/support/hub_walk.py pull NAMES           load them back by name, and as their cards say; print what they answer
+"""
+
+import contextlib
+import json
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+KINDS: dict[str, dict[str, Any]] = {
+    "classification": {"lora": {"r": 2}},
+    "extractive_qa": {"lora": {"r": 2}},
+    "generative_qa": {"lora": {"r": 2}},
+    "classification-head": {"head": {"layer": 2}},
+    "classification-inner": {"lora": {"r": 2}, "head": {"layer": 2}},
+    "extractive_qa-head": {},
+}
+"""Runs by name; the task is what stands before the dash."""
+
+
+def recipe_of(kind: str, base: str, folder: Path) -> Any:
+    from llama_peft.recipe import validate
+
+    task = kind.split("-")[0]
+    values = {
+        "name": kind,
+        "task": task,
+        "model": {"model_name_or_path": base, "dtype": "float32"},
+        "quantization": {"load_in_4bit": False},
+        "dataset": {
+            "path": "tiny",
+            "name": "reviews" if task == "classification" else "passages",
+            "parts": {"train": 24, "validation": 8, "test": 16},
+        },
+        "train": {
+            "use_cpu": True,
+            "max_steps": 2,
+            "learning_rate": 0.05,
+            "warmup_steps": 0,
+            "output_dir": str(folder / kind),
+        },
+        "eval": {"max_new_tokens": 4},
+        "hub": {"language": "en"},
+        **KINDS[kind],
+    }
+    recipe, faults = validate(values)
+    assert recipe is not None, faults
+    return recipe
+
+
+def push_all(base: str, folder: Path) -> dict[str, Any]:
+    from eval import harness, report
+    from eval.job import Job
+    from llama_peft.export import push as hub
+    from llama_peft.export import stage as bundle
+    from llama_peft.run_folder import weights as checkpoint
+    from llama_peft.training.fit import train
+
+    found = {}
+    for kind in KINDS:
+        recipe = recipe_of(kind, base, folder)
+        run = train(recipe)
+        if kind in ("classification", "extractive_qa"):
+            harness.run(Job(recipe=recipe, model=base, output=run / "zero-shot"))
+            harness.run(Job(recipe=recipe, model=str(run), output=run / "tuned"))
+            report.write_html(run)
+        pushed = hub.push(run)
+        found[pushed.repo_id] = {
+            "kind": kind,
+            "outputs": bundle.outputs(checkpoint.load_run(run)),
+            "bytes": sum(pushed.files.values()),
+        }
+    return found
+
+
+def blocks(card: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", card, re.S)
+
+
+def pull_all(names: list[str]) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_download
+
+    from llama_peft.export import stage as bundle
+    from llama_peft.run_folder import fetch
+    from llama_peft.run_folder import weights as checkpoint
+
+    found: dict[str, Any] = {}
+    for name in names:
+        run = checkpoint.load_run(fetch.run_folder(name))
+        card = Path(hf_hub_download(name, "README.md")).read_text("utf-8")
+        space: dict[str, Any] = {}
+        (code,) = blocks(card, "python")
+        exec(code, space)
+        found[name] = {
+            "files": sorted(path.name for path in run.folder.rglob("*") if path.is_file()),
+            "outputs": bundle.outputs(run),
+            "plain": plainly(run, space["model"].eval()),
+            "lines": len(code.splitlines()),
+        }
+    return found | {"said": commands(blocks(card_of(names, "classification"), "bash")[0])}
+
+
+class Impatient:
+    """A clock on which waiting for another try takes no time: a slow machine loses no try to a deadline."""
+
+    skipped = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.skipped
+
+    def sleep(self, seconds: float) -> None:
+        self.skipped += seconds
+
+
+def fail_all(plans: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each plan is {"name", "run" or "fetch" or "train", settings}: what it returned or said."""
+    import io
+    import os
+
+    from huggingface_hub import constants
+    from safetensors.torch import load_file, save_file
+
+    from llama_peft.__main__ import app
+    from llama_peft.errors import UserError
+    from llama_peft.export import push as hub
+    from llama_peft.export import retry as patience
+    from llama_peft.export import stage as bundle
+    from llama_peft.run_folder import fetch
+    from llama_peft.run_folder import weights as checkpoint
+    from llama_peft.system.files import sha256
+
+    found: dict[str, Any] = {}
+    stage = bundle.stage
+
+    def spoiled(run: Path, folder: Path) -> Any:
+        """A copy that lost its head's weights on the way, and is sealed all the same."""
+        made = stage(run, folder)
+        path = folder / bundle.HEAD
+        save_file({name: 0 * value for name, value in load_file(path).items()}, path)
+        made.facts["files"][bundle.HEAD] = sha256(path)
+        checkpoint.write_facts(folder, made.facts)
+        return made
+
+    patience.time = hub.time = Impatient()
+    usual = os.environ["HF_TOKEN"]
+    for plan in plans:
+        os.environ["HF_TOKEN"] = plan.get("token", usual)
+        bundle.stage = spoiled if plan.get("spoiled") else stage
+        constants.HF_HUB_OFFLINE = plan.get("offline", False)
+        patience.IDLE = plan.get("idle", 60.0)
+        try:
+            if "run" in plan:
+                deadline = plan.get("deadline", 60.0)
+                words = (Path(plan["run"]), plan["repo"], plan.get("private", True))
+                url = hub.push(*words, deadline=deadline).commit_url
+                found[plan["name"]] = url
+            elif "train" in plan:
+                out = io.StringIO()
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+                    app(["train", *plan["train"]], standalone_mode=False)
+                found[plan["name"]] = out.getvalue()
+            else:
+                found[plan["name"]] = str(fetch.run_folder(plan["fetch"]))
+        except UserError as error:
+            found[plan["name"]] = f"error: {error}"
+    return found
+
+
+def card_of(names: list[str], kind: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    name = next(name for name in names if name.endswith(kind))
+    return Path(hf_hub_download(name, "README.md")).read_text("utf-8")
+
+
+def plainly(run: Any, model: Any) -> list[list[float]]:
+    """What the model of a card's lines says of the samples, in the form of `bundle.outputs`."""
+    import torch
+
+    from llama_peft.export import stage as bundle
+    from llama_peft.tokens import spans
+
+    rows = []
+    for example in bundle.sample(run.recipe):
+        ids = bundle.read_ids(run.encoder, run.recipe, example)
+        with torch.inference_mode():
+            output = model(input_ids=torch.tensor([ids]))
+        if run.recipe.task == "extractive_qa":
+            window = next(spans.windows(run.encoder, example, 512, 128))
+            rows.append(torch.cat([output.start_logits[0], output.end_logits[0]]).tolist())
+            assert len(window.input_ids) == len(ids)
+        else:
+            last = output.logits[0] if run.recipe.task == "classification" else output.logits[0, -1]
+            rows.append(last.tolist())
+    return rows
+
+
+def commands(block: str) -> list[str]:
+    """Run a card's commands as they stand, in this process; what each printed."""
+    import io
+
+    from eval.__main__ import app as eval_app
+    from llama_peft.__main__ import app
+
+    programs = {"llama-peft": app, "llama-eval": eval_app}
+    said = []
+    for line in block.splitlines():
+        program, *words = shlex.split(line)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            programs[program](words, standalone_mode=False)
+        said.append(out.getvalue())
+    return said
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "push":
+        print(json.dumps(push_all(sys.argv[2], Path(sys.argv[3]))))
+    elif sys.argv[1] == "fail":
+        print(json.dumps(fail_all(json.loads(sys.argv[2]))))
+    else:
+        print(json.dumps(pull_all(sys.argv[2].split(","))))

@@ -1,0 +1,211 @@
+"""Law 14: a user's mistake is one message and exit code 2, never a traceback; and the commands' plain uses."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from eval.__main__ import app as eval_app
+from llama_peft import cli
+from llama_peft.__main__ import app
+from llama_peft.recipe import Recipe
+from tests.support.paths import ROOT
+
+
+def run(*words: str, program: str = "llama_peft") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", program, *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, which: Any, *words: str
+) -> str:
+    """Runs a command in this process and returns its error; asserts exit code 2 and no traceback."""
+    monkeypatch.setattr(sys, "argv", ["program", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(which)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "Traceback" not in error
+    assert "--help" not in error or len(error.splitlines()) == 1  # wrong words, not a wrong recipe
+    return error
+
+
+@pytest.mark.parametrize("program", ["llama_peft", "eval"])
+def test_help_answers_at_once(program: str) -> None:
+    """In CPU seconds: the machine may be busy with other things."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run("--help", program=program)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0 and "Usage" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+FILE = ["dataset.path=null", "dataset.name=null", "dataset.parts={train: missing.csv}"]
+BAD_WORDS = [
+    (app, ["train", "no-such-recipe"], "no-such-recipe"),
+    (app, ["train", "tiny-sst2", "train.learnign_rate=1e-4"], "train.learning_rate"),
+    (app, ["train", "tiny-sst2", "train.learning_rate=-1"], "above 0"),
+    (app, ["train", "tiny-sst2", "model.model_name_or_path=/no/such/folder"], "/no/such/folder"),
+    (app, ["validate", "tiny-sst2", *FILE], "missing.csv"),
+    (app, ["params", "/no/such/folder"], "/no/such/folder"),
+    (app, ["predict", "/no/such/run", "text"], "no finished run"),
+    (eval_app, ["run"], "--task"),
+    (eval_app, ["run", "--model", "/no/such/run"], "no run folder"),
+    (eval_app, ["run", "--task", "tiny-sst2", "--split", "train"], "eval.splits"),
+    (eval_app, ["run", "--task", "tiny-sst2", "--split", "test", "--data", "x.csv"], "--split"),
+    (eval_app, ["run", "--task", "tiny-sst2", "--data", "x.csv"], "x.csv"),
+    (eval_app, ["compare", "/no/such/results"], "/no/such/results"),
+    (app, ["train", "x" * 300 + ".yaml"], "too long"),
+    (app, ["predict", "/no/such/run", os.fsdecode(b"caf\xe9")], "not UTF-8 text"),
+    (eval_app, ["run", "--task", "tiny-sst2", "--data", ""], "--data is empty"),
+    (app, ["trian", "tiny-sst2"], "'train'"),
+    (app, ["train"], "'recipe'"),
+    (app, ["train", "tiny-sst2", "--nothing"], "--nothing"),
+    (eval_app, ["run", "--limit", "0"], "--limit"),
+]
+
+
+@pytest.mark.parametrize(("which", "words", "fragment"), BAD_WORDS)
+def test_mistakes_are_one_message(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    which: Any,
+    words: list[str],
+    fragment: str,
+) -> None:
+    assert fragment in fails(capsys, monkeypatch, which, *words)
+
+
+def test_a_terminal_that_lacks_a_letter_gets_its_number(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,caf\u00e9\nb,th\u00e9\n", "utf-8")
+    both = f"dataset.parts={{train: {tmp_path / 'a.csv'}, test: {tmp_path / 'a.csv'}}}"
+    words = ["validate", "tiny-sst2", *FILE[:-1], both, "dataset.validation_size=0"]
+    words.append("prompt.verbalizers=[a, b]")
+    command = [sys.executable, "-m", "llama_peft", *words]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=ROOT, env=ascii_only, capture_output=True, text=True)
+    assert "caf\\xe9" in done.stdout and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_mistake_in_a_real_process() -> None:
+    done = run("train", "tiny-sst2", "train.max_steps=many")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "train.max_steps" in done.stderr
+
+
+BAD_DATA = {
+    "empty file": ("a.csv", b"", "empty"),
+    "no such column": ("a.csv", b"words,label\nfine,1\n", "dataset.columns.text"),
+    "empty text": ("a.csv", b"text,label\n,1\nfine,0\n", "1 row"),
+    "label out of range": ("a.csv", b"text,label\nfine,7\ngood,1\nbad,0\n", "label"),
+    "one class only": ("a.csv", b"text,label\nfine,1\ngood,1\nwarm,1\n", "one label"),
+    "not UTF-8": ("a.csv", b"text,label\n\xff\xfe,1\n", "UTF-8"),
+    "answer off": (
+        "a.json",
+        json.dumps(
+            {"data": [{"title": "t", "paragraphs": [{"context": "Ada did.", "qas": [
+                {"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 3}]}]}]}]}
+        ).encode(),
+        "offset",
+    ),
+    "duplicate id": ("a.csv", b"id,text,label\n1,fine,1\n1,bad,0\n", "id"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_is_one_message_and_nothing_is_trained(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    case: str,
+) -> None:
+    name, raw, fragment = BAD_DATA[case]
+    (tmp_path / name).write_bytes(raw)
+    task = "extractive_qa" if name.endswith("json") else "classification"
+    lines = [f"task: {task}", "model: {model_name_or_path: tiny}"]
+    data = f"dataset: {{parts: {{train: {tmp_path / name}}}"
+    lines.append(data + (", labels: [bad, good]}" if "label" in case else "}"))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("\n".join(lines) + "\n")
+    output = f"train.output_dir={tmp_path / 'run'}"
+    error = fails(capsys, monkeypatch, app, "train", str(recipe), output)
+    assert fragment in error and str(tmp_path / name) in error
+    assert len(error.splitlines()) <= 3
+    assert not (tmp_path / "run/training.json").exists()
+
+
+def test_params_of_a_recipe(make_recipe: Callable[..., Recipe]) -> None:
+    done = CliRunner().invoke(app, ["params", "tiny-sst2", "--json"])
+    found = json.loads(done.stdout)
+    assert found["trainable"] == found["head"] + found["adapter"] > 0
+    assert found["total"] == found["base"] + found["trainable"]
+
+
+def test_validate_prints_the_parts() -> None:
+    done = CliRunner().invoke(app, ["validate", "tiny-sst2"])
+    assert done.exit_code == 0 and "labels: negative, positive" in done.stdout
+
+
+# --- several models
+
+FEW = ["dataset.parts={train: 24, validation: 8, test: 16}", "quantization.load_in_4bit=false"]
+
+
+def measure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str
+) -> tuple[int, str, str]:
+    """Exit code, output and errors of `llama-eval run --task tiny-sst2`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["llama-eval", "run", "--task", "tiny-sst2", *FEW, *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(eval_app)
+    said = capsys.readouterr()
+    return int(stop.value.code or 0), said.out, said.err
+
+
+def test_every_model_is_checked_before_the_first_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["--model", "tiny", "--model", "/no/such/model", "--output", str(tmp_path)]
+    code, _, error = measure(capsys, monkeypatch, *words)
+    assert code == 2 and "/no/such/model" in error
+    assert not list(tmp_path.rglob("results.json"))
+
+
+def test_two_models_never_share_a_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["--model", "me/base", "--model", "me-base", "--output", str(tmp_path)]
+    code, _, error = measure(capsys, monkeypatch, *words)
+    assert code == 2 and "--output" in error and str(tmp_path / "me-base") in error
+    assert len(error.splitlines()) == 1
+
+
+def test_what_is_measured_is_shown_and_kept_when_another_model_fails(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    make_base: Callable[..., Path],
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = make_base()
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    words = ["--model", "tiny", "--model", str(broken), "--output", str(tmp_path)]
+    code, table, error = measure(capsys, monkeypatch, *words)
+    assert code == 2 and "the model's scores are no numbers" in error
+    assert "zero-shot verbalizer" in table
+    first = (tmp_path / "tiny/results.json").stat().st_mtime_ns
+    assert measure(capsys, monkeypatch, *words)[0] == 2
+    assert (tmp_path / "tiny/results.json").stat().st_mtime_ns == first, "not measured again"
+    assert measure(capsys, monkeypatch, *words, "eval.limit=3")[0] == 2
+    assert (tmp_path / "tiny/results.json").stat().st_mtime_ns != first

@@ -1,0 +1,412 @@
+"""Law 5 for heads alone: states computed once are those that the live model reads, and training on them is the same training."""
+
+import json
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llama_peft import data
+from llama_peft.errors import UserError
+from llama_peft.model import backbone, heads
+from llama_peft.recipe import Recipe, validate
+from llama_peft.run_folder import weights as checkpoint
+from llama_peft.run_folder.predict import pad
+from llama_peft.system.files import with_sum
+from llama_peft.tokens.prompts import PromptEncoder
+from llama_peft.training import features
+from llama_peft.training import fit as training
+from llama_peft.training.rows import encode_part
+
+FAMILIES = ["llama", "gemma", "gemma3_text"]
+LAYERS = 3
+
+Made = tuple[Recipe, Any, list[dict[str, Any]]]
+
+
+@pytest.fixture
+def make(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> Callable[..., Made]:
+    """A recipe of a head alone, its base, and encoded rows."""
+
+    def build(family: str = "llama", bits: int = 32, rows: int = 40, **head: Any) -> Made:
+        recipe = make_recipe(
+            "classification",
+            make_base(family, num_hidden_layers=LAYERS),
+            bits=bits,
+            head=head,
+            dataset={"parts": {"train": rows, "validation": 16, "test": 8}},
+            train={"output_dir": str(tmp_path / "runs" / "run")},
+        )
+        model = backbone.load(recipe, "classification", 2)
+        encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
+        dataset = data.load(recipe)
+        return recipe, model, encode_part(recipe, encoder, "train", dataset.parts["train"])
+
+    return build
+
+
+def live(recipe: Recipe, model: Any, rows: list[dict[str, Any]], layer: int) -> torch.Tensor:
+    """Pooled states of each text alone, by the bare model cut off after a block: (N, D)."""
+    found = []
+    for row in rows:
+        input_ids, mask = pad([row["input_ids"]], 0)
+        with torch.inference_mode():
+            states = model.model(
+                input_ids=input_ids, attention_mask=mask, output_hidden_states=True
+            )
+            depth = model.config.get_text_config().num_hidden_layers
+            at = (
+                states.last_hidden_state
+                if layer in (-1, depth)
+                else model.model.norm(states.hidden_states[layer])
+            )
+        found.append(heads.pool(at, mask, recipe.head.pooling)[0])
+    return torch.stack(found)
+
+
+def stacked(states: features.States) -> torch.Tensor:
+    return torch.stack([states[i]["features"] for i in range(len(states))])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pooling", features.POOLINGS)
+@pytest.mark.parametrize("grouping", ["prefix_tree", "length_sorted"])
+@pytest.mark.parametrize(
+    ("bits", "tolerance"), [(32, 1e-5), (4, 1e-5)]
+)  # NF4 here is float32 arithmetic on 4-bit weights, so the tolerance is the same
+def test_cached_states_are_the_live_ones(
+    make: Callable[..., Made],
+    tmp_path: Path,
+    family: str,
+    pooling: str,
+    grouping: str,
+    bits: int,
+    tolerance: float,
+) -> None:
+    """At every layer, and at the last one of a base that was cut there."""
+    recipe, model, rows = make(family, bits, pooling=pooling, features=grouping)
+    stem = rows[0]["input_ids"][:6]  # texts that differ by one token, and one that ends inside
+    rows += [{**rows[0], "input_ids": (*stem, *end)} for end in ((9,), (11,), (12, 13), ())]
+    keys = tuple(features.Key(layer, pooling) for layer in (*range(1, LAYERS + 1), -1))
+    folder = features.compute(recipe, model, "train", rows, tmp_path / "cache", keys)
+    for key in keys:
+        expected = live(recipe, model, rows, key.layer)
+        assert expected.std(0).mean() > 0.005, (
+            "texts differ, so that rows in another order would show"
+        )
+        found = stacked(features.States(rows, folder, key))
+        assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+        if key.layer > 0:
+            cut, shallow, _ = make(
+                family, bits, pooling=pooling, features=grouping, layer=key.layer
+            )
+            assert shallow.config.get_text_config().num_hidden_layers == key.layer
+            assert len(shallow.model.layers) == key.layer
+            again = features.states(cut, shallow, "train", rows, tmp_path / "cache")
+            assert (stacked(again) - expected).abs().max() <= tolerance * expected.abs().max()
+            input_ids, mask = pad([row["input_ids"] for row in rows], 0)
+            with torch.inference_mode():
+                logits = shallow(input_ids=input_ids, attention_mask=mask).logits
+            torch.testing.assert_close(
+                shallow.score(stacked(again)), logits, atol=1e-4, rtol=tolerance
+            )
+
+
+def test_shared_beginnings_are_computed_once(
+    make: Callable[..., Made], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, model, rows = make()
+    caplog.set_level("INFO")
+    seen = []
+    model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].numel())
+    )
+    rows = [{**row, "input_ids": rows[0]["input_ids"][:9] + row["input_ids"][1:]} for row in rows]
+    features.states(recipe, model, "train", rows, tmp_path)
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    assert sum(seen) <= tokens - 8 * (len(rows) - 1)
+    assert "MB of disk" in caplog.text and "prefix trees" in caplog.text
+
+
+def test_same_key_is_computed_once_and_another_key_again(
+    make: Callable[..., Made], tmp_path: Path
+) -> None:
+    recipe, model, rows = make()
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    model.model.register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def computed(recipe: Recipe = recipe, rows: list[dict[str, Any]] = rows) -> bool:
+        calls.clear()
+        key = features.Key(-1, recipe.head.pooling)
+        features.compute(recipe, model, "train", rows, tmp_path, (key,))
+        return bool(calls)
+
+    def changed(section: str, **keys: Any) -> Recipe:
+        part = getattr(recipe, section).model_copy(update=keys)
+        return recipe.model_copy(update={section: part})
+
+    assert computed() and not computed()
+    assert not computed(changed("train", learning_rate=1.0)), "what no state depends on"
+    assert computed(changed("head", pooling="mean"))
+    assert computed(changed("head", layer=2))
+    assert computed(changed("head", features="length_sorted"))
+    assert computed(changed("quantization", load_in_4bit=True))
+    assert computed(rows=rows[:-1])
+    other = [{**rows[0], "input_ids": (*rows[0]["input_ids"], 5)}, *rows[1:]]
+    assert computed(rows=other)
+    assert not computed(), "each has a folder of its own"
+
+
+def test_another_base_of_the_same_name_is_another_key(
+    make: Callable[..., Made], tmp_path: Path
+) -> None:
+    recipe, model, rows = make()
+    key = (features.Key(-1, "last"),)
+    first = features.compute(recipe, model, "train", rows, tmp_path, key)
+    file = Path(recipe.model.model_name_or_path) / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 2
+    save_file(tensors, file, {"format": "pt"})
+    second = features.compute(recipe, model, "train", rows, tmp_path, key)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] / 2
+    save_file(tensors, file, {"format": "pt"})
+    assert first != second
+
+
+def test_a_killed_pass_goes_on_behind_its_last_shard(
+    make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "SHARD", 8)
+    monkeypatch.setattr(features, "ROW_TOKENS", 64)
+    recipe, model, rows = make()
+    key = (features.Key(-1, "last"),)
+    whole = features.compute(recipe, model, "train", rows, tmp_path / "whole", key)
+    shards = sorted(whole.glob("states-*"))
+    assert len(shards) > 3
+    for kept in range(len(shards) + 1):
+        cut = tmp_path / str(kept) / whole.name
+        cut.mkdir(parents=True)
+        for file in (whole / features.SUMS, *(shards if kept % 2 else shards[:kept])):
+            shutil.copy(file, cut)
+        if kept == 3:  # the disk changed a bit of a finished one
+            first = cut / shards[0].name
+            raw = bytearray(first.read_bytes())
+            raw[-1] ^= 1
+            first.write_bytes(raw)
+        if kept:
+            last = cut / shards[kept - 1].name
+            last.write_bytes(last.read_bytes()[:-5])  # the one that was being written
+        (cut / ".partial").write_bytes(b"cut off")
+        again = features.compute(recipe, model, "train", rows, cut.parent, key)
+        assert checkpoint.is_sealed(again)
+        found, expected = (stacked(features.States(rows, f, key[0])) for f in (again, whole))
+        assert torch.equal(found, expected)
+
+
+def test_damaged_states_are_computed_again(
+    make: Callable[..., Made], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, model, rows = make()
+    key = features.Key(-1, "last")
+    folder = features.compute(recipe, model, "train", rows, tmp_path, (key,))
+    expected = stacked(features.States(rows, folder, key)).clone()
+    shard = next(folder.glob("states-*"))
+    held = bytearray(shard.read_bytes())
+    held[-3] ^= 1
+    shard.unlink()
+    shard.write_bytes(held)
+    assert features.compute(recipe, model, "train", rows, tmp_path, (key,)) == folder
+    assert "damaged" in caplog.text
+    assert torch.equal(stacked(features.States(rows, folder, key)), expected)
+
+
+def test_too_small_a_disk_is_said_before(
+    make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, model, rows = make()
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(UserError, match=r"0\.001 MB are free.*head\.features: none"):
+        features.states(recipe, model, "train", rows, tmp_path)
+    assert not list(tmp_path.rglob("states-*"))
+
+
+def test_a_pass_that_goes_on_asks_for_the_rest_only(
+    make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own finished shards are what fills the disk."""
+    monkeypatch.setattr(features, "SHARD", 8)
+    monkeypatch.setattr(features, "ROW_TOKENS", 64)
+    recipe, model, rows = make()
+    key = (features.Key(-1, "last"),)
+    whole = features.compute(recipe, model, "train", rows, tmp_path / "whole", key)
+    last = sorted(whole.glob("states-*"))[-1]
+    usage = namedtuple("usage", "total used free")
+    rest = 2 * last.stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - rest, rest))
+    for name in (checkpoint.SEAL, last.name):
+        (whole / name).unlink()
+    assert features.compute(recipe, model, "train", rows, tmp_path / "whole", key) == whole
+
+
+def test_head_on_states_trains_as_with_the_backbone_in_the_loop(
+    make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten steps on the same random batches: the same weights."""
+    final = {}
+    for kind in ("prefix_tree", "length_sorted", "none"):
+        recipe, _, _ = make(features=kind)
+        keys = {"max_steps": 10, "learning_rate": 0.01, "output_dir": str(tmp_path / kind)}
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+        plain = training.training_arguments
+        monkeypatch.setattr(
+            training,
+            "training_arguments",
+            lambda *a, plain=plain: {**plain(*a), "train_sampling_strategy": "random"},
+        )
+        training.train(recipe)
+        monkeypatch.undo()
+        final[kind] = load_file(tmp_path / kind / "head.safetensors")["score.weight"]
+    for kind in ("prefix_tree", "length_sorted"):
+        assert (final[kind] - final["none"]).abs().max() <= 1e-6
+    model = backbone.load(recipe, "classification", 2)
+    assert (final["none"] - model.score.weight).abs().max() > 0.01, "it has learned"
+
+
+def test_a_second_run_uses_the_states_of_the_first(
+    make: Callable[..., Made], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    recipe, _, _ = make()
+    training.train(recipe)
+    assert "there already" not in caplog.text
+    other = {"output_dir": recipe.train.output_dir + "-2", "learning_rate": 0.5}
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=other)})
+    training.train(recipe)
+    assert "there already" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_auto_chooses_says_so_and_loads_back(
+    make: Callable[..., Made], caplog: pytest.LogCaptureFixture, family: str
+) -> None:
+    caplog.set_level("INFO")
+    recipe, _, _ = make(family, 4, layer="auto")
+    folder = training.train(recipe)
+    choice = json.loads((folder / "head.json").read_text())
+    assert len(choice["tried"]) == 2 * LAYERS
+    losses = [one["loss"] for one in choice["tried"]]
+    assert losses == sorted(losses)
+    best = choice["tried"][0]
+    assert "layer auto: 6 tried" in caplog.text and f"{best['loss']:.4f}" in caplog.text
+    facts = checkpoint.read_facts(folder)
+    assert facts["head"] == {"layer": best["layer"], "pooling": best["pooling"]}
+    run = checkpoint.load_run(folder)
+    assert len(run.model.model.layers) == best["layer"]
+    assert run.recipe.head.layer == best["layer"] and run.recipe.head.pooling == best["pooling"]
+
+
+def test_auto_keeps_its_choice(make: Callable[..., Made]) -> None:
+    """A run that goes on does not choose again, whatever was computed since."""
+    recipe, model, rows = make(layer="auto")
+    run = Path(recipe.train.output_dir)
+    run.mkdir(parents=True)
+    parts = {"train": rows, "validation": rows[:16]}
+    chosen = features.choose(recipe, model, parts, run)
+    held = json.loads((run / "head.json").read_text())
+    held["tried"] = held["tried"][::-1]
+    (run / "head.json").write_text(json.dumps(with_sum(held)))
+    again = features.choose(recipe, model, parts, run)
+    assert again != chosen and again.layer == held["tried"][0]["layer"]
+    (run / "head.json").write_text(json.dumps(held))
+    assert features.choose(recipe, model, parts, run) == chosen, "what is damaged is tried again"
+
+
+def test_auto_finds_the_layer_that_knows(
+    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A label that is written in the states of block 2 alone is found there."""
+    recipe, model, rows = make(layer="auto", rows=200)
+    plain = features._layer_states
+
+    def marked(model: Any, inputs: dict[str, Any], wanted: set[int]) -> dict[int, torch.Tensor]:
+        found = plain(model, inputs, wanted)
+        sign = (inputs["input_ids"] % 2 * 2 - 1).unsqueeze(-1)
+        return {k: v + sign * (k == 2) * 3 for k, v in found.items()}
+
+    monkeypatch.setattr(features, "_layer_states", marked)
+    named = [{**row, "labels": int(row["input_ids"][-1] % 2)} for row in _with_ends(rows)]
+    run = Path(recipe.train.output_dir)
+    run.mkdir(parents=True)
+    head = features.choose(recipe, model, {"train": named[:150], "validation": named[150:]}, run)
+    assert (head.layer, head.pooling) == (2, "last")
+
+
+def _with_ends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that end on an even or an odd token at random."""
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randint(20, 200, (len(rows),), generator=generator).tolist()
+    return [
+        {**row, "input_ids": (*row["input_ids"], end)} for row, end in zip(rows, ends, strict=True)
+    ]
+
+
+def test_frozen_backbone_of_a_span_head_keeps_no_graph(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    """Its states are too many to keep, so it streams: one forward pass, and a backward pass through the head alone."""
+    recipe = make_recipe("extractive_qa", make_base())
+    base = backbone.load(recipe, "extractive_qa")
+    model = training.attach(recipe, base)
+    graphs = []
+    base.model.register_forward_hook(lambda *a: graphs.append(a[-1].last_hidden_state.grad_fn))
+    batch = {"input_ids": torch.tensor([[1, 5, 6, 7]])}
+    positions = {"start_positions": torch.tensor([1]), "end_positions": torch.tensor([2])}
+    model(**batch, **positions).loss.backward()
+    assert graphs == [None]
+
+
+def _values(**changes: Any) -> dict[str, Any]:
+    return {"name": "x", "task": "classification", "dataset": {"path": "tiny"}} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": {"layer": 0}}, "block's number"),
+        ({"head": {"layer": -2}}, "block's number"),
+        ({"head": {"layer": "last"}}, "auto"),
+        ({"head": {"layer": "auto"}, "lora": {"r": 4}}, "classification head alone"),
+        ({"head": {"layer": "auto", "features": "none"}}, "chooses on features"),
+        ({"head": {"layer": 1}, "task": "generative_qa", "lora": {"r": 4}}, "has no head"),
+        ({"head": {"layer": "auto"}, "task": "extractive_qa"}, "classification head alone"),
+    ],
+)
+def test_senseless_heads_are_faults(changes: dict[str, Any], message: str) -> None:
+    recipe, faults = validate(_values(**changes))
+    assert recipe is None and any(message in str(fault) for fault in faults), faults
+
+
+def test_a_layer_the_base_does_not_have(make: Callable[..., Made]) -> None:
+    with pytest.raises(UserError, match=r"head\.layer is 4, and it has 3 blocks"):
+        make(layer=4)
+
+
+def test_only_the_blocks_above_may_be_left_over(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    base = make_base(num_hidden_layers=LAYERS)
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.0.mlp.extra_proj.weight"] = torch.ones(2, 2)
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    recipe = make_recipe("classification", base, head={"layer": 2})
+    with pytest.raises(UserError, match="no place"):
+        backbone.load(recipe, "classification", 2)

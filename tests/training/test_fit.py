@@ -1,0 +1,466 @@
+"""Training end to end on small real models: what is saved loads back, what is cut off goes on, what is wrong is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llama_peft import data
+from llama_peft.errors import UserError
+from llama_peft.recipe import Recipe
+from llama_peft.run_folder import predict
+from llama_peft.run_folder import weights as checkpoint
+from llama_peft.training import fit as training
+from llama_peft.training import rows
+from llama_peft.training.trainer import Steady
+from tests.support import forked
+from tests.support.paths import ROOT
+
+CASES = [
+    ("classification", {"r": 4}),
+    ("classification", None),
+    ("extractive_qa", {"r": 4}),
+    ("extractive_qa", None),
+    ("generative_qa", {"r": 4}),
+]
+
+
+@pytest.fixture(scope="module")
+def run_of(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., tuple[Recipe, Path]]:
+    """Trains each case once a module, in 4-bit."""
+    done: dict[str, tuple[Recipe, Path]] = {}
+
+    def run(task: str, lora: dict[str, Any] | None) -> tuple[Recipe, Path]:
+        name = f"{task}-{lora}"
+        if name not in done:
+            folder = tmp_path_factory.mktemp("runs") / "run"
+            recipe = make_recipe(
+                task, make_base(), bits=4, lora=lora, train={"output_dir": str(folder)}
+            )
+            done[name] = recipe, training.train(recipe)
+        return done[name]
+
+    return run
+
+
+def outputs(folder: Path) -> dict[str, Any]:
+    run = checkpoint.load_run(folder)
+    dataset = data.load(run.recipe)
+    return {p.id: p for p in predict.predict(run, dataset.parts["test"])}
+
+
+@pytest.mark.parametrize(("task", "lora"), CASES)
+def test_run_folder_is_whole_and_loads_back(
+    run_of: Callable[..., tuple[Recipe, Path]], task: str, lora: dict[str, Any] | None
+) -> None:
+    _, folder = run_of(task, lora)
+    names = {path.name for path in folder.iterdir()}
+    export = {"adapter"} if lora else {"head.safetensors"}
+    assert {
+        "recipe.yaml",
+        "split.json",
+        "history.jsonl",
+        "checkpoints",
+        "training.json",
+    } | export <= names
+    facts = checkpoint.read_facts(folder)
+    assert facts["steps"] == 2 and facts["examples"] == {"train": 24, "validation": 8}
+    losses = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in losses if "loss" in entry] == [1, 2]
+    split = json.loads((folder / "split.json").read_text())
+    assert {part: len(ids) for part, ids in split.items()} == {
+        "train": 24, "validation": 8, "test": 16,
+    }  # fmt: skip
+    first, second = outputs(folder), outputs(folder)
+    assert first == second and set(first) == set(split["test"])
+
+
+@pytest.mark.parametrize(("task", "lora"), CASES)
+def test_exported_weights_are_those_of_the_best_checkpoint(
+    run_of: Callable[..., tuple[Recipe, Path]], task: str, lora: dict[str, Any] | None
+) -> None:
+    _, folder = run_of(task, lora)
+    best = folder / "checkpoints" / f"checkpoint-{checkpoint.read_facts(folder)['best_step']}"
+    exported = folder / ("adapter/adapter_model.safetensors" if lora else "head.safetensors")
+    saved = best / ("adapter_model.safetensors" if lora else "model.safetensors")
+    mine, its = load_file(exported), load_file(saved)
+    assert mine.keys() == its.keys()
+    assert all(torch.equal(mine[name], its[name]) for name in mine)
+    assert all(value.dtype == torch.float32 for value in mine.values()), "adapters learn in float32"
+
+
+def test_finished_run_is_not_trained_again(run_of: Callable[..., tuple[Recipe, Path]]) -> None:
+    recipe, folder = run_of(*CASES[0])
+    before = (folder / "training.json").stat().st_mtime_ns
+    assert training.train(recipe) == folder
+    assert (folder / "training.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_another_recipe_is_refused(run_of: Callable[..., tuple[Recipe, Path]]) -> None:
+    recipe, folder = run_of(*CASES[0])
+    other = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"learning_rate": 1.0})}
+    )
+    with pytest.raises(UserError, match=r"another recipe.*learning_rate: 1\.0"):
+        training.train(other)
+    assert checkpoint.read_facts(folder)["steps"] == 2
+
+
+@pytest.mark.parametrize(("task", "lora"), [CASES[0], CASES[1], CASES[4]])
+def test_resume_is_bit_identical(
+    run_of: Callable[..., tuple[Recipe, Path]],
+    make_base: Callable[..., Path],
+    tmp_path: Path,
+    task: str,
+    lora: dict[str, Any] | None,
+) -> None:
+    """Cut off after its second sealed checkpoint of four, with the third one damaged, a run ends as one that was not."""
+    recipe, _ = run_of(task, lora)
+
+    def four_steps(folder: Path) -> Recipe:
+        keys = {"max_steps": 4, "eval_steps": 1, "output_dir": str(folder), "save_total_limit": 9}
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+
+    whole = training.train(four_steps(tmp_path / "whole"))
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for name in ("training.json", "adapter", "head.safetensors", "checkpoints/checkpoint-4"):
+        path = cut / name
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    damaged = cut / "checkpoints/checkpoint-3/optimizer.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    resumed = training.train(four_steps(cut))
+    assert checkpoint.read_facts(resumed)["resumed_from"] == "checkpoint-2"
+    name = "adapter/adapter_model.safetensors" if lora else "head.safetensors"
+    assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    steps = [
+        json.loads(line).get("step") for line in (cut / "history.jsonl").read_text().splitlines()
+    ]
+    assert steps == sorted(steps), "the loss curve holds no step twice over"
+
+
+@pytest.mark.parametrize(("task", "lora"), CASES)
+def test_resume_in_a_later_epoch_takes_up_its_order(
+    run_of: Callable[..., tuple[Recipe, Path]],
+    tmp_path: Path,
+    task: str,
+    lora: dict[str, Any] | None,
+) -> None:
+    """The stock samplers would replay the order of the first epoch: some rows twice, others never."""
+    recipe, _ = run_of(task, lora)
+
+    def seven_steps(folder: Path) -> Recipe:
+        keys = {
+            "max_steps": 7,
+            "eval_steps": 1,
+            "output_dir": str(folder),
+            "save_total_limit": 9,
+            "per_device_train_batch_size": 8,
+        }
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+
+    whole = training.train(seven_steps(tmp_path / "whole"))
+    state = json.loads((whole / "checkpoints/checkpoint-5/trainer_state.json").read_text())
+    assert state["epoch"] > 1 and state["epoch"] % 1, "in the middle of a later epoch"
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for name in (
+        "training.json",
+        "adapter",
+        "head.safetensors",
+        "checkpoints/checkpoint-6",
+        "checkpoints/checkpoint-7",
+    ):
+        path = cut / name
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    resumed = training.train(seven_steps(cut))
+    assert checkpoint.read_facts(resumed)["resumed_from"] == "checkpoint-5"
+    last = "checkpoints/checkpoint-7/" + ("adapter_" if lora else "") + "model.safetensors"
+    assert (resumed / last).read_bytes() == (whole / last).read_bytes()
+
+
+def test_each_epoch_has_an_order_of_its_own_and_every_row_once(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipe = make_recipe(
+        "classification",
+        make_base(),
+        lora={"r": 2},
+        train={
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 9,
+            "per_device_train_batch_size": 8,
+        },
+    )
+    seen: list[list[str]] = []
+    step = Steady.training_step
+
+    def noting(self: Steady, model: Any, inputs: Any, *rest: Any) -> Any:
+        seen.append([id_ for row in inputs["ids"] for id_ in row])
+        return step(self, model, inputs, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Steady, "training_step", noting)
+        training.train(recipe)
+    epochs = [[*a, *b, *c] for a, b, c in (seen[0:3], seen[3:6], seen[6:9])]
+    assert all(len(set(epoch)) == 24 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_accumulation_does_not_change_the_step(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """Trap 24: the stock loss of a classification model multiplies the gradient by the accumulation steps."""
+    norms = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        keys = {
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": accumulation,
+            "max_steps": 1,
+            "output_dir": str(tmp_path / str(size)),
+        }
+        parts = {"parts": {"train": 8, "validation": 8, "test": 8}}
+        recipe = make_recipe(
+            "classification", make_base(), lora={"r": 4}, train=keys, dataset=parts
+        )
+        folder = training.train(recipe)
+        history = (folder / "history.jsonl").read_text().splitlines()
+        norms.append(json.loads(history[0])["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_two_processes_take_the_step_of_one(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """Trap 24 again: under DDP the stock loss would double the gradient."""
+    keys = {"max_steps": 1, "per_device_train_batch_size": 8, "output_dir": str(tmp_path / "one")}
+    parts = {"parts": {"train": 8, "validation": 8, "test": 8}}
+    recipe = make_recipe("classification", make_base(), train=keys, dataset=parts)
+    one = training.train(recipe)
+    words = ["train.per_device_train_batch_size=4", f"train.output_dir={tmp_path / 'two'}"]
+    command = [sys.executable, "-m", "llama_peft", "train", str(one / "recipe.yaml"), *words]
+    port = forked.free_port()
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            },
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    first = [
+        json.loads((run / "history.jsonl").read_text().splitlines()[0])
+        for run in (one, tmp_path / "two")
+    ]
+    for name in ("loss", "grad_norm"):
+        assert first[0][name] == pytest.approx(first[1][name], rel=1e-4)
+    exports = [
+        load_file(run / "head.safetensors")["score.weight"] for run in (one, tmp_path / "two")
+    ]
+    torch.testing.assert_close(*exports)
+
+
+def test_tree_rows_and_plain_rows_train_alike(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """Same examples in one step: same loss and gradient, whichever way they are laid out."""
+    first = {}
+    for packing in ("none", "prefix_tree"):
+        keys = {
+            "packing": packing, "max_steps": 1, "per_device_train_batch_size": 64,
+            "output_dir": str(tmp_path / packing), "max_length": 480,
+        }  # fmt: skip
+        recipe = make_recipe("generative_qa", make_base(), lora={"r": 4}, train=keys)
+        history = (training.train(recipe) / "history.jsonl").read_text().splitlines()
+        first[packing] = json.loads(history[0])
+    for name in ("loss", "grad_norm"):
+        assert first["none"][name] == pytest.approx(first["prefix_tree"][name], rel=1e-4)
+
+
+def test_examples_that_fit_no_row_are_counted(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recipe = make_recipe("generative_qa", make_base(), lora={"r": 4})
+    encoder = predict.PromptEncoder(training.backbone.load_tokenizer(recipe.model), recipe.prompt)
+    examples = data.load(recipe).parts["train"]
+    lengths = sorted(len(encoder.encode(e, True).prompt) for e in examples)
+    short = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"max_length": lengths[12]})}
+    )
+    found = rows.encode_part(short, encoder, "train", examples)
+    kept = {id_ for row in found for id_ in row["ids"]}
+    assert f"{len(examples) - len(kept)} of {len(examples)} examples are longer" in caplog.text
+    none = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_length": 8})})
+    with pytest.raises(UserError, match="no example fits"):
+        rows.encode_part(none, encoder, "train", examples)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    keys = {
+        "learning_rate": 1e30,
+        "max_steps": 6,
+        "output_dir": str(tmp_path / "run"),
+        "max_grad_norm": 0.0,
+    }
+    recipe = make_recipe("classification", make_base(), lora={"r": 4}, train=keys)
+    with pytest.raises(UserError, match=r"is (nan|inf)"):
+        training.train(recipe)
+    assert not (tmp_path / "run/training.json").exists()
+
+
+def test_second_process_on_a_run_folder_is_refused(
+    run_of: Callable[..., tuple[Recipe, Path]], tmp_path: Path
+) -> None:
+    from filelock import FileLock
+
+    recipe, _ = run_of(*CASES[0])
+    keys = {"output_dir": str(tmp_path / "held")}
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held/.holder").write_text("4711")
+    with FileLock(tmp_path / "held/.lock"), pytest.raises(UserError, match="process 4711"):
+        training.train(recipe)
+
+
+def test_a_fresh_start_forgets_what_was_measured_of_the_old_weights(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """Results of the untouched base stay right; those of the old weights and their report do not."""
+    keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
+    run = training.train(make_recipe("classification", "tiny", train=keys))
+    left = {"zero-shot/results.json", "tuned/results.json", "comparison.json", "report.html"}
+    for name in left:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("old")
+    training.train(make_recipe("classification", "tiny", train=keys | {"seed": 7}), fresh=True)
+    assert {name for name in left if (run / name).exists()} == {"zero-shot/results.json"}
+
+
+@pytest.fixture(scope="module")
+def base(make_base: Callable[..., Path]) -> Path:
+    return make_base()
+
+
+MISTAKES: list[tuple[str, dict[str, Any], str]] = [
+    ("lora", {"modules_to_save": ["nonsense"]}, "lora.modules_to_save: 'nonsense' is no module"),
+    ("lora", {"exclude_modules": ["nonsense"]}, "lora.exclude_modules: 'nonsense' is no module"),
+    ("lora", {"rank_pattern": {"nonsense": 3}}, "lora.rank_pattern: 'nonsense' matches no module"),
+    ("lora", {"layers_to_transform": [0, 99]}, "lora.layers_to_transform: 99 is beyond"),
+    ("lora", {"trainable_token_indices": [999_999]}, "lora: PEFT cannot put this on the base"),
+    ("train", {"report_to": ["tensorboard"]}, "train: .*[tT]ensorboard"),
+    ("train", {"optim": "galore_adamw"}, "train.optim: .*galore"),
+    ("train", {"lr_scheduler_kwargs": {"foo": 1}}, "train.lr_scheduler_type.*foo"),
+    ("model", {"attn_implementation": "flex_attention"}, "flex_attention needs CUDA"),
+]
+
+
+@pytest.mark.parametrize(("section", "keys", "said"), MISTAKES, ids=[m[2][:28] for m in MISTAKES])
+def test_what_only_the_libraries_know_is_one_line_and_costs_no_earlier_run(
+    make_recipe: Callable[..., Recipe],
+    base: Path,
+    tmp_path: Path,
+    section: str,
+    keys: dict[str, Any],
+    said: str,
+) -> None:
+    sections: dict[str, Any] = {"lora": {"r": 2}, "train": {"output_dir": str(tmp_path / "run")}}
+    run = training.train(make_recipe("classification", base, **sections))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+    sections[section] = {**sections.get(section, {}), **keys}
+    with pytest.raises(UserError, match=said):
+        training.train(make_recipe("classification", base, **sections), fresh=True)
+    assert {
+        p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"
+    } == before
+    training.train(make_recipe("classification", base, lora={"r": 4}, train=sections["train"] | {
+        "report_to": [], "optim": "adamw_torch", "lr_scheduler_kwargs": {}}), fresh=True)  # fmt: skip
+    assert not (run / ".previous").exists()
+
+
+def test_a_mended_recipe_follows_a_first_try_that_trained_nothing(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    keys = {"output_dir": str(tmp_path / "run")}
+    with pytest.raises(UserError, match="matches no linear layer"):
+        training.train(
+            make_recipe("classification", base, lora={"target_modules": ["q_prj"]}, train=keys)
+        )
+    training.train(
+        make_recipe("classification", base, lora={"target_modules": ["q_proj"]}, train=keys)
+    )
+
+
+def test_a_finished_run_outlives_a_change_of_its_data(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.csv"
+    rows = "".join(f"text number {i},{i % 2}\n" for i in range(40))
+    file.write_text("text,label\n" + rows)
+    dataset = {"path": str(file), "name": None, "parts": {}}
+    keys = {"output_dir": str(tmp_path / "run")}
+    recipe = make_recipe("classification", base, lora={"r": 2}, train=keys, dataset=dataset)
+    run = training.train(recipe)
+    file.write_text("text,label\n" + rows + "one more,1\n")
+    training.train(recipe)
+    checkpoint.read_facts(run)
+
+
+@pytest.mark.parametrize("task", ["classification", "extractive_qa"])
+def test_activation_checkpointing_of_a_head_alone_is_nothing(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, task: str
+) -> None:
+    keys = {
+        "output_dir": str(tmp_path / "run"),
+        "activation_checkpointing": True,
+        "max_length": 300,
+    }
+    training.train(make_recipe(task, base, train=keys))
+
+
+def test_a_cut_off_run_does_not_go_on_with_other_data(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids are the same, the labels are not."""
+    file = tmp_path / "x.csv"
+    file.write_text("text,label\n" + "".join(f"text number {i},{i % 2}\n" for i in range(40)))
+    dataset = {"path": str(file), "name": None, "parts": {}, "stratify": False}
+    keys = {"output_dir": str(tmp_path / "run"), "eval_steps": 1, "max_steps": 3}
+    recipe = make_recipe("classification", base, lora={"r": 2}, train=keys, dataset=dataset)
+    right = Steady.training_step
+
+    def cut_off(self: Any, *args: Any) -> Any:
+        if self.state.global_step == 2:
+            raise RuntimeError("the power goes out")
+        return right(self, *args)
+
+    monkeypatch.setattr(Steady, "training_step", cut_off)
+    with pytest.raises(RuntimeError, match="power"):
+        training.train(recipe)
+    monkeypatch.undo()
+    whole = file.read_text()
+    file.write_text("text,label\n" + "".join(f"text number {i},{1 - i % 2}\n" for i in range(40)))
+    with pytest.raises(UserError, match="the data are not those"):
+        training.train(recipe)
+    file.write_text(whole)
+    training.train(recipe)

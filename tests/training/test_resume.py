@@ -1,0 +1,300 @@
+"""A run folder between commands: started again, half lost, on another base; what is finished stays, and says what it is of."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import harness
+from eval.job import make_job
+from llama_peft.errors import Stopped, UserError
+from llama_peft.recipe import Recipe, dump_recipe, load_recipe
+from llama_peft.run_folder import weights as checkpoint
+from llama_peft.system.lock import only_process
+from llama_peft.training import fit as training
+from tests.support import forked
+
+STEPS = 6
+
+
+@pytest.fixture
+def base(make_base: Callable[..., Path], tmp_path: Path) -> Path:
+    """A copy to be changed."""
+    return Path(shutil.copytree(make_base(), tmp_path / "base"))
+
+
+@pytest.fixture
+def recipe_in(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> Callable[..., Recipe]:
+    def make(name: str, **train: Any) -> Recipe:
+        keys = {"output_dir": str(tmp_path / name), "max_steps": STEPS, "eval_steps": 2}
+        return make_recipe("classification", base, train=keys | train)
+
+    return make
+
+
+def cut_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The training dies right after the checkpoint of a step is sealed; at 0, before it begins."""
+    from llama_peft.training.callbacks import SealCheckpoints
+
+    plain = SealCheckpoints.on_save
+
+    def on_save(self: Any, args: Any, state: Any, *rest: Any, **keys: Any) -> None:
+        plain(self, args, state, *rest, **keys)
+        if state.global_step == step:
+            raise Stopped(15)
+
+    monkeypatch.setattr(SealCheckpoints, "on_save", on_save)
+
+
+def head_of(run: Path) -> bytes:
+    return (run / "head.safetensors").read_bytes()
+
+
+def test_another_base_is_no_base_to_go_on_with(
+    recipe_in: Callable[..., Recipe], base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_in("run")
+    cut_after(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        training.train(recipe)
+    monkeypatch.undo()
+    config = (base / "config.json").read_text()
+    (base / "config.json").write_text(json.dumps(json.loads(config) | {"rms_norm_eps": 0.5}))
+    with pytest.raises(UserError, match=r"its checkpoints were trained on another .*--fresh"):
+        training.train(recipe)
+    (base / "config.json").write_text(config)
+    assert checkpoint.read_facts(training.train(recipe))["resumed_from"] == "checkpoint-2"
+
+
+def test_another_tokenizer_is_another_base(
+    recipe_in: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    run = training.train(recipe_in("run"))
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    first, last = list(words)[30], list(words)[-1]
+    words[first], words[last] = words[last], words[first]
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match="was trained on another"):
+        harness.run(make_job(None, str(run), None, None, None, tmp_path / "out", []))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_fresh_that_is_cut_off_before_it_has_anything_costs_no_finished_run(
+    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """By Ctrl-C the finished run comes back at once; after a kill, when it is started again."""
+    run = training.train(recipe_in("run"))
+    before = head_of(run)
+
+    def stop(*_: Any) -> None:
+        raise Stopped(2)
+
+    for dead in (killed, False):
+        with monkeypatch.context() as context:
+            context.setattr(training, "_fit", stop)
+            if dead:  # nothing of ours runs any more
+                context.setattr(training, "_bring_back", lambda folder: None)
+            with pytest.raises(Stopped):
+                training.train(recipe_in("run", seed=7), fresh=True)
+        assert (run / "head.safetensors").exists() != dead
+    assert head_of(run) == before and checkpoint.read_facts(run)
+    assert load_recipe(run / "recipe.yaml").train.seed != 7
+    assert head_of(training.train(recipe_in("run", seed=7), fresh=True)) != before
+
+
+def test_a_kill_between_two_moves_of_fresh_loses_nothing(
+    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the way out as on the way back."""
+    run = training.train(recipe_in("run"))
+    harness.run(make_job(None, str(run), None, None, None, None, []))
+
+    def contents() -> dict[str, bytes]:
+        return {
+            str(path.relative_to(run)): path.read_bytes()
+            for path in run.rglob("*")
+            if path.is_file() and path.name not in (".lock", ".holder")
+        }
+
+    before, plain, moves = contents(), Path.rename, 0
+    while True:
+        moves += 1
+        left = moves
+
+        def rename(self: Path, target: Path) -> Path:
+            nonlocal left
+            if {".previous", ".previous.partial"} & {*self.parts, *Path(target).parts}:
+                left -= 1
+                if left < 0:
+                    raise KeyboardInterrupt  # and every later one: the process is dead
+            return plain(self, target)
+
+        with monkeypatch.context() as context:
+            context.setattr(Path, "rename", rename)
+            context.setattr(training, "_fit", lambda *_: 1 / 0)
+            with pytest.raises((KeyboardInterrupt, ZeroDivisionError)) as error:
+                training.train(recipe_in("run", seed=7), fresh=True)
+        training.train(recipe_in("run"))  # finds it finished
+        assert contents() == before, moves
+        if error.type is ZeroDivisionError:
+            break
+    assert moves > 15
+
+
+def test_without_its_recipe_a_run_is_not_taken_for_one_of_another(
+    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training.train(recipe_in("run"))
+    right, before = (run / "recipe.yaml").read_bytes(), head_of(run)
+    (run / "recipe.yaml").unlink()
+    with pytest.raises(UserError, match=r"recipe\.yaml is missing.*--fresh"):
+        training.train(recipe_in("run", learning_rate=1e-5))
+    assert training.train(recipe_in("run")) == run and (run / "recipe.yaml").read_bytes() == right
+    (run / "recipe.yaml").unlink()
+    (run / "training.json").unlink()
+    with pytest.raises(UserError, match=r"recipe\.yaml is missing"):
+        training.train(recipe_in("run", learning_rate=1e-5))
+    facts = checkpoint.read_facts(
+        training.train(recipe_in("run", learning_rate=1e-5, seed=3), fresh=True)
+    )
+    assert facts["resumed_from"] is None and head_of(run) != before
+
+
+def test_fresh_takes_every_measurement_of_the_old_weights_away(
+    recipe_in: Callable[..., Recipe],
+) -> None:
+    run = training.train(recipe_in("run"))
+    for words in ((5, []), (None, ["dataset.max_eval_samples=3"]), (None, [])):
+        harness.run(make_job(None, str(run), None, None, words[0], None, words[1]))
+    measured = {path.name for path in run.glob("tuned*")}
+    assert measured == {"tuned", "tuned-limit-5", "tuned-max_eval_samples-3"}, "each its own"
+    training.train(recipe_in("run", seed=7), fresh=True)
+    assert not [*run.glob("tuned*")]
+
+
+def test_fresh_waits_for_no_evaluation_and_disturbs_none(
+    recipe_in: Callable[..., Recipe],
+) -> None:
+    run = training.train(recipe_in("run"))
+    before = head_of(run)
+    with (
+        only_process(run / "tuned", "evaluating"),
+        pytest.raises(UserError, match=f"tuned: process {os.getpid()} is evaluating here"),
+    ):
+        training.train(recipe_in("run", seed=7), fresh=True)
+    assert head_of(run) == before
+
+
+@pytest.mark.parametrize("often", [3, None], ids=["steps", "epochs"])
+def test_a_resumed_run_logs_the_losses_of_one_that_was_not(
+    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, often: int | None
+) -> None:
+    """Also those between the last log and the checkpoint, which Trainer forgets."""
+    keys = {"logging_steps": 5, "max_steps": 9, "eval_steps": often}
+    keys["per_device_train_batch_size"] = 8  # three steps an epoch
+    whole = training.train(recipe_in("whole", **keys))
+    cut_after(monkeypatch, 6)
+    with pytest.raises(Stopped):
+        training.train(recipe_in("cut", **keys))
+    monkeypatch.undo()
+    cut = training.train(recipe_in("cut", **keys))
+
+    def losses(run: Path) -> list[tuple[int, float]]:
+        lines = [json.loads(line) for line in (run / "history.jsonl").open()]
+        return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+    assert losses(cut) == losses(whole) and losses(whole)[-1][0] == 9
+    one, other = (checkpoint.read_facts(run)["train_loss"] for run in (whole, cut))
+    assert one == pytest.approx(other, rel=1e-9)
+
+
+def test_a_reader_that_leaves_ends_no_training(
+    recipe_in: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """As in `llama-peft train RECIPE | head`."""
+    recipe = recipe_in("run", logging_steps=1)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    reading, writing = os.pipe()
+
+    def leave() -> None:
+        os.close(reading)
+        sys.stdout = os.fdopen(writing, "w", buffering=1)
+
+    child = forked.start(["train", str(tmp_path / "recipe.yaml")], tmp_path / "log", hook=leave)
+    os.close(reading)
+    os.close(writing)
+    os.waitpid(child, 0)
+    assert checkpoint.read_facts(tmp_path / "run")["steps"] == STEPS, (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "training.json"])
+def test_a_damaged_export_is_made_again_from_the_last_checkpoint(
+    recipe_in: Callable[..., Recipe], tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """To the same bits; without a checkpoint the user is told that it must be trained anew."""
+    recipe = recipe_in("run")
+    run = training.train(recipe)
+    weights = run / "head.safetensors"
+    before = weights.read_bytes()
+    raw = (run / name).read_bytes()
+    damaged = raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:]
+    (run / name).write_bytes(damaged)
+    training.train(recipe)
+    assert "doing so, from its last checkpoint" in caplog.text
+    assert weights.read_bytes() == before and checkpoint.read_facts(run)["steps"] == STEPS
+    (run / name).write_bytes(damaged)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="with --fresh: it has no checkpoint"):
+        training.train(recipe)
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(
+    recipe_in: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    other, recipe = recipe_in("other", seed=7), recipe_in("run")
+    run = training.train(recipe)
+    shutil.rmtree(run / "checkpoints")
+    (run / "training.json").unlink()
+    shutil.copytree(training.train(other) / "checkpoints", run / "checkpoints")
+    with pytest.raises(
+        UserError, match=r"checkpoint-\d+: is of another run; remove it, or give --fresh"
+    ):
+        training.train(recipe)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "split.json", "data.sha256"])
+def test_a_damaged_record_is_written_again_without_a_checkpoint(
+    recipe_in: Callable[..., Recipe], name: str
+) -> None:
+    """The weights are whole: nothing is trained."""
+    recipe = recipe_in("run")
+    run = training.train(recipe)
+    shutil.rmtree(run / "checkpoints")
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    for damaged in (b"", b"\xff" + before[run / name], None):
+        if damaged is None:
+            (run / name).unlink()
+        else:
+            (run / name).write_bytes(damaged)
+        training.train(recipe)
+        assert {path: path.read_bytes() for path in before} == before
+
+
+def test_several_processes_mend_nothing(
+    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them would see the damage at another moment."""
+    recipe = recipe_in("run")
+    run = training.train(recipe)
+    (run / "split.json").write_text("{}")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="give the command that trained it again, in one process"):
+        training.train(recipe)
