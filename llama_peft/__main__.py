@@ -153,10 +153,10 @@ def predict(
 
     folder = run_folder(run)
     read_facts(folder)
-    task = load_recipe(folder / "recipe.yaml").task
-    if task == "classification" and (text is None or question or context):
+    labels = load_recipe(folder / "recipe.yaml").kind.has_labels
+    if labels and (text is None or question or context):
         raise UserError(f'{run} classifies: llama-peft predict {run} "text"')
-    if task != "classification" and (text or question is None or context is None):
+    if not labels and (text or question is None or context is None):
         raise UserError(
             f"{run} answers questions: llama-peft predict {run} --question Q --context PASSAGE"
         )

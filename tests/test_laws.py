@@ -18,7 +18,7 @@ MODULES = {
 }
 APART = {"training", "export"}
 """Rooms of llama_peft that evaluation never enters."""
-BOTTOM = {"llama_peft.model.heads"} | {name for name in MODULES if name.startswith("eval.metrics")}
+BOTTOM = {name for name in MODULES if name.startswith("eval.metrics")}
 
 
 def imports(path: Path) -> set[str]:

@@ -46,9 +46,8 @@ def test_the_example_recipe_is_valid(tmp_path: Path) -> None:
 
 
 def test_trained_weights_in_the_table() -> None:
-    from tests.model.test_counts import LLAMA_1B
-
     from llama_peft.model import counts
+    from tests.model.test_counts import LLAMA_1B
 
     for name, text in re.findall(r"^\| `make ([a-z0-9-]+)` \|.*\| ([\d,]+) \|$", README, re.M):
         recipe = load_recipe(name)

@@ -23,10 +23,12 @@ from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder.predict import Prediction, batches, grouped, pad, positions, warn_of_cuts
+from llama_peft.run_folder.predict import Prediction, positions, warn_of_cuts
 from llama_peft.run_folder.weights import attach_adapter, base_fingerprint
 from llama_peft.system.files import sha256
+from llama_peft.tasks import TASKS, Task
 from llama_peft.tokens import spans
+from llama_peft.tokens.batches import batches, grouped, pad
 from llama_peft.tokens.prompts import trim
 from llama_peft.tokens.spans import Window
 
@@ -71,7 +73,7 @@ class Adapter:
     base: str
     revision: str
     """The base's, where the adapter pins it."""
-    task: backbone.Task
+    task: Task
     num_labels: int
     whole: frozenset[str]
     """Names of the weights that it brings whole: its head's."""
@@ -141,11 +143,7 @@ def fetch(model: str, revision: str) -> Path:
 def read_adapter(folder: Path) -> Adapter:
     """Raises UserError where the adapter does not say its base or its task."""
     config = json.loads((folder / _ADAPTER).read_text("utf-8"))
-    tasks: dict[str, backbone.Task] = {
-        "SEQ_CLS": "classification",
-        "QUESTION_ANS": "extractive_qa",
-        "CAUSAL_LM": "generative_qa",
-    }
+    tasks = {kind.peft_task_type: kind.name for kind in TASKS.values()}
     base, task = config.get("base_model_name_or_path"), tasks.get(config.get("task_type"))
     if not base or task is None:
         raise UserError(

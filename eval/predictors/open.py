@@ -20,6 +20,7 @@ from llama_peft.recipe import Head, Recipe, load_recipe
 from llama_peft.run_folder import predict
 from llama_peft.run_folder import weights as checkpoint
 from llama_peft.run_folder.predict import Engine, Prediction, Shots
+from llama_peft.tasks import LANGUAGE_MODELLING, TASKS
 from llama_peft.tokens.prompts import PromptEncoder
 
 from . import foreign
@@ -88,8 +89,8 @@ def open_predictor(
     if kind == "adapter":
         return _open_adapter(foreign.fetch(model, recipe.model.revision), recipe, labels, shots)
     base = on_base(recipe, model)
-    loaded = backbone.load(base, "generative_qa", measured=True)
-    counted = backbone.count_loaded(loaded, "generative_qa")
+    loaded = backbone.load(base, LANGUAGE_MODELLING, measured=True)
+    counted = backbone.count_loaded(loaded, LANGUAGE_MODELLING)
     facts = {
         "model": model,
         "parameters": {"total": counted.total, "trainable": 0, "base": counted.base},
@@ -147,11 +148,6 @@ def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predicto
             f"{folder}: trained for the labels {', '.join(run.labels)}, and the task's are {', '.join(labels)}"
         )
     measured = replace(run, recipe=run.recipe.model_copy(update={"eval": recipe.eval}))
-    kinds = {
-        "classification": "classification head",
-        "extractive_qa": "span head",
-        "generative_qa": "tuned generative",
-    }
     sums = run.facts["files"]
     facts = {
         "model": run.recipe.model.model_name_or_path,
@@ -162,14 +158,14 @@ def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predicto
         "training": {key: run.facts[key] for key in ("wall_seconds", "peak_memory_bytes", "steps")},
     }
     return Predictor(
-        kind=kinds[recipe.task] + (" + LoRA" if run.recipe.lora is not None else ""),
+        kind=recipe.kind.tuned_name + (" + LoRA" if run.recipe.lora is not None else ""),
         labels=labels,
         predict=partial(predict.predict, measured, engine=_engine(recipe, run.model)),
         prompt=partial(
             predict.prompt_text, run.encoder, measured.recipe, limit=predict.positions(run.model)
         ),
         facts=facts,
-        abstains=recipe.task == "extractive_qa",
+        abstains=recipe.kind.fits_threshold,
     )
 
 
@@ -224,13 +220,12 @@ def _open_adapter(
         facts=facts,
     )
     return Predictor(
-        kind="adapter, "
-        + ("span head" if adapter.task == "extractive_qa" else "classification head"),
+        kind=f"adapter, {TASKS[adapter.task].tuned_name}",
         labels=labels,
         predict=partial(predict.predict, run),
         prompt=partial(predict.prompt_text, encoder, run.recipe),
         facts=facts,
-        abstains=adapter.task == "extractive_qa",
+        abstains=TASKS[adapter.task].fits_threshold,
     )
 
 
@@ -246,7 +241,7 @@ def _by_lm_head(
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model, measured=True), recipe.prompt)
     if shots:
         facts = facts | {"fewshot_from": recipe.eval.fewshot_from}
-    if recipe.task == "classification":
+    if recipe.kind.has_labels:
         kind, answer = "verbalizer", partial(_verbalize, model, encoder, labels, recipe, shots)
     else:
         kind, answer = "generative", partial(_write, model, encoder, recipe, shots)

@@ -51,7 +51,7 @@ def load(recipe: Recipe) -> Dataset:
     if "validation" not in parts:
         _cut(parts, "validation", recipe.dataset.validation_size, recipe, labels)
     parts = {part: _sample(parts[part], part, recipe) for part in PARTS if part in parts}
-    if recipe.task == "classification":
+    if recipe.kind.has_labels:
         _check_labels(parts["train"], labels, train.source, recipe)
     return Dataset(labels=labels, parts=parts)
 
@@ -81,7 +81,7 @@ def _read_split(source: str, split: str, data: Data, name: str | None) -> Table:
 
 def known_labels(recipe: Recipe) -> tuple[str, ...]:
     """The names of labels 0, 1, ...: the recipe's, or those of its train part; none for questions."""
-    if recipe.task != "classification":
+    if not recipe.kind.has_labels:
         return ()
     if recipe.dataset.labels is not None:
         return tuple(recipe.dataset.labels)

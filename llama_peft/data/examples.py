@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from llama_peft.data.sources import Table
 from llama_peft.errors import UserError
 from llama_peft.recipe import Columns, Recipe
+from llama_peft.tasks import TASKS
 
 
 class Answer(NamedTuple):
@@ -56,11 +57,6 @@ class QuestionExample:
 
 Example = TextExample | QuestionExample
 
-REQUIRED = {
-    "classification": ("text", "label"),
-    "extractive_qa": ("question", "context", "answers"),
-    "generative_qa": ("question", "context", "answers"),
-}
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})")
 
 
@@ -102,7 +98,7 @@ def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
     if not table.records:
         raise UserError(f"{table.source}: holds no rows")
     columns, usual = recipe.dataset.columns, Columns()
-    needed = {*REQUIRED[recipe.task]}
+    needed = {*recipe.kind.columns}
     if recipe.dataset.group_by in ("title", "group"):
         needed.add(recipe.dataset.group_by)
     found, lines = {}, []
@@ -122,7 +118,7 @@ def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
 
 def _concerns(key: str, recipe: Recipe) -> bool:
     """Whether a column that the recipe names, but the data lack, would have been read."""
-    others = {*REQUIRED["classification"], *REQUIRED["extractive_qa"]} - {*REQUIRED[recipe.task]}
+    others = {key for kind in TASKS.values() for key in kind.columns} - {*recipe.kind.columns}
     return key not in others and bool(recipe.dataset.columns.names(key))
 
 
@@ -132,7 +128,7 @@ def label_names(table: Table, recipe: Recipe) -> tuple[str, ...]:
     Numbers that count from 0 may leave one out; others (ratings from 1 to 5) are names like any other, so that no class
     stands in the scores that is in no row.
     """
-    if recipe.task != "classification":
+    if not recipe.kind.has_labels:
         return ()
     if recipe.dataset.labels is not None:
         return tuple(recipe.dataset.labels)
@@ -164,10 +160,10 @@ def to_examples(
     columns = find_columns(table, recipe)
     faults = Faults(table)
     rows = _Rows(table, columns, faults, part)
-    if recipe.task == "classification":
+    if recipe.kind.has_labels:
         examples: list[Example] = list(_texts(rows, labels, recipe.dataset.group_by == "group"))
     else:
-        no_answer = recipe.prompt.no_answer if recipe.task == "generative_qa" else None
+        no_answer = recipe.prompt.no_answer if recipe.kind.head is None else None
         examples = list(_questions(rows, recipe.dataset.group_by, no_answer))
     faults.check()
     return examples

@@ -90,12 +90,7 @@ def read_comparison(run: Path) -> list[Comparison]:
 
 
 def _what(recipe: Recipe) -> str:
-    does = {
-        "classification": "that classifies texts",
-        "extractive_qa": "that finds the answer to a question in a passage, or says that there is none",
-        "generative_qa": "that writes the answer to a question on a passage, or that there is none",
-    }[recipe.task]
-    if recipe.task == "generative_qa":
+    if recipe.kind.head is None:
         learned = "A LoRA adapter"
     else:
         learned = (
@@ -108,7 +103,7 @@ def _what(recipe: Recipe) -> str:
         else f"[{base}](https://huggingface.co/{base})"
     )
     labels = f" Labels: {', '.join(recipe.dataset.labels)}." if recipe.dataset.labels else ""
-    return f"{learned} {does}, on the frozen {link}.{labels} Trained from `recipe.yaml` in this repository."
+    return f"{learned} {recipe.kind.purpose}, on the frozen {link}.{labels} Trained from `recipe.yaml` in this repository."
 
 
 def _shown(part: Comparison) -> dict[str, Any]:
@@ -173,11 +168,7 @@ def _costs(bundle: Bundle) -> list[tuple[str, str]]:
 
 
 def _commands(recipe: Recipe, repo_id: str) -> list[str]:
-    words = (
-        [TEXT]
-        if recipe.task == "classification"
-        else ["--question", QUESTION, "--context", CONTEXT]
-    )
+    words = [TEXT] if recipe.kind.has_labels else ["--question", QUESTION, "--context", CONTEXT]
     quoted = " ".join(word if word.startswith("--") else f'"{word}"' for word in words)
     return [
         f"llama-peft predict {shlex.quote(repo_id)} {quoted}",

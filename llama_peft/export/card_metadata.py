@@ -9,11 +9,6 @@ from llama_peft.recipe import Recipe
 
 Comparison = dict[str, Any]
 """A part of comparison.json: its task, part, examples and metrics."""
-PIPELINES = {
-    "classification": "text-classification",
-    "extractive_qa": "question-answering",
-    "generative_qa": "text-generation",
-}
 
 
 def metadata(bundle: Bundle, repo_id: str, parts: list[Comparison]) -> dict[str, Any]:
@@ -26,7 +21,7 @@ def metadata(bundle: Bundle, repo_id: str, parts: list[Comparison]) -> dict[str,
         found["base_model_relation"] = "adapter" if recipe.lora is not None else "finetune"
     found |= {
         "library_name": "peft" if recipe.lora is not None else "llama_peft",
-        "pipeline_tag": PIPELINES[recipe.task],
+        "pipeline_tag": recipe.kind.pipeline_tag,
     }
     if hub_data:
         found["datasets"] = [hub_data]
@@ -59,7 +54,7 @@ def _index(bundle: Bundle, part: Comparison) -> dict[str, Any]:
         for line in part["metrics"]
         if line["tuned"] is not None
     ]
-    return {"task": {"type": PIPELINES[recipe.task]}, "dataset": dataset, "metrics": metrics}
+    return {"task": {"type": recipe.kind.pipeline_tag}, "dataset": dataset, "metrics": metrics}
 
 
 def _split(recipe: Recipe, part: str) -> str:

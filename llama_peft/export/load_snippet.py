@@ -11,11 +11,6 @@ from llama_peft.tokens.prompts import PromptEncoder
 
 _MAPPING = r'key_mapping={r"^model\.": "transformer."}'
 """transformers' Llama for question answering calls `transformer` what every checkpoint calls `model`."""
-_CLASSES = {
-    "classification": "ModelForSequenceClassification",
-    "extractive_qa": "ModelForQuestionAnswering",
-    "generative_qa": "ModelForCausalLM",
-}
 
 
 def reader_prefix(model: Model) -> str | None:
@@ -30,7 +25,7 @@ def why_not(recipe: Recipe, commit: str | None, reader: str | None) -> str:
     """Why plain transformers cannot load the run as it is; empty where it can. `reader` is from `reader_prefix`."""
     if commit is None:
         return "The embedded base is on no Hub, so only that package can load it."
-    if recipe.task == "classification" and recipe.head.pooling == "mean":
+    if recipe.kind.has_labels and recipe.head.pooling == "mean":
         return (
             "Its head reads the mean over all tokens. Plain transformers reads the last one and would give other scores "
             "without a word, so use that package."
@@ -68,7 +63,7 @@ def lines(
         return []
     base = f'"{recipe.model.model_name_or_path}", revision="{commit}"'
     arguments = _arguments(recipe, reader, encoder.tokenizer.pad_token_id)
-    name = _CLASSES[recipe.task]
+    name = f"ModelFor{recipe.kind.library_class}"
     if recipe.lora is None:
         loaded = ", ".join([base, *arguments])
         return [
@@ -80,11 +75,7 @@ def lines(
         ]
     loaded = ", ".join([f'"{repo_id}"', *arguments])
     encoded = f'**tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt")'
-    used = {
-        "classification": f"scores = model({encoded}).logits.softmax(-1)",
-        "extractive_qa": f"output = model({encoded})",
-        "generative_qa": f"output = model.generate({encoded}, max_new_tokens={recipe.eval.max_new_tokens})",
-    }[recipe.task]
+    used = recipe.kind.snippet.format(inputs=encoded, max_new_tokens=recipe.eval.max_new_tokens)
     return [
         f"from peft import AutoPeft{name}",
         "from transformers import AutoTokenizer",
@@ -97,7 +88,7 @@ def lines(
 def _arguments(recipe: Recipe, reader: str | None, pad_id: int) -> list[str]:
     """What an adapter or a head does not store, and the model needs."""
     found = []
-    if recipe.task == "classification":
+    if recipe.kind.has_labels:
         found += [f"num_labels={len(recipe.dataset.labels or ())}", f"pad_token_id={pad_id}"]
     if recipe.task == "extractive_qa" and reader == "transformer":
         found.append(_MAPPING)
@@ -108,4 +99,4 @@ def _arguments(recipe: Recipe, reader: str | None, pad_id: int) -> list[str]:
 
 def _layers(recipe: Recipe) -> bool:
     """Whether the head reads an inner block."""
-    return recipe.task != "generative_qa" and recipe.head.layer not in (-1, "auto")
+    return recipe.kind.head is not None and recipe.head.layer not in (-1, "auto")

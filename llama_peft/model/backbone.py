@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from llama_peft import tiny
 from llama_peft.errors import UserError
 from llama_peft.model import counts
 from llama_peft.recipe import Lora, Model, Quantization, Recipe
+from llama_peft.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-Task = Literal["classification", "extractive_qa", "generative_qa"]
 
 # Passing a list replaces the library's own, so it must name the tied lm_head too.
 _NEVER_QUANTIZED = ["lm_head", "score", "qa_outputs"]
@@ -143,17 +142,18 @@ def load(
     config = load_config(recipe.model)
     tokenizer = load_tokenizer(recipe.model, measured)
     config.pad_token_id = tokenizer.pad_token_id
-    if task == "classification":
+    kind = TASKS[task]
+    if kind.has_labels:
         config.num_labels = num_labels
         config.head_pooling = recipe.head.pooling
     layer = recipe.head.layer
-    cut = layer if task != "generative_qa" and isinstance(layer, int) and layer > 0 else 0
+    cut = layer if kind.head is not None and isinstance(layer, int) and layer > 0 else 0
     if cut:
         _cut(config, cut, source(recipe.model))
     place = torch.device("cpu") if recipe.train.use_cpu else device()
     dtype = getattr(torch, recipe.model.dtype) if recipe.model.dtype else fast_dtype(place)
     try:
-        auto = AutoModelForCausalLM if task == "generative_qa" else heads.model_class(config, task)
+        auto = AutoModelForCausalLM if kind.head is None else heads.model_class(config, task)
     except KeyError:
         raise UserError(f"{source(recipe.model)}: {config.model_type} is no causal model") from None
     transformers_logging.disable_progress_bar()  # loading takes seconds
@@ -181,7 +181,7 @@ def load(
             f"{source(recipe.model)}: the checkpoint holds weights of another shape than its config says. "
             "Use a complete safetensors checkpoint of a causal language model"
         ) from error
-    head = heads.HEAD_NAMES.get(task)
+    head = kind.head
     if cut:  # what stands above is left unread on purpose
         info["unexpected_keys"] = [key for key in info["unexpected_keys"] if _block(key) < cut]
     check_loading(source(recipe.model), info, head)
@@ -288,10 +288,8 @@ def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    from llama_peft.model import heads
-
     check_targets(model, lora)
-    head = heads.HEAD_NAMES.get(task)
+    head = TASKS[task].head
     keys = lora.peft_kwargs()
     if head:
         keys["modules_to_save"] = [*(lora.modules_to_save or []), head]
@@ -302,15 +300,11 @@ def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -
             else:
                 keys["exclude_modules"] = [*excluded, head]
     # The task type only names the class that loads the adapter back; the head is already in modules_to_save.
-    task_types = {
-        "classification": TaskType.SEQ_CLS,
-        "extractive_qa": TaskType.QUESTION_ANS,
-        "generative_qa": TaskType.CAUSAL_LM,
-    }
+    task_type = TaskType(TASKS[task].peft_task_type)
     try:
         adapted = get_peft_model(
             model,
-            LoraConfig(task_type=task_types[task], revision=recipe.model.revision, **keys),
+            LoraConfig(task_type=task_type, revision=recipe.model.revision, **keys),
             autocast_adapter_dtype=True,
         )
     except (
@@ -405,11 +399,10 @@ def count_loaded(model: "PreTrainedModel", task: Task) -> counts.Counts:
 
     Raises RuntimeError where they differ: something was loaded, wrapped or frozen other than meant.
     """
-    from llama_peft.model import heads
 
     config = model.config.to_dict()
     labels = getattr(model.config, "num_labels", 2)
-    total, trainable = live_counts(model, heads.HEAD_NAMES.get(task))
+    total, trainable = live_counts(model, TASKS[task].head)
     try:
         expected = counts.count(config, task, labels)
     except counts.UncountedFamily:

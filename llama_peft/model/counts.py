@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llama_peft.tasks import LANGUAGE_MODELLING, TASKS, Task
+
 # What a family's config class fills in where config.json is silent (transformers' defaults), and the norms of each block:
 # those of hidden size, then those of head size.
 _TWO = ("input_layernorm", "post_attention_layernorm")
@@ -137,19 +139,14 @@ def _modules(c: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def head_size(config: Mapping[str, Any], task: str, num_labels: int) -> int:
+def head_size(config: Mapping[str, Any], task: Task, num_labels: int) -> int:
     """Parameters of the task's head: num_labels x hidden without bias, or 2 x hidden + 2 for spans."""
-    hidden = config["hidden_size"]
-    return {
-        "classification": hidden * num_labels,
-        "extractive_qa": 2 * hidden + 2,
-        "generative_qa": 0,
-    }[task]
+    return TASKS[task].head_size(config["hidden_size"], num_labels)
 
 
 def count(
     config: Mapping[str, Any],
-    task: str = "generative_qa",
+    task: Task = LANGUAGE_MODELLING,
     num_labels: int = 2,
     lora: Mapping[str, Any] | None = None,
 ) -> Counts:
@@ -162,7 +159,7 @@ def count(
     shapes, modules = linear_shapes(c), _modules(c)
     backbone = sum(modules.values()) - modules[LM_HEAD]
     untied = 0 if c["tie_word_embeddings"] else modules[LM_HEAD]
-    if task != "generative_qa":  # a model with a head has none for words
+    if TASKS[task].head is not None:  # a model with a head has none for words
         del modules[LM_HEAD]
     return Counts(
         base=backbone + untied,

@@ -55,7 +55,7 @@ def estimate(recipe: Recipe, config: Mapping[str, Any], dtype: str, device: str)
     dtype: of the unpacked weights, as "bfloat16". device: "cuda" or "cpu". Raises counts.UncountedFamily.
     """
     c = counts.text_config(config)
-    download = 2 * counts.count(c, "generative_qa").base
+    download = 2 * counts.count(c).base
     layer = recipe.head.layer
     if isinstance(layer, int) and layer > 0:
         if layer > c["num_hidden_layers"]:
@@ -136,7 +136,7 @@ class Activations:
 
     def __init__(self, recipe: Recipe, c: Mapping[str, Any], size: int, device: str) -> None:
         self.recipe, self.c, self.size, self.device = recipe, c, size, device
-        streams = recipe.task == "classification" and recipe.head.features != "none"
+        streams = recipe.kind.caches_features and recipe.head.features != "none"
         self.frozen = recipe.lora is None
         self.on_features = self.frozen and streams
 
@@ -213,12 +213,12 @@ class Activations:
 
     def logits(self, rows: int) -> int:
         """Logits in float32, their softmax and their gradient, of the tokens that are answers."""
-        if self.recipe.task != "generative_qa":
+        if self.recipe.kind.head is not None:
             return 0
         return round(12 * self.c["vocab_size"] * LABELS * rows * self.recipe.train.max_length)
 
     @property
     def logits_why(self) -> str:
-        if self.recipe.task != "generative_qa":
+        if self.recipe.kind.head is not None:
             return "a head has next to none"
         return f"12 x {self.c['vocab_size']:,} bytes a label, labels on {LABELS:.0%} of the tokens"

@@ -21,8 +21,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
 )
 
-HEAD_NAMES = {"classification": "score", "extractive_qa": "qa_outputs"}
-"""The head's module name, the one that transformers uses for the task's models."""
+from llama_peft.tasks import TASKS, Task
 
 
 class Float32Linear(nn.Linear):
@@ -123,17 +122,14 @@ class _Span(GenericForQuestionAnswering):
         return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end)
 
 
-def model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
+def model_class(config: PretrainedConfig, task: Task) -> type[PreTrainedModel]:
     """The family's model with the task's head. transformers' own Llama question answering model would leave the backbone random.
 
     Raises KeyError where transformers has no causal model for the config's type.
     """
     causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     family = next(base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel"))
-    generic = {"classification": _Classification, "extractive_qa": _Span}[task]
+    generic = _Classification if TASKS[task].has_labels else _Span
     stem = causal.__name__.removesuffix("ForCausalLM")
-    suffix = {
-        "classification": "ForSequenceClassification",
-        "extractive_qa": "ForQuestionAnswering",
-    }
-    return type(stem + suffix[task], (generic, family), {"config_class": type(config)})
+    name = f"{stem}For{TASKS[task].library_class}"
+    return type(name, (generic, family), {"config_class": type(config)})

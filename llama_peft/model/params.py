@@ -8,6 +8,7 @@ from llama_peft import tiny
 from llama_peft.errors import UserError
 from llama_peft.model import counts
 from llama_peft.recipe import RECIPES, Recipe, load_recipe
+from llama_peft.tasks import TASKS
 
 
 def report(recipe_or_model: str, overrides: list[str]) -> dict[str, int | str]:
@@ -29,8 +30,7 @@ def _heads(name: str, config: dict[str, Any]) -> dict[str, int | str]:
     return {
         "model": name,
         "base": base.base,
-        "classification": _count(config, "classification").total,
-        "extractive_qa": _count(config, "extractive_qa").total,
+        **{kind.name: _count(config, kind.name).total for kind in TASKS.values() if kind.head},
         "quantized_in_4bit": base.quantized,
     }
 
@@ -45,7 +45,7 @@ def _trained(recipe: Recipe, config: dict[str, Any]) -> dict[str, int | str]:
     classes = {"labels": labels or "2, assumed: dataset.labels names none"}
     return {
         "task": recipe.task,
-        **(classes if recipe.task == "classification" else {}),
+        **(classes if recipe.kind.has_labels else {}),
         "head": counted.head,
         "adapter": counted.adapter,
         "trainable": counted.trainable,

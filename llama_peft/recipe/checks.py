@@ -41,14 +41,14 @@ def pair_faults(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _task_faults(recipe: Recipe) -> Rows:
-    classification = recipe.task == "classification"
-    if recipe.task == "generative_qa" and recipe.lora is None:
+    classification = recipe.kind.has_labels
+    if recipe.kind.head is None and recipe.lora is None:
         yield "generative_qa has no head to train: set lora, as lora: {r: 16}", "lora", "task"
-    if recipe.task != "generative_qa" and recipe.train.packing != "none":
+    if not recipe.kind.packs_prefix_trees and recipe.train.packing != "none":
         yield f"{recipe.task} trains without packing: remove it", "train.packing", "task"
-    if recipe.task == "generative_qa" and recipe.head.layer != -1:
+    if recipe.kind.head is None and recipe.head.layer != -1:
         yield "generative_qa has no head: remove it", "head.layer", "task"
-    if recipe.head.layer == "auto" and (recipe.lora is not None or not classification):
+    if recipe.head.layer == "auto" and (recipe.lora is not None or not recipe.kind.caches_features):
         message = "auto is for a classification head alone: give a block's number, or remove lora"
         yield message, "head.layer", "lora", "task"
     validated = recipe.dataset.parts.validation is not None or recipe.dataset.validation_size > 0
@@ -124,7 +124,7 @@ def _lora_faults(recipe: Recipe) -> Rows:
     if copied and lora.trainable_token_indices is not None:
         keys = "lora.trainable_token_indices", "lora.modules_to_save"
         yield f"{copied[0]} trains whole: remove one of the two", *keys
-    if lora.alora_invocation_tokens is not None and recipe.task != "generative_qa":
+    if lora.alora_invocation_tokens is not None and recipe.kind.head is not None:
         yield "works for generative_qa only", "lora.alora_invocation_tokens", "task"
 
 

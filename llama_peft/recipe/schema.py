@@ -37,6 +37,7 @@ from llama_peft.recipe.fields import (
     TextTemplate,
     Warmup,
 )
+from llama_peft.tasks import TASKS, Task, TaskKind
 
 
 class Section(BaseModel):
@@ -366,7 +367,7 @@ class Recipe(Section):
 
     name: RunName = "run"
     "Name of the run; where it is not given, that of the file."
-    task: Literal["classification", "extractive_qa", "generative_qa"]
+    task: Task
     "What the model learns."
     model: Model
     quantization: Quantization = Quantization()
@@ -377,6 +378,11 @@ class Recipe(Section):
     train: Train = Train()
     eval: Eval = Eval()
     hub: Hub = Hub()
+
+    @property
+    def kind(self) -> TaskKind:
+        """The row of `tasks` that the task names."""
+        return TASKS[self.task]
 
     @property
     def run_folder(self) -> str:

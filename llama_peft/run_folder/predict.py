@@ -8,24 +8,21 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.recipe import Recipe
 from llama_peft.tokens import spans
+from llama_peft.tokens.batches import batches, grouped, pad
 from llama_peft.tokens.prompts import Encoded, PromptEncoder, parse_answer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor
-
     from llama_peft.run_folder.weights import Run
 
 log = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
-Piece = TypeVar("Piece")
 Shots = Callable[[Example], Sequence[Any]]
 """The worked examples that stand before an example in a prompt."""
 
@@ -318,45 +315,6 @@ def loglikelihoods_plain(
 
 
 PLAIN = Engine(greedy_plain, loglikelihoods_plain)
-
-
-def batches(
-    rows: Sequence[tuple[str, Sequence[int]]], size: int
-) -> Iterator[list[tuple[str, Sequence[int]]]]:
-    """Rows in batches of like length, longest first."""
-    ordered = sorted(rows, key=lambda row: -len(row[1]))
-    for first in range(0, len(ordered), size):
-        yield ordered[first : first + size]
-
-
-def grouped(
-    rows: Sequence[tuple[Item, list[Piece]]], size: int
-) -> Iterator[list[tuple[Item, list[Piece]]]]:
-    """Rows together while their windows fit one batch; a row's windows are never parted."""
-    group: list[tuple[Item, list[Piece]]] = []
-    held = 0
-    for row in rows:
-        if group and held + len(row[1]) > size:
-            yield group
-            group, held = [], 0
-        group.append(row)
-        held += len(row[1])
-    if group:
-        yield group
-
-
-def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> "tuple[Tensor, Tensor]":
-    """(B, T) integers and their attention mask, padded on the right, or on the left for generation."""
-    import torch
-
-    width = max(len(row) for row in rows)
-    filled, masks = [], []
-    for row in rows:
-        gap = width - len(row)
-        ids, mask = list(row), [1] * len(row)
-        filled.append([value] * gap + ids if left else ids + [value] * gap)
-        masks.append([0] * gap + mask if left else mask + [0] * gap)
-    return torch.tensor(filled), torch.tensor(masks)
 
 
 def predict_one(

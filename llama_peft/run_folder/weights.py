@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llama_peft.data import RECORD
 from llama_peft.errors import UserError
-from llama_peft.model import backbone, heads, preflight
+from llama_peft.model import backbone, preflight
 from llama_peft.recipe import Recipe, dump_recipe, load_recipe
 from llama_peft.system.files import check_sum, fsync, sha256, with_sum, write_durably
+from llama_peft.tasks import TASKS, Task
 from llama_peft.tokens.prompts import PromptEncoder
 
 if TYPE_CHECKING:
@@ -154,9 +155,7 @@ def rotate(checkpoints: Path, keep: int, best: str | None) -> None:
             _remove(folder)
 
 
-def save_run(
-    model: Any, recipe: Recipe, folder: Path, task: backbone.Task, facts: dict[str, Any]
-) -> None:
+def save_run(model: Any, recipe: Recipe, folder: Path, task: Task, facts: dict[str, Any]) -> None:
     """Export a trained model: `adapter/` in PEFT's layout or `head.safetensors`, sealed by `training.json`."""
     from safetensors.torch import save_file
 
@@ -171,7 +170,7 @@ def save_run(
         partial.rename(folder / "adapter")
         files = list((folder / "adapter").iterdir())
     else:
-        name = heads.HEAD_NAMES[task]
+        name = str(TASKS[task].head)
         state = getattr(model, name).state_dict()
         path = folder / "head.safetensors"
         tensors = {
@@ -271,7 +270,7 @@ def load_run(folder: Path, full_precision: bool = False) -> Run:
     if recipe.lora is not None:
         loaded = attach_adapter(loaded, adapter_folder(folder))
     else:
-        _attach_head(loaded, folder / "head.safetensors", heads.HEAD_NAMES[recipe.task])
+        _attach_head(loaded, folder / "head.safetensors", str(recipe.kind.head))
     tokenizer = backbone.load_tokenizer(recipe.model)
     encoder = PromptEncoder(tokenizer, recipe.prompt)
     return Run(

@@ -31,8 +31,8 @@ from llama_peft.model import heads
 from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.recipe import Head, Recipe
 from llama_peft.run_folder import weights as checkpoint
-from llama_peft.run_folder.predict import batches, pad
 from llama_peft.system.files import amount, check_sum, fsync, sha256, with_sum, write_durably
+from llama_peft.tokens.batches import batches, pad
 from llama_peft.tokens.prompts import Encoded
 
 log = logging.getLogger(__name__)

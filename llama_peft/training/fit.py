@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from llama_peft import data
 from llama_peft.errors import Stopped, UserError
 from llama_peft.export import push as hub
-from llama_peft.model import backbone, heads, preflight
+from llama_peft.model import backbone, preflight
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder import weights as checkpoint
 from llama_peft.run_folder.measured import HISTORY
@@ -214,9 +214,7 @@ def _mean_loss(history: Sequence[dict[str, float]]) -> float | None:
 
 def _on_features(recipe: Recipe) -> bool:
     """Whether the head trains on states that are computed once; a span head's would be too large."""
-    return (
-        recipe.task == "classification" and recipe.lora is None and recipe.head.features != "none"
-    )
+    return recipe.kind.caches_features and recipe.lora is None and recipe.head.features != "none"
 
 
 def _features(
@@ -255,7 +253,7 @@ def attach(recipe: Recipe, model: Any) -> "nn.Module":
     """What Trainer trains: the base with LoRA and a copy of its head, or the head alone."""
     if recipe.lora is not None:
         return backbone.add_lora(model, recipe.lora, recipe.task, recipe)
-    return head_only(model, heads.HEAD_NAMES[recipe.task])
+    return head_only(model, str(recipe.kind.head))
 
 
 def head_only(model: Any, name: str) -> "nn.Module":
@@ -306,7 +304,7 @@ def build_trainer(
         batch = features.collate(rows) if "features" in rows[0] else collate(rows, pad_id)
         return {**batch, IDS: [row["ids"] for row in rows]}
 
-    if recipe.task != "generative_qa":
+    if recipe.kind.head is not None:
         return Steady(
             model=model,
             args=TrainingArguments(**arguments),
@@ -350,11 +348,6 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
     dtype = recipe.model.dtype or str(backbone.fast_dtype(place)).removeprefix("torch.")
     steps = recipe.train.eval_steps
     strategy = "epoch" if steps is None else "steps"
-    label_names = {
-        "classification": ["labels"],
-        "extractive_qa": ["start_positions", "end_positions"],
-        "generative_qa": ["labels"],
-    }
     return {
         **given,
         "output_dir": str(folder / "checkpoints"),
@@ -376,7 +369,7 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "save_total_limit": None,  # SealCheckpoints removes old ones, after the new one is sealed
         # States are all of one size, so their batches can be random.
         "train_sampling_strategy": "random" if _on_features(recipe) else "group_by_length",
-        "label_names": label_names[recipe.task],
+        "label_names": list(recipe.kind.label_keys),
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,  # would log NaN as 0.0
         "logging_first_step": True,

@@ -11,8 +11,8 @@ from llama_peft.data import QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder.predict import pad
 from llama_peft.tokens import spans
+from llama_peft.tokens.batches import pad
 from llama_peft.tokens.prompts import PromptEncoder
 
 if TYPE_CHECKING:

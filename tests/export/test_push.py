@@ -78,7 +78,9 @@ def pulled(
     """The same runs in another process with an empty cache, by name and as their cards say."""
     place = tmp_path_factory.mktemp("elsewhere")
     names = ",".join(pushed["runs"])
-    done = child(hub, place / "home", str(ROOT / "tests/support/hub_walk.py"), "pull", names, cwd=place)
+    done = child(
+        hub, place / "home", str(ROOT / "tests/support/hub_walk.py"), "pull", names, cwd=place
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

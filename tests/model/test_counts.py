@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llama_peft.model import backbone, counts
-from llama_peft.model.heads import HEAD_NAMES
 from llama_peft.recipe import Recipe
+from llama_peft.tasks import TASKS
 
 GEMMA_3_1B = {
     "model_type": "gemma3_text", "hidden_size": 1152, "intermediate_size": 6912, "head_dim": 256,
@@ -85,7 +85,7 @@ def test_formula_equals_the_loaded_model(
     for task in ("classification", "extractive_qa", "generative_qa"):
         recipe = make_recipe(task, folder, bits=bits, lora={"r": 4})
         model = backbone.load(recipe, task, num_labels=3)
-        before, _ = backbone.live_counts(model, HEAD_NAMES.get(task))
+        before, _ = backbone.live_counts(model, TASKS[task].head)
         assert recipe.lora is not None
         backbone.add_lora(model, recipe.lora, task, recipe)
         counted = backbone.count_loaded(model, task)

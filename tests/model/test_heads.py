@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from llama_peft.model import backbone, heads
 from llama_peft.recipe import Recipe
+from llama_peft.tasks import TASKS
 
 FAMILIES = ["llama", "gemma", "gemma2", "gemma3_text"]
 
@@ -63,7 +64,7 @@ def test_heads_are_float32_and_never_quantised(
         pytest.skip("one 8-bit case a task is enough")
     recipe = make_recipe(task, make_base(family), bits=bits, lora={"r": 4})
     model = backbone.load(recipe, task, num_labels=2)
-    name = heads.HEAD_NAMES[task]
+    name = str(TASKS[task].head)
     for wrapped in (model, backbone.add_lora(model, recipe.lora, task, recipe)):
         mine = [p for n, p in wrapped.named_parameters() if name in n and "original" not in n]
         assert mine and all(p.dtype == torch.float32 for p in mine)

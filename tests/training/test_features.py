@@ -16,8 +16,8 @@ from llama_peft.errors import UserError
 from llama_peft.model import backbone, heads
 from llama_peft.recipe import Recipe, validate
 from llama_peft.run_folder import weights as checkpoint
-from llama_peft.run_folder.predict import pad
 from llama_peft.system.files import with_sum
+from llama_peft.tokens.batches import pad
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training import features
 from llama_peft.training import fit as training
