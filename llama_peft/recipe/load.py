@@ -23,7 +23,15 @@ from llama_peft.recipe.schema import (
 )
 from llama_peft.recipe.strict_yaml import Value
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+_PACKAGE = Path(__file__).resolve().parents[1]
+RECIPES = next(
+    folder / "recipes"
+    for folder in (
+        _PACKAGE,
+        _PACKAGE.parent,
+    )  # as a wheel installs them, and as they lie in a checkout
+    if (folder / "recipes").is_dir()
+)
 """The recipes that come with the project."""
 
 
