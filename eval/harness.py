@@ -19,30 +19,36 @@ from typing import Any
 
 import torch
 
-from eval.job import Job
-from eval.metrics.squad_v2 import fit_threshold
-from eval.scoring import RESULTS, Line, Material, check_ids, described, finish, material
 from llama_peft import data
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe, load_recipe
-from llama_peft.run_folder import weights as checkpoint
+from llama_peft.run_folder.layout import (
+    ADAPTER_CONFIG,
+    RECIPE,
+    RESULTS,
+    UNFINISHED_PREDICTIONS,
+    UNFINISHED_VALIDATION,
+)
 from llama_peft.run_folder.predict import Prediction
-from llama_peft.run_folder.weights import THRESHOLD, no_answer_threshold
-from llama_peft.system.files import check_sum, sha256, with_sum, write_durably
+from llama_peft.run_folder.results import Results, read_results
+from llama_peft.run_folder.run import is_run, open_run
+from llama_peft.run_folder.threshold import UNFITTED, Threshold, read_threshold, write_threshold
+from llama_peft.system.files import sha256, write_durably
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import free_memory, is_out_of_memory, peak_memory, reset_peak
 
 from . import trained_on
-from .predictors.open import Predictor, Shots, as_trained, check_model, is_run, open_predictor
+from .job import Job
+from .metrics.squad_v2 import fit_threshold
+from .predictors.open import Predictor, Shots, as_trained, check_model, open_predictor
+from .scoring import Line, Material, check_ids, described, finish, material
 
 log = logging.getLogger(__name__)
 
-PARTIAL = "predictions.partial.jsonl"
 
-
-def run(job: Job, show: int = 0, again: bool = True) -> dict[str, Any]:
+def run(job: Job, show: int = 0, again: bool = True) -> Results:
     """Predict, score, and write `output`/predictions.jsonl and results.json; returns the latter.
 
     show: log so many prompts with what the model made of them. again: also where `output` holds the same measurement's
@@ -67,7 +73,7 @@ def run(job: Job, show: int = 0, again: bool = True) -> dict[str, Any]:
             return done
         threshold = _threshold(job, predictor, validation)
         size = job.recipe.train.per_device_eval_batch_size
-        partial = job.output / PARTIAL
+        partial = job.output / UNFINISHED_PREDICTIONS
         lines = predict(predictor, found.examples, partial, key, size)
         _show(predictor, found.examples[:show], lines)
         results = finish(
@@ -84,15 +90,13 @@ def run(job: Job, show: int = 0, again: bool = True) -> dict[str, Any]:
     return results
 
 
-def _complete(output: Path, key: str) -> dict[str, Any] | None:
+def _complete(output: Path, key: str) -> Results | None:
     """The results of exactly this measurement, where they are there; they are written last."""
     try:
-        results: dict[str, Any] = json.loads((output / RESULTS).read_text("utf-8"))
-        check_sum(results)
-        same = results["config"]["key"] == key
-    except (OSError, ValueError, KeyError, TypeError):
+        results = read_results(output / RESULTS)
+    except (OSError, ValueError):
         return None
-    return results if same else None
+    return results if results.config.key == key else None
 
 
 def predict(
@@ -269,21 +273,20 @@ def _threshold(job: Job, predictor: Predictor, validation: list[Example]) -> flo
         return None
     run = Path(job.model) if is_run(job.model) else None
     fitted_for = _fitted_for(job.recipe, validation)
-    if run is not None and (run / THRESHOLD).is_file():
+    if run is not None:
         try:
-            kept = no_answer_threshold(run)
-            its = json.loads((run / THRESHOLD).read_text("utf-8")).get("fitted_for")
-            if its == fitted_for or not validation:
-                return kept
+            kept = read_threshold(run)
+            if kept is not None and (kept.fitted_for == fitted_for or not validation):
+                return kept.no_answer_threshold
         except UserError as error:
             if not validation:
                 raise
-            log.warning("%s: doing so", error)
+            log.warning("%s: it is fitted again now", error)
     if not validation:
         log.warning("no validation examples: no answer is given above a probability of 0.5")
-        return 0.5
+        return UNFITTED
     key = _key(job, predictor, {"validation": validation})
-    partial = job.output / "validation.partial.jsonl"
+    partial = job.output / UNFINISHED_VALIDATION
     size = job.recipe.train.per_device_eval_batch_size
     lines = predict(predictor, validation, partial, key, size)
     threshold = fit_threshold(
@@ -292,15 +295,14 @@ def _threshold(job: Job, predictor: Predictor, validation: list[Example]) -> flo
         {line["id"]: line["no_answer_probability"] for line in lines},
     )
     if run is not None and not job.fetched and _is_own(run, job.recipe, validation):
-        record = {
-            "no_answer_threshold": threshold,
-            "fitted_on": len(lines),
-            "metric": "f1",
-            "fitted_for": fitted_for,
-            "adapter_sha256": predictor.facts["adapter_sha256"],
-        }
+        record = Threshold(
+            no_answer_threshold=threshold,
+            fitted_on=len(lines),
+            fitted_for=fitted_for,
+            adapter_sha256=predictor.facts["adapter_sha256"],
+        )
         try:
-            write_durably(run / THRESHOLD, json.dumps(with_sum(record)))
+            write_threshold(run, record)
         except OSError as error:  # somebody else's run: it is fitted again each time
             log.warning("%s: the fitted threshold is not kept (%s)", run, error.strerror)
     partial.unlink(missing_ok=True)
@@ -309,7 +311,7 @@ def _threshold(job: Job, predictor: Predictor, validation: list[Example]) -> flo
 
 def _is_own(run: Path, recipe: Recipe, validation: Sequence[Example]) -> bool:
     """Whether a run's own recipe would fit its threshold on the same, in the same way."""
-    own = load_recipe(run / "recipe.yaml")
+    own = load_recipe(run / RECIPE)
     same_settings = _fitted_for(own, validation) == _fitted_for(recipe, validation)
     return own.dataset == recipe.dataset and same_settings
 
@@ -350,7 +352,7 @@ def _key(
 
 def _adapter_config(job: Job, predictor: Predictor) -> str | None:
     """The sum of an adapter's settings: its scale is not in its weights."""
-    run = checkpoint.adapter_folder(Path(job.model)) if is_run(job.model) else None
+    run = open_run(Path(job.model)).adapter if is_run(job.model) else None
     folder = predictor.facts.get("adapter", run)
-    path = None if folder is None else Path(folder) / "adapter_config.json"
+    path = None if folder is None else Path(folder) / ADAPTER_CONFIG
     return sha256(path) if path is not None and path.is_file() else None

@@ -16,21 +16,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eval.job import Job
-from eval.metrics.measure import answer_results, classification_results
-from eval.metrics.names import higher_is_better as is_higher_better
-from eval.metrics.names import is_score
-from eval.metrics.overlap import bleu_signature
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample, broken
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe
-from llama_peft.system.files import sha256, with_sum, write_durably
+from llama_peft.run_folder.layout import PREDICTIONS
+from llama_peft.run_folder.results import (
+    ModelConfig,
+    Results,
+    SampleCount,
+    TaskSettings,
+    write_results,
+)
+from llama_peft.system.files import sha256, write_durably
 from llama_peft.system.lock import only_process
 from llama_peft.tokens.prompts import parse_answer, without_no_answer
 
+from .job import Job
+from .metrics.measure import answer_results, classification_results
+from .metrics.names import higher_is_better as is_higher_better
+from .metrics.names import is_score
+from .metrics.overlap import bleu_signature
+
 Line = dict[str, Any]
-PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"
 _PACKAGES = (
     "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "sacrebleu", "rouge_score", "nltk",
     "scikit-learn",
@@ -142,7 +150,7 @@ def finish(
     started: float,
     threshold: float | None = None,
     peak_memory_bytes: int | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Score the lines, write predictions.jsonl and results.json into the job's folder, and return the latter.
 
     started: of `time.monotonic`. threshold: the no-answer probability above which a line's `raw` counts as no answer.
@@ -167,51 +175,51 @@ def finish(
         for part, its in found.parts.items()
     }
     samples = {
-        names[part]: {"original": len(found.dataset.parts[part]), "effective": len(its)}
+        names[part]: SampleCount(original=len(found.dataset.parts[part]), effective=len(its))
         for part, its in found.parts.items()
-    }
-    results = {
-        "results": scores,
-        "configs": dict.fromkeys(scores, _settings(job, found.labels, threshold)),
-        "versions": {"llama_peft": __version__} | {name: version(name) for name in _PACKAGES},
-        "n-samples": samples,
-        "higher_is_better": {
-            task: {name: is_higher_better(name) for name in its if is_score(name)}
-            for task, its in scores.items()
-        },
-        "config": {"model_kind": kind, "recipe": job.recipe.name, **facts},
-        "git_hash": _git_hash(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "adapter_sha256": facts.get("adapter_sha256"),
-        "base_revision": facts.get("base_fingerprint"),
-        "peak_memory_bytes": peak_memory_bytes,
-        "wall_seconds": round(time.monotonic() - started, 3),
     }
     job.output.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_durably(job.output / PREDICTIONS, text)
-    results = with_sum(results | {"predictions_sha256": sha256(job.output / PREDICTIONS)})
-    write_durably(job.output / RESULTS, json.dumps(results, indent=1, ensure_ascii=False))
+    results = Results(
+        results=scores,
+        configs=dict.fromkeys(scores, _settings(job, found.labels, threshold)),
+        config=ModelConfig(model_kind=kind, recipe=job.recipe.name, **facts),
+        versions={"llama_peft": __version__} | {name: version(name) for name in _PACKAGES},
+        n_samples=samples,
+        higher_is_better={
+            task: {name: is_higher_better(name) for name in its if is_score(name)}
+            for task, its in scores.items()
+        },
+        git_hash=_git_hash(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        adapter_sha256=facts.get("adapter_sha256"),
+        base_revision=facts.get("base_fingerprint"),
+        peak_memory_bytes=peak_memory_bytes,
+        wall_seconds=round(time.monotonic() - started, 3),
+        predictions_sha256=sha256(job.output / PREDICTIONS),
+    )
+    write_results(job.output, results)
     return results
 
 
-def _settings(job: Job, labels: Sequence[str], threshold: float | None) -> dict[str, Any]:
+def _settings(job: Job, labels: Sequence[str], threshold: float | None) -> TaskSettings:
     recipe = job.recipe
-    return {
-        "task": recipe.task,
-        "dataset": recipe.dataset.model_dump(mode="json"),
-        "data_file": job.data_file,
-        "data_split": job.data_split,
-        "prompt": recipe.prompt.model_dump(),
-        "quantization": recipe.quantization.model_dump(),
-        "dtype": recipe.model.dtype,
-        "max_length": recipe.train.max_length,
-        "doc_stride": recipe.train.doc_stride,
-        "eval": recipe.eval.model_dump() | {"limit": job.sample_size},
-        "labels": list(labels),
-        "no_answer_threshold": threshold,
-        "bleu_signature": None if labels else bleu_signature(),
-    }
+    return TaskSettings(
+        labels=list(labels),
+        task=recipe.task,
+        dataset=recipe.dataset.model_dump(mode="json"),
+        data_file=job.data_file,
+        data_split=job.data_split,
+        prompt=recipe.prompt.model_dump(),
+        quantization=recipe.quantization.model_dump(),
+        dtype=recipe.model.dtype,
+        max_length=recipe.train.max_length,
+        doc_stride=recipe.train.doc_stride,
+        eval=recipe.eval.model_dump() | {"limit": job.sample_size},
+        no_answer_threshold=threshold,
+        bleu_signature=None if labels else bleu_signature(),
+    )
 
 
 def _git_hash() -> str | None:
@@ -225,7 +233,7 @@ def _git_hash() -> str | None:
     return found.stdout.strip() or None
 
 
-def score_file(job: Job, predictions: Path, no_answer_probabilities: Path | None) -> dict[str, Any]:
+def score_file(job: Job, predictions: Path, no_answer_probabilities: Path | None) -> Results:
     """Score predictions that somebody made: a predictions.jsonl, or the official {id: text} with an optional {id: probability}.
 
     Labels may be names or numbers. Raises UserError where a file cannot be read, or ids do not match one for one.

@@ -4,12 +4,14 @@ import json
 import logging
 from pathlib import Path
 
-from eval.scoring import Material
 from llama_peft import data
 from llama_peft.data import Example
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, load_recipe
-from llama_peft.run_folder import weights as checkpoint
+from llama_peft.run_folder.layout import DATA_SUMS, RECIPE, SPLIT
+from llama_peft.run_folder.record import read_record
+
+from .scoring import Material
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +24,13 @@ def check(folder: Path, found: Material, recipe: Recipe, strict: bool) -> dict[s
     """
     parts = {part: its for part, its in found.parts.items() if part != "validation"}
     measured = [example for its in parts.values() for example in its]
-    facts = checkpoint.read_facts(folder)
-    if data.SPLIT_SUM not in facts:
+    record = read_record(folder)
+    if record.split_sha256 is None:
         _check_ids(folder, measured, strict)
     elif strict:
-        _check_pushed(folder, facts[data.SPLIT_SUM], found)
+        _check_pushed(folder, record.split_sha256, found)
     now = data.asked_sums(found.dataset) if strict else None
-    then = _recorded(folder) if data.RECORD in facts["files"] else now
+    then = _recorded(folder) if DATA_SUMS in record.files else now
     if then is None:
         log.warning("%s: whether these examples were trained on cannot be seen", folder)
         return None
@@ -38,7 +40,7 @@ def check(folder: Path, found: Material, recipe: Recipe, strict: bool) -> dict[s
             f"{folder}: {len(again)} of {len(measured)} examples read the same as one that it was trained on, "
             f"first {again[0]}"
         )
-        own = load_recipe(folder / "recipe.yaml").dataset
+        own = load_recipe(folder / RECIPE).dataset
         if strict and recipe.dataset == own and now != then:
             raise UserError(
                 f"{message}, and the recipe's data have changed since; bring the old ones back, or name a file with "
@@ -49,13 +51,13 @@ def check(folder: Path, found: Material, recipe: Recipe, strict: bool) -> dict[s
 
 
 def _recorded(folder: Path) -> set[str]:
-    return set((folder / data.RECORD).read_text("utf-8").split()[1:])
+    return set((folder / DATA_SUMS).read_text("utf-8").split()[1:])
 
 
 def _check_ids(folder: Path, measured: list[Example], strict: bool) -> None:
     """Refuse ids that were trained on; of another file, whose ids may coincide by chance, only say so."""
     try:
-        split = json.loads((folder / "split.json").read_text("utf-8"))
+        split = json.loads((folder / SPLIT).read_text("utf-8"))
         seen = {*split["train"], *split.get("validation", ())}
     except (OSError, ValueError, KeyError):
         raise UserError(

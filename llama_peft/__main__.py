@@ -1,10 +1,9 @@
 """llama-peft: train a recipe, check it, count its parameters, use what it made."""
 
 import json
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -37,10 +36,16 @@ def train(
 
     loaded = load_recipe(recipe, overrides or [])
     from llama_peft.training.fit import train as fit
+    from llama_peft.training.resume import is_main_process
 
+    pushes = loaded.hub.push_to_hub and is_main_process()
+    if pushes:
+        from llama_peft.export.push import check_before_training
+
+        check_before_training(loaded)
     folder = fit(loaded, fresh=fresh)
     print(folder)
-    if loaded.hub.push_to_hub and os.environ.get("RANK", "0") == "0":
+    if pushes:
         _push_trained(folder)
 
 
@@ -147,13 +152,11 @@ def predict(
 ) -> None:
     """Classify a text, or answer a question from a passage, with a finished run."""
     from llama_peft.errors import UserError
-    from llama_peft.recipe import load_recipe
     from llama_peft.run_folder.fetch import run_folder
-    from llama_peft.run_folder.weights import read_facts
+    from llama_peft.run_folder.run import open_run
 
-    folder = run_folder(run)
-    read_facts(folder)
-    labels = load_recipe(folder / "recipe.yaml").kind.has_labels
+    opened = open_run(run_folder(run))
+    labels = opened.recipe.kind.has_labels
     if labels and (text is None or question or context):
         raise UserError(f'{run} classifies: llama-peft predict {run} "text"')
     if not labels and (text or question is None or context is None):
@@ -162,7 +165,7 @@ def predict(
         )
     from llama_peft.run_folder.predict import predict_one
 
-    found: dict[str, Any] = predict_one(folder, text, question, context)
+    found = predict_one(opened, text, question, context)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
@@ -224,7 +227,8 @@ def merge(
     folder = run_folder(run)
     from llama_peft.export.merge import merge as merged
 
-    print(f"{merged(folder, output):.2g} apart at most")
+    difference = merged(folder, output)
+    print(f"largest relative score difference after merging: {difference:.2g}")
     print(output)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from llama_peft.errors import Stopped, UserError
-from llama_peft.system.files import disk_trouble
+from llama_peft.system.disk import disk_trouble
 from llama_peft.system.memory import is_out_of_memory
 
 

@@ -18,19 +18,21 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 from transformers.utils.hub import cached_file
 
-from eval.job import KINDS, Kind
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
+from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.predict import Prediction, positions, warn_of_cuts
-from llama_peft.run_folder.weights import attach_adapter, base_fingerprint
+from llama_peft.run_folder.weights import attach_adapter
 from llama_peft.system.files import sha256
 from llama_peft.tasks import TASKS, Task
 from llama_peft.tokens import spans
 from llama_peft.tokens.batches import batches, grouped, pad
 from llama_peft.tokens.prompts import trim
 from llama_peft.tokens.spans import Window
+
+from ..job import KINDS, Kind
 
 log = logging.getLogger(__name__)
 

@@ -11,18 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.job import Kind
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
-from llama_peft.model import backbone, preflight
+from llama_peft.model import backbone, lora, preflight
+from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.prefix_tree import decode as generation
 from llama_peft.recipe import Head, Recipe, load_recipe
 from llama_peft.run_folder import predict
-from llama_peft.run_folder import weights as checkpoint
+from llama_peft.run_folder.layout import RECIPE
 from llama_peft.run_folder.predict import Engine, Prediction, Shots
+from llama_peft.run_folder.run import is_run, open_run
+from llama_peft.run_folder.weights import TunedModel, attach_adapter, load_tuned
 from llama_peft.tasks import LANGUAGE_MODELLING, TASKS
 from llama_peft.tokens.prompts import PromptEncoder
 
+from ..job import Kind
 from . import foreign
 
 TREE = Engine(generation.greedy, generation.loglikelihoods)
@@ -45,17 +48,12 @@ class Predictor:
     """Whether it scores "no answer" against a span, so that a threshold decides."""
 
 
-def is_run(model: str) -> bool:
-    """Whether a name is a run folder, finished or not."""
-    return (Path(model) / "recipe.yaml").is_file()
-
-
 def check_model(model: str, recipe: Recipe, kind: Kind | None = None) -> Kind:
     """What `model` is. Refuses in seconds, before data or weights are fetched, what cannot be opened for the task."""
     if kind is None and is_run(model):
         kind = "run"
     if kind == "run":
-        checkpoint.read_facts(Path(model))
+        open_run(Path(model))
     else:
         preflight.check(on_base(recipe, model), long=True)
         kind = kind or foreign.recognise(model, recipe.model.revision)
@@ -90,11 +88,11 @@ def open_predictor(
         return _open_adapter(foreign.fetch(model, recipe.model.revision), recipe, labels, shots)
     base = on_base(recipe, model)
     loaded = backbone.load(base, LANGUAGE_MODELLING, measured=True)
-    counted = backbone.count_loaded(loaded, LANGUAGE_MODELLING)
+    counted = lora.count_loaded(loaded, LANGUAGE_MODELLING)
     facts = {
         "model": model,
         "parameters": {"total": counted.total, "trainable": 0, "base": counted.base},
-        "base_fingerprint": checkpoint.base_fingerprint(base),
+        "base_fingerprint": base_fingerprint(base),
         "adapter_sha256": None,
     }
     way = f"{recipe.eval.num_fewshot}-shot" if shots else "zero-shot"
@@ -109,7 +107,7 @@ def on_base(recipe: Recipe, model: str, revision: str | None = None) -> Recipe:
 
 def as_trained(recipe: Recipe, run: Path) -> Recipe:
     """The run's own recipe with what a measurement chooses: its name, data, `eval` and batch size."""
-    own = load_recipe(run / "recipe.yaml")
+    own = load_recipe(run / RECIPE)
     if own.task != recipe.task:  # refused when it is opened
         return recipe
     size = {"per_device_eval_batch_size": recipe.train.per_device_eval_batch_size}
@@ -140,29 +138,30 @@ def _foreign(opened: foreign.Opened, labels: tuple[str, ...]) -> Predictor:
 
 
 def _open_run(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Predictor:
-    run = checkpoint.load_run(folder)
+    run = open_run(folder)
     if run.recipe.task != recipe.task:
         raise UserError(f"{folder}: trained for {run.recipe.task}, and the task is {recipe.task}")
     if run.labels != labels:
         raise UserError(
             f"{folder}: trained for the labels {', '.join(run.labels)}, and the task's are {', '.join(labels)}"
         )
-    measured = replace(run, recipe=run.recipe.model_copy(update={"eval": recipe.eval}))
-    sums = run.facts["files"]
+    loaded = load_tuned(run)
+    tuned = replace(loaded, recipe=loaded.recipe.model_copy(update={"eval": recipe.eval}))
+    record = run.record
     facts = {
         "model": run.recipe.model.model_name_or_path,
         "run": str(folder),
-        "parameters": run.facts["parameters"],
-        "base_fingerprint": run.facts["base_fingerprint"],
-        "adapter_sha256": next(sums[name] for name in sums if name.endswith(".safetensors")),
-        "training": {key: run.facts[key] for key in ("wall_seconds", "peak_memory_bytes", "steps")},
+        "parameters": record.parameters.model_dump(),
+        "base_fingerprint": record.base_fingerprint,
+        "adapter_sha256": record.weights_sha256,
+        "training": record.model_dump(include={"wall_seconds", "peak_memory_bytes", "steps"}),
     }
     return Predictor(
         kind=recipe.kind.tuned_name + (" + LoRA" if run.recipe.lora is not None else ""),
         labels=labels,
-        predict=partial(predict.predict, measured, engine=_engine(recipe, run.model)),
+        predict=partial(predict.predict, tuned, engine=_engine(recipe, tuned.model)),
         prompt=partial(
-            predict.prompt_text, run.encoder, measured.recipe, limit=predict.positions(run.model)
+            predict.prompt_text, tuned.encoder, tuned.recipe, limit=predict.positions(tuned.model)
         ),
         facts=facts,
         abstains=recipe.kind.fits_threshold,
@@ -176,7 +175,7 @@ def _open_adapter(
     adapter = foreign.read_adapter(folder)
     own = next((place for place in (folder, folder.parent) if is_run(str(place))), None)
     # Plain PEFT's heads read the last token's state behind the last block, whatever the recipe says of its own.
-    head = Head() if own is None else load_recipe(own / "recipe.yaml").head
+    head = Head() if own is None else load_recipe(own / RECIPE).head
     base = on_base(recipe, adapter.base, adapter.revision).model_copy(update={"head": head})
     questions = {"extractive_qa", "generative_qa"}
     if (
@@ -198,32 +197,30 @@ def _open_adapter(
         return _foreign(foreign.open_classifier(base, labels, adapter), labels)
     model = backbone.load(base, adapter.task, adapter.num_labels, measured=True)
     total = model.num_parameters()
-    model = checkpoint.attach_adapter(model, folder).eval()
+    model = attach_adapter(model, folder).eval()
     facts = {
         "model": adapter.base,
         "adapter": str(folder),
         "parameters": {"total": total, "trainable": 0, "base": total},
-        "base_fingerprint": checkpoint.base_fingerprint(base),
+        "base_fingerprint": base_fingerprint(base),
         "adapter_sha256": adapter.sha256,
     }
     if adapter.task == "generative_qa":
         return _by_lm_head(model, base, labels, "adapter,", facts, shots)
     encoder = PromptEncoder(backbone.load_tokenizer(base.model, measured=True), base.prompt)
-    run = checkpoint.Run(
-        folder=folder,
+    tuned = TunedModel(
         recipe=base.model_copy(
             update={"task": adapter.task}
         ),  # its answers are spans of the passage
         labels=labels,
         model=model,
         encoder=encoder,
-        facts=facts,
     )
     return Predictor(
         kind=f"adapter, {TASKS[adapter.task].tuned_name}",
         labels=labels,
-        predict=partial(predict.predict, run),
-        prompt=partial(predict.prompt_text, encoder, run.recipe),
+        predict=partial(predict.predict, tuned),
+        prompt=partial(predict.prompt_text, encoder, tuned.recipe),
         facts=facts,
         abstains=TASKS[adapter.task].fits_threshold,
     )

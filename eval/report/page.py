@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.metrics.classification import confusion
 from llama_peft.errors import UserError
-from llama_peft.run_folder.measured import HISTORY, REPORT, TRAINING, check_own, values
+from llama_peft.run_folder.evaluations import read_evaluations
+from llama_peft.run_folder.layout import HISTORY, REPORT
+from llama_peft.run_folder.record import read_record
 from llama_peft.system.files import sha256
 
+from ..metrics.classification import confusion
 from ..results import TUNED, ZERO_SHOT, Measured, read
 from .chart import loss_chart
 from .comparison import write_comparison
@@ -54,7 +56,7 @@ def write_html(run_folder: Path) -> Path:
     if not run.is_dir():
         raise UserError(f"{run} is no folder; give a run folder with {ZERO_SHOT}/ and {TUNED}/")
     zero_shot, tuned = read(run / ZERO_SHOT), read(run / TUNED)
-    check_own(run)
+    read_evaluations(run)
     path = run / REPORT
     partial = path.with_name(REPORT + ".partial")
     partial.write_text(_page(run, zero_shot, tuned), encoding="utf-8")
@@ -175,7 +177,7 @@ def _history(run: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        if values(run, TRAINING).get("history_sha256") not in (None, sha256(path)):
+        if read_record(run).history_sha256 not in (None, sha256(path)):
             raise ValueError("it is not what the training wrote")
         return [dict(json.loads(text)) for text in path.read_text("utf-8").splitlines()]
     except (ValueError, TypeError) as error:

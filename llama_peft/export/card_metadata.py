@@ -1,21 +1,19 @@
 """What the Hub itself reads of a card: its YAML metadata, and the results file that a data set's own page shows."""
 
-from typing import Any
-
 from llama_peft.errors import UserError
 from llama_peft.export import licences
-from llama_peft.export.stage import EVAL_RESULTS, Bundle
+from llama_peft.export.stage import Bundle
 from llama_peft.recipe import Recipe
+from llama_peft.run_folder.comparison import PartComparison
+from llama_peft.run_folder.layout import HUB_RESULTS
 
-Comparison = dict[str, Any]
-"""A part of comparison.json: its task, part, examples and metrics."""
 
-
-def metadata(bundle: Bundle, repo_id: str, parts: list[Comparison]) -> dict[str, Any]:
+def metadata(bundle: Bundle, repo_id: str) -> dict[str, object]:
+    """The YAML metadata of the card."""
     recipe = bundle.recipe
     base, hub_data = recipe.model.model_name_or_path, bundle.hub_data
     duties = licences.duties(base)
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     if base != "tiny":
         found["base_model"] = base
         found["base_model_relation"] = "adapter" if recipe.lora is not None else "finetune"
@@ -34,25 +32,24 @@ def metadata(bundle: Bundle, repo_id: str, parts: list[Comparison]) -> dict[str,
         *(["lora"] if recipe.lora is not None else ["linear-probe"]),
         *(["llama"] if duties and duties.name_start else []),
     ]
-    if parts:
-        found["model-index"] = [
-            {"name": repo_id.split("/")[-1], "results": [_index(bundle, part) for part in parts]}
-        ]
+    if bundle.comparison is not None:
+        results = [_index(bundle, part) for part in bundle.comparison.parts]
+        found["model-index"] = [{"name": repo_id.split("/")[-1], "results": results}]
     return found
 
 
-def _index(bundle: Bundle, part: Comparison) -> dict[str, Any]:
+def _index(bundle: Bundle, part: PartComparison) -> dict[str, object]:
     """One part's measured numbers in the form of `model-index`."""
     recipe = bundle.recipe
     dataset = {
-        "name": f"{part['task']} ({part['part']})",
+        "name": f"{part.task} ({part.part})",
         "type": bundle.hub_data or recipe.name,
-        "split": _split(recipe, part["part"]) if bundle.hub_data else part["part"],
+        "split": _split(recipe, part.part) if bundle.hub_data else part.part,
     }
     metrics = [
-        {"type": line["name"], "name": line["name"], "value": round(line["tuned"], 6)}
-        for line in part["metrics"]
-        if line["tuned"] is not None
+        {"type": line.name, "name": line.name, "value": round(line.tuned, 6)}
+        for line in part.metrics
+        if line.tuned is not None
     ]
     return {"task": {"type": recipe.kind.pipeline_tag}, "dataset": dataset, "metrics": metrics}
 
@@ -63,24 +60,24 @@ def _split(recipe: Recipe, part: str) -> str:
     return given.get(part, given["train"])
 
 
-def eval_results(bundle: Bundle, parts: list[Comparison]) -> str:
+def hub_results(bundle: Bundle) -> str:
     """The text of `.eval_results/results.yaml`: the tuned numbers, for the data set's own page on the Hub."""
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     data = bundle.recipe.dataset
-    if not parts or bundle.hub_data is None:
+    if bundle.comparison is None or bundle.hub_data is None:
         raise UserError(
-            f"{EVAL_RESULTS} needs measured results on a data set of the Hub; leave --eval-results out"
+            f"{HUB_RESULTS} needs measured results on a data set of the Hub; leave --eval-results out"
         )
     entries = [
         EvalResultEntry(
             dataset_id=str(data.path),
-            task_id=f"{data.name or 'default'}_{line['name']}",
-            value=line["tuned"],
-            notes=f"{part['part']} part, {part['examples']:,} examples; settings in recipe.yaml",
+            task_id=f"{data.name or 'default'}_{line.name}",
+            value=line.tuned,
+            notes=f"{part.part} part, {part.examples:,} examples; settings in recipe.yaml",
         )
-        for part in parts
-        for line in part["metrics"][:1]
+        for part in bundle.comparison.parts
+        for line in part.metrics[:1]
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)

@@ -6,18 +6,22 @@ package alone; so is a span head on a family without a question answering class,
 
 from llama_peft.export.stage import HEAD
 from llama_peft.model import backbone
-from llama_peft.recipe import Model, Recipe
+from llama_peft.recipe import Recipe
 from llama_peft.tokens.prompts import PromptEncoder
 
 _MAPPING = r'key_mapping={r"^model\.": "transformer."}'
 """transformers' Llama for question answering calls `transformer` what every checkpoint calls `model`."""
 
 
-def reader_prefix(model: Model) -> str | None:
-    """What transformers' question answering class of the base's family calls the base inside it; None where it has no class."""
+def reader_prefix(recipe: Recipe) -> str | None:
+    """The name of the base inside transformers' question answering class of its family; None if there is no such class, or
+    if the task does not need one.
+    """
+    if recipe.task != "extractive_qa":
+        return None
     from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING as CLASSES
 
-    found = type(backbone.load_config(model))
+    found = type(backbone.load_config(recipe.model))
     return str(CLASSES[found].base_model_prefix) if found in CLASSES else None
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from llama_peft.errors import UserError
-from llama_peft.export import stage as bundle
 from llama_peft.model import backbone
-from llama_peft.recipe import Recipe, load_recipe
-from llama_peft.run_folder import weights as checkpoint
-from llama_peft.system.files import disk_trouble
+from llama_peft.recipe import Recipe
+from llama_peft.run_folder.run import Run, open_run
+from llama_peft.run_folder.self_check import Scores, sample_scores
+from llama_peft.run_folder.weights import TunedModel, load_tuned
+from llama_peft.system.disk import disk_trouble
 
 log = logging.getLogger(__name__)
 
@@ -25,25 +26,24 @@ _TOLERANCE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 
 
 def merge(run: Path, output: Path) -> float:
-    """Write the merged model and its tokenizer; returns how far its scores are from the unmerged ones, relative to the largest.
+    """Write the merged model and its tokenizer; returns the largest relative difference of its scores from the unmerged ones.
 
-    Raises UserError where there is nothing sensible to merge, and leaves nothing that does not give the unmerged scores.
+    Raises UserError if there is nothing to merge, or if the merged model gives other scores; then nothing is left.
     """
-    facts = checkpoint.read_facts(run)
-    recipe = load_recipe(run / "recipe.yaml")
-    pooling = facts.get("head", {}).get("pooling", recipe.head.pooling)
-    _refuse(run, recipe, pooling, output)
-    loaded = checkpoint.load_run(run, full_precision=True)
-    expected = bundle.outputs(loaded)
+    opened = open_run(run)
+    _refuse(opened, output)
+    loaded = load_tuned(opened, full_precision=True)
+    expected = sample_scores(loaded)
     dtype = _stored_dtype(loaded.recipe)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _write(loaded, partial, dtype)
-        apart = _apart(_reloaded(loaded, partial), expected)
-        if not apart <= _TOLERANCE[dtype]:
+        difference = _relative_difference(_reloaded(loaded, partial), expected)
+        if not difference <= _TOLERANCE[dtype]:
             raise UserError(
-                f"{run}: merged it answers otherwise (by {apart:.2g}); nothing is written"
+                f"{run}: the merged model gives other scores (largest relative difference: {difference:.2g}), "
+                "so nothing is written"
             )
         partial.rename(output)
     except Exception as error:
@@ -51,15 +51,16 @@ def merge(run: Path, output: Path) -> float:
         if reason is None:
             raise
         raise UserError(
-            f"{output}: cannot be written: {reason}; make room, or name another --output"
+            f"{output}: this folder cannot be written: {reason}; make room, or name another --output"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    log.info("merged in float32 and written in %s; scores are %.2g apart at most", dtype, apart)
-    return apart
+    log.info("merged in float32 and written in %s", dtype)
+    return difference
 
 
-def _refuse(run: Path, recipe: Recipe, pooling: str, output: Path) -> None:
+def _refuse(run: Run, output: Path) -> None:
+    recipe = run.recipe
     reason = ""
     if output.exists():
         reason = f"{output} is there already; name a new folder"
@@ -69,10 +70,10 @@ def _refuse(run: Path, recipe: Recipe, pooling: str, output: Path) -> None:
         reason = "its adapter has biases (lora.lora_bias), and the base has none to add them to"
     elif recipe.task == "extractive_qa":
         reason = "a span head's scores need the reading of llama_peft, so no other tool could use the merged model"
-    elif recipe.task == "classification" and pooling == "mean":
+    elif recipe.kind.has_labels and recipe.head.pooling == "mean":
         reason = "its head reads the mean over all tokens, and every other tool would give it the last one"
     if reason:
-        raise UserError(f"{run} cannot be merged: {reason}")
+        raise UserError(f"{run.folder} cannot be merged: {reason}")
 
 
 def _stored_dtype(recipe: Recipe) -> str:
@@ -82,14 +83,14 @@ def _stored_dtype(recipe: Recipe) -> str:
     return name if name in _TOLERANCE else "float32"
 
 
-def _write(loaded: checkpoint.Run, folder: Path, dtype: str) -> None:
+def _write(loaded: TunedModel, folder: Path, dtype: str) -> None:
     """Merge in place and save as the family's own class, head included, beside the base's own tokenizer."""
     import torch
     from transformers import AutoTokenizer
 
     adapted: Any = loaded.model
     whole = adapted.merge_and_unload()
-    if loaded.recipe.task == "classification":
+    if loaded.recipe.kind.has_labels:
         whole.config.id2label = dict(enumerate(loaded.labels))
         whole.config.label2id = {label: number for number, label in enumerate(loaded.labels)}
         del whole.config.head_pooling  # a setting of ours; the last token is what every class reads
@@ -100,11 +101,11 @@ def _write(loaded: checkpoint.Run, folder: Path, dtype: str) -> None:
     ).save_pretrained(folder)
 
 
-def _reloaded(loaded: checkpoint.Run, folder: Path) -> checkpoint.Run:
+def _reloaded(loaded: TunedModel, folder: Path) -> TunedModel:
     """The run with the model that plain transformers makes of the folder, in float32."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    causal = loaded.recipe.task == "generative_qa"
+    causal = loaded.recipe.kind.head is None
     auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     place = loaded.model.device
     model, info = auto.from_pretrained(folder, dtype="float32", output_loading_info=True)
@@ -112,8 +113,8 @@ def _reloaded(loaded: checkpoint.Run, folder: Path) -> checkpoint.Run:
     return replace(loaded, model=model.to(place).eval())
 
 
-def _apart(found: checkpoint.Run, expected: list[list[float]]) -> float:
+def _relative_difference(found: TunedModel, expected: Scores) -> float:
     """The largest difference of a score, relative to the largest score."""
-    rows = zip(bundle.outputs(found), expected, strict=True)
+    rows = zip(sample_scores(found), expected, strict=True)
     differences = [abs(a - b) for row, other in rows for a, b in zip(row, other, strict=True)]
     return max(differences) / max(abs(score) for row in expected for score in row)

@@ -1,32 +1,45 @@
-"""A run to the Hub: checked access, a staged copy, a search for secrets, the reload check, and one commit.
+"""Push a run to the Hub: check access, stage a copy, search it for secrets, check that it reloads, and commit once.
 
-    check_access   who pushes, may they, and what stands there now; nothing private goes where all can read
-    bundle.stage   the allow-listed files          leaks.check   nothing secret in them
-    card.render    the card                        bundle.check_reload   they answer as the run does
-    _send          create, upload, commit: tried again until a deadline
+    check_access        who pushes, whether they may, and what is there now; nothing private goes where all can read
+    stage.stage         the allowed files          secret_scan.check   no secret is in them
+    card.render         the card                   check_reload        they give the scores that the run gives
+    _send               create, upload, commit: tried again until a deadline
 
-Nothing is written into the run but its card, so a push that fails leaves it whole.
+Nothing is written into the run except its card, so a push that fails leaves it whole.
 """
 
 import logging
+import math
 import shlex
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from llama_peft.errors import UserError
-from llama_peft.export import card, card_metadata, licences
-from llama_peft.export import load_snippet as plain
-from llama_peft.export import retry as patience
-from llama_peft.export import secret_scan as leaks
-from llama_peft.export import stage as bundle
-from llama_peft.export.stage import Bundle
-from llama_peft.recipe import Recipe, load_recipe
-from llama_peft.run_folder.weights import TRAINING, read_facts
+from llama_peft.export import card, card_metadata, licences, load_snippet, retry, secret_scan
+from llama_peft.export.stage import Bundle, stage
+from llama_peft.model import backbone
+from llama_peft.recipe import Recipe
+from llama_peft.run_folder.layout import (
+    ADAPTER_FILES,
+    CARD,
+    HEAD,
+    HUB_RESULTS,
+    NOTICE,
+    PUSHED_FILES,
+    TRAINING,
+)
+from llama_peft.run_folder.run import Run, open_run
+from llama_peft.run_folder.self_check import largest_difference, sample_scores
+from llama_peft.run_folder.weights import load_tuned, replace_weights
 from llama_peft.system.files import write_durably
+from llama_peft.tokens.prompts import PromptEncoder
+
+if TYPE_CHECKING:
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -67,67 +80,101 @@ def push(
     eval_results: bool = False,
     deadline: float = DEADLINE,
 ) -> Pushed:
-    """Push a finished run in one commit. A dry run stages, searches and writes the card, and sends nothing.
+    """Push a finished run in one commit. A dry run stages and searches the files and writes the card, and sends nothing.
 
-    Raises UserError, with the command to try again, where anything stands in the way; the run is then as it was.
+    Raises UserError, with the command to try again, if anything stands in the way; the run then stays as it was.
     """
-    read_facts(run)
-    recipe = load_recipe(run / "recipe.yaml")
+    opened = open_run(run)
+    recipe = opened.written
     name = repo_id or default_name(recipe)
     private = recipe.hub.hub_private_repo if private is None else private
     if dry_run:
         target = Target(repo_id=_checked_name(name, _YOU), parent=None)
     else:
-        target = _again(
-            lambda: patience.patiently(lambda: check_access(name), time.monotonic() + deadline),
+        target = _or_say_how(
+            lambda: retry.patiently(lambda: check_access(name), time.monotonic() + deadline),
             *(run, name, private, deadline),
         )
         _check_private(target.repo_id, private, target.private)
     _warn_of_name(target.repo_id, recipe)
     with tempfile.TemporaryDirectory(prefix="push-") as staged:
-        bundled = prepare(run, Path(staged), target.repo_id, eval_results)
-        kept = _keep_card(run, (bundled.folder / bundle.CARD).read_text("utf-8"))
-        files = {str(f.relative_to(bundled.folder)): f.stat().st_size for f in bundled.files}
+        bundle = prepare(opened, Path(staged), target.repo_id, eval_results)
+        kept = _keep_card(run, (bundle.folder / CARD).read_text("utf-8"))
+        files = {str(f.relative_to(bundle.folder)): f.stat().st_size for f in bundle.files}
         if dry_run:
             return Pushed(repo_id=target.repo_id, files=files, commit_url=None, card=kept)
-        bundle.check_reload(run, bundled)
-        url = _again(
-            lambda: _send(bundled, target, private, time.monotonic() + deadline),
+        check_reload(opened, bundle)
+        url = _or_say_how(
+            lambda: _send(bundle, target, private, time.monotonic() + deadline),
             *(run, target.repo_id, private, deadline),
         )
     log.info("%d files are now in %s", len(files), url)
     return Pushed(repo_id=target.repo_id, files=files, commit_url=url, card=kept)
 
 
-def prepare(run: Path, folder: Path, repo_id: str, eval_results: bool = False) -> Bundle:
-    """Stage a run into an empty folder, its card included, and search it for secrets."""
-    from llama_peft.model import backbone
-    from llama_peft.tokens.prompts import PromptEncoder
-
-    bundled = bundle.stage(run, folder)
-    duties = licences.duties(bundled.recipe.model.model_name_or_path)
+def prepare(run: Run, folder: Path, repo_id: str, eval_results: bool = False) -> Bundle:
+    """Stage a run into an empty folder, with its card, and search everything for secrets."""
+    bundle = stage(run, folder)
+    model = bundle.recipe.model
+    duties = licences.duties(model.model_name_or_path)
     if duties:
-        (folder / bundle.NOTICE).write_text(duties.notice, "utf-8")
-    model = bundled.recipe.model
-    reader = plain.reader_prefix(model) if bundled.recipe.task == "extractive_qa" else None
-    encoder = PromptEncoder(backbone.load_tokenizer(model), bundled.recipe.prompt)
-    text = card.render(bundled, repo_id, encoder, run, reader)
-    (folder / bundle.CARD).write_text(text, "utf-8")
+        (folder / NOTICE).write_text(duties.notice, "utf-8")
+    encoder = PromptEncoder(backbone.load_tokenizer(model), bundle.recipe.prompt)
+    (folder / CARD).write_text(
+        card.render(bundle, repo_id, encoder, load_snippet.reader_prefix(bundle.recipe)), "utf-8"
+    )
     if eval_results:
-        path = folder / bundle.EVAL_RESULTS
+        path = folder / HUB_RESULTS
         path.parent.mkdir()
-        path.write_text(card_metadata.eval_results(bundled, card.read_comparison(run)), "utf-8")
-    leaks.check(folder, run)
-    return bundled
+        path.write_text(card_metadata.hub_results(bundle), "utf-8")
+    secret_scan.check(folder, run.folder)
+    return bundle
+
+
+def check_reload(run: Run, bundle: Bundle) -> None:
+    """Law 12: the staged files give the scores that the run gives, as exactly as the run itself repeats them.
+
+    The base is loaded once; the run's own weights are erased before the staged ones are loaded onto it. Raises UserError if
+    the scores differ.
+    """
+    loaded = load_tuned(run)
+    expected = sample_scores(loaded)
+    # Not 0 only on devices that add the same numbers in another order each time.
+    noise = largest_difference(sample_scores(loaded), expected)
+    staged = open_run(bundle.folder)
+    difference = math.inf
+    if _settings(staged.recipe) == _settings(run.recipe):
+        scores = sample_scores(replace_weights(loaded, staged))
+        difference = largest_difference(scores, expected)
+    if not (math.isfinite(difference) and difference <= 2 * noise):
+        raise UserError(
+            f"{run.folder}: the files to be pushed give other scores than the run (largest difference: {difference:.3g}), "
+            "so nothing is pushed. Please report this with the recipe"
+        )
+
+
+def _settings(recipe: Recipe) -> tuple[object, ...]:
+    """Every setting that scores depend on, besides the weights."""
+    labels, length = recipe.dataset.labels, recipe.train.max_length
+    return (
+        recipe.task,
+        recipe.model,
+        recipe.quantization,
+        recipe.lora,
+        recipe.head,
+        recipe.prompt,
+        labels,
+        length,
+    )
 
 
 def _keep_card(run: Path, text: str) -> Path | None:
-    """Write the card into the run too, where that is possible: a push must not need it."""
-    path = run / bundle.CARD
+    """Write the card into the run too; a push does not need it, so a folder that refuses it is only reported."""
+    path = run / CARD
     try:
         write_durably(path, text)
     except OSError as error:
-        log.warning("%s: the card cannot be written there: %s", path, error.strerror)
+        log.warning("%s: the card cannot be written here: %s", path, error.strerror)
         return None
     return path
 
@@ -186,14 +233,14 @@ def check_before_training(recipe: Recipe) -> None:
             f"hub.push_to_hub is set, and {base} is a folder of this machine, which nobody else could load what is pushed on; "
             "name a base by its Hub id"
         )
-    name, until = default_name(recipe), time.monotonic() + patience.IDLE
+    name, until = default_name(recipe), time.monotonic() + retry.IDLE
     try:
-        target = patience.within(
-            patience.IDLE, lambda: patience.patiently(lambda: check_access(name), until)
+        target = retry.within(
+            retry.IDLE, lambda: retry.patiently(lambda: check_access(name), until)
         )
-    except patience.failures() as error:
+    except retry.failures() as error:
         raise UserError(
-            f"hub.push_to_hub is set, and the Hub cannot be asked: {patience.reason(error)}; "
+            f"hub.push_to_hub is set, and the Hub cannot be asked: {retry.reason(error)}; "
             "try later, or train with hub.push_to_hub=false and push by hand"
         ) from error
     _check_private(target.repo_id, recipe.hub.hub_private_repo, target.private)
@@ -212,7 +259,7 @@ def check_access(name: str) -> Target:
             "to push, log in with `hf auth login` (or set HF_TOKEN) with a token that may write"
         )
     api = HfApi()
-    patience.be_impatient()
+    retry.be_impatient()
     who = api.whoami()
     repo_id = _checked_name(name, who["name"])
     role = who.get("auth", {}).get("accessToken", {}).get("role")
@@ -237,12 +284,12 @@ def check_access(name: str) -> Target:
             ) from None
         raise
     files = frozenset(sibling.rfilename for sibling in info.siblings or ()) - {".gitattributes"}
-    foreign = sorted(files - set(bundle.FILES))
+    foreign = sorted(files - set(PUSHED_FILES))
     if foreign:
         raise UserError(
             f"{repo_id}: holds files that are no pushed run's, first {foreign[0]}; choose another --repo-id"
         )
-    weights = sorted(files & {*bundle.ADAPTER, bundle.HEAD})
+    weights = sorted(files & {*ADAPTER_FILES, HEAD})
     if weights and TRAINING not in files:
         raise UserError(
             f"{repo_id}: holds {weights[0]} of no pushed run (no {TRAINING}); choose another --repo-id"
@@ -250,23 +297,23 @@ def check_access(name: str) -> Target:
     return Target(repo_id=repo_id, parent=info.sha, private=info.private, files=files)
 
 
-def _send(bundled: Bundle, target: Target, private: bool, until: float) -> str:
+def _send(bundle: Bundle, target: Target, private: bool, until: float) -> str:
     """Make the repository where needed, and commit; returns the commit's address."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api, repo_id = HfApi(), target.repo_id
     parent = target.parent
     if parent is None:
-        patience.patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True), until)
-        made = patience.patiently(lambda: api.model_info(repo_id), until)
+        retry.patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True), until)
+        made = retry.patiently(lambda: api.model_info(repo_id), until)
         _check_private(repo_id, private, made.private)  # somebody may have made it meanwhile
         parent = made.sha
-    names = {str(file.relative_to(bundled.folder)): file for file in bundled.files}
+    names = {str(file.relative_to(bundle.folder)): file for file in bundle.files}
     stale = sorted(target.files - names.keys())
 
     def commit() -> str:
         # Made anew at each try: the client marks its operations as it goes.
-        operations: list[Any] = [
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(file))
             for name, file in names.items()
         ]
@@ -275,25 +322,25 @@ def _send(bundled: Bundle, target: Target, private: bool, until: float) -> str:
         done = api.create_commit(
             repo_id,
             operations,
-            commit_message=f"{bundled.recipe.name}: weights, results and card",
+            commit_message=f"{bundle.recipe.name}: weights, results and card",
             parent_commit=parent,
             num_threads=1,
         )
         return str(done.commit_url)
 
-    return patience.patiently(commit, until)
+    return retry.patiently(commit, until)
 
 
-def _again(
+def _or_say_how(
     work: Callable[[], Result], run: Path, repo_id: str, private: bool, deadline: float
 ) -> Result:
     """Do it within the deadline; what goes wrong becomes one line, with the command that tries it again."""
     try:
-        return patience.within(deadline, work)
-    except patience.failures() as error:
+        return retry.within(deadline, work)
+    except retry.failures() as error:
         words = ["llama-peft", "push", str(run), "--repo-id", repo_id]
         command = shlex.join([*words, "--private" if private else "--public"])
         log.debug("the push failed", exc_info=error)
         raise UserError(
-            f"{repo_id}: not pushed: {patience.reason(error)}. The run is whole; to try again: {command}"
+            f"{repo_id}: not pushed: {retry.reason(error)}. The run is whole; to try again: {command}"
         ) from error

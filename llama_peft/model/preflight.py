@@ -6,7 +6,6 @@ download, or in the middle of an evening's training.
 
 import logging
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
+from llama_peft.system.disk import free_disk
 from llama_peft.system.files import amount
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def room(recipe: Recipe, folder: Path) -> None:
             "training takes up to %.1f GB of memory and %.1f GB are free: steps will be done in smaller pieces where they do not fit",
             found.memory_total / 1e9, free / 1e9,
         )  # fmt: skip
-    disk = _free_disk(folder)
+    disk = free_disk(folder)
     if found.disk_total > disk:
         raise UserError(
             f"{folder}: checkpoints take {amount(found.disk_total)} and {amount(disk)} are free: "
@@ -194,7 +194,7 @@ def _machine(recipe: Recipe, parameters: int, download: int, long: bool) -> list
             'try `make demo`, or insist with SET="train.use_cpu=true"'
         )
     cache = Path(constants.HF_HUB_CACHE)
-    free = _free_disk(cache)
+    free = free_disk(cache)
     if download and free < 1.05 * download:
         problems.append(
             f"the download takes {amount(download)} and {cache} has {amount(free)} free: "
@@ -215,12 +215,6 @@ def _free_memory(recipe: Recipe) -> int:
 
     gpu = torch.cuda.is_available() and not recipe.train.use_cpu
     return torch.cuda.mem_get_info()[0] if gpu else _host_memory()
-
-
-def _free_disk(folder: Path) -> int:
-    return shutil.disk_usage(
-        next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    ).free
 
 
 def _bytes_per_weight(recipe: Recipe) -> float:

@@ -7,11 +7,18 @@ Only the files that a pushed run may hold are downloaded, and they are treated a
 from pathlib import Path
 
 from llama_peft.errors import UserError
-from llama_peft.export.stage import ADAPTER, FILES, HEAD
 from llama_peft.model.preflight import hub_problem
-from llama_peft.run_folder.weights import TRAINING
+from llama_peft.run_folder.layout import (
+    ADAPTER_FILES,
+    HEAD,
+    HUB_RESULTS,
+    NOTICE,
+    PUSHED_FILES,
+    REPORT,
+    TRAINING,
+)
 
-_NOT_LOADED = ("report.html", "NOTICE", ".eval_results/*")
+_NOT_LOADED = (REPORT, NOTICE, HUB_RESULTS)
 
 
 def is_hub_name(name: str) -> bool:
@@ -54,13 +61,15 @@ def fetch(name: str) -> Path | None:
             raise
         except EntryNotFoundError:
             return None
-        allowed = [file for file in FILES if file not in _NOT_LOADED]
+        allowed = [file for file in PUSHED_FILES if file not in _NOT_LOADED]
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=allowed))
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise UserError(
             f"{name}: {hub_problem(error, repo, revision or 'main')}; "
             "`llama-peft train RECIPE` makes a run"
         ) from None
-    if not (folder / HEAD).is_file() and not all((folder / file).is_file() for file in ADAPTER):
-        raise UserError(f"{name}: holds neither {HEAD} nor {' and '.join(ADAPTER)}")
+    if not (folder / HEAD).is_file() and not all(
+        (folder / file).is_file() for file in ADAPTER_FILES
+    ):
+        raise UserError(f"{name}: holds neither {HEAD} nor {' and '.join(ADAPTER_FILES)}")
     return folder

@@ -17,9 +17,8 @@ from llama_peft.tokens.batches import batches, grouped, pad
 from llama_peft.tokens.prompts import Encoded, PromptEncoder, parse_answer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from llama_peft.run_folder.weights import Run
+    from llama_peft.run_folder.run import Run
+    from llama_peft.run_folder.weights import TunedModel
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class Prediction:
 
 
 def predict(
-    run: "Run",
+    run: "TunedModel",
     examples: Sequence[Example],
     batch_size: int | None = None,
     engine: "Engine | None" = None,
@@ -318,31 +317,33 @@ PLAIN = Engine(greedy_plain, loglikelihoods_plain)
 
 
 def predict_one(
-    folder: "Path", text: str | None = None, question: str | None = None, context: str | None = None
-) -> dict[str, Any]:
+    run: "Run", text: str | None = None, question: str | None = None, context: str | None = None
+) -> dict[str, str | float]:
     """One text's label, or one question's answer, by a finished run: `prediction` and the probabilities behind it."""
-    from llama_peft.run_folder.weights import THRESHOLD, load_run, no_answer_threshold
+    from llama_peft.run_folder.threshold import UNFITTED, read_threshold
+    from llama_peft.run_folder.weights import load_tuned
 
-    run = load_run(folder)
-    if run.recipe.task == "classification":
+    tuned = load_tuned(run)
+    if run.recipe.kind.has_labels:
         example: Example = TextExample(id="one", text=text or "", label=0)
     else:
         example = QuestionExample(
             id="one", context=context or "", question=question or "", answers=()
         )
-    (found,) = predict(run, [example])
+    (found,) = predict(tuned, [example])
     if found.probabilities is not None:
         return {
             "prediction": found.prediction,
             **dict(zip(run.labels, found.probabilities, strict=True)),
         }
-    answer = found.prediction
-    if run.recipe.task == "extractive_qa":
-        if not (folder / THRESHOLD).is_file():
+    answer, probability = found.prediction, found.no_answer_probability or 0.0
+    if run.recipe.kind.fits_threshold:
+        threshold = read_threshold(run.folder)
+        if threshold is None:
             log.warning(
                 "no answer is given above a probability of 0.5, which nothing was fitted to: llama-eval run --model %s fits it",
-                folder,
+                run.folder,
             )
-        silent = (found.no_answer_probability or 0.0) > no_answer_threshold(folder)
-        answer = "" if silent else found.raw
-    return {"prediction": answer, "no_answer_probability": found.no_answer_probability}
+        limit = UNFITTED if threshold is None else threshold.no_answer_threshold
+        answer = "" if probability > limit else found.raw
+    return {"prediction": answer, "no_answer_probability": probability}

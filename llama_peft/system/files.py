@@ -1,40 +1,68 @@
-"""Files that survive a crash: whole or not there, and known by their sums."""
+"""Files that survive a crash: each is whole or absent, and known by its sum."""
 
-import errno
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+JsonObject = dict[str, "JsonValue"]
 
 
 def sha256(path: Path) -> str:
+    """The sum of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def with_sum(values: Mapping[str, Any]) -> dict[str, Any]:
-    """An object for JSON, and behind all that it says the sum of it, in place of the one that it had."""
-    said = {key: value for key, value in values.items() if key != "sum"}
-    text = json.dumps(json.loads(json.dumps(said)), sort_keys=True)  # with keys as they are read
-    return {**said, "sum": hashlib.sha256(text.encode()).hexdigest()}
+def sha256_of(text: str) -> str:
+    """The sum of a text as UTF-8, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_sum(values: Any) -> None:
-    """Raise ValueError unless what was read is an object that was written with its sum."""
+def with_sum(values: Mapping[str, object]) -> dict[str, object]:
+    """The values with their own sum as the last key `sum`; an earlier sum is replaced."""
+    kept = {key: value for key, value in values.items() if key != "sum"}
+    as_read = json.loads(json.dumps(kept))  # JSON turns keys into text and tuples into lists
+    return {**kept, "sum": sha256_of(json.dumps(as_read, sort_keys=True))}
+
+
+def check_sum(values: object) -> None:
+    """Raise ValueError unless the values are an object whose `sum` is right."""
     if not isinstance(values, dict) or with_sum(values)["sum"] != values.get("sum"):
-        raise ValueError("it is not what was written")
+        raise ValueError("its sum is wrong, so it was changed after it was written")
 
 
-def amount(size: int) -> str:
-    """A number of bytes to be read by people."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3f} MB"
+def write_summed(path: Path, values: Mapping[str, object]) -> None:
+    """Write values as JSON with their sum."""
+    text = json.dumps(with_sum(values), indent=1, ensure_ascii=False)
+    write_durably(path, text)
+
+
+def read_summed(path: Path, required: bool = True) -> JsonObject:
+    """The values of a JSON file without their sum.
+
+    required: whether a file without a sum is refused; files of other tools have none. Raises OSError or ValueError
+    (RecursionError becomes one) if the file cannot be read, is not an object, or has a wrong sum.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it does not hold a JSON object")
+        if required or "sum" in values:
+            check_sum(values)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    values.pop("sum", None)
+    return values
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Replace a file by `text` at once: after a crash it holds either the old text or the new."""
+    """Replace a file at once: after a crash it holds either the old text or the new."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -44,32 +72,15 @@ def write_durably(path: Path, text: str) -> None:
     fsync(path.parent)
 
 
-def disk_trouble(error: BaseException) -> str | None:
-    """Why a disk would not take what was written, None for an error of another kind.
-
-    Python's own errors carry a number; the libraries that write tensors and tokenizers keep it in their text.
-    """
-    if isinstance(error, OSError) and error.errno in _TROUBLES:
-        return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    if found and int(found.group(1)) in _TROUBLES:
-        return os.strerror(int(found.group(1)))
-    if any(words in str(error) for words in _OF_TORCH):
-        return "a file could not be written whole"
-    return None
-
-
-_OF_TORCH = ("PytorchStreamWriter failed", "unexpected pos", "iostream error")
-"""What torch.save says where its file takes no more, by how much of it was written."""
-_TROUBLES = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
-    errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
-}  # fmt: skip
-
-
 def fsync(path: Path) -> None:
+    """Wait until a file or folder has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def amount(size: int) -> str:
+    """A number of bytes for people to read."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3f} MB"

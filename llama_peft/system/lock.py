@@ -1,4 +1,4 @@
-"""One process a folder: a second one is refused, and told who holds it."""
+"""One process per folder: a second one is refused, and told which process holds the folder."""
 
 import os
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from llama_peft.errors import UserError
 
 @contextmanager
 def only_process(folder: Path, doing: str, hold: bool = True) -> Iterator[None]:
-    """Hold a folder, made where it is not there. Raises UserError where another process does, by its number.
+    """Hold a folder, which is made if it does not exist. Raises UserError if another process holds it.
 
-    hold: False for the other processes of one job, whose first one holds it. The system lets go of the lock of a killed
-    process.
+    doing: what this process does in the folder, for the other one's message. hold: False for the other processes of one
+    job, whose first process holds the folder. The system releases the lock of a killed process.
     """
     from filelock import FileLock, Timeout
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
+        raise UserError(f"{folder}: this folder cannot be created: {error.strerror}") from None
     if not hold:
         yield
         return
@@ -34,12 +34,12 @@ def only_process(folder: Path, doing: str, hold: bool = True) -> Iterator[None]:
                 holder.unlink(missing_ok=True)
     except Timeout:
         raise UserError(
-            f"{folder}: {_named(holder)} is {doing} here; wait for it or stop it"
+            f"{folder}: {_name_of(holder)} is {doing} here; wait until it ends, or stop it"
         ) from None
 
 
-def _named(holder: Path) -> str:
-    """The process that holds a folder; it comes and goes at its own time."""
+def _name_of(holder: Path) -> str:
+    """The process that holds a folder. It may end at any time, and its file with it."""
     try:
         number = holder.read_text("utf-8")
     except OSError:

@@ -1,4 +1,4 @@
-"""Memory: the most that was held, whether it ran out, and how to free what an exception held."""
+"""Memory: the peak, whether it ran out, and how to free what an exception held."""
 
 import gc
 import resource
@@ -10,18 +10,18 @@ _STATUS = Path("/proc/self/status")
 
 
 def reset_peak() -> None:
-    """Forget what was held before, so that `peak_memory` is of what follows; on a CPU other than Linux's it stays."""
+    """Forget the peak so far, so that `peak_memory` is about what follows. On CPUs this works on Linux only."""
     import torch
 
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # where there is no such file, or it may not be written
+    with suppress(OSError):  # the file is missing, or may not be written
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
 def peak_memory() -> int:
-    """Bytes: the most that the GPU held at once, or on CPU the most that this process did, since `reset_peak`."""
+    """The most bytes held at once since `reset_peak`: by the GPU, or without one by this process."""
     import torch
 
     if torch.cuda.is_available():
@@ -35,14 +35,14 @@ def peak_memory() -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that the GPU's or the machine's memory ran out."""
+    """Whether an exception says that the memory of the GPU or of the machine ran out."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     return isinstance(error, MemoryError) or should_reduce_batch_size(error)
 
 
 def free_memory() -> None:
-    """Call it once the exception is gone: its traceback holds the tensors that did not fit."""
+    """Free unused memory. Call it after the exception is gone: its traceback holds the tensors that did not fit."""
     import torch
 
     gc.collect()

@@ -11,9 +11,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from llama_peft.run_folder import weights as checkpoint
 from llama_peft.system.files import write_durably
 from llama_peft.system.memory import peak_memory
+from llama_peft.system.seal import seal
+from llama_peft.training.checkpoints import Origin, Spent, rotate, write_spent
 
 
 class History(TrainerCallback):
@@ -44,9 +45,7 @@ class SealCheckpoints(TrainerCallback):
     others.
     """
 
-    def __init__(
-        self, keep: int, started: float, earlier: checkpoint.Spent, origin: checkpoint.Origin
-    ) -> None:
+    def __init__(self, keep: int, started: float, earlier: Spent, origin: Origin) -> None:
         self.keep, self.started, self.earlier, self.origin = keep, started, earlier, origin
 
     def on_save(
@@ -57,9 +56,9 @@ class SealCheckpoints(TrainerCallback):
             folder = checkpoints / f"checkpoint-{state.global_step}"
             seconds = self.earlier.seconds + time.monotonic() - self.started
             peak = max(self.earlier.peak_memory_bytes, peak_memory())
-            checkpoint.write_spent(folder, checkpoint.Spent(seconds, peak), self.origin)
-            checkpoint.seal(folder)
-            checkpoint.rotate(checkpoints, self.keep, state.best_model_checkpoint)
+            write_spent(folder, Spent(seconds, peak), self.origin)
+            seal(folder)
+            rotate(checkpoints, self.keep, state.best_model_checkpoint)
 
 
 class LogWhatIsSaved(TrainerCallback):

@@ -12,11 +12,9 @@ import hashlib
 import json
 import logging
 import os
-import random
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from filelock import FileLock
@@ -28,25 +26,27 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from llama_peft.errors import UserError
 from llama_peft.model import heads
+from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.prefix_tree import pack as prefix_tree
-from llama_peft.recipe import Head, Recipe
-from llama_peft.run_folder import weights as checkpoint
-from llama_peft.system.files import amount, check_sum, fsync, sha256, with_sum, write_durably
+from llama_peft.recipe import Recipe
+from llama_peft.system.disk import free_disk
+from llama_peft.system.files import amount, fsync, sha256, write_durably
+from llama_peft.system.seal import SEAL, is_sealed, seal
 from llama_peft.tokens.batches import batches, pad
 from llama_peft.tokens.prompts import Encoded
+from llama_peft.training.rows import Row
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-POOLINGS = ("last", "mean")
+
 SHARD = 4096
 """Texts a shard: what a kill can cost."""
 ROW_TOKENS = 1024
 BATCH_SIZE = 16
-PROBE = 2000
-"""Train rows that a layer is chosen on."""
-CHOICE = "head.json"
 SUMS = "sums.json"
+"""The sums of the shards of a pass that is not finished yet."""
+ORDER = "order.json"
+"""The numbers of the rows, in the order of the shards."""
 
 # Shapes: B rows, T tokens, N texts, D hidden size, P poolings.
 
@@ -55,7 +55,7 @@ class Key(NamedTuple):
     """What states are of: a layer (-1: the last), and how tokens are pooled."""
 
     layer: int
-    pooling: str
+    pooling: Literal["last", "mean"]
 
 
 class States(Dataset[Row]):
@@ -64,7 +64,7 @@ class States(Dataset[Row]):
     def __init__(self, rows: Sequence[Row], folder: Path, key: Key) -> None:
         self._rows = rows
         self._shards = [_mapped(path)[_name(key)] for path in _shards(folder)]
-        order = json.loads((folder / "order.json").read_text("utf-8"))
+        order = json.loads((folder / ORDER).read_text("utf-8"))
         places = [(s, i) for s, shard in enumerate(self._shards) for i in range(len(shard))]
         self._place = dict(zip(order, places, strict=True))
 
@@ -111,70 +111,6 @@ def states(recipe: Recipe, model: Any, part: str, rows: Sequence[Row], folder: P
     return States(rows, compute(recipe, model, part, rows, folder, (key,)), key)
 
 
-def choose(recipe: Recipe, model: Any, rows: dict[str, list[Row]], run: Path) -> Head:
-    """The head section with `layer: auto` settled: layer and pooling of the least validation loss of a linear probe.
-
-    Computes every layer of a sample of rows in one pass, says what it tried, and keeps the choice in the run folder.
-    """
-    path = run / CHOICE
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        check_sum(found)
-    except (OSError, ValueError):  # not there, or damaged
-        found = _tried(recipe, model, rows, cache_folder(run))
-        write_durably(path, json.dumps(with_sum(found), indent=1))
-    best = found["tried"][0]
-    listed = ", ".join(f"{t['layer']} {t['pooling']} {t['loss']:.4f}" for t in found["tried"][:5])
-    log.info(
-        "layer auto: %d tried on %d rows; validation loss of the best: %s",
-        *(len(found["tried"]), found["rows"], listed),
-    )
-    return recipe.head.model_copy(update={"layer": best["layer"], "pooling": best["pooling"]})
-
-
-def _tried(recipe: Recipe, model: Any, rows: dict[str, list[Row]], folder: Path) -> dict[str, Any]:
-    """Every layer and pooling with its validation loss, best first."""
-    depth = model.config.get_text_config().num_hidden_layers
-    keys = tuple(Key(layer, pooling) for layer in range(1, depth + 1) for pooling in POOLINGS)
-    sampler = random.Random(recipe.dataset.seed)
-    sample = {part: sampler.sample(its, min(PROBE, len(its))) for part, its in rows.items() if its}
-    if "validation" not in sample:
-        raise UserError("head.layer: auto needs a validation part: set dataset.validation_size")
-    folders = {
-        part: compute(recipe, model, part, its, folder, keys) for part, its in sample.items()
-    }
-    tried = []
-    for key in keys:
-        parts = {part: States(its, folders[part], key) for part, its in sample.items()}
-        tried.append({**key._asdict(), "loss": probe_loss(parts["train"], parts["validation"])})
-    tried.sort(key=lambda one: (one["loss"], -one["layer"]))
-    return {"tried": tried, "rows": len(sample["train"])}
-
-
-def probe_loss(train: States, validation: States) -> float:
-    """Cross-entropy on validation of a logistic regression on standardised states."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import log_loss
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
-    (x, y), (vx, vy) = _arrays(train), _arrays(validation)
-    probe.fit(x, y)
-    known = [
-        i for i, label in enumerate(vy) if label in set(y)
-    ]  # a rare class may be in no sample of train
-    return float(
-        log_loss([vy[i] for i in known], probe.predict_proba(vx[known]), labels=probe.classes_)
-    )
-
-
-def _arrays(states: States) -> tuple[Any, list[int]]:
-    items = [states[i] for i in range(len(states))]
-    features = torch.stack([item["features"] for item in items])
-    return features.float().numpy(), [item["labels"] for item in items]
-
-
 def cache_folder(run: Path) -> Path:
     """Beside the runs, so that another run on the same base and data finds it."""
     return run.parent / "features"
@@ -195,12 +131,12 @@ def compute(
 def _computed(
     recipe: Recipe, model: Any, part: str, rows: Sequence[Row], folder: Path, keys: tuple[Key, ...]
 ) -> Path:
-    if checkpoint.is_sealed(folder):
+    if is_sealed(folder):
         log.info("%s: features of %d texts are there already (%s)", part, len(rows), folder)
         return folder
-    if (folder / checkpoint.SEAL).is_file():
+    if (folder / SEAL).is_file():
         log.warning("%s is damaged; computing it again", folder)
-        for path in (*_shards(folder), folder / checkpoint.SEAL):
+        for path in (*_shards(folder), folder / SEAL):
             path.unlink()
     groups = _grouped(recipe, rows, model)
     done = _finished(folder, groups)
@@ -209,14 +145,14 @@ def _computed(
     log.info("%s: features of %d texts, %d of them done (%s)", part, len(rows), done, folder)
     _fill(model, rows, groups, folder, keys, done)
     order = [index for group in groups for index in group[0]]
-    write_durably(folder / "order.json", json.dumps(order))
-    checkpoint.seal(folder)
+    write_durably(folder / ORDER, json.dumps(order))
+    seal(folder)
     return folder
 
 
 def _digest(recipe: Recipe, rows: Sequence[Row], keys: tuple[Key, ...], dtype: str) -> str:
     settings = {
-        "base": checkpoint.base_fingerprint(recipe),
+        "base": base_fingerprint(recipe),
         "layer": recipe.head.layer,
         "quantization": recipe.quantization.model_dump(),
         "dtype": dtype,
@@ -233,7 +169,7 @@ def _digest(recipe: Recipe, rows: Sequence[Row], keys: tuple[Key, ...], dtype: s
 
 def _check_disk(folder: Path, numbers: int, model: Any) -> None:
     size = numbers * torch.finfo(model.dtype).bits // 8
-    free = shutil.disk_usage(folder).free
+    free = free_disk(folder)
     log.info("features take %.1f MB of disk", size / 1e6)
     if size > 0.95 * free:
         raise UserError(

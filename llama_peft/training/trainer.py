@@ -18,8 +18,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llama_peft.errors import UserError
 from llama_peft.prefix_tree.pack import IGNORE_INDEX
-from llama_peft.run_folder.weights import is_sealed
 from llama_peft.system.memory import free_memory, is_out_of_memory
+from llama_peft.system.seal import is_sealed
 from llama_peft.training.sampler import EpochOrder
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ IDS = "ids"
 """Key of a batch that names the examples of each of its rows; the model never sees it."""
 
 
-class Steady(Trainer):
+class SteadyTrainer(Trainer):
     """A Trainer whose batches may carry `ids`, a list of example ids for each row."""
 
     _pieces = 1
@@ -99,7 +99,8 @@ class Steady(Trainer):
         try:
             pieces = list(_split(held, self._pieces))
             losses = [
-                super(Steady, self).prediction_step(model, p, True, ignore_keys)[0] for p in pieces
+                super(SteadyTrainer, self).prediction_step(model, p, True, ignore_keys)[0]
+                for p in pieces
             ]
             weights = torch.tensor([float(_num_terms(piece)) for piece in pieces])
             return (torch.stack(losses).cpu() * weights).sum() / weights.sum()

@@ -25,7 +25,7 @@ from llama_peft.prefix_tree.pack import (
     install,
     pack,
 )
-from llama_peft.training.trainer import Steady
+from llama_peft.training.trainer import SteadyTrainer
 
 
 class Check(NamedTuple):
@@ -117,7 +117,7 @@ def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
             module.train()
 
 
-class TreeTrainer(Steady, SFTTrainer):
+class TreeTrainer(SteadyTrainer, SFTTrainer):
     """SFTTrainer on prepared rows (tree or plain) that logs what an optimizer step held.
 
     Needs `data_collator=collate` and, in SFTConfig, `remove_unused_columns=False` and

@@ -16,7 +16,7 @@ from llama_peft import data
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
 from llama_peft.tokens.prompts import PromptEncoder
-from llama_peft.training import fit as training
+from llama_peft.training import setup
 from llama_peft.training.features import FeatureHead, states
 from llama_peft.training.rows import Row, encode_part
 
@@ -107,7 +107,7 @@ def _once(settings: Recipe, encoder: PromptEncoder, rows: list[Row]) -> Prepared
 def _loop(settings: Recipe, encoder: PromptEncoder, rows: list[Row]) -> Prepared:
     model = backbone.load(settings, "classification", 2)
     folder = tempfile.TemporaryDirectory()
-    head = training.attach(settings, model)
+    head = setup.trained_module(settings, model)
 
     def train() -> Any:
         with folder:
@@ -118,7 +118,7 @@ def _loop(settings: Recipe, encoder: PromptEncoder, rows: list[Row]) -> Prepared
 
 def _trained(settings: Recipe, model: Any, encoder: PromptEncoder, rows: Any, folder: Path) -> Any:
     """The head's weights at the end."""
-    trainer = training.build_trainer(settings, model, encoder, rows, [], folder)
+    trainer = setup.build_trainer(settings, model, encoder, rows, [], folder)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return model.score.weight.detach().clone()

@@ -10,8 +10,8 @@ from typing import Any
 
 from llama_peft import data, tiny
 from llama_peft.run_folder import predict
-from llama_peft.run_folder import weights as checkpoint
 from llama_peft.training import fit as training
+from tests.support import runs
 
 from . import measure
 from .features import sentences
@@ -66,7 +66,7 @@ def _validated(base: Path, head: dict[str, Any], rows: int, seed: int) -> dict[s
                 "use_cpu": True,
             },
         )
-        run = checkpoint.load_run(training.train(settings))
+        run = runs.load(training.train(settings))
         examples = data.load(run.recipe).parts["validation"]
         gold = {example.id: run.labels[example.label] for example in examples}  # type: ignore[union-attr,index]
         right = [p.prediction == gold[p.id] for p in predict.predict(run, examples)]

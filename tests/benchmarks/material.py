@@ -26,6 +26,7 @@ from transformers import (
 from llama_peft import data, tiny
 from llama_peft.data import QuestionExample
 from llama_peft.model import backbone
+from llama_peft.model.lora import add_lora
 from llama_peft.recipe import Recipe, validate
 from llama_peft.tokens.prompts import Encoded, PromptEncoder
 from tests.support.paths import SHARED
@@ -126,7 +127,7 @@ class Base:
         model = self.load(attention)
         assert its.lora is not None
         torch.manual_seed(0)
-        return backbone.add_lora(model, its.lora, "generative_qa", its)
+        return add_lora(model, its.lora, "generative_qa", its)
 
     def facts(self) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(self.folder)

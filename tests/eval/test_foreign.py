@@ -129,7 +129,7 @@ def test_a_whole_classifier_gives_its_own_logits(
     """Its labels stand in another order and in capitals; its probabilities are those of the bare model."""
     recipe, folder = make_recipe("classification", base), classifier(tmp_path / "theirs")
     found = measured(recipe, folder, tmp_path / "out")
-    assert found["config"]["model_kind"] == "sequence classification checkpoint"
+    assert found.config.model_kind == "sequence classification checkpoint"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     for line in lines_of(tmp_path / "out"):
@@ -216,8 +216,8 @@ def test_a_whole_reader_gives_its_own_spans(
 ) -> None:
     recipe, folder = make_recipe("extractive_qa", base), reader(tmp_path / "theirs")
     found = measured(recipe, folder, tmp_path / "out")
-    assert found["config"]["model_kind"] == "question answering checkpoint"
-    threshold = found["configs"]["small"]["no_answer_threshold"]
+    assert found.config.model_kind == "question answering checkpoint"
+    threshold = found.configs["small"].no_answer_threshold
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForQuestionAnswering.from_pretrained(folder)
     contexts = {e.id: e.context for e in data.load(recipe).parts["test"]}
@@ -249,7 +249,7 @@ def test_causal_models_of_other_families_are_measured(
         results = measured(recipe, folder, tmp_path / decoding)
         found.append(lines_of(tmp_path / decoding))
         whole = getattr(transformers, family).from_pretrained(folder)
-        assert results["config"]["parameters"]["total"] == whole.num_parameters()
+        assert results.config.parameters["total"] == whole.num_parameters()
     for tree, plain in zip(*found, strict=True):
         assert tree["raw"] == plain["raw"]
         assert tree.get("probabilities", []) == pytest.approx(
@@ -270,7 +270,7 @@ def test_a_base_without_a_padding_token_is_measured_and_not_trained(
     recipe = make_recipe(task, unpadded, lora={"r": 2}, eval={"max_new_tokens": 2})
     assert AutoTokenizer.from_pretrained(unpadded).pad_token is None
     found = [
-        measured(recipe, model, tmp_path / f"out-{model.name}")["results"]
+        measured(recipe, model, tmp_path / f"out-{model.name}").results
         for model in (base, unpadded)
     ]
     assert found[0] == found[1]
@@ -358,9 +358,9 @@ def test_an_adapter_of_plain_peft_is_measured_on_its_base(
         head={"pooling": "mean", "layer": 1} if task == "classification" else {},
     )
     found = measured(recipe, folder, tmp_path / "out")
-    assert found["config"]["model_kind"].startswith("adapter, ")
-    assert found["config"]["model"] == str(base)
-    assert found["adapter_sha256"]
+    assert found.config.model_kind.startswith("adapter, ")
+    assert found.config.model == str(base)
+    assert found.adapter_sha256
     lines = lines_of(tmp_path / "out")
     if task == "classification":
         from peft import AutoPeftModelForSequenceClassification
@@ -391,7 +391,7 @@ def test_a_run_s_adapter_alone_gives_what_the_run_gives(
     run = training.train(recipe)
     shutil.copytree(run / "adapter", tmp_path / "adapter")
     found = [
-        measured(recipe, model, tmp_path / f"out-{model.name}")["results"]["small"]
+        measured(recipe, model, tmp_path / f"out-{model.name}").results["small"]
         for model in (run, tmp_path / "adapter")
     ]
     assert found[0] == found[1]
@@ -408,7 +408,7 @@ def test_an_adapter_in_a_run_is_read_by_the_run_s_own_head(
     found = [
         measured(recipe, model, tmp_path / f"out-{model.name}") for model in (run, run / "adapter")
     ]
-    assert found[0]["results"] == found[1]["results"]
+    assert found[0].results == found[1].results
     first, second = (
         [line["probabilities"] for line in lines_of(tmp_path / name)]
         for name in ("out-run", "out-adapter")
@@ -450,7 +450,7 @@ def test_an_adapter_on_an_encoder_gives_plain_peft_s_outputs(
         make_recipe(task, "none"),
     )
     found = measured(recipe, folder, tmp_path / "out")
-    assert found["config"]["model_kind"].startswith("adapter, ") and found["adapter_sha256"]
+    assert found.config.model_kind.startswith("adapter, ") and found.adapter_sha256
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "encoder")
     examples = {e.id: e for e in data.load(recipe).parts["test"]}
     longest = recipe.eval.max_answer_length

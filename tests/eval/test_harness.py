@@ -22,15 +22,15 @@ from eval.predictors.open import Predictor, check_model, open_predictor
 from llama_peft import data
 from llama_peft.data import Example, QuestionExample
 from llama_peft.errors import UserError
-from llama_peft.model import backbone
+from llama_peft.model import backbone, fingerprint
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.recipe.schema import Parts
-from llama_peft.run_folder import predict
-from llama_peft.run_folder import weights as checkpoint
+from llama_peft.run_folder import layout, predict
 from llama_peft.run_folder.predict import Prediction
+from llama_peft.run_folder.run import open_run
 from llama_peft.system.files import with_sum
 from llama_peft.training import fit as training
-from tests.support import forked
+from tests.support import forked, runs
 
 
 def die_after(further: int) -> None:
@@ -86,9 +86,9 @@ def test_zero_shot_and_tuned_answer_the_same_examples(
     base = recipe.model.model_name_or_path
     zero = harness.run(job_for(recipe, base, tmp_path / "zero"))
     tuned = harness.run(job_for(recipe, folder, tmp_path / "tuned"))
-    assert zero["config"]["model_kind"] == "zero-shot verbalizer", "law 9: never an untrained head"
-    assert tuned["config"]["model_kind"] == "classification head"
-    assert zero["adapter_sha256"] is None and tuned["adapter_sha256"]
+    assert zero.config.model_kind == "zero-shot verbalizer", "law 9: never an untrained head"
+    assert tuned.config.model_kind == "classification head"
+    assert zero.adapter_sha256 is None and tuned.adapter_sha256
     lines = [
         [
             json.loads(line)
@@ -102,7 +102,7 @@ def test_zero_shot_and_tuned_answer_the_same_examples(
         assert sum(line["probabilities"]) == pytest.approx(1.0)
         best = max(range(2), key=line["probabilities"].__getitem__)
         assert line["prediction"] == ("negative", "positive")[best]
-    scores = tuned["results"]["small"]
+    scores = tuned.results["small"]
     right = sum(line["prediction"] == line["gold"] for line in lines[1]) / 16
     assert scores["accuracy"] == pytest.approx(right)
     assert scores["accuracy_ci95"][0] <= right <= scores["accuracy_ci95"][1]
@@ -139,7 +139,7 @@ def test_span_threshold_is_fitted_on_validation_and_kept(
     results = harness.run(job_for(recipe, folder, tmp_path / "tuned"))
     kept = json.loads((folder / "threshold.json").read_text())
     assert kept["fitted_on"] == 8
-    assert results["configs"]["small"]["no_answer_threshold"] == kept["no_answer_threshold"]
+    assert results.configs["small"].no_answer_threshold == kept["no_answer_threshold"]
     for line in (tmp_path / "tuned/predictions.jsonl").read_text().splitlines():
         found = json.loads(line)
         silent = found["no_answer_probability"] > kept["no_answer_threshold"]
@@ -171,7 +171,7 @@ def test_a_threshold_is_of_its_validation_examples_and_settings(
         (folder / "threshold.json").write_text(json.dumps(record))
         again = harness.run(job_for(recipe, folder, tmp_path / name))
         assert (folder / "threshold.json").read_text() == fitted
-        assert again["results"] == full["results"]
+        assert again.results == full.results
     (folder / "threshold.json").unlink()
 
 
@@ -189,7 +189,7 @@ def test_a_file_is_measured_with_the_threshold_of_the_run_s_validation(
     gone = changed(recipe, "dataset", path=None, name=None, parts=Parts(train="gone.csv"))
     with caplog.at_level("WARNING", logger="eval.harness"):
         found = harness.run(job_for(gone, folder, tmp_path / "gone", data_file=str(file)))
-    assert found["configs"]["small"]["no_answer_threshold"] == 0.5
+    assert found.configs["small"].no_answer_threshold == 0.5
     assert "gone.csv" in caplog.text and "0.5" in caplog.text
 
 
@@ -292,7 +292,7 @@ def test_a_file_of_the_user_s_is_measured_whole(
     file.write_text('text,label\n"A fine, warm film",positive\nDull,negative\nGood,1\n')
     job = make_job(None, str(folder), str(file), None, None, tmp_path / "out", [])
     results = harness.run(job)
-    assert results["n-samples"] == {"small": {"original": 3, "effective": 3}}
+    assert results.n_samples["small"].effective == results.n_samples["small"].original == 3
     lines = [
         json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()
     ]
@@ -306,8 +306,9 @@ def test_limit_takes_the_same_sample_for_every_system(
     ids = []
     for name, model in (("zero", recipe.model.model_name_or_path), ("tuned", folder)):
         results = harness.run(job_for(recipe, model, tmp_path / name, limit=5))
-        assert results["n-samples"]["small"] == {"original": 16, "effective": 5}
-        assert results["configs"]["small"]["eval"]["limit"] == 5
+        assert results.n_samples["small"].original == 16
+        assert results.n_samples["small"].effective == 5
+        assert results.configs["small"].eval["limit"] == 5
         lines = (tmp_path / name / "predictions.jsonl").read_text().splitlines()
         ids.append([json.loads(line)["id"] for line in lines])
     assert ids[0] == ids[1]
@@ -327,16 +328,23 @@ def test_one_example_at_a_time_gives_what_a_batch_gives(
 ) -> None:
     """`llama-peft predict` and the evaluation are one path."""
     for _, folder in (class_run, span_run):
-        run = checkpoint.load_run(folder)
+        run = runs.load(folder)
         examples = data.load(run.recipe).parts["test"]
         batch = {p.id: p for p in predict.predict(run, examples)}
         for example in examples[:4]:
             (alone,) = predict.predict(run, [example])
             assert alone.prediction == batch[example.id].prediction
     text = {"text": "A fine film."}
-    assert set(predict.predict_one(class_run[1], **text)) == {"prediction", "negative", "positive"}
+    assert set(predict.predict_one(open_run(class_run[1]), **text)) == {
+        "prediction",
+        "negative",
+        "positive",
+    }
     asked = {"question": "Who?", "context": "Ada built it."}
-    assert set(predict.predict_one(span_run[1], **asked)) == {"prediction", "no_answer_probability"}
+    assert set(predict.predict_one(open_run(span_run[1]), **asked)) == {
+        "prediction",
+        "no_answer_probability",
+    }
 
 
 # --- memory, kills, worked examples
@@ -381,7 +389,7 @@ def test_the_batch_changes_no_prediction(
     """What halving stands on."""
     keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
     recipe = make_recipe(task, make_base(), lora={"r": 2}, train=keys, eval={"max_new_tokens": 4})
-    run = checkpoint.load_run(training.train(recipe))
+    run = runs.load(training.train(recipe))
     examples = data.load(recipe).parts["test"]
     many, few = (
         {p.id: (p.prediction, p.raw) for p in predict.predict(run, examples, size)}
@@ -405,7 +413,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     words = ["run", "--task", str(tmp_path / "recipe.yaml"), "--model", base]
     words += ["--output", str(cut.output)]
-    partial = cut.output / harness.PARTIAL
+    partial = cut.output / layout.UNFINISHED_PREDICTIONS
     rng, kept = random.Random(0), [0]
     for _ in range(20):
         hook = functools.partial(die_after, rng.randrange(12))
@@ -415,10 +423,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
         kept.append(partial.read_text().count('"more": false'))
     assert kept == sorted(kept) and 0 < kept[10] < kept[-1], "what is predicted stays"
     found = harness.run(cut)
-    assert found["results"] == expected["results"]
+    assert found.results == expected.results
     both = [(job.output / "predictions.jsonl").read_bytes() for job in (whole, cut)]
     assert both[0] == both[1]
-    assert not (cut.output / harness.PARTIAL).exists()
+    assert not (cut.output / layout.UNFINISHED_PREDICTIONS).exists()
 
 
 @pytest.mark.parametrize("task", ["classification", "generative_qa"])
@@ -437,7 +445,7 @@ def test_worked_examples_stand_in_the_prompt(
         job = job_for(recipe, recipe.model.model_name_or_path, tmp_path / decoding)
         with caplog.at_level("INFO", logger="eval.harness"):
             caplog.clear()
-            found.append(harness.run(job, show=2)["results"])
+            found.append(harness.run(job, show=2).results)
         shown = [r.message for r in caplog.records if r.message.startswith("---")]
         assert len(shown) == 2
         mark = "Label:" if task == "classification" else "Answer:"
@@ -446,7 +454,7 @@ def test_worked_examples_stand_in_the_prompt(
     assert found[0] == found[1]
     parts = data.load(recipe).parts
     results = json.loads((tmp_path / "plain/results.json").read_text())
-    assert results["config"]["model_kind"].startswith("3-shot ")
+    assert results.config.model_kind.startswith("3-shot ")
     chosen = harness._in_turns(parts["train"], 42)[:3]
     assert {e.id for e in chosen} <= {e.id for e in parts["train"]}
     kinds = [e.label if task == "classification" else bool(e.answers) for e in chosen]
@@ -494,7 +502,7 @@ def test_results_record_what_a_run_was_trained_with(
     prompt = recipe.prompt.model_copy(update={"template": "Another: {text}"})
     other = recipe.model_copy(update={"name": "other", "prompt": prompt})
     found = harness.run(job_for(other, folder, tmp_path / "out"))
-    assert found["configs"]["other"]["prompt"]["template"] == recipe.prompt.template
+    assert found.configs["other"].prompt["template"] == recipe.prompt.template
 
 
 @pytest.mark.parametrize("task", ["classification", "generative_qa"])
@@ -526,7 +534,7 @@ def test_one_evaluation_a_folder(class_run: tuple[Recipe, Path], tmp_path: Path)
         (tmp_path / "out/.holder").unlink()  # as in the moment before it is written
         with pytest.raises(UserError, match="another process is evaluating here"):
             harness.run(job)
-    assert harness.run(job)["results"]
+    assert harness.run(job).results
 
 
 # --- what a measurement depends on
@@ -579,11 +587,11 @@ def test_every_weight_of_a_folder_tells_it_from_another(
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(bytes(3 << 20))
     recipe = make_recipe("generative_qa", tmp_path, lora={"r": 2})
-    before = checkpoint.base_fingerprint(recipe)
+    before = fingerprint.base_fingerprint(recipe)
     with weights.open("r+b") as file:
         file.seek(3 << 19)
         file.write(b"1")
-    assert checkpoint.base_fingerprint(recipe) != before
+    assert fingerprint.base_fingerprint(recipe) != before
 
 
 def test_default_folders_tell_measurements_apart(span_run: tuple[Recipe, Path]) -> None:

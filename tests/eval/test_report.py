@@ -18,8 +18,8 @@ from eval.metrics.measure import answer_results, classification_results
 from eval.report.chart import loss_chart, loss_series, ticks
 from eval.report.table import number
 from llama_peft.errors import UserError
-from llama_peft.run_folder.weights import write_facts
 from llama_peft.system.files import sha256, with_sum
+from tests.support import runs
 from tests.support.paths import ROOT
 
 LABELS = ["negative", "positive"]
@@ -75,7 +75,7 @@ def trained(run: Path) -> Path:
     run.mkdir(parents=True)
     (run / "head.safetensors").touch()
     files = {"head.safetensors": hashlib.sha256().hexdigest()}
-    write_facts(run, {"files": files, "base_fingerprint": "sha256:0"})
+    runs.write_record(run, {"files": files, "base_fingerprint": "sha256:0"})
     return run
 
 
@@ -418,7 +418,7 @@ def test_nothing_in_the_data_becomes_markup_and_nothing_is_fetched(evil):
 def test_a_damaged_curve_is_left_out_with_a_word(run, caplog, damage):
     history(run)
     facts = json.loads((run / "training.json").read_text())
-    write_facts(run, facts | {"history_sha256": sha256(run / "history.jsonl")})
+    runs.write_record(run, facts | {"history_sha256": sha256(run / "history.jsonl")})
     report.write_html(run)
     assert "<svg" in (run / "report.html").read_text() and not caplog.messages
     spoil(run / "history.jsonl", damage)

@@ -40,7 +40,7 @@ def scored(job: Job, path: Path, value: Any, chances: Any = None) -> dict[str, A
     other = None if chances is None else path.with_name("chances.json")
     if other is not None:
         other.write_text(json.dumps(chances))
-    return scoring.score_file(job, path, other)["results"][job.recipe.name]
+    return scoring.score_file(job, path, other).results[job.recipe.name]
 
 
 def test_a_harness_s_predictions_score_the_same_again(
@@ -52,7 +52,7 @@ def test_a_harness_s_predictions_score_the_same_again(
         first = harness.run(job)
         again = Job(recipe=recipe, model="", output=tmp_path / f"{task}-again")
         second = scoring.score_file(again, tmp_path / task / "predictions.jsonl", None)
-        assert first["results"] == second["results"]
+        assert first.results == second.results
 
 
 @pytest.mark.parametrize("wording", ["unanswerable", "Unanswerable.", "", ' "UNANSWERABLE" '])
@@ -164,7 +164,7 @@ def test_what_a_threshold_silenced_counts_in_the_best_scores(tmp_path: Path) -> 
         "results"
     ]
     again = job_for("tiny-squad-span", tmp_path / "again")
-    assert scoring.score_file(again, job.output / "predictions.jsonl", None)["results"] == ran
+    assert scoring.score_file(again, job.output / "predictions.jsonl", None).results == ran
 
 
 def test_labels_are_those_of_train_where_the_recipe_names_none(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "100.00" in done.stdout
     results = json.loads((tmp_path / "theirs-scores/results.json").read_text())
-    assert results["results"]["squad"]["exact"] == 100
+    assert results.results["squad"]["exact"] == 100
 
 
 @pytest.mark.parametrize("labels", [("1", "2", "3"), ("0", "1"), ("bad", "good")])

@@ -13,9 +13,9 @@ from eval.job import make_job
 from llama_peft import data
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, load_recipe
-from llama_peft.run_folder import weights as checkpoint
 from llama_peft.system.files import sha256
 from llama_peft.training import fit as training
+from tests.support import runs
 
 Row = tuple[str, int]
 
@@ -55,7 +55,7 @@ def test_ids_of_training_are_refused(run: Path, tmp_path: Path) -> None:
     (copy / "split.json").write_text(json.dumps(split))
     facts = json.loads((copy / "training.json").read_text())
     facts["files"]["split.json"] = sha256(copy / "split.json")
-    checkpoint.write_facts(copy, facts)
+    runs.write_record(copy, facts)
     with pytest.raises(UserError, match="8 of 8 examples have ids that it was trained on"):
         harness.run(make_job(None, str(copy), None, None, None, tmp_path / "out", []))
 
@@ -70,7 +70,7 @@ def test_rows_in_another_order_are_refused(run: Path, tmp_path: Path, rows: list
     finally:
         write(file, rows)
     results = harness.run(make_job(None, str(run), None, None, None, tmp_path / "out", []))
-    assert results["config"]["seen_in_training"] == {"test": 0}
+    assert results.config.seen_in_training == {"test": 0}
 
 
 def test_training_rows_in_another_file_are_counted_and_shown(
@@ -82,7 +82,7 @@ def test_training_rows_in_another_file_are_counted_and_shown(
     write(tmp_path / "mine.csv", [("Nobody has read this.", 0), *known])
     job = make_job(None, str(run), str(tmp_path / "mine.csv"), None, None, tmp_path / "out", [])
     results = harness.run(job)
-    assert results["config"]["seen_in_training"] == {"data": 3}
+    assert results.config.seen_in_training == {"data": 3}
     said = "3 of 4 examples read the same as one that it was trained on"
     assert said in caplog.text
     (table,) = report.compare([tmp_path / "out"])
@@ -104,9 +104,9 @@ def test_a_text_that_stands_twice_in_the_data_is_counted(
     keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
     folder = training.train(make_recipe("classification", make_base(), dataset=own, train=keys))
     results = harness.run(make_job(None, str(folder), None, None, None, tmp_path / "out", []))
-    assert results["config"]["seen_in_training"] == {"test": 1}
+    assert results.config.seen_in_training == {"test": 1}
     other = make_job(None, str(folder), None, None, None, tmp_path / "other", [CHOICE])
-    assert harness.run(other)["config"]["seen_in_training"] == {"test": 1}, "other data, no change"
+    assert harness.run(other).config.seen_in_training == {"test": 1}, "other data, no change"
 
 
 CHOICE = "dataset.max_train_samples=3"
@@ -117,7 +117,7 @@ def test_the_validation_part_is_not_looked_at(run: Path, tmp_path: Path) -> None
     """It chose the weights, and nobody takes its number for one of new examples."""
     both = ["test", "validation"]
     results = harness.run(make_job(None, str(run), None, both, None, tmp_path / "out", []))
-    assert results["config"]["seen_in_training"] == {"test": 0}
+    assert results.config.seen_in_training == {"test": 0}
     (test, validation) = report.compare([tmp_path / "out"])
     assert "trained on" not in " ".join([*test.notes, *validation.notes])
 
@@ -130,8 +130,8 @@ def test_a_run_without_a_record_says_that_it_knows_nothing(
     shutil.copytree(run, copy)
     facts = json.loads((copy / "training.json").read_text())
     del facts["files"][data.RECORD]
-    checkpoint.write_facts(copy, facts)
+    runs.write_record(copy, facts)
     write(tmp_path / "mine.csv", [("A dull film, seen 0 times", 0), ("New.", 1)])
     job = make_job(None, str(copy), str(tmp_path / "mine.csv"), None, None, tmp_path / "out", [])
-    assert harness.run(job)["config"]["seen_in_training"] is None
+    assert harness.run(job).config.seen_in_training is None
     assert "whether these examples were trained on cannot be seen" in caplog.text

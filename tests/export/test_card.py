@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from torch import zeros
 from eval import report
 from eval.metrics.measure import classification_results
 from llama_peft.errors import UserError
-from llama_peft.export import card, card_metadata, licences
-from llama_peft.export import stage as bundle
+from llama_peft.export import card, card_metadata, licences, stage
 from llama_peft.export.push import default_name
 from llama_peft.export.stage import Bundle
 from llama_peft.model import backbone
 from llama_peft.recipe import Model, Recipe, dump_recipe, load_recipe
-from llama_peft.run_folder import weights as checkpoint
+from llama_peft.run_folder.record import HeadChoice
+from llama_peft.run_folder.run import open_run
 from llama_peft.system.files import sha256, with_sum
 from llama_peft.tokens.prompts import PromptEncoder
+from tests.support import runs
 from tests.support.paths import ROOT
 
 LABELS = ["negative", "positive"]
@@ -93,7 +95,7 @@ def run(tmp_path: Path) -> Path:
         "base_fingerprint": COMMIT,
         "files": sums,
     }
-    checkpoint.write_facts(folder, facts)
+    runs.write_record(folder, facts)
     report.write_html(folder)
     return folder
 
@@ -101,7 +103,7 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def staged(run: Path, tmp_path: Path) -> Bundle:
     (tmp_path / "staged").mkdir()
-    return bundle.stage(run, tmp_path / "staged")
+    return stage.stage(open_run(run), tmp_path / "staged")
 
 
 def encoder(recipe: Recipe) -> PromptEncoder:
@@ -111,11 +113,13 @@ def encoder(recipe: Recipe) -> PromptEncoder:
 def changed(staged: Bundle, *overrides: str) -> Bundle:
     """The bundle with another recipe."""
     recipe = load_recipe(staged.folder / "recipe.yaml", overrides)
-    return Bundle(folder=staged.folder, recipe=recipe, facts=staged.facts, hub_data=staged.hub_data)
+    head = HeadChoice(layer=recipe.head.layer, pooling=recipe.head.pooling)
+    record = staged.run.record.model_copy(update={"head": head})
+    return replace(staged, run=replace(staged.run, record=record, written=recipe))
 
 
 def test_a_whole_card(staged: Bundle, run: Path) -> None:
-    text = card.render(staged, REPO, encoder(staged.recipe), run, None)
+    text = card.render(staged, REPO, encoder(staged.recipe), None)
     assert text == PINNED.read_text("utf-8")
 
 
@@ -134,7 +138,7 @@ def test_what_it_was_trained_on_stands_beside_the_numbers(run: Path, tmp_path: P
 
 
 def test_the_hub_reads_the_metadata(staged: Bundle, run: Path) -> None:
-    text = card.render(staged, REPO, encoder(staged.recipe), run, None)
+    text = card.render(staged, REPO, encoder(staged.recipe), None)
     data = ModelCard(text, ignore_metadata_errors=False).data
     assert data.base_model == "meta-llama/Llama-3.2-1B" and data.license == "llama3.2"
     scores = {one.metric_type: one.metric_value for one in data.eval_results}
@@ -145,7 +149,7 @@ def test_the_hub_reads_the_metadata(staged: Bundle, run: Path) -> None:
 
 
 def test_the_published_baseline_is_pushed_in_under_100_kb(staged: Bundle, run: Path) -> None:
-    text = card.render(staged, REPO, encoder(staged.recipe), run, None)
+    text = card.render(staged, REPO, encoder(staged.recipe), None)
     sizes = {file.name: file.stat().st_size for file in staged.files}
     assert "report.html" in sizes and "head.safetensors" in sizes and "split.json" not in sizes
     assert sum(sizes.values()) + len(text) < 100_000, sizes
@@ -158,24 +162,24 @@ def test_no_path_of_this_machine_is_left(staged: Bundle, run: Path) -> None:
         assert str(run).encode() not in file.read_bytes(), file
 
 
-def test_old_or_missing_comparisons_are_refused(staged: Bundle, run: Path) -> None:
+def test_old_or_missing_comparisons_are_refused(run: Path, tmp_path: Path) -> None:
     again = rf"llama-eval html {re.escape(str(run))}"
     path = run / "tuned/results.json"
     path.write_text(path.read_text().replace("0.8", "0.9", 1))
     with pytest.raises(UserError, match=f"other results than are there now.*{again}"):
-        card.render(staged, REPO, encoder(staged.recipe), run, None)
+        staged_card(run, tmp_path / "again")
     path = run / "comparison.json"
     path.write_text(path.read_text().replace('"p": ', '"p": 1', 1))
-    with pytest.raises(UserError, match=f"comparison.json: damaged .it is not what.*{again}"):
-        card.render(staged, REPO, encoder(staged.recipe), run, None)
+    with pytest.raises(UserError, match=f"comparison.json: this file is damaged .its sum.*{again}"):
+        staged_card(run, tmp_path / "again")
     path.unlink()
     with pytest.raises(UserError, match=f"comparison.json is missing.*{again}"):
-        card.render(staged, REPO, encoder(staged.recipe), run, None)
+        staged_card(run, tmp_path / "again")
 
 
 def test_plain_loading_is_promised_only_where_it_gives_the_same(staged: Bundle, run: Path) -> None:
     def python(one: Bundle, reader: str | None = None) -> list[str]:
-        text = card.render(one, REPO, encoder(one.recipe), run, reader)
+        text = card.render(one, REPO, encoder(one.recipe), reader)
         return re.findall(r"```python\n(.*?)```", text, re.S)
 
     assert len(python(staged)) == 1
@@ -185,12 +189,9 @@ def test_plain_loading_is_promised_only_where_it_gives_the_same(staged: Bundle, 
     assert not python(span)
     assert "key_mapping" in python(span, "transformer")[0]
     assert "key_mapping" not in python(span, "model")[0]
-    embedded = Bundle(
-        folder=staged.folder,
-        recipe=changed(staged, "model.model_name_or_path=tiny").recipe,
-        facts=staged.facts | {"base_fingerprint": "sha256:0"},
-        hub_data=None,
-    )
+    tiny = changed(staged, "model.model_name_or_path=tiny", "model.revision=main").run
+    record = tiny.record.model_copy(update={"base_fingerprint": "sha256:0"})
+    embedded = replace(staged, run=replace(tiny, record=record), hub_data=None)
     assert not python(embedded)
     inner = python(changed(staged, "head.layer=9", "lora={r: 4}"))[0]
     assert "num_hidden_layers=9" in inner and len(inner.splitlines()) <= 5
@@ -199,11 +200,11 @@ def test_plain_loading_is_promised_only_where_it_gives_the_same(staged: Bundle, 
 def test_eval_results_are_the_tuned_numbers_of_a_hub_data_set(staged: Bundle, run: Path) -> None:
     import yaml
 
-    (one,) = yaml.safe_load(card_metadata.eval_results(staged, card.read_comparison(run)))
+    (one,) = yaml.safe_load(card_metadata.hub_results(staged))
     tuned = json.loads((run / "tuned/results.json").read_text())["results"]["sst2-head_official"]
     assert one["value"] == tuned["accuracy"] and one["dataset"]["id"] == "stanfordnlp/sst2"
     with pytest.raises(UserError, match="leave --eval-results out"):
-        card_metadata.eval_results(staged, [])
+        card_metadata.hub_results(replace(staged, comparison=None))
 
 
 def test_a_zero_shot_of_other_examples_is_called_so(run: Path, tmp_path: Path) -> None:
@@ -225,8 +226,8 @@ def staged_card(run: Path, folder: Path) -> str:
     """The card of a push that stages the run as it now is."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    made = bundle.stage(run, folder)
-    return card.render(made, REPO, encoder(made.recipe), run, None)
+    made = stage.stage(open_run(run), folder)
+    return card.render(made, REPO, encoder(made.recipe), None)
 
 
 @pytest.mark.parametrize("missing", ["zero-shot", "tuned"])
@@ -257,8 +258,13 @@ def test_half_a_measurement_is_none(run: Path, tmp_path: Path, missing: str) -> 
             "max_length",
             "--task",
         ),
-        ("zero-shot", {"config": {"model_kind": "4-shot verbalizer"}}, "is of 4-shot", "--task"),
-        ("zero-shot", {"config": {"model_kind": "classification head"}}, "no zero-shot", "--task"),
+        ("zero-shot", {"config": {"model_kind": "4-shot verbalizer"}}, "about 4-shot", "--task"),
+        (
+            "zero-shot",
+            {"config": {"model_kind": "classification head"}},
+            "not about zero-shot",
+            "--task",
+        ),
     ],
 )
 def test_numbers_of_other_weights_are_not_shown(
@@ -300,7 +306,9 @@ def test_a_damaged_file_is_named_with_what_makes_it_anew(
     run: Path, tmp_path: Path, name: str, content: bytes, again: str
 ) -> None:
     (run / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{re.escape(str(run / name))}: damaged.*{again}"):
+    with pytest.raises(
+        UserError, match=f"{re.escape(str(run / name))}: this file is damaged.*{again}"
+    ):
         staged_card(run, tmp_path / "again")
 
 

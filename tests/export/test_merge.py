@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from llama_peft.errors import UserError
 from llama_peft.export import merge as merging
-from llama_peft.export import stage as bundle
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder import weights as checkpoint
+from llama_peft.run_folder import self_check
 from llama_peft.training.fit import train
+from tests.support import runs
 
 AUTO = {
     "classification": AutoModelForSequenceClassification,
@@ -45,11 +45,13 @@ def test_a_merged_folder_is_a_plain_checkpoint(
     keys = LEARN | {"output_dir": str(tmp_path / "run")}
     run = train(make_recipe(task, base, bits=bits, lora={"r": 4}, head=head, train=keys))
     merging.merge(run, tmp_path / "merged")
-    loaded = checkpoint.load_run(run, full_precision=True)
+    loaded = runs.load(run, full_precision=True)
     model = AUTO[task].from_pretrained(tmp_path / "merged").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
-    for example, expected in zip(bundle.sample(loaded.recipe), bundle.outputs(loaded), strict=True):
-        ids = bundle.read_ids(loaded.encoder, loaded.recipe, example)
+    for example, expected in zip(
+        self_check.samples(loaded.recipe), self_check.sample_scores(loaded), strict=True
+    ):
+        ids = self_check.input_ids(loaded.encoder, loaded.recipe, example)
         text = tokenizer.decode(ids)
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == list(ids)
         with torch.inference_mode():
@@ -117,7 +119,7 @@ def test_a_merged_model_that_answers_otherwise_is_not_left(
         save_file(weights, path, metadata={"format": "pt"})
 
     monkeypatch.setattr(merging, "_write", torn)
-    with pytest.raises(UserError, match="answers otherwise"):
+    with pytest.raises(UserError, match="gives other scores"):
         merging.merge(run, tmp_path / "merged")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
@@ -131,7 +133,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
     try:
-        with pytest.raises(UserError, match=r"merged: cannot be written: .*make room"):
+        with pytest.raises(UserError, match=r"merged: this folder cannot be written: .*make room"):
             merging.merge(run, tmp_path / "merged")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)

@@ -17,13 +17,14 @@ from eval import harness
 from eval.job import Job
 from llama_peft.__main__ import app
 from llama_peft.errors import UserError
-from llama_peft.export import stage as bundle
-from llama_peft.export.push import push
+from llama_peft.export import stage
+from llama_peft.export.push import check_reload, push
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder import fetch
-from llama_peft.run_folder import weights as checkpoint
+from llama_peft.run_folder import fetch, layout
+from llama_peft.run_folder.run import open_run
 from llama_peft.system.files import sha256
 from llama_peft.training.fit import train
+from tests.support import runs
 from tests.support.hub_server import Fault, Hub, serve
 from tests.support.hub_walk import KINDS
 from tests.support.paths import ROOT
@@ -116,7 +117,7 @@ def test_what_is_pushed_is_allow_listed_and_of_no_machine(
 ) -> None:
     for name, run in pushed["runs"].items():
         head = hub.repos[name].head
-        assert set(head.files) - {".gitattributes"} <= set(bundle.FILES)
+        assert set(head.files) - {".gitattributes"} <= set(layout.PUSHED_FILES)
         assert len(hub.repos[name].commits) == 2 and hub.repos[name].private
         for path, raw in head.files.items():
             assert isinstance(raw, bytes)
@@ -151,7 +152,7 @@ def said(
     for name in ("Llama-public", "Llama-open", "published"):
         hub.add(f"me/{name}", {"README.md": b"of everybody"})
     hub.add("me/Llama-closed", {"README.md": b"of nobody"}, private=True)
-    weights = sha256(folder / "classification-head" / bundle.HEAD)
+    weights = sha256(folder / "classification-head" / layout.HEAD)
     del hub.blobs[weights]  # so that it is uploaded again
     hub.faults += [
         Fault(f"lfs/{weights}", 403),
@@ -268,7 +269,7 @@ def test_nothing_is_sent_before_it_answers_as_the_run_does(hub: Hub, said: dict[
 def test_only_a_run_s_own_files_are_fetched(hub: Hub, said: dict[str, str]) -> None:
     fetched = {path.name for path in Path(said["more"]).iterdir()}
     assert {"adapter_model.safetensors", "recipe.yaml"} <= fetched
-    assert fetched <= {Path(name).parts[0] for name in bundle.FILES} - {"report.html"}
+    assert fetched <= {Path(name).parts[0] for name in layout.PUSHED_FILES} - {"report.html"}
 
 
 def test_the_next_push_replaces_what_the_last_one_left(hub: Hub, said: dict[str, str]) -> None:
@@ -373,7 +374,7 @@ def test_a_local_base_is_not_pushed(
 ) -> None:
     keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
     run = train(make_recipe("classification", make_base(), lora={"r": 2}, train=keys))
-    with pytest.raises(UserError, match="a folder of this machine, which nobody else can load"):
+    with pytest.raises(UserError, match="a local folder, so nobody else could load it"):
         push(run, "me/mine", dry_run=True)
 
 
@@ -386,14 +387,15 @@ def test_files_that_answer_otherwise_are_not_pushed(
     keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
     run = train(make_recipe("classification", "tiny", bits=4, train=keys))
     (tmp_path / "staged").mkdir()
-    staged = bundle.stage(run, tmp_path / "staged")
-    bundle.check_reload(run, staged)
-    path = staged.folder / bundle.HEAD
+    staged = stage.stage(open_run(run), tmp_path / "staged")
+    check_reload(open_run(run), staged)
+    path = staged.folder / layout.HEAD
     save_file({name: value + 1e-3 * value.sign() for name, value in load_file(path).items()}, path)
-    facts = staged.facts | {"files": staged.facts["files"] | {bundle.HEAD: sha256(path)}}
-    checkpoint.write_facts(staged.folder, facts)
-    with pytest.raises(UserError, match="answers otherwise"):
-        bundle.check_reload(run, staged)
+    record = staged.run.record
+    files = {**record.files, layout.HEAD: sha256(path)}
+    runs.write_record(staged.folder, record.model_dump() | {"files": files})
+    with pytest.raises(UserError, match="give other scores than the run"):
+        check_reload(open_run(run), staged)
 
 
 def test_a_dry_run_lists_files_and_writes_the_card(
@@ -423,7 +425,7 @@ def test_a_dry_run_lists_files_and_writes_the_card(
     caplog.clear()
     app(["push", str(run), "--dry-run"], standalone_mode=False)
     assert capsys.readouterr().out.endswith("nothing was sent\n")
-    assert f"{run / 'README.md'}: the card cannot be written there" in caplog.text
+    assert f"{run / 'README.md'}: the card cannot be written here" in caplog.text
     app(["push", str(run), "--if-asked"], standalone_mode=False)
     assert not capsys.readouterr().out, "a recipe without hub.push_to_hub asks for nothing"
 
@@ -435,7 +437,7 @@ def test_a_pushed_run_is_measured_on_its_own_split_or_not_at_all(
     keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "doc_stride": 32}
     run = train(make_recipe("extractive_qa", "tiny", train=keys))
     (tmp_path / "staged").mkdir()
-    staged = bundle.stage(run, tmp_path / "staged")
+    staged = stage.stage(open_run(run), tmp_path / "staged")
     before = sums(staged.folder)
     job = Job(recipe=staged.recipe, model=str(staged.folder), output=tmp_path / "out", fetched=True)
     harness.run(job)

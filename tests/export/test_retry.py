@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
-from llama_peft.export import retry as patience
+from llama_peft.export import retry
 
 
 class Clock:
@@ -24,7 +24,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(patience, "time", found)
+    monkeypatch.setattr(retry, "time", found)
     return found
 
 
@@ -35,8 +35,8 @@ def test_a_hub_that_cannot_be_reached_is_not_waited_for_until_the_deadline(
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
         with pytest.raises(httpx.ConnectError):
-            patience.patiently(lambda: httpx.get(address), 900)
-    assert clock.now == 1 + 2 + 4 + 8 + 16 and clock.now + 30 > patience.UNREACHABLE
+            retry.patiently(lambda: httpx.get(address), 900)
+    assert clock.now == 1 + 2 + 4 + 8 + 16 and clock.now + 30 > retry.UNREACHABLE
 
 
 def status(code: int) -> HfHubHTTPError:
@@ -63,9 +63,9 @@ def test_what_the_client_wraps_counts_as_its_cause(
         tried += 1
         raise RuntimeError("Error while uploading") from cause
 
-    with pytest.raises(patience.failures()) as said:
-        patience.patiently(upload, 1.5)
-    assert patience.reason(said.value) == says and tried == tries
+    with pytest.raises(retry.failures()) as said:
+        retry.patiently(upload, 1.5)
+    assert retry.reason(said.value) == says and tried == tries
 
 
 def test_a_fault_of_our_own_is_shown_as_it_is(clock: Clock) -> None:
@@ -73,4 +73,4 @@ def test_a_fault_of_our_own_is_shown_as_it_is(clock: Clock) -> None:
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        patience.patiently(fault, 9)
+        retry.patiently(fault, 9)

@@ -40,7 +40,7 @@ def _in_training(change: Callable[[Any, dict[str, Any], Any], Any]) -> Callable[
     """A hook: `change(trainer, inputs, loss)` replaces every loss that training computes."""
 
     def hook() -> None:
-        from llama_peft.training.trainer import Steady
+        from llama_peft.training.trainer import SteadyTrainer
         from llama_peft.training.tree_trainer import TreeTrainer
 
         def changed(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,7 +50,7 @@ def _in_training(change: Callable[[Any, dict[str, Any], Any], Any]) -> Callable[
 
             return compute
 
-        for trainer in (Steady, TreeTrainer):
+        for trainer in (SteadyTrainer, TreeTrainer):
             trainer.compute_loss = changed(trainer.__dict__["compute_loss"])  # type: ignore[method-assign]
 
     return hook

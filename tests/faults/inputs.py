@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llama_peft.recipe import strict_yaml as recipe_yaml
-from llama_peft.run_folder import weights as checkpoint
 from llama_peft.system.files import sha256
+from tests.support import runs
 
 from .shop import DAMAGES, Fault, Seen, Shop
 
@@ -373,7 +373,7 @@ def resealed(run: Path) -> None:
     """Write the sums of the files as they are now."""
     facts = json.loads((run / "training.json").read_text())
     facts["files"] = {name: sha256(run / name) for name in facts["files"] if (run / name).is_file()}
-    checkpoint.write_facts(run, facts)
+    runs.write_record(run, facts)
 
 
 class Evil:
@@ -438,7 +438,7 @@ def _hostile() -> Iterator[Fault]:
         facts = json.loads((run / "training.json").read_text())
         facts["files"]["../outside"] = sha256(run / "recipe.yaml")
         shutil.copy(run / "recipe.yaml", folder / "outside")
-        checkpoint.write_facts(run, facts)
+        runs.write_record(run, facts)
         words = ["run", "--model", str(run), "--output", str(folder / "out")]
         return shop.refused(shop.run(words, program="eval"))
 

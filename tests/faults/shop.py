@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama_peft.recipe import Recipe, dump_recipe
-from llama_peft.run_folder import weights as checkpoint
-from llama_peft.training.trainer import Steady
+from llama_peft.training import callbacks, checkpoints
+from llama_peft.training.trainer import SteadyTrainer
 from tests.support import forked, small
 
 LIMIT_SECONDS = 120
@@ -226,7 +226,7 @@ def newest_step(run: Path) -> int:
     """The step of the newest sealed checkpoint, 0 for none."""
     level = logging.getLogger("llama_peft").level
     logging.getLogger("llama_peft").setLevel(logging.ERROR)
-    found = checkpoint.newest_sealed(run / "checkpoints")
+    found = checkpoints.newest_sealed(run / "checkpoints")
     logging.getLogger("llama_peft").setLevel(level)
     return int(found.name.split("-")[1]) if found else 0
 
@@ -256,15 +256,15 @@ class DeadlyCalls:
 
     def __call__(self) -> None:
         calls = 0
-        seal = checkpoint.seal
+        write_seal = callbacks.seal
 
         def told(folder: Path) -> None:
-            seal(folder)
+            write_seal(folder)
             if self.sealed is not None and folder.name.startswith("checkpoint-"):
                 with self.sealed.open("a") as file:
                     file.write(f"{folder.name[11:]}\n")
 
-        checkpoint.seal = told
+        callbacks.seal = told
 
         def deadly(plain: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -289,14 +289,14 @@ class Stays:
     folder: Path
 
     def __call__(self) -> None:
-        plain = Steady.training_step
+        plain = SteadyTrainer.training_step
 
         def step(trainer: Any, *args: Any) -> Any:
             (self.folder / "there").touch()
             forked.until((self.folder / "go on").exists)
             return plain(trainer, *args)
 
-        Steady.training_step = step
+        SteadyTrainer.training_step = step
 
     def is_there(self) -> bool:
         return (self.folder / "there").exists()

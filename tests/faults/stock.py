@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llama_peft.model.lora import add_lora
+
 from .shop import DAMAGES, STEPS, Done, Shop, killed
 from .storage import FILES
 
@@ -81,7 +83,7 @@ def _trainer(shop: Shop, folder: Path) -> Callable[[], None]:
         recipe = shop.recipe(KIND, folder)
         model = backbone.load(recipe, recipe.task, 2)
         assert recipe.lora is not None
-        model = backbone.add_lora(model, recipe.lora, recipe.task, recipe)
+        model = add_lora(model, recipe.lora, recipe.task, recipe)
         encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
         encoded = rows.encode_part(recipe, encoder, "train", data.load(recipe).parts["train"])
         pad_id = encoder.tokenizer.pad_token_id

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llama_peft.data import RECORD
-from llama_peft.run_folder.weights import THRESHOLD
+from llama_peft.run_folder.layout import THRESHOLD
 
 from .shop import DAMAGES, KINDS, STEPS, Done, Fault, Seen, Shop, newest_step
 

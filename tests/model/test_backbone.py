@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
+from llama_peft.model.lora import add_lora, count_loaded
 from llama_peft.recipe import Recipe
 
 TASKS = ["classification", "extractive_qa", "generative_qa"]
@@ -85,7 +86,7 @@ def test_a_module_within_another_that_trains_whole_is_refused(
     recipe = make_recipe("classification", make_base(), lora=lora)
     model = backbone.load(recipe, "classification", 2)
     with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj stands within another"):
-        backbone.add_lora(model, recipe.lora, "classification", recipe)
+        add_lora(model, recipe.lora, "classification", recipe)
 
 
 def test_only_adapter_and_head_train(
@@ -97,7 +98,7 @@ def test_only_adapter_and_head_train(
         recipe = make_recipe(task, folder, bits=4, lora={"r": 4})
         model = backbone.load(recipe, task, 2)
         assert not any(p.requires_grad for p in model.parameters())
-        adapted = backbone.add_lora(model, recipe.lora, task, recipe)
+        adapted = add_lora(model, recipe.lora, task, recipe)
         trained = {n for n, p in adapted.named_parameters() if p.requires_grad}
         assert all("lora_" in n or "modules_to_save" in n for n in trained)
         assert any("modules_to_save" in n for n in trained) == (task != "generative_qa")
@@ -123,9 +124,7 @@ def test_targets_that_match_nothing_are_refused(
     for targets in (["q_proj", "c_attn"], "model.layers.*.attn"):
         recipe = make_recipe("generative_qa", folder, lora={"r": 4, "target_modules": targets})
         with pytest.raises(UserError, match=r"matches no linear layer.*q_proj"):
-            backbone.add_lora(
-                backbone.load(recipe, "generative_qa"), recipe.lora, "generative_qa", recipe
-            )
+            add_lora(backbone.load(recipe, "generative_qa"), recipe.lora, "generative_qa", recipe)
 
 
 def test_all_linear_leaves_heads_alone(
@@ -135,7 +134,7 @@ def test_all_linear_leaves_heads_alone(
         recipe = make_recipe(
             task, make_base(), bits=4, lora={"r": 4, "target_modules": "all-linear"}
         )
-        adapted = backbone.add_lora(backbone.load(recipe, task, 2), recipe.lora, task, recipe)
+        adapted = add_lora(backbone.load(recipe, task, 2), recipe.lora, task, recipe)
         names = [n for n, _ in adapted.named_parameters() if "lora_A" in n]
         assert len(names) == 14 and all(".layers." in n for n in names)
 
@@ -169,7 +168,7 @@ def test_what_peft_refuses_is_one_line(
     recipe = make_recipe("generative_qa", make_base(), lora={"r": 4, "exclude_modules": ["q_proj"]})
     lora = recipe.lora.model_copy(update={"target_modules": ["q_proj"]})
     with pytest.raises(UserError, match="lora: PEFT cannot put this on the base: "):
-        backbone.add_lora(backbone.load(recipe, "generative_qa"), lora, "generative_qa", recipe)
+        add_lora(backbone.load(recipe, "generative_qa"), lora, "generative_qa", recipe)
 
 
 def test_an_adapter_changes_no_bias_of_the_base(
@@ -181,7 +180,7 @@ def test_an_adapter_changes_no_bias_of_the_base(
         model = backbone.load(recipe, "generative_qa")
         if biases:
             with pytest.raises(UserError, match=f"lora.bias: {wanted} would change"):
-                backbone.add_lora(model, recipe.lora, "generative_qa", recipe)
+                add_lora(model, recipe.lora, "generative_qa", recipe)
         else:
-            adapted = backbone.add_lora(model, recipe.lora, "generative_qa", recipe)
-            assert backbone.count_loaded(adapted, "generative_qa").adapter
+            adapted = add_lora(model, recipe.lora, "generative_qa", recipe)
+            assert count_loaded(adapted, "generative_qa").adapter

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_peft.model import backbone, counts
+from llama_peft.model import backbone, counts, params
+from llama_peft.model.lora import add_lora, count_loaded, live_counts
 from llama_peft.recipe import Recipe
 from llama_peft.tasks import TASKS
 
@@ -85,10 +86,10 @@ def test_formula_equals_the_loaded_model(
     for task in ("classification", "extractive_qa", "generative_qa"):
         recipe = make_recipe(task, folder, bits=bits, lora={"r": 4})
         model = backbone.load(recipe, task, num_labels=3)
-        before, _ = backbone.live_counts(model, TASKS[task].head)
+        before, _ = live_counts(model, TASKS[task].head)
         assert recipe.lora is not None
-        backbone.add_lora(model, recipe.lora, task, recipe)
-        counted = backbone.count_loaded(model, task)
+        add_lora(model, recipe.lora, task, recipe)
+        counted = count_loaded(model, task)
         expected = counts.count(config, task, 3, recipe.lora.peft_kwargs())
         assert counted == expected
         assert before == expected.total - expected.adapter
@@ -133,10 +134,10 @@ def test_what_trains_beside_the_matrices_is_counted(
     recipe = make_recipe(task, folder, lora={"r": 4} | keys)
     model = backbone.load(recipe, task, num_labels=3)
     assert recipe.lora is not None
-    backbone.add_lora(model, recipe.lora, task, recipe)
+    add_lora(model, recipe.lora, task, recipe)
     config = json.loads((folder / "config.json").read_text())
     expected = counts.count(config, task, 3, recipe.lora.peft_kwargs())
-    assert backbone.count_loaded(model, task) == expected
+    assert count_loaded(model, task) == expected
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "head_dim", "num_key_value_heads"])
@@ -147,8 +148,7 @@ def test_a_config_without_whole_numbers_is_refused(key: str, value: object) -> N
 
 
 def test_assumed_labels_are_called_so() -> None:
-    from llama_peft.model import params as counting
 
-    named = counting.report("tiny-sst2", ["dataset.labels=[a, b, c]"])
+    named = params.report("tiny-sst2", ["dataset.labels=[a, b, c]"])
     assert (named["labels"], named["head"]) == (3, 3 * 128)
-    assert str(counting.report("tiny-sst2", [])["labels"]).startswith("2, assumed")
+    assert str(params.report("tiny-sst2", [])["labels"]).startswith("2, assumed")

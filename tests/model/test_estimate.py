@@ -15,6 +15,7 @@ from llama_peft.__main__ import app
 from llama_peft.errors import UserError
 from llama_peft.model import backbone, counts, preflight
 from llama_peft.model.estimate import Activations, estimate
+from llama_peft.model.lora import add_lora
 from llama_peft.recipe import Recipe
 from llama_peft.training import fit as training
 
@@ -74,7 +75,7 @@ def test_activations_are_what_autograd_keeps(
         train={"max_length": TOKENS},
     )
     assert recipe.lora is not None
-    model = backbone.add_lora(
+    model = add_lora(
         backbone.load(recipe, "classification", 2), recipe.lora, "classification", recipe
     )
     config = counts.text_config(json.loads((base / "config.json").read_text()))
@@ -93,7 +94,7 @@ def test_checkpointing_keeps_the_input_of_each_block(
     base = make_base(**SHAPE)
     recipe = make_recipe("classification", base, bits=4, lora={"r": 8}, train=keys)
     assert recipe.lora is not None
-    model = backbone.add_lora(
+    model = add_lora(
         backbone.load(recipe, "classification", 2), recipe.lora, "classification", recipe
     )
     model.activation_checkpointing_enable()

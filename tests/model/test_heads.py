@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
 from llama_peft.model import backbone, heads
+from llama_peft.model.lora import add_lora
 from llama_peft.recipe import Recipe
 from llama_peft.tasks import TASKS
 
@@ -65,7 +66,7 @@ def test_heads_are_float32_and_never_quantised(
     recipe = make_recipe(task, make_base(family), bits=bits, lora={"r": 4})
     model = backbone.load(recipe, task, num_labels=2)
     name = str(TASKS[task].head)
-    for wrapped in (model, backbone.add_lora(model, recipe.lora, task, recipe)):
+    for wrapped in (model, add_lora(model, recipe.lora, task, recipe)):
         mine = [p for n, p in wrapped.named_parameters() if name in n and "original" not in n]
         assert mine and all(p.dtype == torch.float32 for p in mine)
     kinds = {type(m).__name__ for m in model.modules() if "Linear" in type(m).__name__}

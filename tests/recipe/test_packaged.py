@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from llama_peft.recipe import RECIPES, load_recipe
-from llama_peft.run_folder import weights as checkpoint
+from tests.support import runs
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 REAL = ["sst2", "sst2-head", "squad", "squad-span", "squad-span-head"]
@@ -87,9 +87,9 @@ def test_real_recipes_walk_end_to_end_in_4bit(
     train(recipe)
     zero = harness.run(make_job(name, None, None, None, None, tmp_path / "zero", overrides))
     tuned = harness.run(make_job(None, str(run), None, None, None, tmp_path / "tuned", []))
-    assert zero["results"].keys() == tuned["results"].keys()
-    assert set(zero["results"]) == ({name, f"{name}_official"} if "sst2" in name else {name})
-    trainable = checkpoint.read_facts(run)["parameters"]["trainable"]
+    assert zero.results.keys() == tuned.results.keys()
+    assert set(zero.results) == ({name, f"{name}_official"} if "sst2" in name else {name})
+    trainable = runs.record_of(run).parameters.trainable
     if name.endswith("-head"):
         assert trainable == (2 * 64 if "sst2" in name else 2 * 64 + 2)
     else:

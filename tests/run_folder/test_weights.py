@@ -12,22 +12,25 @@ from safetensors.torch import load_file, save_file
 
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder import weights as checkpoint
+from llama_peft.run_folder import layout, threshold
+from llama_peft.system import seal
 from llama_peft.system.files import sha256, with_sum
+from llama_peft.training import checkpoints
 from llama_peft.training import fit as training
+from tests.support import runs
 
 
 def folder_of(path: Path) -> Path:
     path.mkdir(parents=True)
     (path / "weights").write_bytes(bytes(range(200)))
     (path / "state.json").write_text("{}")
-    checkpoint.seal(path)
+    seal.seal(path)
     return path
 
 
 def test_any_damage_breaks_the_seal(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "checkpoint-1")
-    assert checkpoint.is_sealed(folder)
+    assert seal.is_sealed(folder)
     rng = random.Random(0)
     for name in ("weights", "state.json", "manifest.json"):
         raw = (folder / name).read_bytes()
@@ -35,11 +38,11 @@ def test_any_damage_breaks_the_seal(tmp_path: Path) -> None:
         flipped[rng.randrange(len(raw))] ^= 1 << rng.randrange(7)
         for damage in (bytes(flipped), raw[: len(raw) // 2], b""):
             (folder / name).write_bytes(damage)
-            assert not checkpoint.is_sealed(folder), (name, damage)
+            assert not seal.is_sealed(folder), (name, damage)
         (folder / name).unlink()
-        assert not checkpoint.is_sealed(folder), name
+        assert not seal.is_sealed(folder), name
         (folder / name).write_bytes(raw)
-    assert checkpoint.is_sealed(folder)
+    assert seal.is_sealed(folder)
 
 
 def test_the_newest_whole_checkpoint_is_taken(
@@ -48,11 +51,11 @@ def test_the_newest_whole_checkpoint_is_taken(
     for step in (2, 9, 10):
         folder_of(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-11").mkdir()
-    assert checkpoint.newest_sealed(tmp_path) == tmp_path / "checkpoint-10"
+    assert checkpoints.newest_sealed(tmp_path) == tmp_path / "checkpoint-10"
     assert "checkpoint-11 is incomplete" in caplog.text
     (tmp_path / "checkpoint-10/weights").unlink()
-    assert checkpoint.newest_sealed(tmp_path) == tmp_path / "checkpoint-9"
-    assert checkpoint.newest_sealed(tmp_path / "none") is None
+    assert checkpoints.newest_sealed(tmp_path) == tmp_path / "checkpoint-9"
+    assert checkpoints.newest_sealed(tmp_path / "none") is None
 
 
 def test_links_and_odd_names_among_checkpoints_hurt_nothing(tmp_path: Path) -> None:
@@ -64,39 +67,41 @@ def test_links_and_odd_names_among_checkpoints_hurt_nothing(tmp_path: Path) -> N
     (run / "checkpoint-1").symlink_to(elsewhere)
     (run / "checkpoint-99").symlink_to("/etc")
     (run / "checkpoint-\u00b2").mkdir()
-    newest = checkpoint.newest_sealed(run)
+    newest = checkpoints.newest_sealed(run)
     assert newest == run / "checkpoint-3"
-    checkpoint.forget_newer(run, newest)
-    checkpoint.rotate(run, 1, best=None)
+    checkpoints.remove_newer(run, newest)
+    checkpoints.rotate(run, 1, best=None)
     assert {path.name for path in run.iterdir()} == {"checkpoint-3", "checkpoint-\u00b2"}
-    assert checkpoint.is_sealed(elsewhere)
+    assert seal.is_sealed(elsewhere)
 
 
 def threshold_of(folder: Path, record: dict[str, Any]) -> float:
     """What is read of a record that lies beside the weights `its`."""
-    checkpoint.write_facts(folder, {"files": {"head.safetensors": "its"}})
-    (folder / checkpoint.THRESHOLD).write_text(json.dumps(with_sum(record)))
-    return checkpoint.no_answer_threshold(folder)
+    runs.write_record(folder, {"files": {"head.safetensors": "its"}})
+    (folder / layout.THRESHOLD).write_text(json.dumps(with_sum(record)))
+    found = threshold.read_threshold(folder)
+    assert found is not None
+    return found.no_answer_threshold
 
 
 @pytest.mark.parametrize("value", ["NaN", "-5", "1e999", "null", '"x"', "1.5"])
 def test_a_threshold_that_is_no_probability_is_damaged(tmp_path: Path, value: str) -> None:
     record = json.loads(f'{{"no_answer_threshold": {value}, "adapter_sha256": "its"}}')
-    with pytest.raises(UserError, match=r"damaged, or of other weights.*llama-eval run"):
+    with pytest.raises(UserError, match=r"damaged, or belongs to other weights.*llama-eval run"):
         threshold_of(tmp_path, record)
 
 
 def test_a_threshold_is_of_the_run_s_weights(tmp_path: Path) -> None:
     record = {"no_answer_threshold": 0.25, "adapter_sha256": "its"}
     assert threshold_of(tmp_path, record) == 0.25
-    with pytest.raises(UserError, match="of other weights"):
+    with pytest.raises(UserError, match="belongs to other weights"):
         threshold_of(tmp_path, record | {"adapter_sha256": "another's"})
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
         folder_of(tmp_path / f"checkpoint-{step}")
-    checkpoint.rotate(tmp_path, 2, best=str(tmp_path / "checkpoint-1"))
+    checkpoints.rotate(tmp_path, 2, best=str(tmp_path / "checkpoint-1"))
     assert {path.name for path in tmp_path.iterdir()} == {
         "checkpoint-1", "checkpoint-3", "checkpoint-10",
     }  # fmt: skip
@@ -124,17 +129,17 @@ def test_changed_exports_are_refused(finished: Path, tmp_path: Path) -> None:
         shutil.copytree(finished, copy)
         raw = (copy / name).read_bytes()
         (copy / name).write_bytes(raw[:-3] + b"xyz")
-        with pytest.raises(UserError, match="changed since"):
-            checkpoint.load_run(copy)
+        with pytest.raises(UserError, match="changed after the training"):
+            runs.load(copy)
         (copy / name).unlink()
         with pytest.raises(UserError, match="no finished run"):
-            checkpoint.load_run(copy)
+            runs.load(copy)
 
 
 def resealed(folder: Path) -> None:
     facts = json.loads((folder / "training.json").read_text())
     facts["files"] = {name: sha256(folder / name) for name in facts["files"]}
-    checkpoint.write_facts(folder, facts)
+    runs.write_record(folder, facts)
 
 
 def test_an_adapter_of_another_depth_is_refused(finished: Path, tmp_path: Path) -> None:
@@ -145,8 +150,8 @@ def test_an_adapter_of_another_depth_is_refused(finished: Path, tmp_path: Path) 
     kept = {name: value for name, value in load_file(path).items() if ".layers.1." not in name}
     save_file(kept, path)
     resealed(copy)
-    with pytest.raises(UserError, match=r"does not fit this base.*layers\.1\."):
-        checkpoint.load_run(copy)
+    with pytest.raises(UserError, match=r"does not fit the base.*layers\.1\."):
+        runs.load(copy)
 
 
 def test_another_base_of_the_same_shape_is_refused(
@@ -165,12 +170,12 @@ def test_another_base_of_the_same_shape_is_refused(
     )
     resealed(copy)
     with pytest.raises(UserError, match="trained on another"):
-        checkpoint.load_run(copy)
+        runs.load(copy)
 
 
 def test_a_folder_without_a_run_says_what_makes_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="llama-peft train"):
-        checkpoint.load_run(tmp_path)
+        runs.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +189,10 @@ def test_a_folder_without_a_run_says_what_makes_one(tmp_path: Path) -> None:
     ],
 )
 def test_a_record_that_is_none_is_one_line(text: str, tmp_path: Path) -> None:
-    path = tmp_path / checkpoint.TRAINING
+    path = tmp_path / layout.TRAINING
     if text.startswith("{"):
-        checkpoint.write_facts(tmp_path, json.loads(text))  # its sum is right
+        runs.write_record(tmp_path, json.loads(text))  # its sum is right
     else:
         path.write_text(text)
-    with pytest.raises(UserError, match="not readable as a run's record"):
-        checkpoint.read_facts(tmp_path)
+    with pytest.raises(UserError, match="this record of a run cannot be read"):
+        runs.record_of(tmp_path)

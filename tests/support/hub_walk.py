@@ -14,6 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from llama_peft.export import retry
+from llama_peft.run_folder import layout, self_check
+from tests.support import runs
+
 KINDS: dict[str, dict[str, Any]] = {
     "classification": {"lora": {"r": 2}},
     "extractive_qa": {"lora": {"r": 2}},
@@ -59,8 +63,6 @@ def push_all(base: str, folder: Path) -> dict[str, Any]:
     from eval import harness, report
     from eval.job import Job
     from llama_peft.export import push as hub
-    from llama_peft.export import stage as bundle
-    from llama_peft.run_folder import weights as checkpoint
     from llama_peft.training.fit import train
 
     found = {}
@@ -74,7 +76,7 @@ def push_all(base: str, folder: Path) -> dict[str, Any]:
         pushed = hub.push(run)
         found[pushed.repo_id] = {
             "kind": kind,
-            "outputs": bundle.outputs(checkpoint.load_run(run)),
+            "outputs": self_check.sample_scores(runs.load(run)),
             "bytes": sum(pushed.files.values()),
         }
     return found
@@ -87,20 +89,19 @@ def blocks(card: str, language: str) -> list[str]:
 def pull_all(names: list[str]) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
 
-    from llama_peft.export import stage as bundle
     from llama_peft.run_folder import fetch
-    from llama_peft.run_folder import weights as checkpoint
 
     found: dict[str, Any] = {}
     for name in names:
-        run = checkpoint.load_run(fetch.run_folder(name))
+        folder = fetch.run_folder(name)
+        run = runs.load(folder)
         card = Path(hf_hub_download(name, "README.md")).read_text("utf-8")
         space: dict[str, Any] = {}
         (code,) = blocks(card, "python")
         exec(code, space)
         found[name] = {
-            "files": sorted(path.name for path in run.folder.rglob("*") if path.is_file()),
-            "outputs": bundle.outputs(run),
+            "files": sorted(path.name for path in folder.rglob("*") if path.is_file()),
+            "outputs": self_check.sample_scores(run),
             "plain": plainly(run, space["model"].eval()),
             "lines": len(code.splitlines()),
         }
@@ -130,31 +131,30 @@ def fail_all(plans: list[dict[str, Any]]) -> dict[str, Any]:
     from llama_peft.__main__ import app
     from llama_peft.errors import UserError
     from llama_peft.export import push as hub
-    from llama_peft.export import retry as patience
-    from llama_peft.export import stage as bundle
+    from llama_peft.export.stage import Bundle
     from llama_peft.run_folder import fetch
-    from llama_peft.run_folder import weights as checkpoint
+    from llama_peft.run_folder.run import Run
     from llama_peft.system.files import sha256
 
     found: dict[str, Any] = {}
-    stage = bundle.stage
+    stage = hub.stage
 
-    def spoiled(run: Path, folder: Path) -> Any:
+    def spoiled(run: Run, folder: Path) -> Bundle:
         """A copy that lost its head's weights on the way, and is sealed all the same."""
         made = stage(run, folder)
-        path = folder / bundle.HEAD
+        path = folder / layout.HEAD
         save_file({name: 0 * value for name, value in load_file(path).items()}, path)
-        made.facts["files"][bundle.HEAD] = sha256(path)
-        checkpoint.write_facts(folder, made.facts)
+        files = {**made.run.record.files, layout.HEAD: sha256(path)}
+        runs.write_record(folder, made.run.record.model_dump() | {"files": files})
         return made
 
-    patience.time = hub.time = Impatient()
+    retry.time = hub.time = Impatient()
     usual = os.environ["HF_TOKEN"]
     for plan in plans:
         os.environ["HF_TOKEN"] = plan.get("token", usual)
-        bundle.stage = spoiled if plan.get("spoiled") else stage
+        hub.stage = spoiled if plan.get("spoiled") else stage
         constants.HF_HUB_OFFLINE = plan.get("offline", False)
-        patience.IDLE = plan.get("idle", 60.0)
+        retry.IDLE = plan.get("idle", 60.0)
         try:
             if "run" in plan:
                 deadline = plan.get("deadline", 60.0)
@@ -181,15 +181,14 @@ def card_of(names: list[str], kind: str) -> str:
 
 
 def plainly(run: Any, model: Any) -> list[list[float]]:
-    """What the model of a card's lines says of the samples, in the form of `bundle.outputs`."""
+    """What the model of a card's lines says of the samples, in the form of `self_check.sample_scores`."""
     import torch
 
-    from llama_peft.export import stage as bundle
     from llama_peft.tokens import spans
 
     rows = []
-    for example in bundle.sample(run.recipe):
-        ids = bundle.read_ids(run.encoder, run.recipe, example)
+    for example in self_check.samples(run.recipe):
+        ids = self_check.input_ids(run.encoder, run.recipe, example)
         with torch.inference_mode():
             output = model(input_ids=torch.tensor([ids]))
         if run.recipe.task == "extractive_qa":

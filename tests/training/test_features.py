@@ -15,13 +15,14 @@ from llama_peft import data
 from llama_peft.errors import UserError
 from llama_peft.model import backbone, heads
 from llama_peft.recipe import Recipe, validate
-from llama_peft.run_folder import weights as checkpoint
+from llama_peft.system import seal
 from llama_peft.system.files import with_sum
 from llama_peft.tokens.batches import pad
 from llama_peft.tokens.prompts import PromptEncoder
-from llama_peft.training import features
+from llama_peft.training import features, layer_choice, setup
 from llama_peft.training import fit as training
 from llama_peft.training.rows import encode_part
+from tests.support import runs
 
 FAMILIES = ["llama", "gemma", "gemma3_text"]
 LAYERS = 3
@@ -76,7 +77,7 @@ def stacked(states: features.States) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("pooling", features.POOLINGS)
+@pytest.mark.parametrize("pooling", layer_choice.POOLINGS)
 @pytest.mark.parametrize("grouping", ["prefix_tree", "length_sorted"])
 @pytest.mark.parametrize(
     ("bits", "tolerance"), [(32, 1e-5), (4, 1e-5)]
@@ -206,7 +207,7 @@ def test_a_killed_pass_goes_on_behind_its_last_shard(
             last.write_bytes(last.read_bytes()[:-5])  # the one that was being written
         (cut / ".partial").write_bytes(b"cut off")
         again = features.compute(recipe, model, "train", rows, cut.parent, key)
-        assert checkpoint.is_sealed(again)
+        assert seal.is_sealed(again)
         found, expected = (stacked(features.States(rows, f, key[0])) for f in (again, whole))
         assert torch.equal(found, expected)
 
@@ -252,7 +253,7 @@ def test_a_pass_that_goes_on_asks_for_the_rest_only(
     usage = namedtuple("usage", "total used free")
     rest = 2 * last.stat().st_size
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - rest, rest))
-    for name in (checkpoint.SEAL, last.name):
+    for name in (seal.SEAL, last.name):
         (whole / name).unlink()
     assert features.compute(recipe, model, "train", rows, tmp_path / "whole", key) == whole
 
@@ -266,9 +267,9 @@ def test_head_on_states_trains_as_with_the_backbone_in_the_loop(
         recipe, _, _ = make(features=kind)
         keys = {"max_steps": 10, "learning_rate": 0.01, "output_dir": str(tmp_path / kind)}
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
-        plain = training.training_arguments
+        plain = setup.training_arguments
         monkeypatch.setattr(
-            training,
+            setup,
             "training_arguments",
             lambda *a, plain=plain: {**plain(*a), "train_sampling_strategy": "random"},
         )
@@ -306,10 +307,10 @@ def test_auto_chooses_says_so_and_loads_back(
     losses = [one["loss"] for one in choice["tried"]]
     assert losses == sorted(losses)
     best = choice["tried"][0]
-    assert "layer auto: 6 tried" in caplog.text and f"{best['loss']:.4f}" in caplog.text
-    facts = checkpoint.read_facts(folder)
-    assert facts["head"] == {"layer": best["layer"], "pooling": best["pooling"]}
-    run = checkpoint.load_run(folder)
+    assert "layer auto: 6 candidates" in caplog.text and f"{best['loss']:.4f}" in caplog.text
+    facts = runs.record_of(folder)
+    assert (facts.head.layer, facts.head.pooling) == (best["layer"], best["pooling"])
+    run = runs.load(folder)
     assert len(run.model.model.layers) == best["layer"]
     assert run.recipe.head.layer == best["layer"] and run.recipe.head.pooling == best["pooling"]
 
@@ -320,14 +321,16 @@ def test_auto_keeps_its_choice(make: Callable[..., Made]) -> None:
     run = Path(recipe.train.output_dir)
     run.mkdir(parents=True)
     parts = {"train": rows, "validation": rows[:16]}
-    chosen = features.choose(recipe, model, parts, run)
+    chosen = layer_choice.choose(recipe, model, parts, run)
     held = json.loads((run / "head.json").read_text())
     held["tried"] = held["tried"][::-1]
     (run / "head.json").write_text(json.dumps(with_sum(held)))
-    again = features.choose(recipe, model, parts, run)
+    again = layer_choice.choose(recipe, model, parts, run)
     assert again != chosen and again.layer == held["tried"][0]["layer"]
     (run / "head.json").write_text(json.dumps(held))
-    assert features.choose(recipe, model, parts, run) == chosen, "what is damaged is tried again"
+    assert layer_choice.choose(recipe, model, parts, run) == chosen, (
+        "what is damaged is tried again"
+    )
 
 
 def test_auto_finds_the_layer_that_knows(
@@ -346,7 +349,9 @@ def test_auto_finds_the_layer_that_knows(
     named = [{**row, "labels": int(row["input_ids"][-1] % 2)} for row in _with_ends(rows)]
     run = Path(recipe.train.output_dir)
     run.mkdir(parents=True)
-    head = features.choose(recipe, model, {"train": named[:150], "validation": named[150:]}, run)
+    head = layer_choice.choose(
+        recipe, model, {"train": named[:150], "validation": named[150:]}, run
+    )
     assert (head.layer, head.pooling) == (2, "last")
 
 
@@ -365,7 +370,7 @@ def test_frozen_backbone_of_a_span_head_keeps_no_graph(
     """Its states are too many to keep, so it streams: one forward pass, and a backward pass through the head alone."""
     recipe = make_recipe("extractive_qa", make_base())
     base = backbone.load(recipe, "extractive_qa")
-    model = training.attach(recipe, base)
+    model = setup.trained_module(recipe, base)
     graphs = []
     base.model.register_forward_hook(lambda *a: graphs.append(a[-1].last_hidden_state.grad_fn))
     batch = {"input_ids": torch.tensor([[1, 5, 6, 7]])}

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 
 from llama_peft import data
 from llama_peft.errors import UserError
+from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder import predict
-from llama_peft.run_folder import weights as checkpoint
 from llama_peft.training import fit as training
 from llama_peft.training import rows
-from llama_peft.training.trainer import Steady
-from tests.support import forked
+from llama_peft.training.trainer import SteadyTrainer
+from tests.support import forked, runs
 from tests.support.paths import ROOT
 
 CASES = [
@@ -56,7 +56,7 @@ def run_of(
 
 
 def outputs(folder: Path) -> dict[str, Any]:
-    run = checkpoint.load_run(folder)
+    run = runs.load(folder)
     dataset = data.load(run.recipe)
     return {p.id: p for p in predict.predict(run, dataset.parts["test"])}
 
@@ -75,8 +75,8 @@ def test_run_folder_is_whole_and_loads_back(
         "checkpoints",
         "training.json",
     } | export <= names
-    facts = checkpoint.read_facts(folder)
-    assert facts["steps"] == 2 and facts["examples"] == {"train": 24, "validation": 8}
+    facts = runs.record_of(folder)
+    assert facts.steps == 2 and facts.examples == {"train": 24, "validation": 8}
     losses = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in losses if "loss" in entry] == [1, 2]
     split = json.loads((folder / "split.json").read_text())
@@ -92,7 +92,7 @@ def test_exported_weights_are_those_of_the_best_checkpoint(
     run_of: Callable[..., tuple[Recipe, Path]], task: str, lora: dict[str, Any] | None
 ) -> None:
     _, folder = run_of(task, lora)
-    best = folder / "checkpoints" / f"checkpoint-{checkpoint.read_facts(folder)['best_step']}"
+    best = folder / "checkpoints" / f"checkpoint-{runs.record_of(folder).best_step}"
     exported = folder / ("adapter/adapter_model.safetensors" if lora else "head.safetensors")
     saved = best / ("adapter_model.safetensors" if lora else "model.safetensors")
     mine, its = load_file(exported), load_file(saved)
@@ -115,7 +115,7 @@ def test_a_folder_of_another_recipe_is_refused(run_of: Callable[..., tuple[Recip
     )
     with pytest.raises(UserError, match=r"another recipe.*learning_rate: 1\.0"):
         training.train(other)
-    assert checkpoint.read_facts(folder)["steps"] == 2
+    assert runs.record_of(folder).steps == 2
 
 
 @pytest.mark.parametrize(("task", "lora"), [CASES[0], CASES[1], CASES[4]])
@@ -142,7 +142,7 @@ def test_resume_is_bit_identical(
     damaged = cut / "checkpoints/checkpoint-3/optimizer.pt"
     damaged.write_bytes(damaged.read_bytes()[:-7])
     resumed = training.train(four_steps(cut))
-    assert checkpoint.read_facts(resumed)["resumed_from"] == "checkpoint-2"
+    assert runs.record_of(resumed).resumed_from == "checkpoint-2"
     name = "adapter/adapter_model.safetensors" if lora else "head.safetensors"
     assert (resumed / name).read_bytes() == (whole / name).read_bytes()
     steps = [
@@ -186,7 +186,7 @@ def test_resume_in_a_later_epoch_takes_up_its_order(
         path = cut / name
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     resumed = training.train(seven_steps(cut))
-    assert checkpoint.read_facts(resumed)["resumed_from"] == "checkpoint-5"
+    assert runs.record_of(resumed).resumed_from == "checkpoint-5"
     last = "checkpoints/checkpoint-7/" + ("adapter_" if lora else "") + "model.safetensors"
     assert (resumed / last).read_bytes() == (whole / last).read_bytes()
 
@@ -205,14 +205,14 @@ def test_each_epoch_has_an_order_of_its_own_and_every_row_once(
         },
     )
     seen: list[list[str]] = []
-    step = Steady.training_step
+    step = SteadyTrainer.training_step
 
-    def noting(self: Steady, model: Any, inputs: Any, *rest: Any) -> Any:
+    def noting(self: SteadyTrainer, model: Any, inputs: Any, *rest: Any) -> Any:
         seen.append([id_ for row in inputs["ids"] for id_ in row])
         return step(self, model, inputs, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Steady, "training_step", noting)
+        patch.setattr(SteadyTrainer, "training_step", noting)
         training.train(recipe)
     epochs = [[*a, *b, *c] for a, b, c in (seen[0:3], seen[3:6], seen[6:9])]
     assert all(len(set(epoch)) == 24 for epoch in epochs)
@@ -300,7 +300,7 @@ def test_examples_that_fit_no_row_are_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     recipe = make_recipe("generative_qa", make_base(), lora={"r": 4})
-    encoder = predict.PromptEncoder(training.backbone.load_tokenizer(recipe.model), recipe.prompt)
+    encoder = predict.PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
     examples = data.load(recipe).parts["train"]
     lengths = sorted(len(encoder.encode(e, True).prompt) for e in examples)
     short = recipe.model_copy(
@@ -423,7 +423,7 @@ def test_a_finished_run_outlives_a_change_of_its_data(
     run = training.train(recipe)
     file.write_text("text,label\n" + rows + "one more,1\n")
     training.train(recipe)
-    checkpoint.read_facts(run)
+    runs.record_of(run)
 
 
 @pytest.mark.parametrize("task", ["classification", "extractive_qa"])
@@ -447,14 +447,14 @@ def test_a_cut_off_run_does_not_go_on_with_other_data(
     dataset = {"path": str(file), "name": None, "parts": {}, "stratify": False}
     keys = {"output_dir": str(tmp_path / "run"), "eval_steps": 1, "max_steps": 3}
     recipe = make_recipe("classification", base, lora={"r": 2}, train=keys, dataset=dataset)
-    right = Steady.training_step
+    right = SteadyTrainer.training_step
 
     def cut_off(self: Any, *args: Any) -> Any:
         if self.state.global_step == 2:
             raise RuntimeError("the power goes out")
         return right(self, *args)
 
-    monkeypatch.setattr(Steady, "training_step", cut_off)
+    monkeypatch.setattr(SteadyTrainer, "training_step", cut_off)
     with pytest.raises(RuntimeError, match="power"):
         training.train(recipe)
     monkeypatch.undo()

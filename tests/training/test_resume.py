@@ -14,10 +14,10 @@ from eval import harness
 from eval.job import make_job
 from llama_peft.errors import Stopped, UserError
 from llama_peft.recipe import Recipe, dump_recipe, load_recipe
-from llama_peft.run_folder import weights as checkpoint
 from llama_peft.system.lock import only_process
 from llama_peft.training import fit as training
-from tests.support import forked
+from llama_peft.training import resume
+from tests.support import forked, runs
 
 STEPS = 6
 
@@ -70,7 +70,7 @@ def test_another_base_is_no_base_to_go_on_with(
     with pytest.raises(UserError, match=r"its checkpoints were trained on another .*--fresh"):
         training.train(recipe)
     (base / "config.json").write_text(config)
-    assert checkpoint.read_facts(training.train(recipe))["resumed_from"] == "checkpoint-2"
+    assert runs.record_of(training.train(recipe)).resumed_from == "checkpoint-2"
 
 
 def test_another_tokenizer_is_another_base(
@@ -101,11 +101,11 @@ def test_fresh_that_is_cut_off_before_it_has_anything_costs_no_finished_run(
         with monkeypatch.context() as context:
             context.setattr(training, "_fit", stop)
             if dead:  # nothing of ours runs any more
-                context.setattr(training, "_bring_back", lambda folder: None)
+                context.setattr(resume, "bring_back", lambda folder: None)
             with pytest.raises(Stopped):
                 training.train(recipe_in("run", seed=7), fresh=True)
         assert (run / "head.safetensors").exists() != dead
-    assert head_of(run) == before and checkpoint.read_facts(run)
+    assert head_of(run) == before and runs.record_of(run)
     assert load_recipe(run / "recipe.yaml").train.seed != 7
     assert head_of(training.train(recipe_in("run", seed=7), fresh=True)) != before
 
@@ -155,17 +155,15 @@ def test_without_its_recipe_a_run_is_not_taken_for_one_of_another(
     run = training.train(recipe_in("run"))
     right, before = (run / "recipe.yaml").read_bytes(), head_of(run)
     (run / "recipe.yaml").unlink()
-    with pytest.raises(UserError, match=r"recipe\.yaml is missing.*--fresh"):
+    with pytest.raises(UserError, match=r"recipe\.yaml: this file is missing.*--fresh"):
         training.train(recipe_in("run", learning_rate=1e-5))
     assert training.train(recipe_in("run")) == run and (run / "recipe.yaml").read_bytes() == right
     (run / "recipe.yaml").unlink()
     (run / "training.json").unlink()
     with pytest.raises(UserError, match=r"recipe\.yaml is missing"):
         training.train(recipe_in("run", learning_rate=1e-5))
-    facts = checkpoint.read_facts(
-        training.train(recipe_in("run", learning_rate=1e-5, seed=3), fresh=True)
-    )
-    assert facts["resumed_from"] is None and head_of(run) != before
+    facts = runs.record_of(training.train(recipe_in("run", learning_rate=1e-5, seed=3), fresh=True))
+    assert facts.resumed_from is None and head_of(run) != before
 
 
 def test_fresh_takes_every_measurement_of_the_old_weights_away(
@@ -212,7 +210,7 @@ def test_a_resumed_run_logs_the_losses_of_one_that_was_not(
         return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
     assert losses(cut) == losses(whole) and losses(whole)[-1][0] == 9
-    one, other = (checkpoint.read_facts(run)["train_loss"] for run in (whole, cut))
+    one, other = (runs.record_of(run).train_loss for run in (whole, cut))
     assert one == pytest.approx(other, rel=1e-9)
 
 
@@ -232,7 +230,7 @@ def test_a_reader_that_leaves_ends_no_training(
     os.close(reading)
     os.close(writing)
     os.waitpid(child, 0)
-    assert checkpoint.read_facts(tmp_path / "run")["steps"] == STEPS, (tmp_path / "log").read_text()
+    assert runs.record_of(tmp_path / "run").steps == STEPS, (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize("name", ["head.safetensors", "training.json"])
@@ -248,11 +246,11 @@ def test_a_damaged_export_is_made_again_from_the_last_checkpoint(
     damaged = raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:]
     (run / name).write_bytes(damaged)
     training.train(recipe)
-    assert "doing so, from its last checkpoint" in caplog.text
-    assert weights.read_bytes() == before and checkpoint.read_facts(run)["steps"] == STEPS
+    assert "exported again from the last checkpoint" in caplog.text
+    assert weights.read_bytes() == before and runs.record_of(run).steps == STEPS
     (run / name).write_bytes(damaged)
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(UserError, match="with --fresh: it has no checkpoint"):
+    with pytest.raises(UserError, match="with --fresh, because it has no checkpoint"):
         training.train(recipe)
 
 
@@ -265,7 +263,8 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(
     (run / "training.json").unlink()
     shutil.copytree(training.train(other) / "checkpoints", run / "checkpoints")
     with pytest.raises(
-        UserError, match=r"checkpoint-\d+: is of another run; remove it, or give --fresh"
+        UserError,
+        match=r"checkpoint-\d+: this checkpoint belongs to another run; remove it, or add --fresh",
     ):
         training.train(recipe)
 
@@ -296,5 +295,5 @@ def test_several_processes_mend_nothing(
     run = training.train(recipe)
     (run / "split.json").write_text("{}")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="give the command that trained it again, in one process"):
+    with pytest.raises(UserError, match="run the command that trained it again, in one process"):
         training.train(recipe)

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from llama_peft import cli
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, dump_recipe
-from llama_peft.run_folder import weights as checkpoint
+from llama_peft.system import seal
+from llama_peft.training import callbacks, checkpoints
 from llama_peft.training import fit as training
 from llama_peft.training import trainer as steady
-from tests.support import forked
+from tests.support import forked, runs
 
 TASKS = ["classification", "extractive_qa", "generative_qa"]
 
@@ -44,7 +45,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def hurt(monkeypatch: pytest.MonkeyPatch, before: Callable[[Any, dict[str, Any]], None]) -> None:
     """Calls `before` with the trainer and the inputs of every loss that training computes."""
-    right = steady.Steady.training_step
+    right = steady.SteadyTrainer.training_step
 
     def step(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
         if not hasattr(self, "was"):
@@ -58,7 +59,7 @@ def hurt(monkeypatch: pytest.MonkeyPatch, before: Callable[[Any, dict[str, Any]]
             self.compute_loss = compute
         return right(self, model, inputs, *rest)
 
-    monkeypatch.setattr(steady.Steady, "training_step", step)
+    monkeypatch.setattr(steady.SteadyTrainer, "training_step", step)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -91,7 +92,7 @@ def test_out_of_memory_does_the_same_step_in_smaller_pieces(
     moved = torch.cat([expected[key].flatten() for key in learnt]).norm()
     distance = torch.cat([(expected[key] - found[key]).flatten() for key in learnt]).norm()
     assert distance < 2e-2 * moved  # Adam turns noise in a tiny gradient into a step
-    losses = [checkpoint.read_facts(run)["train_loss"] for run in (whole, cut)]
+    losses = [runs.record_of(run).train_loss for run in (whole, cut)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -126,7 +127,7 @@ def test_the_first_number_that_is_none_stops_the_run_and_names_its_rows(
     where: str,
 ) -> None:
     recipe = recipe_of(make_recipe, base, "classification", tmp_path / "run", eval_steps=1)
-    right = steady.Steady.compute_loss
+    right = steady.SteadyTrainer.compute_loss
 
     def compute(self: Any, *args: Any, **kwargs: Any) -> Any:
         found = right(self, *args, **kwargs)
@@ -136,14 +137,14 @@ def test_the_first_number_that_is_none_stops_the_run_and_names_its_rows(
             found.register_hook(lambda gradient: gradient * float("inf"))
         return found
 
-    monkeypatch.setattr(steady.Steady, "compute_loss", compute)
+    monkeypatch.setattr(steady.SteadyTrainer, "compute_loss", compute)
     with pytest.raises(
         UserError, match=r"step 3: .* is (nan|inf); its batch: reviews-train-"
     ) as error:
         training.train(recipe)
     assert str(error.value).count("reviews-train-") == 8
     run = tmp_path / "run"
-    kept = checkpoint.newest_sealed(run / "checkpoints")
+    kept = checkpoints.newest_sealed(run / "checkpoints")
     assert kept is not None and kept.name == "checkpoint-2"
     state = load_file(kept / "adapter_model.safetensors")
     assert all(torch.isfinite(value).all() for value in state.values())
@@ -158,20 +159,20 @@ def words_of(recipe: Recipe, folder: Path) -> list[str]:
 
 def signalled(step: int, number: int) -> None:
     """In a child: a signal comes while a step is computed."""
-    plain = steady.Steady.training_step
+    plain = steady.SteadyTrainer.training_step
 
     def training_step(self: Any, *args: Any) -> Any:
         if self.state.global_step == step - 1:
             os.kill(os.getpid(), number)
         return plain(self, *args)
 
-    steady.Steady.training_step = training_step
+    steady.SteadyTrainer.training_step = training_step
 
 
 LONG = {"max_steps": 40, "eval_steps": 10, "logging_steps": 1, "per_device_train_batch_size": 4}
 CONSTANT = {"lr_scheduler_type": "constant"}
 """A step too many changes the weights."""
-ENDS = ("steps", "epochs", "train_loss", "best_step", "best_validation_loss")
+ENDS = {"steps", "epochs", "train_loss", "best_step", "best_validation_loss"}
 """Facts of a run that a stop does not change."""
 
 
@@ -204,7 +205,7 @@ def test_a_signal_saves_at_the_end_of_the_step(
     assert os.waitstatus_to_exitcode(status) == 128 + number, text
     assert "Traceback" not in text
     assert f"stopped; to continue: llama_peft train {tmp_path / 'recipe.yaml'}" in text
-    kept = checkpoint.newest_sealed(run / "checkpoints")
+    kept = checkpoints.newest_sealed(run / "checkpoints")
     assert kept is not None and kept.name == "checkpoint-13"
     child = forked.start(words, tmp_path / "log")
     assert os.waitpid(child, 0)[1] == 0, (tmp_path / "log").read_text()
@@ -231,7 +232,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
         time.sleep(rng.uniform(0.3, 0.9) * unhurt[1])
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        sealed = checkpoint.newest_sealed(run / "checkpoints")
+        sealed = checkpoints.newest_sealed(run / "checkpoints")
         steps.append(int(sealed.name.split("-")[1]) if sealed else 0)
     assert steps == sorted(steps), "nothing sealed was lost"
     child = forked.start(words, tmp_path / "log")
@@ -263,10 +264,10 @@ def test_killed_after_each_seal_it_ends_where_the_others_end(
         return recipe_of(make_recipe, base, "classification", tmp_path / name, **keys)
 
     def die_after_a_seal() -> None:
-        checkpoint.rotate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        callbacks.rotate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
     whole = training.train(recipe_in("whole"))
-    facts = checkpoint.read_facts(whole)
+    facts = runs.record_of(whole)
     code, starts = -signal.SIGKILL, 0
     while code == -signal.SIGKILL:
         words = words_of(recipe_in(f"start-{starts}"), tmp_path)
@@ -277,8 +278,8 @@ def test_killed_after_each_seal_it_ends_where_the_others_end(
     assert code == 0, (tmp_path / "log").read_text()
     assert starts > 2
     run = tmp_path / f"start-{starts}"
-    found = checkpoint.read_facts(run)
-    assert {key: found[key] for key in ENDS} == {key: facts[key] for key in ENDS}
+    found = runs.record_of(run)
+    assert found.model_dump(include=ENDS) == facts.model_dump(include=ENDS)
     assert all(torch.equal(weights(run)[key], value) for key, value in weights(whole).items())
 
 
@@ -295,7 +296,7 @@ def test_stopped_anywhere_in_an_epoch_it_ends_where_the_others_end(
     def stopped() -> None:
         signalled(step, signal.SIGINT)
         if and_killed:
-            steady.Steady.evaluate = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+            steady.SteadyTrainer.evaluate = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 
     whole = training.train(recipe_of(make_recipe, base, "classification", tmp_path / "w", **keys))
     run = tmp_path / "run"
@@ -304,8 +305,8 @@ def test_stopped_anywhere_in_an_epoch_it_ends_where_the_others_end(
         child = forked.start(words, tmp_path / "log", hook=hook)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert code in codes, (tmp_path / "log").read_text()
-    facts, found = checkpoint.read_facts(whole), checkpoint.read_facts(run)
-    assert {key: found[key] for key in ENDS} == {key: facts[key] for key in ENDS}
+    facts, found = runs.record_of(whole), runs.record_of(run)
+    assert found.model_dump(include=ENDS) == facts.model_dump(include=ENDS)
     losses = [
         [line for line in map(json.loads, (each / "history.jsonl").open()) if "eval_loss" in line]
         for each in (whole, run)
@@ -327,12 +328,12 @@ def test_validation_that_runs_out_of_memory_gives_the_same_loss(
 ) -> None:
     def validated(folder: Path) -> float:
         run = training.train(recipe_of(make_recipe, base, task, folder, max_steps=1))
-        return float(checkpoint.read_facts(run)["best_validation_loss"])
+        return float(runs.record_of(run).best_validation_loss)
 
     from llama_peft.training.tree_trainer import TreeTrainer
 
     expected = validated(tmp_path / "whole")
-    trainer = TreeTrainer if task == "generative_qa" else steady.Steady
+    trainer = TreeTrainer if task == "generative_qa" else steady.SteadyTrainer
     right = trainer.compute_loss
 
     def compute(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -390,7 +391,7 @@ def test_a_best_checkpoint_that_is_damaged_is_never_what_a_run_ends_with(
         return recipe_of(make_recipe, base, "classification", folder, **keys)
 
     whole = training.train(recipe(tmp_path / "whole"))
-    assert checkpoint.read_facts(whole)["best_step"] < 4
+    assert runs.record_of(whole).best_step < 4
 
     def damage(trainer: Any, inputs: dict[str, Any]) -> None:
         if trainer.state.global_step == 3:
@@ -402,7 +403,9 @@ def test_a_best_checkpoint_that_is_damaged_is_never_what_a_run_ends_with(
     hurt(monkeypatch, damage)
     with pytest.raises(UserError, match="the best checkpoint is gone or damaged"):
         training.train(recipe(tmp_path / "cut"))
-    assert checkpoint.newest_sealed(tmp_path / "cut/checkpoints") is None  # all name it as the best
+    assert (
+        checkpoints.newest_sealed(tmp_path / "cut/checkpoints") is None
+    )  # all name it as the best
     monkeypatch.undo()
     again = training.train(recipe(tmp_path / "cut"))
     assert all(torch.equal(weights(again)[key], value) for key, value in weights(whole).items())
@@ -413,15 +416,15 @@ def test_what_was_passed_over_does_not_crowd_out_what_is_sealed(tmp_path: Path) 
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "weights").write_text(str(step))
-    checkpoint.seal(tmp_path / "checkpoint-5")
-    resumed = checkpoint.newest_sealed(tmp_path)
+    seal.seal(tmp_path / "checkpoint-5")
+    resumed = checkpoints.newest_sealed(tmp_path)
     assert resumed == tmp_path / "checkpoint-5"
-    checkpoint.forget_newer(tmp_path, resumed)
+    checkpoints.remove_newer(tmp_path, resumed)
     seven = tmp_path / "checkpoint-7"
     seven.mkdir()
     (seven / "weights").write_text("7")
-    checkpoint.seal(seven)
-    checkpoint.rotate(tmp_path, 1, None)
+    seal.seal(seven)
+    checkpoints.rotate(tmp_path, 1, None)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-7"]
 
 
@@ -436,18 +439,18 @@ def test_a_resumed_run_tells_what_all_of_it_took(
         if trainer.state.global_step == 2:
             raise RuntimeError("the power goes out")
 
-    whole = checkpoint.read_facts(training.train(recipe(tmp_path / "whole")))
+    whole = runs.record_of(training.train(recipe(tmp_path / "whole")))
     hurt(monkeypatch, fail)
     with pytest.raises(RuntimeError, match="power"):
         training.train(recipe(tmp_path / "cut"))
     monkeypatch.undo()
-    path = checkpoint.newest_sealed(tmp_path / "cut/checkpoints")
+    path = checkpoints.newest_sealed(tmp_path / "cut/checkpoints")
     assert path is not None
-    checkpoint.write_spent(path, checkpoint.Spent(1000.0, 2**50), checkpoint.read_origin(path))
-    checkpoint.seal(path)
-    cut = checkpoint.read_facts(training.train(recipe(tmp_path / "cut")))
-    assert cut["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-6)
-    assert 1000 < cut["wall_seconds"] < 1300 and cut["peak_memory_bytes"] == 2**50
+    checkpoints.write_spent(path, checkpoints.Spent(1000.0, 2**50), checkpoints.read_origin(path))
+    seal.seal(path)
+    cut = runs.record_of(training.train(recipe(tmp_path / "cut")))
+    assert cut.train_loss == pytest.approx(whole.train_loss, rel=1e-6)
+    assert 1000 < cut.wall_seconds < 1300 and cut.peak_memory_bytes == 2**50
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""comparison.json: what tuning changed, in numbers for other programs; the card of a pushed run is made from it."""
+
+from pathlib import Path
+
+from llama_peft.run_folder.layout import COMPARISON
+from llama_peft.run_folder.record import Stored
+from llama_peft.system.files import read_summed, write_summed
+
+Interval = list[float]
+"""[low, high], 95 %."""
+
+
+class MetricComparison(Stored):
+    """One metric of both systems."""
+
+    name: str
+    percent: bool
+    """Whether the values are percentages; else they are fractions of 1."""
+    zero_shot: float | None = None
+    zero_shot_ci95: Interval | None = None
+    tuned: float | None = None
+    tuned_ci95: Interval | None = None
+    difference: float | None = None
+    difference_ci95: Interval | None = None
+    p: float | None = None
+
+
+class PartComparison(Stored):
+    """One part of the data."""
+
+    task: str
+    part: str
+    examples: int
+    not_comparable: str = ""
+    """Why there is no difference; empty if there is one."""
+    seen_in_training: int | None = None
+    """Examples that read the same as one that the model was trained on."""
+    metrics: list[MetricComparison]
+
+
+class Comparison(Stored):
+    """Zero-shot against tuned, and the sums of the files that this was made of."""
+
+    results_sha256: dict[str, str]
+    """The sum of results.json in each of the two folders."""
+    report_sha256: str | None = None
+    parts: list[PartComparison]
+
+
+def write_comparison(run: Path, comparison: Comparison) -> None:
+    """Write `comparison.json` into a run folder."""
+    write_summed(run / COMPARISON, comparison.model_dump(mode="json", exclude_unset=True))
+
+
+def read_comparison(run: Path) -> Comparison:
+    """The comparison of a run. Raises OSError or ValueError if there is none that can be read."""
+    return Comparison.model_validate(read_summed(run / COMPARISON, required=False))

@@ -1,0 +1,120 @@
+"""training.json: the record of a finished training, which also seals what the run exported."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llama_peft.errors import UserError
+from llama_peft.run_folder.layout import TRAINING, WEIGHTS_SUFFIX
+from llama_peft.system.files import read_summed, write_summed
+from llama_peft.system.seal import damaged
+
+VERSION = 1
+"""The newest form of the record that this package reads."""
+
+
+class Stored(BaseModel):
+    """A typed object of a JSON file. Keys that this version does not know are kept."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="allow", protected_namespaces=(), populate_by_name=True
+    )
+
+
+class Parameters(Stored):
+    """Numbers of parameters."""
+
+    total: int
+    trainable: int
+    base: int
+
+
+class HeadChoice(Stored):
+    """What the head reads; `head.layer: auto` is settled here."""
+
+    layer: int | Literal["auto"] = -1
+    pooling: Literal["last", "mean"] = "last"
+
+
+class TrainingRecord(Stored):
+    """What a finished training says of itself."""
+
+    version: int = VERSION
+    files: dict[str, str]
+    """The sum of every exported file, by its name in the run folder."""
+    base_fingerprint: str
+    """The Hub's commit of the base, or `sha256:` and a digest of its folder."""
+    parameters: Parameters
+    head: HeadChoice
+    examples: dict[str, int] = {}
+    """Examples of the train and the validation part."""
+    rows: dict[str, int] = {}
+    steps: int = 0
+    epochs: float | None = None
+    train_loss: float | None = None
+    """Mean over all steps, those before a resume included."""
+    history_sha256: str | None = None
+    best_validation_loss: float | None = None
+    best_step: int | None = None
+    resumed_from: str | None = None
+    wall_seconds: float = 0.0
+    """Over all starts of the run."""
+    peak_memory_bytes: int | None = None
+    split_sha256: str | None = None
+    """In a pushed run only: the sum of split.json, whose ids stay private. The same data give the same split again."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """The sum of the adapter's or the head's weights."""
+        return next(self.files[name] for name in self.files if name.endswith(WEIGHTS_SUFFIX))
+
+
+def write_record(folder: Path, record: TrainingRecord) -> None:
+    """Write `training.json`, last of all."""
+    write_summed(folder / TRAINING, record.model_dump(mode="json"))
+
+
+def read_record(folder: Path) -> TrainingRecord:
+    """The record of a finished run. Its exports are not verified. Raises UserError if there is none that can be read."""
+    path = folder / TRAINING
+    try:
+        record = TrainingRecord.model_validate(read_summed(path))
+        if record.version > VERSION:
+            raise ValueError(f"version {record.version} is newer than this package reads")
+    except FileNotFoundError:
+        raise _unfinished(folder, TRAINING) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _unreadable(path, f"{place}: {first['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, str(error)) from None
+    return record
+
+
+def verify_exports(folder: Path, record: TrainingRecord) -> None:
+    """Raise UserError unless every file that the record names is there and whole."""
+    try:
+        names = damaged(folder, record.files)
+    except FileNotFoundError as error:
+        raise _unfinished(folder, Path(error.filename).name) from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder / TRAINING, str(error)) from None
+    if names:
+        raise UserError(
+            f"{folder / names[0]}: this file was changed after the training; run the command that trained it again"
+        )
+
+
+def _unfinished(folder: Path, missing: str) -> UserError:
+    return UserError(
+        f"{folder}: there is no finished run here ({missing} is missing); "
+        "`llama-peft train RECIPE` makes one, or continues it"
+    )
+
+
+def _unreadable(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path}: this record of a run cannot be read ({reason}); run the command that trained it again"
+    )

@@ -1,0 +1,128 @@
+"""results.json: what an evaluation measured, after the shape of lm-evaluation-harness."""
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, JsonValue, ValidationError
+
+from llama_peft.run_folder.layout import RESULTS
+from llama_peft.run_folder.record import Stored
+from llama_peft.system.files import read_summed, write_summed
+
+VERSION = 1
+"""The newest form of the file that this package reads."""
+
+Scores = dict[str, int | float | list[float] | None]
+"""Scores, counts and thresholds by name; `<name>_ci95` is the interval [low, high] of a score."""
+
+
+class TrainingCost(Stored):
+    """What the training of a tuned model took."""
+
+    wall_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    steps: int | None = None
+
+
+class ModelConfig(Stored):
+    """The evaluated model."""
+
+    model_kind: str
+    """What tables call it, as "zero-shot verbalizer"."""
+    recipe: str
+    """Name of the recipe."""
+    model: str | None = None
+    """The base, by its Hub id or folder."""
+    parameters: dict[str, int] = Field(default_factory=dict)
+    base_fingerprint: str | None = None
+    adapter_sha256: str | None = None
+    run: str | None = None
+    """The run folder of a tuned model."""
+    adapter: str | None = None
+    """The folder of somebody else's adapter."""
+    training: TrainingCost = TrainingCost()
+    fewshot_from: str | None = None
+    seen_in_training: dict[str, int] | None = None
+    """For each part, examples that read the same as one that the model was trained on; None if that is not known."""
+    predictions: str | None = None
+    """The file that was scored, if no model was loaded."""
+    key: str | None = None
+    """A digest of everything that the predictions depend on."""
+
+
+class TaskSettings(Stored):
+    """How one task was evaluated. Older files say less."""
+
+    labels: list[str]
+    """Empty for question answering."""
+    task: str | None = None
+    dataset: dict[str, JsonValue] = Field(default_factory=dict)
+    data_file: str | None = None
+    data_split: str | None = None
+    prompt: dict[str, JsonValue] | None = None
+    quantization: dict[str, JsonValue] | None = None
+    dtype: str | None = None
+    max_length: int | None = None
+    doc_stride: int | None = None
+    eval: dict[str, JsonValue] = Field(default_factory=dict)
+    no_answer_threshold: float | None = None
+    bleu_signature: str | None = None
+
+
+class SampleCount(Stored):
+    """Examples of a part, and how many of them were evaluated."""
+
+    original: int
+    effective: int
+
+
+class Results(Stored):
+    """All that results.json says; `results` and `configs` have the same keys, one for each evaluated part."""
+
+    version: int = VERSION
+    results: dict[str, Scores]
+    configs: dict[str, TaskSettings]
+    config: ModelConfig
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Versions of the packages behind the numbers."""
+    n_samples: dict[str, SampleCount] = Field(
+        default_factory=dict,
+        serialization_alias="n-samples",
+        validation_alias=AliasChoices("n-samples", "n_samples"),
+    )
+    higher_is_better: dict[str, dict[str, bool]] = Field(default_factory=dict)
+    git_hash: str | None = None
+    date: str | None = None
+    adapter_sha256: str | None = None
+    base_revision: str | None = None
+    """The fingerprint of the base."""
+    peak_memory_bytes: int | None = None
+    wall_seconds: float | None = None
+    predictions_sha256: str | None = None
+    """None in results of other tools, which have no sum of their own either."""
+
+    @property
+    def settings(self) -> TaskSettings:
+        """How the first task was evaluated; the tasks of one file differ in their part only."""
+        return next(iter(self.configs.values()))
+
+
+def write_results(folder: Path, results: Results) -> None:
+    """Write `results.json` into the folder of an evaluation."""
+    write_summed(folder / RESULTS, results.model_dump(mode="json", by_alias=True))
+
+
+def read_results(path: Path) -> Results:
+    """The results in a file.
+
+    Raises OSError if it cannot be read, and ValueError, in one line, if it is damaged or newer than this package.
+    """
+    try:
+        found = Results.model_validate(read_summed(path, required=False))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if found.version > VERSION:
+        raise ValueError(f"version {found.version} is newer than this package reads")
+    if not found.results or not found.configs:
+        raise ValueError("it holds no task")
+    return found

@@ -1,0 +1,57 @@
+"""A finished run, opened once and passed along: its files are verified, and no model is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_peft.model.fingerprint import is_commit
+from llama_peft.recipe import Recipe, load_recipe
+from llama_peft.run_folder.layout import ADAPTER, RECIPE
+from llama_peft.run_folder.record import TrainingRecord, read_record, verify_exports
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the files of a finished run say."""
+
+    folder: Path
+    record: TrainingRecord
+    written: Recipe
+    """recipe.yaml as it stands."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe as it was trained: the layer that `auto` led to, and the commit of a base on the Hub."""
+        head = self.written.head.model_copy(update=self.record.head.model_dump())
+        model = self.written.model
+        if (commit := self.commit) is not None:  # the branch may have moved on since
+            model = model.model_copy(update={"revision": commit})
+        return self.written.model_copy(update={"head": head, "model": model})
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of labels 0, 1, ...; empty for questions."""
+        return tuple(self.written.dataset.labels or ())
+
+    @property
+    def commit(self) -> str | None:
+        """The base's commit on the Hub; None if the base is a folder."""
+        found = self.record.base_fingerprint
+        return found if is_commit(found) else None
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the adapter: `adapter/`, or in a pushed run its top, where PEFT looks."""
+        inner = self.folder / ADAPTER
+        return inner if inner.is_dir() else self.folder
+
+
+def open_run(folder: Path) -> Run:
+    """Open a finished run and verify what it exported. Raises UserError if it is unfinished or damaged."""
+    record = read_record(folder)
+    verify_exports(folder, record)
+    return Run(folder=folder, record=record, written=load_recipe(folder / RECIPE))
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder belongs to a run, finished or not."""
+    return Path(folder, RECIPE).is_file()

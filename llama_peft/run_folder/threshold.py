@@ -1,0 +1,53 @@
+"""threshold.json: the no-answer probability above which a span run gives no answer."""
+
+from pathlib import Path
+
+from llama_peft.errors import UserError
+from llama_peft.run_folder.layout import THRESHOLD
+from llama_peft.run_folder.record import Stored, read_record
+from llama_peft.system.files import read_summed, write_summed
+
+UNFITTED = 0.5
+"""The threshold without validation examples to fit it on."""
+
+
+class Threshold(Stored):
+    """A fitted threshold, and what it was fitted for."""
+
+    no_answer_threshold: float
+    """Below 0 if giving no answer at all is best."""
+    fitted_on: int = 0
+    """Validation examples."""
+    metric: str = "f1"
+    fitted_for: str | None = None
+    """A digest of the settings and examples that the threshold depends on."""
+    adapter_sha256: str | None = None
+    """The sum of the weights that it was fitted for."""
+
+
+def write_threshold(folder: Path, threshold: Threshold) -> None:
+    """Keep a fitted threshold in its run folder. Raises OSError if the folder cannot be written to."""
+    write_summed(folder / THRESHOLD, threshold.model_dump(mode="json"))
+
+
+def read_threshold(folder: Path) -> Threshold | None:
+    """The threshold that a run was evaluated with; None before its evaluation.
+
+    Raises UserError if the file is damaged, or belongs to other weights than the run's.
+    """
+    path = folder / THRESHOLD
+    if not path.is_file():
+        return None
+    try:
+        found = Threshold.model_validate(read_summed(path, required=False))
+        if not -1 <= found.no_answer_threshold <= 1:
+            raise ValueError("it is not a probability")
+        weights = found.adapter_sha256
+        if weights is not None and weights not in read_record(folder).files.values():
+            raise ValueError("it belongs to other weights")
+    except (OSError, ValueError, UserError):
+        raise UserError(
+            f"{path}: this file is damaged, or belongs to other weights than the run's; "
+            f"fit the threshold again with: llama-eval run --model {folder}"
+        ) from None
+    return found

@@ -1,0 +1,122 @@
+"""`head.layer: auto`: which block's states a head alone should read, chosen by the validation loss of a linear probe.
+
+Every layer and pooling of a sample of rows is computed in one pass. The choice is kept in the run folder.
+"""
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+from llama_peft.errors import UserError
+from llama_peft.recipe import Head, Recipe
+from llama_peft.run_folder.layout import LAYER_CHOICE
+from llama_peft.run_folder.record import Stored
+from llama_peft.system.files import read_summed, write_summed
+from llama_peft.training.features import Key, States, cache_folder, compute
+from llama_peft.training.rows import Row
+
+if TYPE_CHECKING:
+    import numpy
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+POOLINGS: tuple[Literal["last", "mean"], ...] = ("last", "mean")
+SAMPLE = 2000
+"""Train rows that a layer is chosen on."""
+
+
+class Candidate(Stored):
+    """A layer and a pooling, with the validation loss of a probe on their states."""
+
+    layer: int
+    pooling: Literal["last", "mean"]
+    loss: float
+
+
+class Choice(Stored):
+    """head.json: all candidates, the best one first."""
+
+    tried: list[Candidate]
+    rows: int
+    """Train rows that each probe was fitted on."""
+
+
+class _Labelled(NamedTuple):
+    features: "numpy.ndarray[tuple[int, int], numpy.dtype[numpy.float32]]"
+    labels: list[int]
+
+
+def choose(
+    recipe: Recipe, model: "PreTrainedModel", rows: Mapping[str, Sequence[Row]], run: Path
+) -> Head:
+    """The head section with `layer: auto` replaced by the best candidate. Says what was tried."""
+    found = _kept(run)
+    if found is None:
+        found = _tried(recipe, model, rows, cache_folder(run))
+        write_summed(run / LAYER_CHOICE, found.model_dump(mode="json"))
+    best = found.tried[0]
+    listed = ", ".join(f"{one.layer} {one.pooling} {one.loss:.4f}" for one in found.tried[:5])
+    log.info(
+        "layer auto: %d candidates were tried on %d rows; validation loss of the best: %s",
+        *(len(found.tried), found.rows, listed),
+    )
+    return recipe.head.model_copy(update={"layer": best.layer, "pooling": best.pooling})
+
+
+def _kept(run: Path) -> Choice | None:
+    """An earlier choice; None if there is none, or if it is damaged."""
+    try:
+        return Choice.model_validate(read_summed(run / LAYER_CHOICE))
+    except (OSError, ValueError):
+        return None
+
+
+def _tried(
+    recipe: Recipe, model: "PreTrainedModel", rows: Mapping[str, Sequence[Row]], folder: Path
+) -> Choice:
+    """Every layer and pooling with its validation loss, the best one first."""
+    depth = model.config.get_text_config().num_hidden_layers
+    keys = tuple(Key(layer, pooling) for layer in range(1, depth + 1) for pooling in POOLINGS)
+    sampler = random.Random(recipe.dataset.seed)
+    sample = {part: sampler.sample(its, min(SAMPLE, len(its))) for part, its in rows.items() if its}
+    if "validation" not in sample:
+        raise UserError("head.layer: auto needs a validation part: set dataset.validation_size")
+    folders = {
+        part: compute(recipe, model, part, its, folder, keys) for part, its in sample.items()
+    }
+    tried = []
+    for key in keys:
+        parts = {part: States(its, folders[part], key) for part, its in sample.items()}
+        loss = probe_loss(parts["train"], parts["validation"])
+        tried.append(Candidate(layer=key.layer, pooling=key.pooling, loss=loss))
+    tried.sort(key=lambda one: (one.loss, -one.layer))
+    return Choice(tried=tried, rows=len(sample["train"]))
+
+
+def probe_loss(train: States, validation: States) -> float:
+    """Validation cross-entropy of a logistic regression on standardised states."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
+    fitted_on, held_out = _labelled(train), _labelled(validation)
+    probe.fit(*fitted_on)
+    # A rare class may be missing from the sample of train rows.
+    known = [i for i, label in enumerate(held_out.labels) if label in set(fitted_on.labels)]
+    probabilities = probe.predict_proba(held_out.features[known])
+    return float(
+        log_loss([held_out.labels[i] for i in known], probabilities, labels=probe.classes_)
+    )
+
+
+def _labelled(states: States) -> _Labelled:
+    items = [states[i] for i in range(len(states))]
+    features = torch.stack([item["features"] for item in items])
+    return _Labelled(features.float().numpy(), [item["labels"] for item in items])

@@ -1,0 +1,261 @@
+"""Everything that a training needs before its first step: rows, base, head or adapter, and the Trainer of the task."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_peft import data
+from llama_peft.data import QuestionExample
+from llama_peft.model import backbone, counts
+from llama_peft.model.fingerprint import base_fingerprint
+from llama_peft.model.lora import add_lora, count_loaded
+from llama_peft.recipe import Recipe
+from llama_peft.run_folder.layout import CHECKPOINTS, HISTORY
+from llama_peft.tokens.prompts import PromptEncoder
+from llama_peft.training.checkpoints import Origin
+from llama_peft.training.resume import recipe_sum
+from llama_peft.training.rows import Row, collate, encode_part
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+log = logging.getLogger(__name__)
+
+_OWN_KEYS = {
+    "output_dir", "max_length", "doc_stride", "packing", "eval_steps", "save_total_limit",
+    "early_stopping_patience",
+}  # fmt: skip
+"""Keys of `train` that TrainingArguments does not have, or gets in another form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What a training reads."""
+
+    recipe: Recipe
+    """With `head.layer: auto` settled."""
+    encoder: PromptEncoder
+    rows: dict[str, list[Row]]
+    """Rows of token ids of the train and the validation part."""
+    base: "PreTrainedModel"
+    origin: Origin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attached:
+    """What a training changes, and the rows that it is fed."""
+
+    model: "nn.Module"
+    counted: counts.Counts
+    rows: Mapping[str, Sequence[Row]]
+    """Token ids, or for a head alone the states of the frozen base."""
+
+
+def load(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Loaded:
+    """Encode the data and load the base; `head.layer: auto` is settled here."""
+    encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
+    sums = (recipe_sum(recipe), data.content_sum(dataset))
+    rows = {
+        part: encode_part(recipe, encoder, part, dataset.parts.get(part, []))
+        for part in data.TRAINED_ON
+    }
+    base = backbone.load(recipe, recipe.task, len(dataset.labels))
+    if recipe.head.layer == "auto":
+        from llama_peft.training.layer_choice import choose
+
+        head = choose(recipe, base, rows, folder)
+        recipe = recipe.model_copy(update={"head": head})
+        base = backbone.load(recipe, recipe.task, len(dataset.labels))
+    origin = Origin(base_fingerprint(recipe), *sums)
+    return Loaded(recipe=recipe, encoder=encoder, rows=rows, base=base, origin=origin)
+
+
+def attach(loaded: Loaded, folder: Path) -> Attached:
+    """The base with LoRA and a copy of its head, or the head alone, ready to train."""
+    recipe, base = loaded.recipe, loaded.base
+    rows: Mapping[str, Sequence[Row]] = loaded.rows
+    model = trained_module(recipe, base)
+    if on_features(recipe):
+        rows, model = _features(recipe, base, loaded.rows, folder)
+    counted = count_loaded(base, recipe.task)
+    log.info(counted.describe())
+    return Attached(model=model, counted=counted, rows=rows)
+
+
+def trained_module(recipe: Recipe, base: "PreTrainedModel") -> "nn.Module":
+    """The module that Trainer trains: the base with LoRA, or its head alone."""
+    if recipe.lora is not None:
+        return add_lora(base, recipe.lora, recipe.task, recipe)
+    return head_only(base, str(recipe.kind.head))
+
+
+def head_only(model: "PreTrainedModel", name: str) -> "nn.Module":
+    """A module whose only parameters are the head's, with the frozen base behind it.
+
+    Trainer refuses a quantised model without adapters, and would save the whole of it in each checkpoint. No input and no
+    weight of the base needs a gradient, so its forward builds no graph and keeps no activations.
+    """
+    from torch import nn
+
+    class HeadOnly(nn.Module):
+        accepts_loss_kwargs = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, name, getattr(model, name).requires_grad_(True))
+            self._frozen = (model,)  # in a tuple, so that its weights are not this module's
+
+        def forward(self, **batch: "Tensor") -> object:
+            return self._frozen[0](**batch)
+
+    return HeadOnly()
+
+
+def on_features(recipe: Recipe) -> bool:
+    """Whether a head alone trains on states that are computed once."""
+    alone = recipe.kind.caches_features and recipe.lora is None
+    return alone and recipe.head.features != "none"
+
+
+def _features(
+    recipe: Recipe, base: "PreTrainedModel", rows: dict[str, list[Row]], folder: Path
+) -> "tuple[dict[str, Any], nn.Module]":
+    """The parts as states, and the head that reads them. Of several processes the first one computes the states."""
+    from accelerate import PartialState
+
+    from llama_peft.training import features
+
+    cache = features.cache_folder(folder)
+    with PartialState(cpu=recipe.train.use_cpu).main_process_first():
+        found: dict[str, Any] = {
+            part: features.states(recipe, base, part, its, cache) if its else []
+            for part, its in rows.items()
+        }
+    return found, features.FeatureHead(base.score)
+
+
+def check_tree_rows(loaded: Loaded, model: "nn.Module", dataset: data.Dataset) -> None:
+    """Compare tree rows with plain ones before the first step: a wrong mask would train, and say nothing."""
+    recipe, encoder = loaded.recipe, loaded.encoder
+    if recipe.train.packing != "prefix_tree":
+        return
+    from llama_peft.training.tree_trainer import check
+
+    # The first questions share a few passages, so their row has branches.
+    examples = [one for one in dataset.parts["train"][:6] if isinstance(one, QuestionExample)]
+    encoded = [encoder.encode(example, training=True) for example in examples]
+    limit = recipe.train.max_length
+    fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
+    if fitting:
+        found = check(model, fitting, limit)
+        log.info("self-check: loss %.5f as a tree, %.5f one by one", *found)
+
+
+def build_trainer(
+    recipe: Recipe,
+    model: "nn.Module",
+    encoder: PromptEncoder,
+    train_rows: Sequence[Row],
+    validation_rows: Sequence[Row],
+    folder: Path,
+) -> "Trainer":
+    """A Trainer or SFTTrainer that writes history.jsonl and keeps the best checkpoint by validation loss."""
+    from transformers import TrainingArguments
+
+    from llama_peft.training import features
+    from llama_peft.training.trainer import IDS, SteadyTrainer
+
+    arguments = training_arguments(recipe, bool(validation_rows), folder)
+    callbacks = _callbacks(recipe, bool(arguments["load_best_model_at_end"]), folder)
+    pad_id = encoder.tokenizer.pad_token_id
+
+    def collator(rows: Sequence[Row]) -> dict[str, Any]:
+        batch = features.collate(rows) if "features" in rows[0] else collate(rows, pad_id)
+        return {**batch, IDS: [row["ids"] for row in rows]}
+
+    if recipe.kind.head is not None:
+        return SteadyTrainer(
+            model=model,
+            args=TrainingArguments(**arguments),
+            data_collator=collator,
+            train_dataset=train_rows,
+            eval_dataset=validation_rows or None,
+            callbacks=callbacks,
+        )
+    from datasets import Dataset
+    from trl import SFTConfig
+
+    from llama_peft.training.tree_trainer import TreeTrainer
+
+    trainer = TreeTrainer(
+        model=model,
+        args=SFTConfig(
+            **arguments,
+            max_length=recipe.train.max_length,
+            packing=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        data_collator=collator,
+        train_dataset=Dataset.from_list(train_rows),
+        eval_dataset=Dataset.from_list(validation_rows) if validation_rows else None,
+        processing_class=encoder.tokenizer,
+        callbacks=callbacks,
+    )
+    for parameter in trainer.model.parameters():
+        # SFTTrainer has just cast the adapter to bfloat16, where small updates vanish.
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def _callbacks(recipe: Recipe, keeps_best: bool, folder: Path) -> "list[TrainerCallback]":
+    from transformers import EarlyStoppingCallback
+
+    from llama_peft.training.callbacks import History
+
+    callbacks: list[TrainerCallback] = [History(folder / HISTORY)]
+    if recipe.train.early_stopping_patience is not None and keeps_best:
+        callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
+    return callbacks
+
+
+def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[str, object]:
+    """Keyword arguments of TrainingArguments; validation and saving happen at the same steps."""
+    import torch
+
+    given = recipe.train.model_dump(exclude=_OWN_KEYS)
+    place = torch.device("cpu") if recipe.train.use_cpu else backbone.device()
+    dtype = recipe.model.dtype or str(backbone.fast_dtype(place)).removeprefix("torch.")
+    steps = recipe.train.eval_steps
+    strategy = "epoch" if steps is None else "steps"
+    return {
+        **given,
+        "output_dir": str(folder / CHECKPOINTS),
+        "use_cpu": place.type == "cpu",
+        "bf16": dtype == "bfloat16" and place.type == "cuda",
+        "fp16": dtype == "float16" and place.type == "cuda",
+        "eval_strategy": strategy if validates else "no",
+        "save_strategy": strategy,
+        "eval_steps": steps,
+        "per_device_eval_batch_size": recipe.train.validation_batch_size,
+        "save_steps": steps or 500,
+        # A head alone keeps no activations of the backbone, so there is nothing to compute again.
+        "activation_checkpointing": recipe.train.activation_checkpointing
+        and recipe.lora is not None,
+        "load_best_model_at_end": validates,
+        "metric_for_best_model": "eval_loss" if validates else None,
+        "greater_is_better": False if validates else None,
+        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
+        "save_total_limit": None,  # SealCheckpoints removes old ones, after the new one is sealed
+        # States all have one size, so their batches can be random.
+        "train_sampling_strategy": "random" if on_features(recipe) else "group_by_length",
+        "label_names": list(recipe.kind.label_keys),
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,  # would log NaN as 0.0
+        "logging_first_step": True,
+        "ddp_find_unused_parameters": False,
+        "project": recipe.name,
+    }
