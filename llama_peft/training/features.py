@@ -16,7 +16,7 @@ import random
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import torch
 from filelock import FileLock
@@ -29,15 +29,17 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from llama_peft.errors import UserError
 from llama_peft.model import heads
 from llama_peft.prefix_tree import pack as prefix_tree
+from llama_peft.prefix_tree.mask import attention_inputs
+from llama_peft.prefix_tree.pack import TreeRow
 from llama_peft.recipe import Head, Recipe
 from llama_peft.run_folder import weights as checkpoint
 from llama_peft.system.files import amount, check_sum, fsync, sha256, with_sum, write_durably
 from llama_peft.tokens.batches import batches, pad
 from llama_peft.tokens.prompts import Encoded
+from llama_peft.training.rows import ClassificationRow as Row
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 POOLINGS = ("last", "mean")
 SHARD = 4096
 """Texts a shard: what a kill can cost."""
@@ -58,8 +60,24 @@ class Key(NamedTuple):
     pooling: str
 
 
-class States(Dataset[Row]):
-    """The states of one part's rows, in their order; a row is {"features": (D,), "labels", "ids"}."""
+class FeatureRow(TypedDict):
+    """The pooled state (D,) of a text, and the number of its label."""
+
+    ids: list[str]
+    features: Tensor
+    labels: int
+
+
+class FeatureBatch(TypedDict):
+    """Feature rows as tensors, and the example ids of each row."""
+
+    features: Tensor
+    labels: Tensor
+    ids: list[list[str]]
+
+
+class States(Dataset[FeatureRow]):
+    """The states of one part's rows, in their order."""
 
     def __init__(self, rows: Sequence[Row], folder: Path, key: Key) -> None:
         self._rows = rows
@@ -71,14 +89,10 @@ class States(Dataset[Row]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> FeatureRow:
         row = self._rows[index]
         shard, place = self._place[index]
-        return {
-            "features": self._shards[shard][place],
-            "labels": row["labels"],
-            "ids": row["ids"],
-        }
+        return FeatureRow(ids=row["ids"], features=self._shards[shard][place], labels=row["labels"])
 
 
 class FeatureHead(nn.Module):
@@ -95,12 +109,13 @@ class FeatureHead(nn.Module):
         return SequenceClassifierOutput(loss=heads.class_loss(logits, labels), logits=logits)
 
 
-def collate(rows: Sequence[Row]) -> dict[str, Any]:
-    """States and labels of a batch."""
-    return {
-        "features": torch.stack([row["features"] for row in rows]),
-        "labels": torch.tensor([row["labels"] for row in rows]),
-    }
+def collate(rows: Sequence[FeatureRow]) -> FeatureBatch:
+    """Return states and labels as a batch."""
+    return FeatureBatch(
+        features=torch.stack([row["features"] for row in rows]),
+        labels=torch.tensor([row["labels"] for row in rows]),
+        ids=[row["ids"] for row in rows],
+    )
 
 
 def states(recipe: Recipe, model: Any, part: str, rows: Sequence[Row], folder: Path) -> States:
@@ -242,7 +257,8 @@ def _check_disk(folder: Path, numbers: int, model: Any) -> None:
         )
 
 
-Group = tuple[list[int], Any]
+Fed: TypeAlias = TreeRow | list[Sequence[int]]
+Group = tuple[list[int], Fed]
 """Numbers of the rows, and what is fed to the model: a tree row, or their ids."""
 
 
@@ -354,21 +370,20 @@ def _fill(
 
 
 @torch.inference_mode()
-def _pooled(model: Any, fed: Any, keys: tuple[Key, ...]) -> list[Tensor]:
+def _pooled(model: Any, fed: Fed, keys: tuple[Key, ...]) -> list[Tensor]:
     """(N, D) of each key, in float32, for the texts of one group."""
     if isinstance(fed, dict):
-        batch = {k: v.to(model.device) for k, v in prefix_tree.collate([fed]).items()}
+        batch = prefix_tree.collate([fed])
+        subtree_end = batch["subtree_end"].to(model.device)
+        position_ids = batch["position_ids"].to(model.device)
         ends = torch.tensor(fed["starts"], device=model.device)
         index = torch.arange(len(fed["input_ids"]), device=model.device)
-        path_NT = (index <= ends[:, None]) & (ends[:, None] < batch["subtree_end"])
+        path_NT = (index <= ends[:, None]) & (ends[:, None] < subtree_end)
         inputs = {
-            "input_ids": batch["input_ids"],
-            "position_ids": batch["position_ids"],
-            **prefix_tree.attention_inputs(
-                model.config.get_text_config(),
-                batch["subtree_end"],
-                batch["position_ids"],
-                model.dtype,
+            "input_ids": batch["input_ids"].to(model.device),
+            "position_ids": position_ids,
+            **attention_inputs(
+                model.config.get_text_config(), subtree_end, position_ids, model.dtype
             ),
         }
     else:

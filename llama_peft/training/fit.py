@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from llama_peft.system.files import disk_trouble, sha256, write_durably
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory
 from llama_peft.tokens.prompts import PromptEncoder
-from llama_peft.training.rows import Row, collate, encode_part
+from llama_peft.training.rows import ClassificationRow, collator, encode_part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -147,12 +147,18 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Path:
                 f"{resumed}: is of another run; remove it, or give --fresh to start again"
             )
     model = attach(recipe, base)
+    collate: Callable[..., object] = collator(recipe, encoder.tokenizer.pad_token_id)
     if _on_features(recipe):
+        from llama_peft.training import features
+
         rows, model = _features(recipe, base, rows, folder)
+        collate = features.collate
     counted = backbone.count_loaded(base, recipe.task)
     log.info(counted.describe())
     with named_mistake("train"):
-        trainer = build_trainer(recipe, model, encoder, rows["train"], rows["validation"], folder)
+        trainer = build_trainer(
+            recipe, model, encoder, rows["train"], rows["validation"], collate, folder
+        )
     if recipe.train.packing == "prefix_tree":
         _check_tree_rows(recipe, encoder, model, dataset.parts["train"])
     trainer.accelerator.wait_for_everyone()
@@ -218,7 +224,7 @@ def _on_features(recipe: Recipe) -> bool:
 
 
 def _features(
-    recipe: Recipe, base: Any, rows: dict[str, list[Row]], folder: Path
+    recipe: Recipe, base: Any, rows: dict[str, Sequence[ClassificationRow]], folder: Path
 ) -> "tuple[dict[str, Any], nn.Module]":
     """The parts as states, and the head that reads them. Of several processes the first computes."""
     from accelerate import PartialState
@@ -238,14 +244,14 @@ def _check_tree_rows(
     recipe: Recipe, encoder: PromptEncoder, model: Any, examples: Sequence[Any]
 ) -> None:
     """Hold tree rows against plain ones before the first step: a wrong mask would train, and say nothing."""
-    from llama_peft.training.tree_trainer import check
+    from llama_peft.prefix_tree.loss import self_check
 
     # The first questions stand on the same few passages, so their row has branches.
     encoded = [encoder.encode(example, training=True) for example in examples[:6]]
     limit = recipe.train.max_length
     fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
     if fitting:
-        found = check(model, fitting, limit)
+        found = self_check(model, fitting, limit)
         log.info("self-check: loss %.5f as a tree, %.5f one by one", *found)
 
 
@@ -284,31 +290,25 @@ def build_trainer(
     encoder: PromptEncoder,
     train_rows: Any,
     validation_rows: Any,
+    collate: Callable[..., object],
     folder: Path,
 ) -> "Trainer":
     """A steady Trainer or SFTTrainer that writes history.jsonl and keeps the best checkpoint by validation loss."""
     from transformers import EarlyStoppingCallback, TrainingArguments
 
-    from llama_peft.training import features
     from llama_peft.training.callbacks import History
-    from llama_peft.training.trainer import IDS, Steady
+    from llama_peft.training.trainer import Steady
 
     arguments = training_arguments(recipe, bool(validation_rows), folder)
     best = arguments["load_best_model_at_end"]
     callbacks: list[Any] = [History(folder / HISTORY)]
     if recipe.train.early_stopping_patience is not None and best:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
-    pad_id = encoder.tokenizer.pad_token_id
-
-    def collator(rows: Sequence[Row]) -> dict[str, Any]:
-        batch = features.collate(rows) if "features" in rows[0] else collate(rows, pad_id)
-        return {**batch, IDS: [row["ids"] for row in rows]}
-
     if recipe.kind.head is not None:
         return Steady(
             model=model,
             args=TrainingArguments(**arguments),
-            data_collator=collator,
+            data_collator=collate,
             train_dataset=train_rows,
             eval_dataset=validation_rows or None,
             callbacks=callbacks,
@@ -326,7 +326,7 @@ def build_trainer(
             packing=False,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
-        data_collator=collator,
+        data_collator=collate,
         train_dataset=Dataset.from_list(train_rows),
         eval_dataset=Dataset.from_list(validation_rows) if validation_rows else None,
         processing_class=encoder.tokenizer,
