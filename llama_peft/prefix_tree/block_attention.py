@@ -1,12 +1,13 @@
 """Attention over tree rows in blocks: a block of queries meets only keys that one of them sees.
 
-A dense mask computes every pair of a row and throws most of them away: a row of seven paragraphs has
-seven times the pairs that its questions need. The keys that a block of queries can see follow from
-`subtree_end` alone. They are gathered and given to the library's own sdpa with their part of the mask,
-so the sums are the same in another order. Batches that are not tree rows go to sdpa unchanged.
+A dense mask computes every pair of a row and throws most of them away: a row of seven paragraphs
+has seven times the pairs that its questions need. The keys that a block of queries can see follow
+from `subtree_end` alone. They are gathered and given to the library's own sdpa with their part of
+the mask, so the sums are the same in another order. Batches that are not tree rows go to sdpa
+unchanged.
 
-    queries 4-7 of the tree drawn in `mask.py`      keys  0 1 2 3 4 5 6 7 8
-                                                          x x . . x x x x .     gathered: 0 1 4 5 6 7
+    queries 4-7 of the tree drawn in `mask.py`    keys  0 1 2 3 4 5 6 7 8
+                                                        x x . . x x x x .   gathered: 0 1 4 5 6 7
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_in_blocks"
 QUERIES = 128
-"""Queries in a block: fewer gather the same keys more often, more meet keys that few of them see."""
+"""Queries in a block: fewer gather keys more often, more meet keys that few of them see."""
 
 # Shapes: B rows, H heads, Q queries and K keys (tokens of a row), D head size.
 
@@ -55,7 +56,7 @@ def attention(
     key_blocks: list[list[Block]] | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Return the output (B, Q, H, D) of sdpa, computed with each block's rows and columns of the mask.
+    """Return the output (B, Q, H, D) of sdpa, computed with each block's part of the mask.
 
     The signature is the one that transformers asks of an attention function.
     """

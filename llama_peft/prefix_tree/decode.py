@@ -1,11 +1,11 @@
 """Greedy decoding and log-likelihoods of many prompts, with shared prefixes computed once.
 
 A tree row of prompts runs once into one key-value cache. Then each step feeds one token for each
-unfinished branch into the same row and cache, side by side. A token sees the path of its branch: the
-prompt's tokens up the tree, and the tokens that its own branch has generated. A paragraph is never
-copied for each question. A finished branch is fed no more tokens, and no other branch sees its keys.
-In float32 the result equals `model.generate` prompt by prompt, token for token (the plain twin is
-`greedy_plain` in `run_folder/predict.py`).
+unfinished branch into the same row and cache, side by side. A token sees the path of its branch:
+the prompt's tokens up the tree, and the tokens that its own branch has generated. A paragraph is
+never copied for each question. A finished branch is fed no more tokens, and no other branch sees
+its keys. In float32 the result equals `model.generate` prompt by prompt, token for token (the plain
+twin is `greedy_plain` in `run_folder/predict.py`).
 
     keys      i A q r B s | q1 r1 s1 | q2 s2      r ended at its second token
     query s2  x . . . x x | .  .  x  | .  x
@@ -62,8 +62,8 @@ def greedy(
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield (id, generated ids) in row order; generation ends with the first of `stop_token_ids`.
 
-    Rows get wider if a prompt is longer than `max_tokens_per_row`: a setting for speed must not decide
-    which prompts can be answered.
+    Rows get wider if a prompt is longer than `max_tokens_per_row`: a setting for speed must not
+    decide which prompts can be answered.
     """
     requests = [_Request(p.id, tuple(p.prompt)) for p in prompts]
     for row in _rows(requests, max_tokens_per_row):

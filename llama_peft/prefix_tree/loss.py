@@ -1,8 +1,8 @@
 """The loss on answer positions, and the self-check that tree rows give the loss of plain examples.
 
-The LM head takes a fifth of a small model's forward pass, and its logits take half a megabyte for each
-token, while answers are a few percent of the tokens. So only the positions that predict a label are
-projected. trl does that on CUDA alone; here it holds everywhere.
+The LM head takes a fifth of a small model's forward pass, and its logits take half a megabyte for
+each token, while answers are a few percent of the tokens. So only the positions that predict a
+label are projected. trl does that on CUDA alone; here it holds everywhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,8 @@ class Losses(NamedTuple):
 def answer_logits(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> AnswerLogits:
     """Return the logits at the positions that predict a label, and these labels.
 
-    This goes through the model's own forward, so that DDP, PEFT and Gemma's soft-capping still apply.
+    This goes through the model's own forward, so that DDP, PEFT and Gemma's soft-capping still
+    apply.
     """
     targets = functional.pad(inputs["labels"], (0, 1), value=IGNORE_INDEX)[:, 1:]
     predicts = targets != IGNORE_INDEX
@@ -52,7 +53,8 @@ def answer_loss(
 ) -> Tensor:
     """Return the cross-entropy of the labels, as transformers' ForCausalLMLoss.
 
-    It is summed in float32 and divided by the labels of the whole accumulated batch, or of this one.
+    It is summed in float32 and divided by the labels of the whole accumulated batch, or of this
+    one.
     """
     logits_NV, labels_N = answer_logits(model, inputs)
     total = functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
@@ -61,7 +63,7 @@ def answer_loss(
 
 @torch.no_grad()
 def mean_loss(model: torch.nn.Module, rows: Sequence[TreeRow]) -> float:
-    """Return the mean loss over the labels of all rows, so that tree and plain rows can be compared."""
+    """Return the mean loss over all labels, so that tree and plain rows can be compared."""
     total, count = 0.0, 0
     for row in rows:
         batch = _to_device(collate([row]), model)
@@ -86,9 +88,9 @@ def self_check(model: torch.nn.Module, examples: Sequence[EncodedLike], max_leng
     tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
     if not abs(tree - one_by_one) <= tolerance * max(abs(one_by_one), 1.0):
         raise UserError(
-            f"prefix-tree rows give a loss of {tree:.6f}, but the same {len(examples)} examples one by "
-            f"one give {one_by_one:.6f}: the mask is wrong for this model or attention backend; set "
-            "train.packing: none"
+            f"prefix-tree rows give a loss of {tree:.6f}, but the same {len(examples)} examples "
+            f"one by one give {one_by_one:.6f}: the mask is wrong for this model or attention "
+            "backend; set train.packing: none"
         )
     return Losses(tree, one_by_one)
 
@@ -108,7 +110,7 @@ def _to_device(batch: Mapping[str, Tensor], model: torch.nn.Module) -> dict[str,
 
 @contextmanager
 def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
-    """Switch dropout off and nothing else: `eval()` lets bitsandbytes repack 4-bit weights on CPU."""
+    """Switch only dropout off: `eval()` lets bitsandbytes repack 4-bit weights on CPU."""
     active = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
     for module in active:
         module.eval()

@@ -17,8 +17,8 @@ This is the row that `pack.py` draws, with its mask:
 
 Query q sees key k if and only if k <= q < end[k], because the tree is laid out depth first. Gemma's
 sliding layers also measure their window in positions, which are depths in the tree. A batch carries
-the integer vector `subtree_end` and no mask; a pre-hook of the backbone (`install`) turns the vector
-into the mask that the attention backend needs.
+the integer vector `subtree_end` and no mask; a pre-hook of the backbone (`install`) turns the
+vector into the mask that the attention backend needs.
 """
 
 from collections.abc import Callable, Mapping
@@ -52,7 +52,7 @@ class AttentionInputs(TypedDict):
 
 
 def mask_rule(subtree_end_BK: Tensor, position_ids_BK: Tensor, window: int | None = None) -> Rule:
-    """Return the mask as a function of (row, head, query, key) indices, as FlexAttention takes it."""
+    """Return the mask as a function of (row, head, query, key), as FlexAttention takes it."""
 
     def visible(row: Index, head: Index, query: Index, key: Index) -> Tensor:
         seen = (key <= query) & (query < subtree_end_BK[row, key])
@@ -68,8 +68,8 @@ def attention_inputs(
 ) -> AttentionInputs:
     """Return the mask of whole rows and, on a CPU with sdpa, the blocks of keys that queries see.
 
-    On CUDA, FlexAttention is the kernel that skips unseen pairs; nobody measured many small sdpa calls
-    there.
+    On CUDA, FlexAttention is the kernel that skips unseen pairs; nobody measured many small sdpa
+    calls there.
     """
     mask = row_masks(config, subtree_end_BK, position_ids_BK, dtype)
     if subtree_end_BK.device.type == "cpu":
@@ -83,7 +83,7 @@ def attention_inputs(
 def row_masks(
     config: PreTrainedConfig, subtree_end_BK: Tensor, position_ids_BK: Tensor, dtype: torch.dtype
 ) -> "Masks[Tensor | BlockMask]":
-    """Return the masks of whole rows in the form that the attention backend and the layer types need."""
+    """Return the masks of whole rows as the attention backend and the layer types need them."""
     rows, width = subtree_end_BK.shape
     device = subtree_end_BK.device
 
@@ -101,7 +101,7 @@ def row_masks(
 
 
 def dense_mask(config: PreTrainedConfig, visible_B1QK: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return booleans for sdpa, and numbers to add for eager, which would add True as 1 silently."""
+    """Return booleans for sdpa, and numbers to add for eager, which would add True as 1."""
     if config._attn_implementation in ("sdpa", block_attention.NAME):
         return visible_B1QK
     zeros = torch.zeros(visible_B1QK.shape, dtype=dtype, device=visible_B1QK.device)
@@ -109,7 +109,7 @@ def dense_mask(config: PreTrainedConfig, visible_B1QK: Tensor, dtype: torch.dtyp
 
 
 def by_layer_type(config: PreTrainedConfig, build: Callable[[int | None], T]) -> Masks[T]:
-    """Return `build(window)`, or a dict of it by layer type if the model has several (Gemma 2, 3)."""
+    """Return `build(window)`, or a dict by layer type if the model has several (Gemma 2, 3)."""
     kinds = getattr(config, "layer_types", None)  # Llama's config has no such key
     if kinds is None:
         return build(None)
@@ -117,21 +117,21 @@ def by_layer_type(config: PreTrainedConfig, build: Callable[[int | None], T]) ->
     if unknown := set(kinds) - set(windows):
         raise UserError(
             f"prefix trees cannot mask layers of type {', '.join(sorted(unknown))}: choose another "
-            "base, or set train.packing: none, head.features: length_sorted and eval.decoding: plain"
+            "base, or set train.packing: none, head.features: length_sorted, eval.decoding: plain"
         )
     return {kind: build(windows[kind]) for kind in set(kinds)}
 
 
 def install(model: torch.nn.Module) -> None:
-    """Make a model (bare, with a head, or in PEFT) accept tree rows; other batches stay unchanged."""
+    """Make a model (bare, with a head, or in PEFT) accept tree rows besides other batches."""
     backbone = next(
         m for m in model.modules() if isinstance(m, PreTrainedModel) and m.base_model is m
     )
     attention = backbone.config._attn_implementation
     if attention not in ("sdpa", block_attention.NAME, "eager", "flex_attention"):
         raise UserError(
-            f"prefix trees do not work with the attention {attention}: set model.attn_implementation "
-            "to sdpa, eager or flex_attention, or set train.packing: none"
+            f"prefix trees do not work with the attention {attention}: set "
+            "model.attn_implementation to sdpa, eager or flex_attention, or set train.packing: none"
         )
     backbone.register_forward_pre_hook(_mask_from_vector, with_kwargs=True)
 

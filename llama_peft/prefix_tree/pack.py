@@ -1,10 +1,11 @@
 """Examples are packed as trees into rows, so that a shared prefix is computed once.
 
 Seven questions on one paragraph need the paragraph once. A row holds a tree: tokens that prompts
-share are stored (and computed) once, and every example is its own branch. A branch is the last token
-of the prompt and the completion. It is never merged with another branch, so the first answer token is
-always predicted inside its own branch. For example, two questions `q r` on paragraph `A` and one
-question `s` on paragraph `B`, with the instruction `i` in front and the answers `a b c`, give this row:
+share are stored (and computed) once, and every example is its own branch. A branch is the last
+token of the prompt and the completion. It is never merged with another branch, so the first answer
+token is always predicted inside its own branch. For example, two questions `q r` on paragraph `A`
+and one question `s` on paragraph `B`, with the instruction `i` in front and the answers `a b c`,
+give this row:
 
     index     0  1  2  3  4  5  6  7  8
     token     i  A  q  a  r  b  B  s  c
@@ -15,8 +16,8 @@ question `s` on paragraph `B`, with the instruction `i` in front and the answers
 The tree is laid out depth first, and end[k] is the index after the last descendant of k. `mask.py`
 draws which tokens see each other. Positions are depths in the tree, so rotary embeddings see every
 branch as if it stood alone. The predecessor of a label in the row is also its predecessor in its
-branch, so the usual shift by one is right. Rows of one example each (`plain_rows`) are the plain twin:
-they give the same loss and the same gradients, and they take more tokens.
+branch, so the usual shift by one is right. Rows of one example each (`plain_rows`) are the plain
+twin: they give the same loss and the same gradients, and they take more tokens.
 """
 
 from bisect import bisect_left, insort
@@ -34,7 +35,7 @@ IGNORE_INDEX = -100
 
 
 class EncodedLike(Protocol):
-    """An example as token ids. In training the completion ends in the end token; it may be empty elsewhere."""
+    """An example as token ids. The completion ends in the end token, or is empty at inference."""
 
     @property
     def id(self) -> str: ...
@@ -45,7 +46,7 @@ class EncodedLike(Protocol):
 
 
 class TreeRow(TypedDict):
-    """One row: the first four lists have an entry for each token, `ids` and `starts` for each example."""
+    """One row; `ids` and `starts` have an entry per example, the other lists one per token."""
 
     input_ids: list[int]
     position_ids: list[int]
@@ -84,8 +85,8 @@ class _Node(NamedTuple):
 def pack(examples: Iterable[EncodedLike], max_length: int) -> list[TreeRow]:
     """Return rows of at most `max_length` tokens; no row stores a prefix twice.
 
-    A tree that does not fit is split, and its prefix is repeated in each row. Raises UserError if an
-    example does not fit a row or has an empty prompt.
+    A tree that does not fit is split, and its prefix is repeated in each row. Raises UserError if
+    an example does not fit a row or has an empty prompt.
     """
     ordered = sorted(examples, key=lambda example: example.prompt[:-1])
     _refuse_unpackable(ordered, max_length)
@@ -114,11 +115,14 @@ class TreeBatch(TypedDict):
     labels: Tensor
     subtree_end: Tensor
     attention_mask: Tensor
-    """1 for tokens, 0 for padding. Only token counters use it; the hook replaces it with the tree's mask."""
+    """1 for tokens, 0 for padding; the hook replaces it with the tree's mask."""
 
 
 def collate(rows: Sequence[TreeRow], pad_token_id: int = 0) -> TreeBatch:
-    """Return the rows as a batch, padded on the right. Padding sees only itself, so no softmax is empty."""
+    """Return the rows as a batch, padded on the right.
+
+    Padding sees only itself, so no softmax is empty.
+    """
     lengths = [len(row["input_ids"]) for row in rows]
     width = max(lengths)
 
@@ -147,8 +151,8 @@ def _refuse_unpackable(examples: Sequence[EncodedLike], max_length: int) -> None
     long = [e.id for e in examples if len(e.prompt) + len(e.completion) > max_length]
     if long:
         raise UserError(
-            f"{len(long)} of {len(examples)} examples are longer than a row of {max_length} tokens: "
-            f"{_some(long)}; raise train.max_length or leave them out"
+            f"{len(long)} of {len(examples)} examples are longer than a row of {max_length} "
+            f"tokens: {_some(long)}; raise train.max_length or leave them out"
         )
 
 
@@ -185,7 +189,7 @@ def _branch(example: EncodedLike) -> _Node:
 
 
 def _pieces(node: _Node, room: int) -> list[_Node]:
-    """Return the subtree in pieces of at most `room` tokens; each starts with the node's own tokens."""
+    """Return pieces of at most `room` tokens; each starts with the node's own tokens."""
     if node.size <= room:
         return [node]
     room -= len(node.tokens)

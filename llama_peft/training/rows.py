@@ -1,6 +1,7 @@
-"""From examples to the rows that a Trainer is fed, and from rows to batches: one type for each kind of training.
+"""Examples become the rows that a Trainer is fed, and rows become batches.
 
-`ids` names the examples that a row holds, so that no example is left out without a message.
+Each kind of training has a type of row and a type of batch. `ids` names the examples that a row
+holds, so that no example is left out without a message.
 """
 
 import logging
@@ -95,8 +96,8 @@ def encode_part(
 ) -> Sequence[Row]:
     """Return the rows of one part of the data.
 
-    Logs how many texts are cut, how many examples fit no row, and what the rows hold. Raises UserError
-    if no example fits.
+    Logs how many texts are cut, how many examples fit no row, and what the rows hold. Raises
+    UserError if no example fits.
     """
     if not examples:
         return []
@@ -110,7 +111,7 @@ def encode_part(
         )
     if left_out:
         log.warning(
-            "%s: %d of %d examples are longer than train.max_length %d and are left out; the first is %s",
+            "%s: %d of %d examples are longer than train.max_length %d and left out; the first: %s",
             part, len(left_out), len(examples), limit, left_out[0],
         )  # fmt: skip
     tokens = sum(len(row["input_ids"]) for row in rows)
@@ -119,7 +120,7 @@ def encode_part(
 
 
 def collator(recipe: Recipe, pad_token_id: int) -> Collate:
-    """Return the function that makes batches of the rows that `encode_part` gives for this recipe."""
+    """Return the function that makes batches of the rows that `encode_part` returns."""
     return partial(_kind(recipe).collate, pad_token_id=pad_token_id)
 
 

@@ -1,9 +1,9 @@
 """The order in which rows are trained on; it depends on the seed and the number of the epoch only.
 
-The stock samplers draw the order of an epoch from torch's global random state. A run that is resumed in
-the middle of its second epoch has lost that state: it repeats the order of the first epoch, so some rows
-come twice and others never. Here the order of an epoch is the same in every process and after every
-restart.
+The stock samplers draw the order of an epoch from torch's global random state. A run that is
+resumed in the middle of its second epoch has lost that state: it repeats the order of the first
+epoch, so some rows come twice and others never. Here the order of an epoch is the same in every
+process and after every restart.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class EpochOrder(Sampler[int]):
-    """Gives rows in random order, or groups rows of similar length if the arguments ask for that."""
+    """Gives rows in random order, or in groups of similar length if the arguments say so."""
 
     def __init__(self, trainer: "Trainer") -> None:
         self._trainer = trainer

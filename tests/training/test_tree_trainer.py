@@ -1,4 +1,4 @@
-"""Law 4 in the real trainer: steps on prefix-tree rows equal those of the stock trainer on plain rows."""
+"""Law 4 in the real trainer: steps on tree rows equal the stock trainer's on plain rows."""
 
 import os
 import subprocess
