@@ -28,7 +28,7 @@ from tests.support.tree_examples import (
 
 
 def stock_backward(model: torch.nn.Module, examples: Sequence[Example]) -> float:
-    """One example a row through the model's own loss, with nothing of this package."""
+    """Return the loss of one example per row through the model's own loss, without this package."""
     loss, total = 0.0, sum(len(e.completion) for e in examples)
     for example in examples:
         ids = torch.tensor([[*example.prompt, *example.completion]])

@@ -123,7 +123,7 @@ def drawn_examples() -> list[Example]:
 
 
 def with_lora(kind: str) -> PeftModel:
-    """Random B matrices, so that no gradient is zero for a trivial reason."""
+    """Return a model with random B matrices, so that no gradient is zero for a trivial reason."""
     config = LoraConfig(
         r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
     )
@@ -139,7 +139,7 @@ def gradients(model: torch.nn.Module) -> torch.Tensor:
 
 
 def seen_by(row: TreeRow) -> torch.Tensor:
-    """The row's mask (Q, K), made in a batch where it is padded by three tokens."""
+    """Return the mask (Q, K) of a row, made in a batch where it is padded by three tokens."""
     width = len(row["input_ids"])
     batch = collate([row, *plain_rows([Example("wider", (0,) * (width + 3))])])
     index = torch.arange(width + 3)
@@ -150,7 +150,7 @@ def seen_by(row: TreeRow) -> torch.Tensor:
 
 
 def paths(row: TreeRow) -> dict[str, list[int]]:
-    """Indices of each example's tokens: what its last token sees, read from the mask alone."""
+    """Return the indices of each example's tokens, which are those that its last token sees."""
     mask = seen_by(row)
     ends = [row["subtree_end"][start] - 1 for start in row["starts"]]
     return {

@@ -29,7 +29,7 @@ def encoder(prompt: Prompt) -> PromptEncoder:
 
 
 def back(rows: list[spans.Window], example: QuestionExample, answer: Answer) -> set[str]:
-    """Return the texts that the labels of an answer stand for, in the windows that hold all of it."""
+    """Return the texts that an answer's labels stand for, in the windows that hold all of it."""
     found = set()
     for window in rows:
         start, end = spans.label(window, answer)
@@ -39,7 +39,7 @@ def back(rows: list[spans.Window], example: QuestionExample, answer: Answer) -> 
 
 
 def test_every_real_answer_comes_back(shared: Path, prompt: Prompt) -> None:
-    """With the real tokenizer, an answer comes back as it is, or as the smallest cover of tokens."""
+    """With the real tokenizer, an answer comes back as it is, or as its smallest cover."""
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(shared / "llama-3.2-1b"), prompt)
     exact = covered = other_word = 0
     for example in squad(shared):

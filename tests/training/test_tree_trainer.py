@@ -28,7 +28,7 @@ def _rows_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def steps_of_two_rows(steps: int) -> tuple[list[TreeRow], list[TreeRow]]:
-    """The same examples as tree rows, two a step, and as plain rows, twelve a step."""
+    """Return the same examples as tree rows (two per step) and as plain rows (twelve per step)."""
     trees: list[TreeRow] = []
     plain: list[TreeRow] = []
     for step in range(steps):
@@ -165,7 +165,7 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
 
 
 def two_process_worker(folder: Path) -> None:
-    """Run twice, as torchrun does: one row a process and step where one process accumulates two."""
+    """Train in one of two processes: each takes one row per step, where one process takes two."""
     trees, _ = steps_of_two_rows(2)
     arguments = trainer_arguments(folder, 1, ddp_backend="gloo")
     arguments.gradient_accumulation_steps = 1
