@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import decoding, features, layers, material, measure, table, training
+from llama_peft.prefix_tree.pack import pack, packing
+from tests.benchmarks import (
+    convergence,
+    decoding,
+    features,
+    layers,
+    material,
+    measure,
+    table,
+    training,
+)
+from tests.support.tree_examples import families
 
 MINIATURE = {
     "hidden_size": 64,
@@ -118,3 +129,15 @@ def test_layers_are_compared_seed_by_seed(monkeypatch: pytest.MonkeyPatch) -> No
     assert [seed["seed"] for seed in row["seeds"]] == [1, 2]
     assert all(0 <= seed["accuracy"] <= 1 and seed["layer"] != "auto" for seed in row["seeds"])
     assert table.layers(found).row_count == 1
+
+
+def test_a_cap_holds_in_every_row_and_spreads_families() -> None:
+    examples = [e for e in families(12, questions=9) if len(e.prompt) > 11]
+    groups = convergence.spread(examples, 2)
+    rows = [row for group in groups for row in pack(group, 200)]
+    assert sorted(n for row in rows for n in row["ids"]) == sorted(e.id for e in examples)
+    by_id = {e.id: e.prompt for e in examples}
+    for row in rows:
+        paragraphs = [by_id[name][:9] for name in row["ids"]]
+        assert max(paragraphs.count(p) for p in paragraphs) <= 2
+    assert packing(rows).tokens > packing(pack(examples, 200)).tokens

@@ -1,1 +1,1 @@
-"""Shared prefixes are computed once, in training and in decoding."""
+"""Prefixes that examples share are computed once, in training and in decoding."""

@@ -1,15 +1,16 @@
-"""Attention over tree rows in blocks: a block of queries meets the keys that one of them sees, and no others.
+"""Attention over tree rows in blocks: a block of queries meets only keys that one of them sees.
 
-A dense mask computes every pair of a row and throws most away: a row of seven paragraphs has seven times the pairs that its
-questions need. Which keys a block of queries can see follows from `subtree_end` alone (`prefix_tree` draws the mask); they are
-gathered and given to the library's own sdpa with their part of the mask, so the sums are the same in another order. Batches
-that are no tree rows pass to sdpa untouched.
+A dense mask computes every pair of a row and throws most of them away: a row of seven paragraphs
+has seven times the pairs that its questions need. The keys that a block of queries can see follow
+from `subtree_end` alone. They are gathered and given to the library's own sdpa with their part of
+the mask, so the sums are the same in another order. Batches that are not tree rows go to sdpa
+unchanged.
 
-    queries 4-7 of the tree drawn in `prefix_tree`      keys  0 1 2 3 4 5 6 7 8
-                                                              x x . . x x x x .     gathered: 0 1 4 5 6 7
+    queries 4-7 of the tree drawn in `mask.py`    keys  0 1 2 3 4 5 6 7 8
+                                                        x x . . x x x x .   gathered: 0 1 4 5 6 7
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_in_blocks"
 QUERIES = 128
-"""Queries a block: fewer gather the same keys more often, more meet keys that few of them see."""
+"""Queries in a block: fewer gather keys more often, more meet keys that few of them see."""
 
 # Shapes: B rows, H heads, Q queries and K keys (tokens of a row), D head size.
 
@@ -33,7 +34,7 @@ class Block(NamedTuple):
 
 
 def blocks(subtree_end_BK: Tensor) -> list[list[Block]]:
-    """The blocks of each row."""
+    """Return the blocks of each row."""
     width = subtree_end_BK.shape[1]
     index_K = torch.arange(width, device=subtree_end_BK.device)
     bounds = [(start, min(start + QUERIES, width)) for start in range(0, width, QUERIES)]
@@ -53,15 +54,18 @@ def attention(
     value_BHKD: Tensor,
     attention_mask: Tensor | None,
     key_blocks: list[list[Block]] | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """sdpa in transformers' form, with the mask's rows and columns of each block alone; output (B, Q, H, D)."""
+    """Return the output (B, Q, H, D) of sdpa, computed with each block's part of the mask.
+
+    The signature is the one that transformers asks of an attention function.
+    """
     if key_blocks is None or attention_mask is None:
         return sdpa_attention_forward(
             module, query_BHQD, key_BHKD, value_BHKD, attention_mask, **kwargs
         )
     outputs = []
-    for row, its in enumerate(key_blocks):
+    for row, row_blocks in enumerate(key_blocks):
         one = slice(row, row + 1)
         parts = [
             sdpa_attention_forward(
@@ -72,14 +76,14 @@ def attention(
                 attention_mask[one, :, start:stop, keys],
                 **kwargs,
             )[0]
-            for start, stop, keys in its
+            for start, stop, keys in row_blocks
         ]
         outputs.append(torch.cat(parts, dim=1))
     return torch.cat(outputs), None
 
 
 def use(config: PreTrainedConfig) -> None:
-    """Let the models of a config compute sdpa in blocks where a batch comes with them."""
+    """Change a config so that its models compute sdpa in blocks if a batch brings blocks."""
     if config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)

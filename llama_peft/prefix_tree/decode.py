@@ -1,33 +1,28 @@
-"""Greedy decoding and log-likelihoods of many prompts, their shared prefixes computed once.
+"""Greedy decoding and log-likelihoods of many prompts, with shared prefixes computed once.
 
-A tree row of prompts is run once into one key-value cache. Then each step feeds one token per
-unfinished branch into the same row and cache, side by side; a token sees its branch's path: the
-prompt's tokens up the tree and what its own branch has generated. Paragraphs are never copied per
-question. Finished branches leave: they are fed no longer, and nobody sees their keys. The result is
-what `model.generate` gives one by one (`llama_peft.predict.greedy_plain`), token for token in float32.
+A tree row of prompts runs once into one key-value cache. Then each step feeds one token for each
+unfinished branch into the same row and cache, side by side. A token sees the path of its branch:
+the prompt's tokens up the tree, and the tokens that its own branch has generated. A paragraph is
+never copied for each question. A finished branch is fed no more tokens, and no other branch sees
+its keys. In float32 the result equals `model.generate` prompt by prompt, token for token (the plain
+twin is `greedy_plain` in `run_folder/predict.py`).
 
     keys      i A q r B s | q1 r1 s1 | q2 s2      r ended at its second token
     query s2  x . . . x x | .  .  x  | .  x
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from llama_peft.prefix_tree.pack import (
-    Row,
-    answer_logits,
-    attention_inputs,
-    by_layer_type,
-    collate,
-    dense_mask,
-    pack,
-)
+from llama_peft.prefix_tree.loss import answer_logits
+from llama_peft.prefix_tree.mask import Masks, attention_inputs, by_layer_type, dense_mask
+from llama_peft.prefix_tree.pack import TreeRow, collate, pack
 
-# Shapes: K keys in the cache, Q queries of a step (one a live branch), V vocabulary.
+# Shapes: K keys in the cache, Q queries of a step (one for each unfinished branch), V vocabulary.
 
 
 class PromptLike(Protocol):
@@ -46,13 +41,14 @@ class _Request(NamedTuple):
 
 
 class _Branches(NamedTuple):
-    """The unfinished branches of a row: which they are, the keys each sees, where each stands."""
+    """The unfinished branches of a row: their numbers, the keys that each sees, their positions."""
 
     index_Q: Tensor
     path_QK: Tensor
     position_Q: Tensor
 
     def keep(self, go_Q: Tensor) -> "_Branches":
+        """Return the branches that go on."""
         return _Branches(*(tensor[go_Q] for tensor in self))
 
 
@@ -66,8 +62,8 @@ def greedy(
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield (id, generated ids) in row order; generation ends with the first of `stop_token_ids`.
 
-    A prompt longer than `max_tokens_per_row` widens the rows: a speed knob must not decide what can
-    be answered.
+    Rows get wider if a prompt is longer than `max_tokens_per_row`: a setting for speed must not
+    decide which prompts can be answered.
     """
     requests = [_Request(p.id, tuple(p.prompt)) for p in prompts]
     for row in _rows(requests, max_tokens_per_row):
@@ -83,7 +79,7 @@ def loglikelihoods(
     *,
     max_tokens_per_row: int = 2048,
 ) -> list[float]:
-    """log p(continuation | prompt) of each (prompt, continuation); a continuation is a branch."""
+    """Return log p(continuation | prompt) of each (prompt, continuation); each is a branch."""
     branches = [_Request(str(i), tuple(p), tuple(c)) for i, (p, c) in enumerate(requests)]
     scores = [0.0] * len(branches)
     for row in _rows(branches, max_tokens_per_row):
@@ -94,20 +90,20 @@ def loglikelihoods(
     return scores
 
 
-def _rows(requests: Sequence[_Request], max_tokens_per_row: int) -> list[Row]:
+def _rows(requests: Sequence[_Request], max_tokens_per_row: int) -> list[TreeRow]:
     longest = max((len(r.prompt) + len(r.completion) for r in requests), default=0)
     return pack(requests, max(max_tokens_per_row, longest))
 
 
 @torch.inference_mode()
 def _decode(
-    model: PreTrainedModel, row: Row, stop_token_ids: Sequence[int], max_new_tokens: int
+    model: PreTrainedModel, row: TreeRow, stop_token_ids: Sequence[int], max_new_tokens: int
 ) -> list[tuple[int, ...]]:
-    """What each branch of a row of prompts generates."""
+    """Return the tokens that each branch of a row of prompts generates."""
     config = model.config.get_text_config()
-    cache = DynamicCache()  # without a config its sliding layers evict nothing
+    cache = DynamicCache()  # without a config, its sliding layers evict nothing
     stop = torch.tensor(stop_token_ids, device=model.device)
-    logits_QV, live, position_K = _prefill(model, config, row, cache)
+    logits_QV, live, position_K = _prefill(model, row, cache)
     generated: list[list[int]] = [[] for _ in row["starts"]]
     for step in range(max_new_tokens):
         token_Q = logits_QV.argmax(dim=-1)
@@ -129,26 +125,21 @@ def _decode(
 
 
 def _prefill(
-    model: PreTrainedModel, config: PreTrainedConfig, row: Row, cache: DynamicCache
+    model: PreTrainedModel, row: TreeRow, cache: DynamicCache
 ) -> tuple[Tensor, _Branches, Tensor]:
-    """Fill the cache with the row; logits at each branch's end, branches, positions of the keys."""
-    batch = {key: value.to(model.device) for key, value in collate([row]).items()}
-    ends, position_K = torch.tensor(row["starts"], device=model.device), batch["position_ids"][0]
-    logits = model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
-        past_key_values=cache,
-        logits_to_keep=ends,
-        **attention_inputs(config, batch["subtree_end"], batch["position_ids"], model.dtype),
-    ).logits
+    """Fill the cache with the row; return logits at branch ends, branches and positions of keys."""
+    inputs, ends = _inputs(model, row), torch.tensor(row["starts"], device=model.device)
+    position_K = inputs["position_ids"][0]
+    logits = model(**inputs, past_key_values=cache, logits_to_keep=ends).logits
     key = torch.arange(len(position_K), device=model.device)
-    path_QK = (key <= ends[:, None]) & (ends[:, None] < batch["subtree_end"])
+    subtree_end_K = torch.tensor(row["subtree_end"], device=model.device)
+    path_QK = (key <= ends[:, None]) & (ends[:, None] < subtree_end_K)
     branches = _Branches(torch.arange(len(ends), device=model.device), path_QK, position_K[ends])
     return logits[0], branches, position_K
 
 
 def _grown(live: _Branches) -> _Branches:
-    """Each branch takes one more token, which it alone sees."""
+    """Return the branches with one more token each, which only its own branch sees."""
     own = torch.eye(len(live.index_Q), dtype=torch.bool, device=live.path_QK.device)
     return live._replace(
         path_QK=torch.cat([live.path_QK, own], dim=1), position_Q=live.position_Q + 1
@@ -157,7 +148,8 @@ def _grown(live: _Branches) -> _Branches:
 
 def _step_masks(
     config: PreTrainedConfig, live: _Branches, position_K: Tensor, dtype: torch.dtype
-) -> Any:
+) -> Masks[Tensor]:
+    """Return the mask of one step: each query sees the path of its branch."""
     distance_QK = live.position_Q[:, None] - position_K
 
     def build(window: int | None) -> Tensor:
@@ -167,13 +159,21 @@ def _step_masks(
     return by_layer_type(config, build)
 
 
-def _label_log_probabilities(model: PreTrainedModel, row: Row) -> Tensor:
-    """Log-probabilities of a row's labels, in row order."""
-    batch = {key: value.to(model.device) for key, value in collate([row]).items()}
-    config, end = model.config.get_text_config(), batch.pop("subtree_end")
-    batch |= attention_inputs(config, end, batch["position_ids"], model.dtype)
-    return _gathered(*answer_logits(model, batch))
-
-
-def _gathered(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+def _label_log_probabilities(model: PreTrainedModel, row: TreeRow) -> Tensor:
+    """Return the log-probabilities of a row's labels, in row order."""
+    labels = torch.tensor([row["labels"]], device=model.device)
+    logits_NV, labels_N = answer_logits(model, {**_inputs(model, row), "labels": labels})
     return logits_NV.float().log_softmax(dim=-1).gather(-1, labels_N[:, None])[:, 0]
+
+
+def _inputs(model: PreTrainedModel, row: TreeRow) -> dict[str, Tensor]:
+    """Return the arguments of the model's forward for a row."""
+    batch = collate([row])
+    position_ids = batch["position_ids"].to(model.device)
+    subtree_end = batch["subtree_end"].to(model.device)
+    config = model.config.get_text_config()
+    return {
+        "input_ids": batch["input_ids"].to(model.device),
+        "position_ids": position_ids,
+        **attention_inputs(config, subtree_end, position_ids, model.dtype),
+    }

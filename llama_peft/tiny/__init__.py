@@ -1,7 +1,7 @@
-"""The embedded tiny model: a real Llama of a few MB, so that the whole walk runs on a laptop.
+"""The embedded tiny model: a real Llama of a few MB, so that all commands can run on a laptop.
 
-`build.py` made it, on text that `corpus.py` writes, and makes it again from a seed. `generator.py`
-writes the data that it is tuned and measured on.
+`tests/tiny/build.py` made it from text that `tests/tiny/corpus.py` writes, and can make it again
+from a seed. `generator.py` writes the data that it is fine-tuned and evaluated on.
 """
 
 from pathlib import Path

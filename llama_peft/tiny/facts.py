@@ -1,8 +1,8 @@
-"""What a passage may say: the attributes of people, towns and objects, and the phrasings for them.
+"""The attributes of people, towns and objects that a passage can state, and their phrasings.
 
-Each attribute has phrasings for training and validation and others (`held_`) for the test part
-alone. Both share their key words, since nobody can answer a question whose every word is new.
-`{s}` is the subject of a sentence, `{n}` the name in a question, `{v}` the value.
+Each attribute has phrasings for training and validation, and others (`held_`) for the test part
+only. Both share their key words, because nobody can answer a question if all of its words are new.
+`{s}` is the subject of a sentence, `{n}` is the name in a question, and `{v}` is the value.
 """
 
 from typing import Literal, NamedTuple
@@ -16,6 +16,8 @@ ValueKind = Literal[
 
 
 class Attribute(NamedTuple):
+    """One attribute of a subject, and the sentences and questions about it."""
+
     key: str
     value: ValueKind
     statements: tuple[str, ...]

@@ -1,36 +1,36 @@
-"""Data sets for the demo and the tests, written on the spot: no file, no download, no text of
-others.
+"""Writes data sets for the demo and the tests, without files, downloads or outside text.
 
-The test part has names and phrasings of its own. The validation part has names of its own and
-shares its phrasings with the training part, which is also what the pretraining corpus is made of.
+The test part has its own names and phrasings. The validation part has its own names and shares its
+phrasings with the training part. The pretraining corpus is made of these same phrasings.
 """
 
 import random
-from typing import Any, Literal
+from typing import Literal
 
 from llama_peft.tiny.names import PARTS, Part
 from llama_peft.tiny.passages import Passage, ask, write_passage
 from llama_peft.tiny.reviews import LABELS, write_review
 
 DataKind = Literal["reviews", "passages"]
+Row = dict[str, object]
 
 
-def generate(kind: DataKind, part: Part, count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` rows, the same for the same arguments on every machine.
+def generate(kind: DataKind, part: Part, count: int, seed: int) -> list[Row]:
+    """Return `count` rows; the same arguments give the same rows on every machine.
 
-    "reviews":  {"id", "text", "label"}, half of them negative (odd counts: one more).
-    "passages": {"id", "title", "context", "question", "answers": {"text", "answer_start"}}, 4 to 6
-                questions a passage, about a third of them without an answer (empty lists).
+    "reviews":  {"id", "text", "label"}. Half of them are negative (one more if `count` is odd).
+    "passages": {"id", "title", "context", "question", "answers": {"text", "answer_start"}}. Each
+                passage has 4 to 6 questions; about a third have no answer (empty lists).
     """
     if kind not in ("reviews", "passages") or part not in PARTS:
-        raise ValueError(f"no such data: kind {kind!r}, part {part!r}")
+        raise ValueError(f"there is no such data: kind {kind!r}, part {part!r}")
     rng = random.Random(f"{kind} {part} {seed}")
     make = _reviews if kind == "reviews" else _questions
     rows = make(rng, part, count)
     return [{"id": f"{kind}-{part}-{seed}-{i:05d}", **row} for i, row in enumerate(rows)]
 
 
-def _reviews(rng: random.Random, part: Part, count: int) -> list[dict[str, Any]]:
+def _reviews(rng: random.Random, part: Part, count: int) -> list[Row]:
     labels = [LABELS[i % 2] for i in range(count)]
     rng.shuffle(labels)
     return [
@@ -39,15 +39,15 @@ def _reviews(rng: random.Random, part: Part, count: int) -> list[dict[str, Any]]
     ]
 
 
-def _questions(rng: random.Random, part: Part, count: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def _questions(rng: random.Random, part: Part, count: int) -> list[Row]:
+    rows: list[Row] = []
     while len(rows) < count:
         passage = write_passage(rng, part, rng.choice((4, 5)))
         rows.extend(_questions_on(rng, part, passage))
     return rows[:count]
 
 
-def _questions_on(rng: random.Random, part: Part, passage: Passage) -> list[dict[str, Any]]:
+def _questions_on(rng: random.Random, part: Part, passage: Passage) -> list[Row]:
     num_questions = rng.choice((4, 5, 6))
     num_missing = min(2 if num_questions > 4 else rng.choice((1, 2)), len(passage.missing))
     asked = [(fact.attribute, fact) for fact in passage.facts]

@@ -1,8 +1,8 @@
-"""Invented names, dealt out to the parts so that no part meets a name of another.
+"""Invented names; each belongs to one part of the data, so that no name occurs in two parts.
 
-A name is an onset and an ending ("Tol" + "vik"), and the part it belongs to follows from the two
-indices like the diagonals of a square. Every syllable is therefore seen in training, no name of
-the test part is, and a model that has learnt names by heart instead of copying them is found out.
+A name is an onset and an ending ("Tol" + "vik"). Its part follows from the two indices, like the
+diagonals of a square. So training contains every syllable but no name of the test part, and a model
+that learned names by heart instead of copying them does badly on the test part.
 """
 
 import random
@@ -14,6 +14,7 @@ Kind = Literal["she", "he", "surname", "place"]
 
 
 def words(text: str) -> list[str]:
+    """Return the words of a text."""
     return text.split()
 
 
@@ -40,13 +41,14 @@ SYLLABLES: dict[Kind, tuple[list[str], list[str]]] = {
 
 
 def part_of(onset: int, ending: int) -> Part:
-    """Two diagonals in ten are the test part's, one is the validation part's."""
+    """Return the part of a name: two diagonals in ten are test, one is validation."""
     diagonal = (onset + 3 * ending) % 10
     return "test" if diagonal < 2 else "validation" if diagonal == 2 else "train"
 
 
 @cache
 def all_names(kind: Kind, part: Part) -> tuple[str, ...]:
+    """Return all names of one kind and part."""
     onsets, endings = SYLLABLES[kind]
     return tuple(
         onset + ending
@@ -57,7 +59,7 @@ def all_names(kind: Kind, part: Part) -> tuple[str, ...]:
 
 
 class Names:
-    """Draws names of one part; `person` and `place` never repeat within one `Names`."""
+    """Draws names of one part; one `Names` never draws the same name twice."""
 
     def __init__(self, rng: random.Random, part: Part) -> None:
         self._rng = rng
@@ -71,9 +73,10 @@ class Names:
         return name
 
     def person(self) -> tuple[str, str, str]:
-        """(first name, surname, pronoun)"""
+        """Return a first name, a surname and a pronoun."""
         pronoun: Kind = self._rng.choice(("she", "he"))
         return self._draw(pronoun), self._draw("surname"), pronoun.capitalize()
 
     def place(self) -> str:
+        """Return the name of a town."""
         return self._draw("place")

@@ -1,7 +1,6 @@
-"""Short passages about invented people, towns and objects, with what each states and what it
-leaves out.
+"""Short passages about invented people, towns and objects, and what each states or omits.
 
-Every value is put in place by number, so that its offset is known and never searched for.
+The offset of every value is counted while the passage is written, so no code searches for it.
 """
 
 import random
@@ -12,7 +11,7 @@ from llama_peft.tiny.names import Names, Part
 
 
 class Subject(NamedTuple):
-    """What a passage is about, and the words that may stand for it."""
+    """The subject of a passage, and the words that can stand for it."""
 
     title: str
     question_name: str
@@ -22,12 +21,16 @@ class Subject(NamedTuple):
 
 
 class Fact(NamedTuple):
+    """A value of an attribute, and where it starts in the passage."""
+
     attribute: Attribute
     value: str
     start: int
 
 
 class Passage(NamedTuple):
+    """A text, the facts that it states, and the attributes that it omits."""
+
     subject: Subject
     context: str
     facts: tuple[Fact, ...]
@@ -35,6 +38,7 @@ class Passage(NamedTuple):
 
 
 def make_subject(rng: random.Random, names: Names) -> Subject:
+    """Return a random person, town or object."""
     kind = rng.choice(("person", "person", "town", "object"))
     if kind == "person":
         first, last, pronoun = names.person()
@@ -49,6 +53,7 @@ def make_subject(rng: random.Random, names: Names) -> Subject:
 
 
 def make_value(rng: random.Random, kind: ValueKind, names: Names) -> str:
+    """Return a random value of a kind."""
     if kind == "place":
         return names.place()
     if kind == "person":
@@ -59,15 +64,17 @@ def make_value(rng: random.Random, kind: ValueKind, names: Names) -> str:
 
 
 def statements_of(attribute: Attribute, part: Part) -> tuple[str, ...]:
+    """Return the sentences that a part can state an attribute with."""
     return attribute.held_statements if part == "test" else attribute.statements
 
 
 def questions_of(attribute: Attribute, part: Part) -> tuple[str, ...]:
+    """Return the questions that a part can ask for an attribute with."""
     return attribute.held_questions if part == "test" else attribute.questions
 
 
 def state(template: str, subject: str, value: str) -> tuple[str, int]:
-    """The sentence with its first letter in upper case, and where the value starts in it."""
+    """Return the sentence, starting in upper case, and the index where the value starts in it."""
     before, after = (half.replace("{s}", subject) for half in template.split("{v}"))
     sentence = before + value + after
     return sentence[0].upper() + sentence[1:], len(before)
@@ -76,7 +83,7 @@ def state(template: str, subject: str, value: str) -> tuple[str, int]:
 def ask(
     rng: random.Random, attribute: Attribute, subject: Subject, part: Part, variety: int = 4
 ) -> str:
-    """A question in one of the first `variety` phrasings."""
+    """Return a question in one of the first `variety` phrasings."""
     question = rng.choice(questions_of(attribute, part)[:variety]).replace(
         "{n}", subject.question_name
     )
@@ -84,7 +91,7 @@ def ask(
 
 
 def _name_for(rng: random.Random, template: str, subject: Subject, is_first: bool) -> str:
-    """The full name opens a passage; a pronoun may stand only where a sentence starts."""
+    """Return a name: the full one first; a pronoun only at the start of a sentence."""
     if is_first or rng.random() < 0.3:
         return subject.full_name
     return rng.choice(
@@ -93,7 +100,7 @@ def _name_for(rng: random.Random, template: str, subject: Subject, is_first: boo
 
 
 def write_passage(rng: random.Random, part: Part, num_facts: int, variety: int = 4) -> Passage:
-    """`num_facts` sentences, each in one of the first `variety` phrasings that its place allows."""
+    """Return `num_facts` sentences; each uses one of the first `variety` phrasings that fit."""
     names = Names(rng, part)
     subject = make_subject(rng, names)
     attributes = rng.sample(subject.attributes, len(subject.attributes))

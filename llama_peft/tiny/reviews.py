@@ -1,9 +1,9 @@
-"""Short reviews whose words alone do not give the verdict away: negation and contrast are common.
+"""Short reviews whose label does not follow from single words: negation and contrast are common.
 
-In a phrasing `{S}` and `{T}` are adjectives of the review's own side and `{O}` is one of the other
-side: the same phrasing serves both labels ("not a {O} moment" is praise or blame) and betrays none.
-`{L}` is a verb of the own side and `{M}` one of the other, `{a}` and `{b}` are parts of the topic
-`{t}`, `{p}` is a person and `{c}` a place.
+In a phrasing, `{S}` and `{T}` are adjectives of the review's own label, and `{O}` is an adjective
+of the other label. The same phrasing is used for both labels ("not a {O} moment" is praise or
+blame), so a phrasing alone does not tell the label. `{L}` is a verb of the own label and `{M}` one
+of the other, `{a}` and `{b}` are parts of the topic `{t}`, `{p}` is a person and `{c}` is a place.
 """
 
 import random
@@ -126,7 +126,7 @@ def _fill(rng: random.Random, phrasing: str, label: Label, topic: str, names: Na
 def write_review(
     rng: random.Random, part: Part, label: Label, num_verdicts: int, groups: Sequence[str] = GROUPS
 ) -> str:
-    """`num_verdicts` sentences on the label's side, and perhaps one that does not judge."""
+    """Return `num_verdicts` sentences that express the label, and perhaps one neutral sentence."""
     held = part == "test"
     names = Names(rng, part)
     topic = rng.choice(list(TOPICS))

@@ -1,1 +1,1 @@
-"""Text to token ids and back."""
+"""Text becomes token ids here, and token ids become text again."""

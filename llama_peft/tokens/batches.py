@@ -1,4 +1,4 @@
-"""Rows of token ids to batches: of like length together, padded to the longest."""
+"""Rows of token ids become batches: rows of similar length together, padded to the longest."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -13,7 +13,7 @@ Piece = TypeVar("Piece")
 def batches(
     rows: Sequence[tuple[str, Sequence[int]]], size: int
 ) -> Iterator[list[tuple[str, Sequence[int]]]]:
-    """Rows in batches of like length, longest first."""
+    """Yield rows in batches of similar length, longest first."""
     ordered = sorted(rows, key=lambda row: -len(row[1]))
     for first in range(0, len(ordered), size):
         yield ordered[first : first + size]
@@ -22,7 +22,7 @@ def batches(
 def grouped(
     rows: Sequence[tuple[Item, list[Piece]]], size: int
 ) -> Iterator[list[tuple[Item, list[Piece]]]]:
-    """Rows together while their windows fit one batch; a row's windows are never parted."""
+    """Yield groups of rows whose windows fit one batch; the windows of a row stay together."""
     group: list[tuple[Item, list[Piece]]] = []
     held = 0
     for row in rows:
@@ -36,7 +36,7 @@ def grouped(
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> "tuple[Tensor, Tensor]":
-    """(B, T) integers and their attention mask, padded on the right, or on the left for generation."""
+    """Return (B, T) integers and their attention mask; to generate, pad on the left."""
     import torch
 
     width = max(len(row) for row in rows)

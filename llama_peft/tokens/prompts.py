@@ -1,7 +1,8 @@
 """All prompt text, and the one place where text becomes token ids and an answer becomes text again.
 
-Pieces are encoded apart and then joined, so that training, evaluation and prefix sharing see the same ids and nobody ever
-searches for a boundary. Control tokens are placed by number; text from data is encoded with control strings as plain text.
+Pieces are encoded separately and then joined. So training, evaluation and prefix sharing see the
+same ids, and no code searches for a boundary. Control tokens are placed by number; in text from
+data, the strings of control tokens are encoded as ordinary text.
 """
 
 import sys
@@ -19,22 +20,24 @@ from llama_peft.recipe import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Stands for a turn's text while a chat template is rendered; the private-use characters occur in no template.
+# Placeholders for the text of a turn while a chat template is rendered. No template contains these
+# private-use characters.
 _USER, _ASSISTANT = "\ue000user\ue001", "\ue000assistant\ue001"
-# Llama 3's template prints today's date; a fixed one keeps prompts the same from day to day.
+# Llama 3's template prints today's date; a fixed date keeps prompts the same every day.
 _TEMPLATE_DATE = "01 Jan 2025"
 
 _NO_LIMIT = sys.maxsize
 
-# The span head's prompt: the question first, because a causal model's context states must have seen it; the last token
-# of the suffix carries the score of "no answer", because it alone has seen everything.
+# The span head's prompt. The question is first, because the context states of a causal model must
+# have seen it. The last token of the suffix carries the score of "no answer", because no other
+# token has seen everything.
 SPAN_PREFIX = "Question: {question}\n\nPassage:\n"
 SPAN_SUFFIX = "\n\nAnswer:"
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example as token ids; `completion` ends in the end-of-text id, or is empty at inference."""
+    """One example as token ids. `completion` ends in the end token; at inference it is empty."""
 
     id: str
     prompt: tuple[int, ...]
@@ -42,27 +45,28 @@ class Encoded:
 
 
 class SpanPieces(NamedTuple):
-    """What stands before and after a window of the context, as ids."""
+    """The ids before and after a window of the context."""
 
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
 
 
 def answer_text(example: QuestionExample, no_answer: str) -> str:
-    """The text that a generative model learns to write: the first gold answer, or the no-answer phrase."""
+    """Return the text that a model learns to write: the first gold answer, or `no_answer`."""
     return " ".join(example.answers[0].text.split()) if example.answers else no_answer
 
 
 def parse_answer(text: str, no_answer: str) -> str:
-    """The answer in a model's output: its first line, "" where that says that there is none."""
+    """Return the answer in a model's output: its first line, or "" if this line is `no_answer`."""
     line = text.strip().split("\n")[0]  # other separators occur inside answers
     return without_no_answer(" ".join(line.split()), no_answer)
 
 
 def without_no_answer(text: str, no_answer: str) -> str:
-    """The text, or "" where it is the no-answer phrase: the one place where "no answer" becomes the empty string.
+    """Return the text, or "" if it is the no-answer phrase.
 
-    Case and closing punctuation of the phrase do not matter, so that every wording a model gives it counts as abstaining.
+    This is the one place where "no answer" becomes the empty string. The case and the punctuation
+    of the phrase do not matter, so that every way in which a model writes it counts as abstaining.
     """
     return "" if _bare(text) == _bare(no_answer) else text
 
@@ -72,9 +76,10 @@ def _bare(text: str) -> str:
 
 
 class PromptEncoder:
-    """Encodes one recipe's prompts with one tokenizer.
+    """Encodes the prompts of one recipe with one tokenizer.
 
-    A tokenizer with a chat template (an Instruct model) gets its turns; any other gets BOS, the text, and EOS after the answer.
+    If the tokenizer has a chat template (an Instruct model), prompts are turns of a chat. If not,
+    they are BOS and the text, with EOS after the answer.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> None:
@@ -86,30 +91,34 @@ class PromptEncoder:
             self._lead = ""  # a turn starts with its text
         else:
             if tokenizer.eos_token_id is None:
-                raise UserError("the tokenizer has no end-of-text token, so no answer could end")
+                raise UserError(
+                    "the tokenizer has no end-of-text token, so an answer could not end; choose a "
+                    "base whose tokenizer has one"
+                )
             self._before, self._between = self._bos, ()
             self.end_id = tokenizer.eos_token_id
-            self._lead = (
-                " "  # trap: a prompt must not end in the space, so the answer starts with it
-            )
+            self._lead = " "  # a prompt must not end in a space, so the answer starts with it
         self.newline_ends = not tokenizer.chat_template
-        """Whether a model that never learned to stop is cut at the first line break."""
+        """Whether output is cut at the first line break if the model never learned to stop."""
 
     @cached_property
     def newline_ids(self) -> frozenset[int]:
-        """Every token whose text holds a line break."""
+        """The ids of all tokens whose text contains a line break."""
         size = len(self.tokenizer)
         return frozenset(i for i in range(size) if "\n" in self.tokenizer.decode([i]))
 
     def ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of text from data: no control token, whatever the text says."""
+        """Return the token ids of text from data, which are never those of control tokens."""
         encoding = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         )
         return tuple(encoding["input_ids"])
 
     def head_input(self, text: str, max_length: int) -> tuple[int, ...]:
-        """What a classification head reads: BOS and the template, cut to `max_length` tokens at the end."""
+        """Return the ids that a classification head reads: BOS and the template around the text.
+
+        They are cut at the end to `max_length` tokens.
+        """
         return (self._bos + self.ids(self.prompt.template.format(text=text)))[:max_length]
 
     def zero_shot(
@@ -119,37 +128,50 @@ class PromptEncoder:
         shots: Sequence[tuple[str, str]] = (),
         room: int = _NO_LIMIT,
     ) -> tuple[int, ...]:
-        """The prompt whose continuations are the verbalizers; a text that is too long loses its end, never the question.
+        """Return the prompt after which the verbalizers are scored.
 
-        shots: (text, verbalizer) pairs that stand before it, worked; `max_length` is without them, `room` with them. Raises
-        UserError where no text fits.
+        A text that is too long loses its end. `shots` are pairs of text and verbalizer, which come
+        before it as worked examples. `max_length` is the limit without them, `room` the limit with
+        them. Raises UserError if they leave no room.
         """
         worked: tuple[int, ...] = ()
         for shot, verbalizer in shots:
             worked += self.ids(self.prompt.zero_shot.format(text=shot)) + self._worked(verbalizer)
         limit = min(max_length, room - len(worked))
-        space = limit - len(self._before) - len(self._between)
+        ids = self._cut_zero_shot(text, limit - len(self._before) - len(self._between))
+        if ids is None and limit == max_length:
+            raise UserError(
+                f"train.max_length {max_length} has no room for prompt.zero_shot; raise it or "
+                "shorten the prompt"
+            )
+        if ids is None:
+            raise UserError(
+                f"the worked examples take {len(worked)} tokens, which leaves no room for a text: "
+                f"the model has room for {room}; lower eval.num_fewshot"
+            )
+        return self._before + worked + ids + self._between
+
+    def _cut_zero_shot(self, text: str, space: int) -> tuple[int, ...] | None:
+        """Return at most `space` ids of the template and the text; None if no text fits."""
         ids = self.ids(self.prompt.zero_shot.format(text=text))
         while len(ids) > space:
             _, offsets = self.offsets(text)
             kept = len(offsets) - (len(ids) - space)
-            if kept <= 0 and limit == max_length:
-                raise UserError(f"train.max_length {max_length} has no room for prompt.zero_shot")
             if kept <= 0:
-                raise UserError(
-                    f"the worked examples take {len(worked)} tokens and leave no text, and the model has room for {room}; "
-                    "lower eval.num_fewshot"
-                )
+                return None
             text = text[: offsets[kept - 1][1]]
             ids = self.ids(self.prompt.zero_shot.format(text=text))
-        return self._before + worked + ids + self._between
+        return ids
 
     def continuation(self, text: str) -> tuple[int, ...]:
-        """An answer's ids after a prompt, without the end token: a verbalizer, or an answer."""
+        """Return the ids of an answer or a verbalizer after a prompt, without the end token."""
         return self.ids(self._lead + text.strip())
 
     def _worked(self, answer: str) -> tuple[int, ...]:
-        """The answer of an example in the prompt; cut where pieces encode as they would jointly."""
+        """Return the ids of the answer of a worked example in the prompt.
+
+        They end in a blank line, where pieces encode separately as they would together.
+        """
         return self.ids(f" {answer.strip()}\n\n")
 
     def question(
@@ -158,50 +180,62 @@ class PromptEncoder:
         room: int | None = None,
         shots: Sequence[QuestionExample] = (),
     ) -> tuple[int, ...]:
-        """The generative prompt: instruction, context, question. Examples of one context share all but the question.
+        """Return the generative prompt: the instruction, the context and the question.
 
-        `room` is the most tokens that it may take: a context that is too long loses its end, never the question. `shots`
-        are questions that stand before it with their answers; neighbours on one context share it. Raises UserError where
-        the shots and the question alone take more than `room`.
+        Examples of one context share all but the question. `room` is the largest number of tokens:
+        a context that is too long loses its end. `shots` are questions with their answers, which
+        come before it; neighbours on one context share it. Raises UserError if the prompt without
+        the context takes more than `room`.
         """
-        # The cut falls after each piece's closing blank line, where pieces encode as they would jointly.
+        before, context, after = self._question_pieces(example, shots)
+        if room is None:
+            return before + context + after
+        space = room - len(before) - len(after)
+        if space < 0:
+            raise UserError(
+                f"question {example.id}: its prompt takes {len(before) + len(after)} tokens "
+                f"without the passage, and the model has room for {room}; lower eval.num_fewshot"
+            )
+        return before + context[:space] + after
+
+    def _question_pieces(
+        self, example: QuestionExample, shots: Sequence[QuestionExample]
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Return the ids before the last context, those of this context, and those after it.
+
+        Each piece ends in a blank line, where pieces encode separately as they would together.
+        """
         before = self._before + self.ids(self.prompt.instruction)
         context: tuple[int, ...] = ()
         after: tuple[int, ...] = ()
-        told = None
+        last = None
         for one in (*shots, example):
-            if one.context != told:
+            if one.context != last:
                 before += context + after
                 context, after = self.ids(self.prompt.context.format(context=one.context)), ()
-                told = one.context
+                last = one.context
             after += self.ids(self.prompt.question.format(question=one.question))
             if one is not example:
                 after += self._worked(answer_text(one, self.prompt.no_answer))
-        after += self._between
-        if room is not None and len(before) + len(context) + len(after) > room:
-            if len(before) + len(after) > room:
-                raise UserError(
-                    f"question {example.id}: its prompt takes {len(before) + len(after)} tokens without the passage, and "
-                    f"the model has room for {room}; lower eval.num_fewshot"
-                )
-            context = context[: room - len(before) - len(after)]
-        return before + context + after
+        return before, context, after + self._between
 
     def completion(self, example: QuestionExample) -> tuple[int, ...]:
-        """What the model learns to write after `question`: the answer and the end token."""
+        """Return the ids that the model learns to write: the answer and the end token."""
         return (*self.continuation(answer_text(example, self.prompt.no_answer)), self.end_id)
 
     def encode(self, example: QuestionExample, training: bool) -> Encoded:
+        """Return the prompt of a question and, in training, the completion."""
         return Encoded(
             example.id, self.question(example), self.completion(example) if training else ()
         )
 
     def span_pieces(self, example: QuestionExample) -> SpanPieces:
+        """Return the ids around the context in the prompt of a span head."""
         question = SPAN_PREFIX.format(question=example.question)
         return SpanPieces(self._bos + self.ids(question), self.ids(SPAN_SUFFIX))
 
     def offsets(self, context: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-        """Ids of a context and the characters of each token, without the white space that a token may start with."""
+        """Return the ids of a context, and the (start, end) of each token without white space."""
         encoding = self.tokenizer(
             context,
             add_special_tokens=False,
@@ -213,15 +247,16 @@ class PromptEncoder:
         return tuple(encoding["input_ids"]), trimmed
 
     def text(self, ids: list[int]) -> str:
-        """The text of generated ids, control tokens left out."""
+        """Return the text of generated ids, without control tokens."""
         return self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
     def _chat_frame(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-        """Ids before the user's text, between it and the answer, and the id that ends the answer.
+        """Return the ids before the user's text and before the answer, and the id that ends it.
 
-        The template is rendered once, around place-holders; data never pass through it, so they cannot open a turn.
+        The template is rendered once, around placeholders. Data never pass through the template, so
+        they cannot open a turn.
         """
         turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
         if self.prompt.system:
@@ -233,21 +268,27 @@ class PromptEncoder:
             before, rest = rendered.split(_USER)
             between, after = rest.split(_ASSISTANT)
         except (TemplateError, ValueError, TypeError) as error:
-            hint = "; it may take no prompt.system" if self.prompt.system else ""
+            advice = "choose another base"
+            if self.prompt.system:
+                advice += ", or, if the template has no system turn, remove prompt.system"
             raise UserError(
-                f"the tokenizer's chat template does not write one turn after the other ({error}){hint}"
+                "the tokenizer's chat template does not write one turn after the other "
+                f"({error}); {advice}"
             ) from None
         pieces = [
             tuple(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
             for piece in (before, between, after)
         ]
         if not pieces[2]:
-            raise UserError("the chat template writes nothing after an answer, so none could end")
+            raise UserError(
+                "the tokenizer's chat template writes nothing after an answer, so an answer could "
+                "not end; choose another base"
+            )
         return pieces[0], pieces[1], pieces[2][0]
 
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:
-    """The bounds of a piece of text without the white space at its edges."""
+    """Return the bounds of a piece of text without the white space at its edges."""
     while start < end and text[start].isspace():
         start += 1
     while end > start and text[end - 1].isspace():

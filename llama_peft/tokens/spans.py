@@ -1,12 +1,13 @@
-"""Characters to token labels, and token scores back to text: each the other's inverse.
+"""Characters become token labels, and token scores become text: each is the inverse of the other.
 
-A question whose context is longer than a row is read in overlapping windows. Each window is
+If the context of a question is longer than a row, it is read in overlapping windows. Each window is
 
     BOS Question: ... \\n\\n Passage: \\n  | context tokens ... |  \\n\\n Answer:
-    prefix                              offsets[0] ...         suffix; its last token carries "no answer"
+    prefix                              offsets[0] ...         suffix; its last token: "no answer"
 
-and a label is a pair of positions in the window: the first and last token that the answer touches, or the last token twice.
-An answer that begins or ends inside a token is covered by the smallest span of whole tokens.
+A label is a pair of positions in the window: the first and the last token that the answer touches,
+or twice the last token of the window. If an answer begins or ends inside a token, the label is the
+smallest span of whole tokens that covers it.
 """
 
 import math
@@ -21,13 +22,13 @@ from llama_peft.tokens.prompts import PromptEncoder
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One row of a span model: ids, where the context stands in it, and the characters of its tokens."""
+    """One row of a span model: its ids, and the place and the characters of the context in it."""
 
     id: str
     input_ids: tuple[int, ...]
     context_start: int
     offsets: tuple[tuple[int, int], ...]
-    """(start, end) characters in the whole context, of each context token of this window."""
+    """The (start, end) characters in the whole context of each context token in this window."""
 
     @property
     def null(self) -> int:
@@ -35,7 +36,7 @@ class Window:
         return len(self.input_ids) - 1
 
     def span_mask(self) -> list[int]:
-        """1 where an answer may start or end."""
+        """Return 1 for each position where an answer may start or end, and 0 for the others."""
         end = self.context_start + len(self.offsets)
         allowed = [int(self.context_start <= i < end) for i in range(len(self.input_ids))]
         allowed[self.null] = 1
@@ -47,25 +48,27 @@ class Span(NamedTuple):
 
     text: str
     start: int
-    """First character in the context; -1 where no span is possible."""
+    """First character in the context; -1 if no span is possible."""
     no_answer_probability: float
-    """sigmoid(null score - best span score): 0.5 where both score the same."""
+    """sigmoid(null score - best span score): 0.5 if both scores are equal."""
 
 
 def windows(
     encoder: PromptEncoder, example: QuestionExample, max_length: int, doc_stride: int
 ) -> Iterator[Window]:
-    """Rows of at most `max_length` tokens that cover the context; neighbours share `doc_stride` context tokens.
+    """Yield rows of at most `max_length` tokens that cover the context.
 
-    Raises UserError where the question leaves less room than two strides' progress, naming the example.
+    Neighbours share `doc_stride` tokens of the context. Raises UserError if the question leaves no
+    room for more than these.
     """
     prefix, suffix = encoder.span_pieces(example)
     ids, offsets = encoder.offsets(example.context)
     room = max_length - len(prefix) - len(suffix)
     if room <= doc_stride and room < len(ids):
         raise UserError(
-            f"question {example.id}: {len(prefix)} tokens of question leave {room} of train.max_length {max_length} "
-            f"for the context, not more than train.doc_stride {doc_stride}; raise max_length or lower doc_stride"
+            f"question {example.id}: its question takes {len(prefix)} tokens and leaves {room} of "
+            f"train.max_length {max_length} for the context, which is not more than "
+            f"train.doc_stride {doc_stride}; raise train.max_length or lower train.doc_stride"
         )
     first = 0
     while True:
@@ -79,11 +82,14 @@ def windows(
 
 
 def label(window: Window, answer: Answer | None) -> tuple[int, int]:
-    """(start, end) positions of an answer, both `window.null` where there is none or it is not wholly in this window."""
+    """Return the (start, end) positions of an answer in the window.
+
+    Both are `window.null` if there is no answer, or if a part of it is outside this window.
+    """
     if answer is None:
         return window.null, window.null
     begin, end = answer.start, answer.start + len(answer.text)
-    # White space at an answer's edge belongs to no token.
+    # White space at the edges of an answer does not belong to any token.
     begin += len(answer.text) - len(answer.text.lstrip())
     end -= len(answer.text) - len(answer.text.rstrip())
     touched = [i for i, (start, stop) in enumerate(window.offsets) if start < end and stop > begin]
@@ -91,19 +97,16 @@ def label(window: Window, answer: Answer | None) -> tuple[int, int]:
         return window.null, window.null
     first, last = touched[0], touched[-1]
     if window.offsets[first][0] > begin or window.offsets[last][1] < end:
-        return window.null, window.null  # a part of it lies in another window only
+        return window.null, window.null  # a part of it is in another window only
     return window.context_start + first, window.context_start + last
 
 
 def text(window: Window, start: int, end: int, context: str) -> str:
-    """The characters of a span of positions; "" for the null position."""
+    """Return the characters of a span of positions; "" for the null position."""
     if start == window.null or end == window.null:
         return ""
-    return context[
-        window.offsets[start - window.context_start][0] : window.offsets[
-            end - window.context_start
-        ][1]
-    ]
+    first, last = start - window.context_start, end - window.context_start
+    return context[window.offsets[first][0] : window.offsets[last][1]]
 
 
 def best_span(
@@ -114,10 +117,11 @@ def best_span(
     n_best_size: int,
     max_answer_length: int,
 ) -> Span:
-    """The highest start + end over all windows, at most `max_answer_length` tokens long, against the null score.
+    """Return the span with the highest start + end score, compared with the null score.
 
-    Only the `n_best_size` best starts and ends of a window are paired. The null score is the lowest of the windows',
-    because each window without the answer says "no answer" rightly.
+    A span is at most `max_answer_length` tokens long. Only the `n_best_size` best starts and ends
+    of a window are paired. The null score is the lowest of all windows, because each window without
+    the answer is right to say "no answer".
     """
     best_score, best_text, best_start = -math.inf, "", -1
     null_score = math.inf

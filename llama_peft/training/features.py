@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, TypedDict
 
 import torch
 from filelock import FileLock
@@ -22,22 +22,24 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from llama_peft.errors import UserError
 from llama_peft.model import heads
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.prefix_tree import pack as prefix_tree
+from llama_peft.prefix_tree.mask import attention_inputs
+from llama_peft.prefix_tree.pack import TreeRow
 from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
 from llama_peft.system.files import amount, fsync, sha256, write_durably
 from llama_peft.system.seal import SEAL, is_sealed, seal
 from llama_peft.tokens.batches import batches, pad
 from llama_peft.tokens.prompts import Encoded
-from llama_peft.training.rows import Row
+from llama_peft.training.rows import ClassificationRow as Row
 
 log = logging.getLogger(__name__)
-
 
 SHARD = 4096
 """Texts a shard: what a kill can cost."""
@@ -58,8 +60,24 @@ class Key(NamedTuple):
     pooling: Literal["last", "mean"]
 
 
-class States(Dataset[Row]):
-    """The states of one part's rows, in their order; a row is {"features": (D,), "labels", "ids"}."""
+class FeatureRow(TypedDict):
+    """The pooled state (D,) of a text, and the number of its label."""
+
+    ids: list[str]
+    features: Tensor
+    labels: int
+
+
+class FeatureBatch(TypedDict):
+    """Feature rows as tensors, and the example ids of each row."""
+
+    features: Tensor
+    labels: Tensor
+    ids: list[list[str]]
+
+
+class States(Dataset[FeatureRow]):
+    """The states of one part's rows, in their order."""
 
     def __init__(self, rows: Sequence[Row], folder: Path, key: Key) -> None:
         self._rows = rows
@@ -71,14 +89,10 @@ class States(Dataset[Row]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> FeatureRow:
         row = self._rows[index]
         shard, place = self._place[index]
-        return {
-            "features": self._shards[shard][place],
-            "labels": row["labels"],
-            "ids": row["ids"],
-        }
+        return FeatureRow(ids=row["ids"], features=self._shards[shard][place], labels=row["labels"])
 
 
 class FeatureHead(nn.Module):
@@ -95,15 +109,18 @@ class FeatureHead(nn.Module):
         return SequenceClassifierOutput(loss=heads.class_loss(logits, labels), logits=logits)
 
 
-def collate(rows: Sequence[Row]) -> dict[str, Any]:
-    """States and labels of a batch."""
-    return {
-        "features": torch.stack([row["features"] for row in rows]),
-        "labels": torch.tensor([row["labels"] for row in rows]),
-    }
+def collate(rows: Sequence[FeatureRow]) -> FeatureBatch:
+    """Return states and labels as a batch."""
+    return FeatureBatch(
+        features=torch.stack([row["features"] for row in rows]),
+        labels=torch.tensor([row["labels"] for row in rows]),
+        ids=[row["ids"] for row in rows],
+    )
 
 
-def states(recipe: Recipe, model: Any, part: str, rows: Sequence[Row], folder: Path) -> States:
+def states(
+    recipe: Recipe, model: PreTrainedModel, part: str, rows: Sequence[Row], folder: Path
+) -> States:
     """The states of a part's rows: from the cache in `folder`, or computed and put there. Raises UserError where the disk
     is too small.
     """
@@ -117,7 +134,12 @@ def cache_folder(run: Path) -> Path:
 
 
 def compute(
-    recipe: Recipe, model: Any, part: str, rows: Sequence[Row], cache: Path, keys: tuple[Key, ...]
+    recipe: Recipe,
+    model: PreTrainedModel,
+    part: str,
+    rows: Sequence[Row],
+    cache: Path,
+    keys: tuple[Key, ...],
 ) -> Path:
     """The folder of the sealed shards that hold the rows' states; what is missing is computed."""
     folder = cache / _digest(recipe, rows, keys, str(model.dtype))
@@ -129,7 +151,12 @@ def compute(
 
 
 def _computed(
-    recipe: Recipe, model: Any, part: str, rows: Sequence[Row], folder: Path, keys: tuple[Key, ...]
+    recipe: Recipe,
+    model: PreTrainedModel,
+    part: str,
+    rows: Sequence[Row],
+    folder: Path,
+    keys: tuple[Key, ...],
 ) -> Path:
     if is_sealed(folder):
         log.info("%s: features of %d texts are there already (%s)", part, len(rows), folder)
@@ -167,7 +194,7 @@ def _digest(recipe: Recipe, rows: Sequence[Row], keys: tuple[Key, ...], dtype: s
     return digest.hexdigest()[:24]
 
 
-def _check_disk(folder: Path, numbers: int, model: Any) -> None:
+def _check_disk(folder: Path, numbers: int, model: PreTrainedModel) -> None:
     size = numbers * torch.finfo(model.dtype).bits // 8
     free = free_disk(folder)
     log.info("features take %.1f MB of disk", size / 1e6)
@@ -178,11 +205,12 @@ def _check_disk(folder: Path, numbers: int, model: Any) -> None:
         )
 
 
-Group = tuple[list[int], Any]
+Fed: TypeAlias = TreeRow | list[Sequence[int]]
+Group = tuple[list[int], Fed]
 """Numbers of the rows, and what is fed to the model: a tree row, or their ids."""
 
 
-def _grouped(recipe: Recipe, rows: Sequence[Row], model: Any) -> list[Group]:
+def _grouped(recipe: Recipe, rows: Sequence[Row], model: PreTrainedModel) -> list[Group]:
     """The rows in the order in which they are computed; a group is one forward pass."""
     if recipe.head.features == "length_sorted":
         named = [(str(i), row["input_ids"]) for i, row in enumerate(rows)]
@@ -253,7 +281,7 @@ def _shard_name(number: int) -> str:
 
 
 def _fill(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Row],
     groups: Sequence[Group],
     folder: Path,
@@ -290,21 +318,20 @@ def _fill(
 
 
 @torch.inference_mode()
-def _pooled(model: Any, fed: Any, keys: tuple[Key, ...]) -> list[Tensor]:
+def _pooled(model: PreTrainedModel, fed: Fed, keys: tuple[Key, ...]) -> list[Tensor]:
     """(N, D) of each key, in float32, for the texts of one group."""
     if isinstance(fed, dict):
-        batch = {k: v.to(model.device) for k, v in prefix_tree.collate([fed]).items()}
+        batch = prefix_tree.collate([fed])
+        subtree_end = batch["subtree_end"].to(model.device)
+        position_ids = batch["position_ids"].to(model.device)
         ends = torch.tensor(fed["starts"], device=model.device)
         index = torch.arange(len(fed["input_ids"]), device=model.device)
-        path_NT = (index <= ends[:, None]) & (ends[:, None] < batch["subtree_end"])
+        path_NT = (index <= ends[:, None]) & (ends[:, None] < subtree_end)
         inputs = {
-            "input_ids": batch["input_ids"],
-            "position_ids": batch["position_ids"],
-            **prefix_tree.attention_inputs(
-                model.config.get_text_config(),
-                batch["subtree_end"],
-                batch["position_ids"],
-                model.dtype,
+            "input_ids": batch["input_ids"].to(model.device),
+            "position_ids": position_ids,
+            **attention_inputs(
+                model.config.get_text_config(), subtree_end, position_ids, model.dtype
             ),
         }
     else:
@@ -327,7 +354,9 @@ def _pooled(model: Any, fed: Any, keys: tuple[Key, ...]) -> list[Tensor]:
     return found
 
 
-def _layer_states(model: Any, inputs: dict[str, Any], wanted: set[int]) -> dict[int, Tensor]:
+def _layer_states(
+    model: PreTrainedModel, inputs: dict[str, object], wanted: set[int]
+) -> dict[int, Tensor]:
     """(B, T, D) after each wanted layer, through the final norm; -1 is the last."""
     inner = wanted - {-1}
     output = model.model(**inputs, use_cache=False, output_hidden_states=bool(inner))

@@ -92,7 +92,9 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> None:
     attached = setup.attach(loaded, folder)
     rows = attached.rows["train"], attached.rows["validation"]
     with named_mistake("train"):
-        trainer = setup.build_trainer(loaded.recipe, attached.model, loaded.encoder, *rows, folder)
+        trainer = setup.build_trainer(
+            loaded.recipe, attached.model, loaded.encoder, *rows, attached.collate, folder
+        )
     setup.check_tree_rows(loaded, attached.model, dataset)
     earlier = read_spent(resumed)
     _run(trainer, loaded, folder, resumed, started, earlier)

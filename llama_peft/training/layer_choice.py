@@ -17,7 +17,7 @@ from llama_peft.run_folder.layout import LAYER_CHOICE
 from llama_peft.run_folder.record import Stored
 from llama_peft.system.files import read_summed, write_summed
 from llama_peft.training.features import Key, States, cache_folder, compute
-from llama_peft.training.rows import Row
+from llama_peft.training.rows import ClassificationRow as Row
 
 if TYPE_CHECKING:
     import numpy

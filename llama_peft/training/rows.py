@@ -1,124 +1,252 @@
-"""From examples to the rows that a Trainer is fed, and from rows to batches: one encoder a task.
+"""Examples become the rows that a Trainer is fed, and rows become batches.
 
-A row is a mapping of token ids and labels; `ids` names the examples that it holds, so that none is dropped without a word.
+Each kind of training has a type of row and a type of batch. `ids` names the examples that a row
+holds, so that no example is left out without a message.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypedDict
 
-from llama_peft.data import QuestionExample, TextExample
+import torch
+from torch import Tensor
+
+from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.prefix_tree import pack as prefix_tree
+from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeBatch, TreeRow
 from llama_peft.recipe import Recipe
+from llama_peft.tasks import Task
 from llama_peft.tokens import spans
 from llama_peft.tokens.batches import pad
-from llama_peft.tokens.prompts import PromptEncoder
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from llama_peft.tokens.prompts import Encoded, PromptEncoder
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+
+class ClassificationRow(TypedDict):
+    """A text and the number of its label."""
+
+    ids: list[str]
+    input_ids: tuple[int, ...]
+    labels: int
+
+
+class SpanRow(TypedDict):
+    """One window of a question's context, and the positions of the answer in it."""
+
+    ids: list[str]
+    input_ids: tuple[int, ...]
+    span_mask: list[int]
+    """1 where an answer may start or end."""
+    start_positions: int
+    end_positions: int
+
+
+class AnswerRow(TypedDict):
+    """A prompt and its answer; only the answer and its end are labels."""
+
+    ids: list[str]
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+class TokenBatch(TypedDict):
+    """Rows as tensors by the names of the model's arguments, and the example ids of each row."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    ids: list[list[str]]
+
+
+class ClassificationBatch(TokenBatch):
+    """`labels` has one number for each row."""
+
+    labels: Tensor
+
+
+class SpanBatch(TokenBatch):
+    """The fields of SpanRow."""
+
+    span_mask: Tensor
+    start_positions: Tensor
+    end_positions: Tensor
+
+
+class AnswerBatch(TokenBatch):
+    """`labels` has one number for each token."""
+
+    labels: Tensor
+
+
+class AnswerTreeBatch(TreeBatch):
+    """Tree rows with the example ids of each row."""
+
+    ids: list[list[str]]
+
+
+Row = ClassificationRow | SpanRow | AnswerRow | TreeRow
+Batch = ClassificationBatch | SpanBatch | AnswerBatch | AnswerTreeBatch
+Collate = Callable[[Sequence[Row]], Batch]
 
 
 def encode_part(
-    recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[Any]
-) -> list[Row]:
-    """Rows of one part. Says how many texts were cut, how many examples no row can hold, and what the rows hold."""
+    recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[Example]
+) -> Sequence[Row]:
+    """Return the rows of one part of the data.
+
+    Logs how many texts are cut, how many examples fit no row, and what the rows hold. Raises
+    UserError if no example fits.
+    """
     if not examples:
         return []
-    encoders: dict[str, Callable[..., list[Row]]] = {
-        "classification": classification_rows,
-        "extractive_qa": span_rows,
-        "generative_qa": answer_rows,
-    }
-    rows = encoders[recipe.task](recipe, encoder, examples)
+    limit = recipe.train.max_length
+    rows = _kind(recipe).encode(recipe, encoder, part, examples)
     held = {id_ for row in rows for id_ in row["ids"]}
     left_out = [example.id for example in examples if example.id not in held]
     if len(left_out) == len(examples):
-        raise UserError(f"{part}: no example fits train.max_length {recipe.train.max_length}")
+        raise UserError(
+            f"{part}: no example fits train.max_length {limit}; raise it or shorten the examples"
+        )
     if left_out:
         log.warning(
-            "%s: %d of %d examples are longer than train.max_length %d and left out, first %s",
-            part, len(left_out), len(examples), recipe.train.max_length, left_out[0],
+            "%s: %d of %d examples are longer than train.max_length %d and left out; the first: %s",
+            part, len(left_out), len(examples), limit, left_out[0],
         )  # fmt: skip
-    cut = sum(row.pop("cut", False) for row in rows)
-    if cut:
-        log.warning("%s: %d of %d texts are cut to train.max_length", part, cut, len(rows))
     tokens = sum(len(row["input_ids"]) for row in rows)
     log.info("%s: %d examples in %d rows, %d tokens", part, len(held), len(rows), tokens)
     return rows
 
 
+def collator(recipe: Recipe, pad_token_id: int) -> Collate:
+    """Return the function that makes batches of the rows that `encode_part` returns."""
+    return partial(_kind(recipe).collate, pad_token_id=pad_token_id)
+
+
 def classification_rows(
-    recipe: Recipe, encoder: PromptEncoder, examples: Sequence[TextExample]
-) -> list[Row]:
+    recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[TextExample]
+) -> list[ClassificationRow]:
+    """Return one row for each text; a text that is too long loses its end."""
     limit = recipe.train.max_length
-    rows = []
-    for example in examples:
-        ids = encoder.head_input(example.text, limit + 1)
-        row = {"ids": [example.id], "input_ids": ids[:limit], "labels": example.label}
-        rows.append({**row, "cut": len(ids) > limit})
-    return rows
+    whole = [encoder.head_input(example.text, limit + 1) for example in examples]
+    if num_cut := sum(len(ids) > limit for ids in whole):
+        log.warning(
+            "%s: %d of %d texts are cut to train.max_length %d", part, num_cut, len(whole), limit
+        )
+    return [
+        ClassificationRow(ids=[example.id], input_ids=ids[:limit], labels=example.label)
+        for example, ids in zip(examples, whole, strict=True)
+    ]
 
 
 def span_rows(
-    recipe: Recipe, encoder: PromptEncoder, examples: Sequence[QuestionExample]
-) -> list[Row]:
-    """One row a window; windows without the whole answer learn "no answer"."""
+    recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[QuestionExample]
+) -> list[SpanRow]:
+    """Return one row for each window; a window without the whole answer is labelled "no answer"."""
     train = recipe.train
     rows = []
     for example in examples:
         answer = example.answers[0] if example.answers else None
         for window in spans.windows(encoder, example, train.max_length, train.doc_stride):
             start, end = spans.label(window, answer)
-            rows.append(
-                {
-                    "ids": [example.id],
-                    "input_ids": window.input_ids,
-                    "span_mask": window.span_mask(),
-                    "start_positions": start,
-                    "end_positions": end,
-                }
+            row = SpanRow(
+                ids=[example.id],
+                input_ids=window.input_ids,
+                span_mask=window.span_mask(),
+                start_positions=start,
+                end_positions=end,
             )
+            rows.append(row)
     return rows
 
 
 def answer_rows(
-    recipe: Recipe, encoder: PromptEncoder, examples: Sequence[QuestionExample]
-) -> list[Row]:
-    """Prompts and answers, as tree rows or one a row; the loss is on answers and their end. Too long examples are in no row."""
-    limit = recipe.train.max_length
-    encoded = [encoder.encode(example, training=True) for example in examples]
-    fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
-    if recipe.train.packing == "prefix_tree":
-        rows = prefix_tree.pack(fitting, limit)
-        log.info("prefix trees: %s", prefix_tree.packing(rows))
-        return [dict(row) for row in rows]
+    recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[QuestionExample]
+) -> list[AnswerRow]:
+    """Return one row for each example that fits."""
     return [
-        {
-            "ids": [one.id],
-            "input_ids": one.prompt + one.completion,
-            "labels": (-100,) * len(one.prompt) + one.completion,
-        }
-        for one in fitting
+        AnswerRow(
+            ids=[one.id],
+            input_ids=one.prompt + one.completion,
+            labels=(IGNORE_INDEX,) * len(one.prompt) + one.completion,
+        )
+        for one in _fitting(recipe, encoder, examples)
     ]
 
 
-def collate(rows: Sequence[Row], pad_token_id: int) -> "dict[str, Tensor]":
-    """Rows to a batch, padded on the right: sequences to the longest, numbers as they are."""
-    import torch
+def tree_rows(
+    recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[QuestionExample]
+) -> list[TreeRow]:
+    """Return the examples that fit, packed as prefix trees."""
+    rows = prefix_tree.pack(_fitting(recipe, encoder, examples), recipe.train.max_length)
+    if rows:
+        log.info("%s: prefix trees: %s", part, prefix_tree.packing(rows))
+    return rows
 
-    if "subtree_end" in rows[0]:
-        return prefix_tree.collate(rows, pad_token_id)
+
+def _fitting(
+    recipe: Recipe, encoder: PromptEncoder, examples: Iterable[QuestionExample]
+) -> list[Encoded]:
+    encoded = (encoder.encode(example, training=True) for example in examples)
+    limit = recipe.train.max_length
+    return [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
+
+
+def classification_batch(
+    rows: Sequence[ClassificationRow], pad_token_id: int
+) -> ClassificationBatch:
+    """Return texts and their labels as a batch."""
+    labels = torch.tensor([row["labels"] for row in rows])
+    return ClassificationBatch(**_tokens(rows, pad_token_id), labels=labels)
+
+
+def span_batch(rows: Sequence[SpanRow], pad_token_id: int) -> SpanBatch:
+    """Return windows and the positions of their answers as a batch."""
+    return SpanBatch(
+        **_tokens(rows, pad_token_id),
+        span_mask=pad([row["span_mask"] for row in rows], 0)[0],
+        start_positions=torch.tensor([row["start_positions"] for row in rows]),
+        end_positions=torch.tensor([row["end_positions"] for row in rows]),
+    )
+
+
+def answer_batch(rows: Sequence[AnswerRow], pad_token_id: int) -> AnswerBatch:
+    """Return prompts with their answers as a batch."""
+    labels = pad([row["labels"] for row in rows], IGNORE_INDEX)[0]
+    return AnswerBatch(**_tokens(rows, pad_token_id), labels=labels)
+
+
+def tree_batch(rows: Sequence[TreeRow], pad_token_id: int) -> AnswerTreeBatch:
+    """Return tree rows as a batch."""
+    batch = prefix_tree.collate(rows, pad_token_id)
+    return AnswerTreeBatch(**batch, ids=[row["ids"] for row in rows])
+
+
+def _tokens(
+    rows: Sequence[ClassificationRow] | Sequence[SpanRow] | Sequence[AnswerRow], pad_token_id: int
+) -> TokenBatch:
+    """Return what all batches of plain rows hold, padded on the right."""
     input_ids, mask = pad([row["input_ids"] for row in rows], pad_token_id)
-    batch = {"input_ids": input_ids, "attention_mask": mask}
-    fill = {"labels": -100, "span_mask": 0}
-    for key in rows[0].keys() - {"ids", "input_ids"}:
-        values = [row[key] for row in rows]
-        batch[key] = (
-            torch.tensor(values) if isinstance(values[0], int) else pad(values, fill[key])[0]
-        )
-    return batch
+    ids = [row["ids"] for row in rows]
+    return TokenBatch(input_ids=input_ids, attention_mask=mask, ids=ids)
+
+
+class _Kind(NamedTuple):
+    """The two functions of a kind of training."""
+
+    encode: Callable[..., Sequence[Row]]
+    collate: Callable[..., Batch]
+
+
+_KINDS: Mapping[Task, _Kind] = {
+    "classification": _Kind(classification_rows, classification_batch),
+    "extractive_qa": _Kind(span_rows, span_batch),
+    "generative_qa": _Kind(answer_rows, answer_batch),
+}
+
+
+def _kind(recipe: Recipe) -> _Kind:
+    if recipe.train.packing == "prefix_tree":
+        return _Kind(tree_rows, tree_batch)
+    return _KINDS[recipe.task]

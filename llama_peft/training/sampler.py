@@ -1,8 +1,9 @@
-"""The order in which rows are trained on: of each epoch, and nothing else.
+"""The order in which rows are trained on; it depends on the seed and the number of the epoch only.
 
-The stock samplers draw an epoch's order from torch's global random state as it happens to be. A run resumed in the middle of its
-second epoch has lost that state: it replays the order of the first, so some rows come twice and others never. Here an epoch's
-order follows from the seed and the epoch's number, in every process and after every restart.
+The stock samplers draw the order of an epoch from torch's global random state. A run that is
+resumed in the middle of its second epoch has lost that state: it repeats the order of the first
+epoch, so some rows come twice and others never. Here the order of an epoch is the same in every
+process and after every restart.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class EpochOrder(Sampler[int]):
-    """Random, or with rows of like length together where the arguments say `group_by_length`."""
+    """Gives rows in random order, or in groups of similar length if the arguments say so."""
 
     def __init__(self, trainer: "Trainer") -> None:
         self._trainer = trainer

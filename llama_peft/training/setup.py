@@ -1,10 +1,10 @@
 """Everything that a training needs before its first step: rows, base, head or adapter, and the Trainer of the task."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from llama_peft import data
 from llama_peft.data import QuestionExample
@@ -16,7 +16,7 @@ from llama_peft.run_folder.layout import CHECKPOINTS, HISTORY
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training.checkpoints import Origin
 from llama_peft.training.resume import recipe_sum
-from llama_peft.training.rows import Row, collate, encode_part
+from llama_peft.training.rows import ClassificationRow, Row, collator, encode_part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Loaded:
     recipe: Recipe
     """With `head.layer: auto` settled."""
     encoder: PromptEncoder
-    rows: dict[str, list[Row]]
+    rows: dict[str, Sequence[Row]]
     """Rows of token ids of the train and the validation part."""
     base: "PreTrainedModel"
     origin: Origin
@@ -50,8 +50,10 @@ class Attached:
 
     model: "nn.Module"
     counted: counts.Counts
-    rows: Mapping[str, Sequence[Row]]
+    rows: Mapping[str, Sequence[object]]
     """Token ids, or for a head alone the states of the frozen base."""
+    collate: Callable[..., Mapping[str, object]]
+    """From rows to a batch."""
 
 
 def load(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Loaded:
@@ -66,7 +68,8 @@ def load(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Loaded:
     if recipe.head.layer == "auto":
         from llama_peft.training.layer_choice import choose
 
-        head = choose(recipe, base, rows, folder)
+        texts = cast("dict[str, Sequence[ClassificationRow]]", rows)
+        head = choose(recipe, base, texts, folder)
         recipe = recipe.model_copy(update={"head": head})
         base = backbone.load(recipe, recipe.task, len(dataset.labels))
     origin = Origin(base_fingerprint(recipe), *sums)
@@ -76,13 +79,19 @@ def load(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Loaded:
 def attach(loaded: Loaded, folder: Path) -> Attached:
     """The base with LoRA and a copy of its head, or the head alone, ready to train."""
     recipe, base = loaded.recipe, loaded.base
-    rows: Mapping[str, Sequence[Row]] = loaded.rows
     model = trained_module(recipe, base)
+    rows: Mapping[str, Sequence[object]] = loaded.rows
+    collate: Callable[..., Mapping[str, object]]
+    collate = collator(recipe, loaded.encoder.tokenizer.pad_token_id)
     if on_features(recipe):
-        rows, model = _features(recipe, base, loaded.rows, folder)
+        from llama_peft.training import features
+
+        texts = cast("dict[str, Sequence[ClassificationRow]]", loaded.rows)
+        rows, model = _features(recipe, base, texts, folder)
+        collate = features.collate
     counted = count_loaded(base, recipe.task)
     log.info(counted.describe())
-    return Attached(model=model, counted=counted, rows=rows)
+    return Attached(model=model, counted=counted, rows=rows, collate=collate)
 
 
 def trained_module(recipe: Recipe, base: "PreTrainedModel") -> "nn.Module":
@@ -121,8 +130,11 @@ def on_features(recipe: Recipe) -> bool:
 
 
 def _features(
-    recipe: Recipe, base: "PreTrainedModel", rows: dict[str, list[Row]], folder: Path
-) -> "tuple[dict[str, Any], nn.Module]":
+    recipe: Recipe,
+    base: "PreTrainedModel",
+    rows: Mapping[str, Sequence[ClassificationRow]],
+    folder: Path,
+) -> "tuple[dict[str, Sequence[object]], nn.Module]":
     """The parts as states, and the head that reads them. Of several processes the first one computes the states."""
     from accelerate import PartialState
 
@@ -130,7 +142,7 @@ def _features(
 
     cache = features.cache_folder(folder)
     with PartialState(cpu=recipe.train.use_cpu).main_process_first():
-        found: dict[str, Any] = {
+        found: dict[str, Sequence[object]] = {
             part: features.states(recipe, base, part, its, cache) if its else []
             for part, its in rows.items()
         }
@@ -142,7 +154,7 @@ def check_tree_rows(loaded: Loaded, model: "nn.Module", dataset: data.Dataset) -
     recipe, encoder = loaded.recipe, loaded.encoder
     if recipe.train.packing != "prefix_tree":
         return
-    from llama_peft.training.tree_trainer import check
+    from llama_peft.prefix_tree.loss import self_check
 
     # The first questions share a few passages, so their row has branches.
     examples = [one for one in dataset.parts["train"][:6] if isinstance(one, QuestionExample)]
@@ -150,7 +162,7 @@ def check_tree_rows(loaded: Loaded, model: "nn.Module", dataset: data.Dataset) -
     limit = recipe.train.max_length
     fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
     if fitting:
-        found = check(model, fitting, limit)
+        found = self_check(model, fitting, limit)
         log.info("self-check: loss %.5f as a tree, %.5f one by one", *found)
 
 
@@ -158,29 +170,24 @@ def build_trainer(
     recipe: Recipe,
     model: "nn.Module",
     encoder: PromptEncoder,
-    train_rows: Sequence[Row],
-    validation_rows: Sequence[Row],
+    train_rows: Sequence[object],
+    validation_rows: Sequence[object],
+    collate: Callable[..., Mapping[str, object]],
     folder: Path,
 ) -> "Trainer":
     """A Trainer or SFTTrainer that writes history.jsonl and keeps the best checkpoint by validation loss."""
     from transformers import TrainingArguments
 
-    from llama_peft.training import features
-    from llama_peft.training.trainer import IDS, SteadyTrainer
+    from llama_peft.training.trainer import SteadyTrainer
 
     arguments = training_arguments(recipe, bool(validation_rows), folder)
     callbacks = _callbacks(recipe, bool(arguments["load_best_model_at_end"]), folder)
-    pad_id = encoder.tokenizer.pad_token_id
-
-    def collator(rows: Sequence[Row]) -> dict[str, Any]:
-        batch = features.collate(rows) if "features" in rows[0] else collate(rows, pad_id)
-        return {**batch, IDS: [row["ids"] for row in rows]}
 
     if recipe.kind.head is not None:
         return SteadyTrainer(
             model=model,
             args=TrainingArguments(**arguments),
-            data_collator=collator,
+            data_collator=collate,
             train_dataset=train_rows,
             eval_dataset=validation_rows or None,
             callbacks=callbacks,
@@ -198,7 +205,7 @@ def build_trainer(
             packing=False,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
-        data_collator=collator,
+        data_collator=collate,
         train_dataset=Dataset.from_list(train_rows),
         eval_dataset=Dataset.from_list(validation_rows) if validation_rows else None,
         processing_class=encoder.tokenizer,

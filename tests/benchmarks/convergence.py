@@ -3,7 +3,7 @@
 A tree row holds all questions of a few paragraphs, a plain batch those of as many paragraphs as it
 has examples. Gradients of one example are the same in both (law 4), so only the mixing can differ:
 every layout here takes about `PER_STEP` examples an optimizer step, and sees the same examples in the
-same number of epochs. Capping how many questions of a paragraph stand together (`max_branches`) mixes
+same number of epochs. Capping how many questions of a paragraph share a row mixes
 better and costs tokens. The base is ../shared's trained one of 8M parameters; validation is on other
 articles.
 """
@@ -12,6 +12,7 @@ import random
 import statistics
 import tempfile
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from transformers import PrinterCallback, TrainerCallback
 
 from llama_peft.data import QuestionExample
 from llama_peft.prefix_tree import pack as prefix_tree
-from llama_peft.prefix_tree.pack import Row
-from llama_peft.training.tree_trainer import TreeTrainer, mean_loss
+from llama_peft.prefix_tree.loss import mean_loss
+from llama_peft.prefix_tree.pack import EncodedLike, TreeRow
+from llama_peft.training.tree_trainer import TreeTrainer
 
 from . import measure
 from .material import SHARED, Base, encoded, squad
@@ -43,7 +45,7 @@ LAYOUTS: dict[str, int | None] = {
 class ValidationCurve(TrainerCallback):
     """Validation losses at `POINTS` even places of the run: {examples seen: loss}."""
 
-    def __init__(self, rows: Sequence[Row], examples: int) -> None:
+    def __init__(self, rows: Sequence[TreeRow], examples: int) -> None:
         self.rows, self.examples = rows, examples
         self.losses: dict[int, float] = {}
 
@@ -96,14 +98,41 @@ def _parts(examples: int) -> tuple[list[QuestionExample], list[QuestionExample]]
     return [e for e in found if e.title not in held_out][:examples], validation
 
 
-def _tree(base: Base, examples: Sequence[QuestionExample], cap: int | None) -> list[Row]:
+def _tree(base: Base, examples: Sequence[QuestionExample], cap: int | None) -> list[TreeRow]:
     all_encoded = list(encoded(base.encoder, examples))
     fitting = [e for e in all_encoded if len(e.prompt) + len(e.completion) <= ROW_TOKENS]
-    return prefix_tree.pack(fitting, ROW_TOKENS, cap)
+    groups = [fitting] if cap is None else spread(fitting, cap)
+    return [row for group in groups for row in prefix_tree.pack(group, ROW_TOKENS)]
+
+
+def spread(examples: Sequence[EncodedLike], cap: int) -> list[list[EncodedLike]]:
+    """Groups to be packed apart, none with more than `cap` examples of one family.
+
+    A family is examples that share more than half of their prompts: the questions of a paragraph.
+    """
+    families: list[list[EncodedLike]] = []
+    for example in sorted(examples, key=lambda example: example.prompt[:-1]):
+        last = families[-1][-1].prompt if families else ()
+        pairs = zip(last, example.prompt, strict=False)
+        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        if 2 * shared > max(len(last), len(example.prompt)):
+            families[-1].append(example)
+        else:
+            families.append([example])
+    counts = [-(-len(family) // cap) for family in families]
+    groups: list[list[EncodedLike]] = [[] for _ in range(max(counts, default=0))]
+    for turn, (family, count) in enumerate(zip(families, counts, strict=True)):
+        for part in range(count):  # `turn` spreads the families evenly over the groups
+            groups[(turn + part) % len(groups)] += family[part::count]
+    return groups
 
 
 def _train(
-    base: Base, name: str, train: Sequence[QuestionExample], validation: Sequence[Row], seed: int
+    base: Base,
+    name: str,
+    train: Sequence[QuestionExample],
+    validation: Sequence[TreeRow],
+    seed: int,
 ) -> tuple[ValidationCurve, dict[str, Any]]:
     """One run; rows a step such that a step holds about `PER_STEP` examples."""
     rows = _tree(base, train, LAYOUTS[name])
@@ -131,7 +160,7 @@ def _train(
 
 def _trainer(
     base: Base,
-    rows: Sequence[Row],
+    rows: Sequence[TreeRow],
     batch_size: int,
     curve: ValidationCurve,
     seed: int,

@@ -6,6 +6,7 @@ The clock holds the pass that computes the states, and every epoch; encoding is 
 """
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training import setup
-from llama_peft.training.features import FeatureHead, states
-from llama_peft.training.rows import Row, encode_part
+from llama_peft.training.features import FeatureHead, collate, states
+from llama_peft.training.rows import ClassificationRow, collator, encode_part
 
 from . import measure
 from .material import SHARED, Base, recipe
@@ -92,33 +93,42 @@ def _recipe(base: Base, count: int, features: str) -> Recipe:
     )
 
 
-def _once(settings: Recipe, encoder: PromptEncoder, rows: list[Row]) -> Prepared:
+def _once(settings: Recipe, encoder: PromptEncoder, rows: list[ClassificationRow]) -> Prepared:
     model = backbone.load(settings, "classification", 2)
     folder = tempfile.TemporaryDirectory()
 
     def train() -> Any:
         with folder:
             kept = states(settings, model, "train", rows, Path(folder.name))
-            return _trained(settings, FeatureHead(model.score), encoder, kept, Path(folder.name))
+            head = FeatureHead(model.score)
+            return _trained(settings, head, encoder, kept, collate, Path(folder.name))
 
     return Prepared(model, train)
 
 
-def _loop(settings: Recipe, encoder: PromptEncoder, rows: list[Row]) -> Prepared:
+def _loop(settings: Recipe, encoder: PromptEncoder, rows: list[ClassificationRow]) -> Prepared:
     model = backbone.load(settings, "classification", 2)
     folder = tempfile.TemporaryDirectory()
     head = setup.trained_module(settings, model)
+    padded = collator(settings, encoder.tokenizer.pad_token_id)
 
     def train() -> Any:
         with folder:
-            return _trained(settings, head, encoder, rows, Path(folder.name))
+            return _trained(settings, head, encoder, rows, padded, Path(folder.name))
 
     return Prepared(model, train)
 
 
-def _trained(settings: Recipe, model: Any, encoder: PromptEncoder, rows: Any, folder: Path) -> Any:
+def _trained(
+    settings: Recipe,
+    model: Any,
+    encoder: PromptEncoder,
+    rows: Any,
+    collate: Callable[..., object],
+    folder: Path,
+) -> Any:
     """The head's weights at the end."""
-    trainer = setup.build_trainer(settings, model, encoder, rows, [], folder)
+    trainer = setup.build_trainer(settings, model, encoder, rows, [], collate, folder)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return model.score.weight.detach().clone()

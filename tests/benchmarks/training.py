@@ -24,8 +24,9 @@ from trl import SFTConfig, SFTTrainer
 
 from llama_peft.data import QuestionExample
 from llama_peft.prefix_tree import pack as prefix_tree
+from llama_peft.prefix_tree.loss import answer_loss
 from llama_peft.tokens.prompts import Encoded, answer_text
-from llama_peft.training.tree_trainer import TreeTrainer, answer_loss
+from llama_peft.training.tree_trainer import TreeTrainer
 
 from . import measure
 from .material import Base, Questions, by_paragraph, encoded
@@ -173,7 +174,7 @@ def _ours(
 
 def _tree_rows(
     base: Base, examples: Sequence[QuestionExample], row_tokens: int
-) -> list[prefix_tree.Row]:
+) -> list[prefix_tree.TreeRow]:
     return prefix_tree.pack(encoded(base.encoder, examples), row_tokens)
 
 

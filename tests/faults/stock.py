@@ -86,10 +86,10 @@ def _trainer(shop: Shop, folder: Path) -> Callable[[], None]:
         model = add_lora(model, recipe.lora, recipe.task, recipe)
         encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
         encoded = rows.encode_part(recipe, encoder, "train", data.load(recipe).parts["train"])
-        pad_id = encoder.tokenizer.pad_token_id
+        collate = rows.collator(recipe, encoder.tokenizer.pad_token_id)
 
         def collator(batch: Any) -> Any:
-            return rows.collate(batch, pad_id)
+            return {key: value for key, value in collate(batch).items() if key != "ids"}
 
         trainer = Trainer(
             model=model,

@@ -10,8 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llama_peft.prefix_tree import block_attention
-from llama_peft.prefix_tree import decode as generation
+from llama_peft.prefix_tree import decode
 from llama_peft.prefix_tree.decode import greedy, loglikelihoods
 from llama_peft.prefix_tree.pack import pack, packing
 from llama_peft.run_folder.predict import greedy_plain, loglikelihoods_plain
@@ -26,12 +25,6 @@ from tests.support.tree_examples import (
 )
 
 STOP = frozenset(range(0, VOCABULARY, 8))  # one token in eight: branches end at different steps
-
-
-@pytest.fixture(autouse=True)
-def _rows_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small rows must not hide in one block of queries."""
-    monkeypatch.setattr(block_attention, "QUERIES", 16)
 
 
 def prompts() -> list[Example]:
@@ -95,14 +88,14 @@ def test_a_branch_sees_its_own_path_only(monkeypatch: pytest.MonkeyPatch) -> Non
     """A mask that lets branches see one another is noticed by the test of equality."""
     model, asked = tiny_model("llama-sdpa"), prompts()
     plain = dict(greedy_plain(model, asked, stop_token_ids=STOP, max_new_tokens=9))
-    right = generation._grown
+    right = decode._grown
 
-    def leaky(live: generation._Branches) -> generation._Branches:
+    def leaky(live: decode._Branches) -> decode._Branches:
         grown = right(live)
         grown.path_QK[:, live.path_QK.shape[1] :] = True
         return grown
 
-    monkeypatch.setattr(generation, "_grown", leaky)
+    monkeypatch.setattr(decode, "_grown", leaky)
     assert dict(greedy(model, asked, stop_token_ids=STOP, max_new_tokens=9)) != plain
 
 

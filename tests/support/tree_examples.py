@@ -2,11 +2,14 @@
 
 import json
 import random
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,12 +20,20 @@ from transformers import (
     PreTrainedModel,
 )
 
+from llama_peft.prefix_tree.mask import install, mask_rule
+from llama_peft.prefix_tree.pack import TreeRow, collate, plain_rows
+
 VOCABULARY = 96
 WINDOW = 6  # shorter than any row, and than most prompts
+ROOM = 64
+"""Tokens in a row of the tests."""
+TOLERANCE = 1e-5
 MODELS = ("llama-sdpa", "llama-eager", "gemma2-eager", "gemma3-sdpa", "gemma3-eager")
 
 
 class Example(NamedTuple):
+    """An example as token ids."""
+
     id: str
     prompt: tuple[int, ...]
     completion: tuple[int, ...] = ()
@@ -39,7 +50,7 @@ def tiny_model(kind: str, vocabulary: int = VOCABULARY) -> PreTrainedModel:
 
 
 def _config(family: str, vocabulary: int) -> PreTrainedConfig:
-    shape: dict[str, Any] = {
+    shape: dict[str, int | float | bool] = {
         "vocab_size": vocabulary,
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -85,7 +96,7 @@ def real_questions(shared: Path, count: int, seed: int = 0) -> list[Example]:
     random.Random(seed).shuffle(paragraphs)
     instruction = (tokenizer.bos_token_id, *encode("Answer from the passage.\n\n"))
 
-    def examples() -> Any:
+    def examples() -> Iterator[Example]:
         for paragraph in paragraphs:
             prefix = instruction + encode(f"Passage: {paragraph['context']}\n\n")
             for entry in paragraph["qas"]:
@@ -95,3 +106,53 @@ def real_questions(shared: Path, count: int, seed: int = 0) -> list[Example]:
                 yield Example(entry["id"], prompt, completion)
 
     return list(islice(examples(), count))
+
+
+TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple)
+ANSWERS = st.lists(st.integers(0, 2), min_size=0, max_size=3).map(tuple)
+lists_of_examples = st.lists(st.tuples(TOKENS, ANSWERS), min_size=1, max_size=14).map(
+    lambda pairs: [Example(str(i), *pair) for i, pair in enumerate(pairs)]
+)
+
+
+def drawn_examples() -> list[Example]:
+    """The examples of the row that the docstrings of `pack` and `mask` draw."""
+    i, A, q, a, r, b, B, s, c = range(9)
+    examples = [Example("1", (i, A, q), (a,)), Example("2", (i, A, r), (b,))]
+    return [*examples, Example("3", (i, B, s), (c,))]
+
+
+def with_lora(kind: str) -> PeftModel:
+    """Return a model with random B matrices, so that no gradient is zero for a trivial reason."""
+    config = LoraConfig(
+        r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(tiny_model(kind), config)
+    install(model)
+    return model.train()
+
+
+def gradients(model: torch.nn.Module) -> torch.Tensor:
+    grads = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
+    model.zero_grad()
+    return torch.cat(grads)
+
+
+def seen_by(row: TreeRow) -> torch.Tensor:
+    """Return the mask (Q, K) of a row, made in a batch where it is padded by three tokens."""
+    width = len(row["input_ids"])
+    batch = collate([row, *plain_rows([Example("wider", (0,) * (width + 3))])])
+    index = torch.arange(width + 3)
+    mask = mask_rule(batch["subtree_end"], batch["position_ids"])(0, 0, index[:, None], index)
+    assert torch.equal(mask[width:], torch.eye(width + 3, dtype=torch.bool)[width:])
+    assert not mask[:width, width:].any()
+    return mask[:width, :width]
+
+
+def paths(row: TreeRow) -> dict[str, list[int]]:
+    """Return the indices of each example's tokens, which are those that its last token sees."""
+    mask = seen_by(row)
+    ends = [row["subtree_end"][start] - 1 for start in row["starts"]]
+    return {
+        name: mask[end].nonzero()[:, 0].tolist() for name, end in zip(row["ids"], ends, strict=True)
+    }

@@ -1,9 +1,9 @@
-"""Makes `tiny/model/`: `python -m tests.tiny.build [--output FOLDER] [--seed N]`.
+"""Makes `llama_peft/tiny/model/`: `python -m tests.tiny.build [--output FOLDER] [--seed N]`.
 
-Provenance: every word of the corpus is written by `corpus.py` from the phrasings and syllables in
-this folder; no outside text, tokenizer or weights take part. One seed gives the same files, bit
-for bit, on one machine; another processor or torch version rounds differently: a like model, not
-the same bits.
+Provenance: `corpus.py` writes every word of the corpus from the phrasings and syllables in
+`llama_peft/tiny/`; no outside text, tokenizer or weights are used. On one machine, the same seed
+gives the same files, bit for bit. Another processor or torch version rounds differently and gives a
+similar model.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llama_peft.tiny import MODEL_DIR
 from llama_peft.tiny.names import SYLLABLES
@@ -27,7 +27,7 @@ BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """All that decides the files. Widths are multiples of 64, which NF4 on a CPU asks for."""
+    """Everything that decides the files. Widths are multiples of 64, which NF4 needs on a CPU."""
 
     seed: int = 0
     steps: int = 4000
@@ -38,7 +38,7 @@ class Build:
     rate: float = 1e-3
     vocab_size: int = 1536
     tokenizer_documents: int = 4000
-    shape: dict[str, Any] = field(
+    shape: dict[str, int] = field(
         default_factory=lambda: {
             "hidden_size": 128,
             "intermediate_size": 384,
@@ -51,7 +51,7 @@ class Build:
 
 
 def train_tokenizer(build: Build) -> "PreTrainedTokenizerBase":
-    """Byte-level BPE in Llama 3's manner; BOS once, in front, also for a pair of texts."""
+    """Return a byte-level BPE like Llama 3's; a text or a pair of texts starts with one BOS."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -73,8 +73,8 @@ def train_tokenizer(build: Build) -> "PreTrainedTokenizerBase":
     rng = random.Random(f"tokenizer {build.seed}")
     documents = (write_document(rng, 0.5) for _ in range(build.tokenizer_documents))
     texts = ("".join(stretch.text for stretch in document) for document in documents)
-    # Names are cut at their joint here, so that no merge crosses it: a name of the test part then
-    # falls into the same pieces, onset and ending, as one of the training part.
+    # Names are split into onset and ending here, so that no merge crosses the two: a name of the
+    # test part is then split into the same pieces as one of the training part.
     joint = re.compile(
         "|".join(f"\\b({'|'.join(o)})({'|'.join(e)})\\b" for o, e in SYLLABLES.values())
     )
@@ -127,7 +127,7 @@ def run(build: Build, folder: Path, report: Callable[[int, float], None]) -> Non
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums then have one order, on any number of cores
+    torch.set_num_threads(1)  # sums then have the same order on any number of cores
     try:
         tokenizer = train_tokenizer(build)
         model = new_model(build, tokenizer)

@@ -1,10 +1,10 @@
 """The text that the tiny model is pretrained on, with a weight for every stretch of it.
 
-Only names and phrasings of the training part occur. Passages come with notes, quizzes,
-restatements and highlighted values, reviews with stars and verdicts. None has the form of a prompt
-of the recipes: zero-shot then means a prompt that the model has never met. What only chance could
-predict (an invented name) weighs little, what can be read off the text (an answer) weighs much;
-without that, copying does not emerge within minutes.
+Only names and phrasings of the training part occur. Passages come with notes, quizzes, restatements
+and highlighted values; reviews come with stars and verdicts. None has the form of a prompt of the
+recipes, so that zero-shot means a prompt that the model has never seen. Text that only chance could
+predict (an invented name) has a low weight, and text that follows from the document (an answer) has
+a high weight; otherwise the model does not learn to copy within minutes.
 """
 
 import random
@@ -40,6 +40,8 @@ DRILL_WORDS = sorted({word for words in (*WORDS.values(), *ADJECTIVES.values()) 
 
 
 class Stretch(NamedTuple):
+    """A piece of text and its weight as a target."""
+
     text: str
     weight: float
 
@@ -48,7 +50,7 @@ Document = list[Stretch]
 
 
 class Stage(NamedTuple):
-    """What the documents are like up to a point of the training (0 to 1)."""
+    """The kind of documents up to a point of the training (0 to 1)."""
 
     until: float
     num_facts: tuple[int, ...]
@@ -70,7 +72,7 @@ STAGES = (
 
 
 def roll_call(rng: random.Random) -> Document:
-    """Words in a row, each once, then the same again: the plainest thing to copy."""
+    """Return words in a row, each once, and then the same again: the easiest thing to copy."""
     names = Names(rng, "train")
     words = [names.place(), names.place(), *names.person()[:2], *names.person()[:2]]
     words += rng.sample(DRILL_WORDS, rng.choice((4, 8, 12)))
@@ -80,7 +82,7 @@ def roll_call(rng: random.Random) -> Document:
 
 
 def ledger(rng: random.Random) -> Document:
-    """Pairs, then each name asked for in another order: look up, then copy what follows."""
+    """Return pairs, then the keys in another order, each with the value that must be looked up."""
     names = Names(rng, "train")
     attributes = rng.sample(make_subject(rng, names).attributes, 6)
     entries = [(a.key, make_value(rng, a.value, names)) for a in attributes]
@@ -93,7 +95,7 @@ def ledger(rng: random.Random) -> Document:
 
 
 def _asked(rng: random.Random, passage: Passage, stage: Stage) -> list[tuple[str, str, str]]:
-    """(key, question, value or "") for every fact and some that are missing, in random order."""
+    """Return (key, question, value or "") for every fact and some missing ones, in random order."""
     missing = rng.sample(passage.missing, min(stage.num_missing, len(passage.missing)))
     pairs = [(f.attribute, f.value) for f in passage.facts] + [(a, "") for a in missing]
     rng.shuffle(pairs)
@@ -103,7 +105,7 @@ def _asked(rng: random.Random, passage: Passage, stage: Stage) -> list[tuple[str
 
 
 def _answer(value: str, otherwise: str) -> Stretch:
-    """To say that nothing is stated is easy; weighed alike it would drown the looking up."""
+    """Return the answer; "not stated" is easy and with equal weight would hide other answers."""
     return Stretch(f" {value or otherwise}", ANSWER if value else ABSENCE)
 
 
@@ -115,7 +117,7 @@ def notes(rng: random.Random, passage: Passage, stage: Stage) -> Document:
 
 
 def quiz(rng: random.Random, passage: Passage, stage: Stage) -> Document:
-    """Questions after the passage; a hinted one has its key for a cue, which must be inferred."""
+    """Return the passage and questions after it; a hint gives the key, which must be inferred."""
     document = [Stretch(passage.context, PROSE)]
     for key, question, value in _asked(rng, passage, stage):
         document.append(Stretch(f"{rng.choice(BREAKS)}Q: {question}", NOISE))
@@ -128,7 +130,7 @@ def quiz(rng: random.Random, passage: Passage, stage: Stage) -> Document:
 
 
 def quiz_first(rng: random.Random, passage: Passage, stage: Stage) -> Document:
-    """Questions before the passage, answers after it: its states can serve the questions."""
+    """Return questions before the passage and answers after it, so that its states know them."""
     asked = _asked(rng, passage, stage)[: rng.choice((1, 2, 3))]
     document = [Stretch("Quiz:", PROSE)]
     document += [Stretch(f" {question}", NOISE) for _, question, _ in asked]
@@ -160,7 +162,7 @@ def restatement(rng: random.Random, passage: Passage, stage: Stage) -> Document:
 
 
 def highlight(rng: random.Random, passage: Passage, stage: Stage) -> Document:
-    """The question, then the passage with its answer in stars, then how many were found."""
+    """Return the question, the passage with its answer in stars, and whether there was one."""
     absent = stage.num_missing > 0 and rng.random() < 0.3
     fact = None if absent else rng.choice(passage.facts)
     attribute = fact.attribute if fact else rng.choice(passage.missing)
@@ -178,7 +180,7 @@ def highlight(rng: random.Random, passage: Passage, stage: Stage) -> Document:
 
 
 def _marked(passage: Passage, fact: Fact | None, both: bool) -> Document:
-    """Stars around the value or only behind it; what is before a star must foresee it."""
+    """Return the passage with stars around the value or after it, which the model must predict."""
     if fact is None:
         return [Stretch(passage.context, PROSE)]
     before, after = passage.context[: fact.start], passage.context[fact.start + len(fact.value) :]
@@ -206,7 +208,7 @@ def _verdict(rng: random.Random, label: Label) -> str:
 
 
 def guest_book(rng: random.Random, stage: Stage) -> Document:
-    """Reviews in a row, each with its verdict."""
+    """Return reviews in a row, each with its verdict."""
     document = [Stretch("Guest book", PROSE)]
     for _ in range(rng.choice(stage.num_reviews)):
         label = rng.choice(LABELS)
@@ -241,7 +243,7 @@ _CHAT = (
 
 
 def small_talk(rng: random.Random) -> Document:
-    """Sentences with words that no passage has: the words of a prompt are no strangers then."""
+    """Return sentences with words that no passage has, so that the words of prompts are known."""
     names = Names(rng, "train")
     sentences = [
         line.replace("{p}", " ".join(names.person()[:2]))
@@ -262,7 +264,7 @@ WRITERS: tuple[tuple[Callable[[random.Random, Passage, Stage], Document], int], 
 
 
 def write_document(rng: random.Random, progress: float) -> Document:
-    """A document for this point (0 to 1) of the training."""
+    """Return a document for this point (0 to 1) of the training."""
     stage = next(stage for stage in STAGES if progress < stage.until)
     kind = rng.random()
     if kind < stage.drill:

@@ -1,8 +1,9 @@
 """Pretraining in minutes on one core: packed rows, weighted targets, Muon, a start near copying.
 
-Everything here serves speed. Rows are packed, since padding was nearly half of a batch. Matrices
-are stepped by Muon and start with heads that match equal tokens: after 150 steps of drill a ledger
-was copied at 0.34 instead of 0.16 with a plain start, and AdamW learnt half as much in a step.
+Everything here is for speed. Rows are packed, because padding was nearly half of a batch. Muon
+steps the matrices, and they start with heads that match equal tokens: after 150 steps of drill,
+0.34 of a ledger was copied instead of 0.16 with a random start, and AdamW learned half as much in a
+step.
 """
 
 import random
@@ -28,7 +29,7 @@ class Row(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Packed rows. Positions restart with each document; transformers then lets none see another."""
+    """Packed rows; positions restart with each document, so transformers lets none see another."""
 
     ids_BT: "Tensor"
     weights_BT: "Tensor"
@@ -36,7 +37,7 @@ class Batch(NamedTuple):
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", document: Document) -> Row:
-    """BOS, the stretches encoded apart (each begins with a space or a line break), EOS."""
+    """Return BOS, the stretches encoded separately (each starts with white space), and EOS."""
     ids, weights = [tokenizer.bos_token_id], [0.0]
     for text, weight in document:
         piece = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -47,7 +48,7 @@ def encode(tokenizer: "PreTrainedTokenizerBase", document: Document) -> Row:
 
 
 def pack(documents: list[Row], width: int) -> list[Row]:
-    """Longest first, each into the first row with room; documents longer than `width` are cut."""
+    """Return rows, filled longest document first; documents longer than `width` are cut."""
     rows: list[Row] = []
     for document in sorted(documents, key=lambda row: -len(row.ids)):
         home = next((row for row in rows if len(row.ids) + len(document.ids) <= width), None)
@@ -63,7 +64,7 @@ def pack(documents: list[Row], width: int) -> list[Row]:
 def batches(
     tokenizer: "PreTrainedTokenizerBase", seed: int, steps: int, tokens_per_step: int, width: int
 ) -> Iterator[Batch]:
-    """Fresh documents for every step."""
+    """Yield a batch of new documents for every step."""
     rng = random.Random(f"corpus {seed}")
     for step in range(steps):
         documents: list[Row] = []
@@ -87,12 +88,12 @@ def collate(rows: list[Row], pad: int) -> Batch:
 
 
 def start_copying(model: "LlamaForCausalLM", seed: int) -> None:
-    """Writes an induction circuit into the first two layers, which training then keeps and builds on.
+    """Write an induction circuit into the first two layers, which training keeps and extends.
 
     Layer 0, first head: a query that is the key turned by one position, so that a token attends to
     the one before it and adds a projection of that token's embedding. Layer 1, two heads: match the
     current embedding with that projection ("what followed this token before?") on the slow
-    rotations, and add what was found. Embeddings and matrices are otherwise random.
+    rotations, and add the token that was found. Embeddings and matrices are otherwise random.
     """
     import torch
 
@@ -128,7 +129,7 @@ def start_copying(model: "LlamaForCausalLM", seed: int) -> None:
 
 
 def orthogonalised(matrix: "Tensor") -> "Tensor":
-    """The nearest semi-orthogonal matrix, roughly, by five Newton-Schulz steps (Muon, Jordan 2024).
+    """Return roughly the nearest semi-orthogonal matrix, by five Newton-Schulz steps (Jordan 2024).
 
     torch.optim.Muon does this in bfloat16, which is twenty times slower than float32 on a CPU.
     """
@@ -142,7 +143,7 @@ def orthogonalised(matrix: "Tensor") -> "Tensor":
 
 
 class Muon:
-    """Nesterov momentum, orthogonalised and scaled to the size of an Adam step."""
+    """Muon: Nesterov momentum, orthogonalised and scaled to the size of an Adam step."""
 
     def __init__(self, matrices: list["Tensor"], momentum: float = 0.95) -> None:
         self._momentum = momentum
@@ -158,7 +159,7 @@ class Muon:
 
 
 def schedule(step: int, steps: int) -> float:
-    """Warm up over 40 steps, hold, then fall linearly over the second half."""
+    """Return the factor of the learning rate: 40 steps of warm-up, a plateau, a linear fall."""
     return min(1.0, (step + 1) / 40, 0.02 + 0.98 * 2 * (1 - step / steps))
 
 
@@ -169,7 +170,7 @@ def weighted_loss(model: "LlamaForCausalLM", batch: Batch) -> "Tensor":
         input_ids=batch.ids_BT[:, :-1], position_ids=batch.positions_BT[:, :-1], use_cache=False
     ).last_hidden_state
     weights_BT = batch.weights_BT[:, 1:]
-    counts_BT = weights_BT > 0  # no logits where nothing is learnt
+    counts_BT = weights_BT > 0  # no logits for targets without weight
     losses_N = cross_entropy(
         model.lm_head(states_BTD[counts_BT]), batch.ids_BT[:, 1:][counts_BT], reduction="none"
     )

@@ -1,4 +1,4 @@
-"""The embedded model and the data that it is made of and measured on."""
+"""The embedded model, and the data that it is made of and evaluated on."""
 
 import json
 import random
@@ -6,12 +6,18 @@ import re
 from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from llama_peft.tiny import MODEL_DIR, facts, names, reviews
 from llama_peft.tiny.generator import DataKind, generate
@@ -39,7 +45,7 @@ def texts() -> dict[str, str]:
 
 
 def occurs(phrasing: str, text: str) -> str:
-    """The first place where a phrasing stands with its slots filled, or nothing."""
+    """Return the first place where a phrasing occurs with its slots filled, or ""."""
     pieces = re.split(r"(\{\w\})", phrasing)
     if max(pieces[::2], key=len) not in text:  # most are settled without the slow pattern
         return ""
@@ -63,15 +69,12 @@ def common_phrasings() -> list[str]:
     return [*common, *judging, *reviews.ASIDES]
 
 
-# --- the model
-
-
 def test_the_files_take_at_most_four_megabytes() -> None:
     assert sum(file.stat().st_size for file in MODEL_DIR.iterdir()) <= 4_000_000
 
 
 def test_every_layer_runs_in_nf4_on_a_cpu() -> None:
-    """Linear4bit there asks for inputs in multiples of 64 and outputs in multiples of 32."""
+    """Linear4bit needs inputs in multiples of 64 and outputs in multiples of 32 there."""
     with safe_open(MODEL_DIR / "model.safetensors", "pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
         dtypes = {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
@@ -106,8 +109,8 @@ def test_its_tokenizer_places_one_bos_and_pads_apart_from_the_end() -> None:
     assert tokenizer.decode(tokenizer(odd, add_special_tokens=False)["input_ids"]) == odd
 
 
-def copied(model: Any, tokenizer: Any) -> float:
-    """The share of a list's second half, which repeats the first, that is foreseen."""
+def copied(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Return the share of a list's second half, which repeats the first, that is predicted."""
     rng, right, total = random.Random(7), 0, 0
     for _ in range(20):
         row = encode(tokenizer, corpus.roll_call(rng))
@@ -124,9 +127,6 @@ def test_it_can_copy() -> None:
     assert copied(model, AutoTokenizer.from_pretrained(MODEL_DIR)) > 0.8
 
 
-# --- the data
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("part", names.PARTS)
 def test_the_same_arguments_give_the_same_rows(kind: DataKind, part: names.Part) -> None:
@@ -137,17 +137,17 @@ def test_the_same_arguments_give_the_same_rows(kind: DataKind, part: names.Part)
 
 
 def test_the_rows_do_not_depend_on_the_machine() -> None:
-    """Pinned: a change of wording changes every score that was measured, so it shall be seen."""
+    """Pinned, because a change of wording changes every measured score."""
     assert generate("reviews", "test", 1, 0)[0] == REVIEW
     assert generate("passages", "test", 1, 0)[0] == QUESTION
 
 
-REVIEW: dict[str, Any] = {
+REVIEW: dict[str, object] = {
     "id": "reviews-test-0-00000",
     "text": "All of us hated this hotel. Tamily Quinberg was with us in Golfield.",
     "label": "negative",
 }
-QUESTION: dict[str, Any] = {
+QUESTION: dict[str, object] = {
     "id": "passages-test-0-00000",
     "title": "Rosetta Dunstrom",
     "context": (
@@ -196,7 +196,7 @@ def test_answers_stand_at_their_offsets(part: names.Part) -> None:
 def test_an_unanswerable_question_asks_for_what_the_passage_does_not_state() -> None:
     checked = 0
     for row in generate("passages", "train", 300, 0):
-        groups = [g for g in (facts.PERSON, facts.TOWN, facts.OBJECT) if about(row, g)]
+        groups = [g for g in (facts.PERSON, facts.TOWN, facts.OBJECT) if about(row["question"], g)]
         every = [attribute for group in groups for attribute in group]
         asked = [a for a in every if any(occurs(q, row["question"]) for q in a.questions)]
         if not row["answers"]["text"]:
@@ -208,11 +208,8 @@ def test_an_unanswerable_question_asks_for_what_the_passage_does_not_state() -> 
     assert checked > 80
 
 
-def about(row: dict[str, Any], group: tuple[facts.Attribute, ...]) -> bool:
-    return any(occurs(question, row["question"]) for a in group for question in a.questions)
-
-
-# --- what is held out
+def about(asked: str, group: tuple[facts.Attribute, ...]) -> bool:
+    return any(occurs(question, asked) for a in group for question in a.questions)
 
 
 def test_every_name_belongs_to_one_part() -> None:
@@ -262,9 +259,6 @@ def test_the_corpus_holds_no_prompt_of_a_recipe(texts: dict[str, str]) -> None:
         assert not re.search(rf"(^|\n){start}", texts["corpus"])
 
 
-# --- the build
-
-
 def test_packing_keeps_every_document_whole() -> None:
     sizes = (5, 3, 9, 2, 7, 4, 12)
     documents = [Row([i] * n, [1.0] * n, list(range(n))) for i, n in enumerate(sizes)]
@@ -293,7 +287,7 @@ def test_packed_documents_do_not_see_each_other() -> None:
 
 
 def test_a_new_model_can_already_copy() -> None:
-    """The circuit written into it does that; random weights name one word in a thousand."""
+    """The circuit in its first layers does that; random weights get one word in a thousand."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     assert copied(build.new_model(build.Build(), tokenizer), tokenizer) > 0.5
 

@@ -1,9 +1,8 @@
-"""Prompts: pieces encode apart as they join, answers come back as they went in, data never become control tokens."""
+"""Prompts: pieces encode separately as they do together, answers survive, data stay text."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -11,22 +10,22 @@ from transformers import AutoTokenizer
 from llama_peft import tiny
 from llama_peft.data import Answer, QuestionExample
 from llama_peft.errors import UserError
-from llama_peft.recipe import Recipe
+from llama_peft.recipe import Prompt, Recipe
 from llama_peft.tokens.prompts import PromptEncoder, answer_text, parse_answer
 
 CHAT = (
-    "{{ bos_token }}{% for m in messages %}<|begin_of_text|>{{ m.role }}: {{ m.content }}<|end_of_text|>"
-    "{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "<|begin_of_text|>{{ m.role }}: {{ m.content }}<|end_of_text|>{% endfor %}"
 )
 
 
 @pytest.fixture(scope="module")
-def prompt(make_recipe: Callable[..., Recipe]) -> Any:
+def prompt(make_recipe: Callable[..., Recipe]) -> Prompt:
     return make_recipe("generative_qa", "tiny", lora={"r": 4}).prompt
 
 
 @pytest.fixture
-def encoder(prompt: Any) -> PromptEncoder:
+def encoder(prompt: Prompt) -> PromptEncoder:
     return PromptEncoder(AutoTokenizer.from_pretrained(tiny.MODEL_DIR), prompt)
 
 
@@ -36,7 +35,7 @@ def ask(question: str, context: str, answer: str | None) -> QuestionExample:
 
 
 def squad(shared: Path) -> list[QuestionExample]:
-    """Every question of the real file, as its own reader here sees it."""
+    """Return every question of the real file, read by other code than the project's."""
     articles = json.loads((shared / "data/squad/squad_v2.json").read_text("utf-8"))["data"]
     return [
         QuestionExample(
@@ -52,7 +51,7 @@ def squad(shared: Path) -> list[QuestionExample]:
 
 
 def test_answers_and_completions_are_inverses_on_every_real_example(shared: Path) -> None:
-    """Law 6, on all gold answers of the real file; a gold answer of one line comes back as it is."""
+    """Law 6, on all gold answers of the real file: an answer is the inverse of its completion."""
     examples = squad(shared)
     assert len(examples) == 4012
     for example in examples:
@@ -64,7 +63,7 @@ def test_answers_and_completions_are_inverses_on_every_real_example(shared: Path
 @pytest.mark.parametrize("wording", ["unanswerable", "I cannot tell", "No answer given."])
 @pytest.mark.parametrize("form", ["{}", " {}", " {}.", "{}\nQuestion: more", "  {} \n"])
 def test_every_wording_of_no_answer_becomes_the_empty_string(wording: str, form: str) -> None:
-    """Law 7, for the phrase's case and punctuation too."""
+    """Law 7, for other case and punctuation of the phrase too."""
     assert parse_answer(form.format(wording), wording) == ""
     assert parse_answer(form.format(wording.upper()), wording) == ""
     assert parse_answer(" Paris", wording) == "Paris"
@@ -80,7 +79,7 @@ def test_completion_decodes_to_the_answer_and_ends(encoder: PromptEncoder) -> No
 
 
 def test_control_strings_in_data_stay_text(encoder: PromptEncoder) -> None:
-    """Law 11: the only control ids are the ones placed by number."""
+    """Law 11: the only control ids are those that are placed by number."""
     evil = "A <|end_of_text|> and <|begin_of_text|> and <|finetune_right_pad_id|>."
     special = set(encoder.tokenizer.all_special_ids)
     example = ask(evil, evil, None)
@@ -97,7 +96,7 @@ def test_control_strings_in_data_stay_text(encoder: PromptEncoder) -> None:
     assert encoder.text(list(encoder.ids(evil))) == evil
 
 
-def test_control_strings_do_not_open_a_chat_turn(prompt: Any) -> None:
+def test_control_strings_do_not_open_a_chat_turn(prompt: Prompt) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
     tokenizer.chat_template = CHAT
     encoder = PromptEncoder(tokenizer, prompt)
@@ -118,10 +117,10 @@ def test_control_strings_do_not_open_a_chat_turn(prompt: Any) -> None:
         "{% for m in messages %}",
     ],
 )
-def test_a_chat_template_that_writes_no_turns_is_one_line(prompt: Any, template: str) -> None:
+def test_a_chat_template_that_writes_no_turns_is_one_line(prompt: Prompt, template: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
     tokenizer.chat_template = template
-    with pytest.raises(UserError, match=r"chat template does not write .*no prompt\.system$"):
+    with pytest.raises(UserError, match=r"chat template does not write .*remove prompt\.system$"):
         PromptEncoder(tokenizer, prompt.model_copy(update={"system": "Be brief."}))
 
 
@@ -134,7 +133,7 @@ def test_examples_of_one_context_share_all_but_the_question(encoder: PromptEncod
 
 
 def test_pieces_encode_as_they_would_jointly_with_the_real_tokenizer(
-    shared: Path, prompt: Any
+    shared: Path, prompt: Prompt
 ) -> None:
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(shared / "llama-3.2-1b"), prompt)
     for example in squad(shared)[::40]:
@@ -167,7 +166,7 @@ def test_worked_examples_leave_room_for_the_text_or_are_too_many(encoder: Prompt
     bare = len(encoder.zero_shot("", 400, shots))
     row = encoder.zero_shot("word " * 100, 400, shots, room=bare + 9)
     assert bare < len(row) <= bare + 9 and row[-len(tail) :] == tail
-    with pytest.raises(UserError, match=r"the model has room for 20; lower eval\.num_fewshot"):
+    with pytest.raises(UserError, match=r"the model has room for 20; lower eval\.num_fewshot$"):
         encoder.zero_shot("word " * 100, 400, shots, room=20)
 
 

@@ -1,10 +1,9 @@
-"""Law 6 for spans: characters to tokens and back, and the search for the best span against its plain twin."""
+"""Law 6 for spans: characters to tokens and back, and the search for the best span."""
 
 import random
 from collections.abc import Callable
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -13,24 +12,24 @@ from eval.metrics.squad_v2 import normalise
 from llama_peft import tiny
 from llama_peft.data import Answer, QuestionExample
 from llama_peft.errors import UserError
-from llama_peft.recipe import Recipe
+from llama_peft.recipe import Prompt, Recipe
 from llama_peft.tokens import spans
 from llama_peft.tokens.prompts import PromptEncoder
 from tests.tokens.test_prompts import squad
 
 
 @pytest.fixture(scope="module")
-def prompt(make_recipe: Callable[..., Recipe]) -> Any:
+def prompt(make_recipe: Callable[..., Recipe]) -> Prompt:
     return make_recipe("extractive_qa", "tiny").prompt
 
 
 @pytest.fixture(scope="module")
-def encoder(prompt: Any) -> PromptEncoder:
+def encoder(prompt: Prompt) -> PromptEncoder:
     return PromptEncoder(AutoTokenizer.from_pretrained(tiny.MODEL_DIR), prompt)
 
 
 def back(rows: list[spans.Window], example: QuestionExample, answer: Answer) -> set[str]:
-    """The texts that an answer's labels stand for, in the windows that hold all of it."""
+    """Return the texts that an answer's labels stand for, in the windows that hold all of it."""
     found = set()
     for window in rows:
         start, end = spans.label(window, answer)
@@ -39,8 +38,8 @@ def back(rows: list[spans.Window], example: QuestionExample, answer: Answer) -> 
     return found
 
 
-def test_every_real_answer_comes_back(shared: Path, prompt: Any) -> None:
-    """With the real tokenizer, in windows: as it is, or, where it cuts a token, in the smallest cover."""
+def test_every_real_answer_comes_back(shared: Path, prompt: Prompt) -> None:
+    """With the real tokenizer, an answer comes back as it is, or as its smallest cover."""
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(shared / "llama-3.2-1b"), prompt)
     exact = covered = other_word = 0
     for example in squad(shared):
@@ -56,8 +55,9 @@ def test_every_real_answer_comes_back(shared: Path, prompt: Any) -> None:
     assert (exact, covered, other_word) == (EXACT, COVERED, OTHER_WORD)
 
 
-# Of the distinct gold answers of the real file: those on token borders; those that end inside a token, nearly all before
-# closing punctuation; and of these, those that are part of a word, so that no span of tokens scores 100 on them.
+# Counts of the distinct gold answers of the real file. EXACT ones start and end with a token. COVERED
+# ones end inside a token, nearly always before closing punctuation. OTHER_WORD counts those of them
+# that are part of a word, so that no span of tokens scores 100 on them.
 EXACT, COVERED, OTHER_WORD = 3161, 38, 6
 
 

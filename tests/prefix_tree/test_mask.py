@@ -1,0 +1,79 @@
+"""The mask: every token sees exactly its ancestors, on each attention backend and layer type."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_peft.errors import UserError
+from llama_peft.prefix_tree import block_attention, mask
+from llama_peft.prefix_tree.mask import install, mask_rule, row_masks
+from llama_peft.prefix_tree.pack import collate, pack
+from tests.support.tree_examples import (
+    ROOM,
+    WINDOW,
+    Example,
+    drawn_examples,
+    families,
+    lists_of_examples,
+    paths,
+    seen_by,
+    tiny_model,
+)
+
+
+def test_the_mask_drawn_in_the_docstring() -> None:
+    [row] = pack(drawn_examples(), 9)
+    lines = [line.removeprefix("    query").split() for line in str(mask.__doc__).splitlines()]
+    drawn = {words[0]: words[1:] for words in lines if words and set(words[1:]) & {"x"}}
+    assert list(drawn) == list("iAqarbBsc")
+    seen = [["x" if cell else "." for cell in line] for line in seen_by(row).tolist()]
+    assert list(drawn.values()) == [line[: index + 1] for index, line in enumerate(seen)]
+    [end] = [line.split()[1:] for line in str(mask.__doc__).splitlines() if "end[k]   " in line]
+    assert end == [str(index) for index in row["subtree_end"]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(lists_of_examples, st.integers(0, 12))
+def test_every_token_sees_exactly_its_ancestors(examples: list[Example], slack: int) -> None:
+    room = max(len(e.prompt + e.completion) for e in examples) + slack
+    for row in pack(examples, room):
+        mask, covered = seen_by(row), set()
+        for path in paths(row).values():
+            covered.update(path)
+            for depth, token in enumerate(path):
+                assert mask[token].nonzero()[:, 0].tolist() == path[: depth + 1]
+        assert covered == set(range(len(row["input_ids"])))
+
+
+def test_other_batches_are_computed_as_before() -> None:
+    model = tiny_model("gemma3-sdpa")
+    ids = torch.randint(3, 90, (3, 40), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 30:] = mask[2, 9:] = 0
+    before = model(input_ids=ids, attention_mask=mask).logits
+    install(model)
+    tree = model(**collate(pack(families(6), ROOM))).logits
+    assert model.config._attn_implementation == block_attention.NAME and tree.isfinite().all()
+    assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
+
+
+def test_an_attention_backend_without_masks_is_refused() -> None:
+    model = tiny_model("llama-sdpa")
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UserError, match="flash_attention_2"):
+        install(model)
+
+
+def test_the_block_mask_rule_is_the_dense_mask() -> None:
+    """FlexAttention evaluates the same rule index by index; it has no backward on CPU."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    batch = collate(pack(families(6), ROOM))
+    end, position = batch["subtree_end"], batch["position_ids"]
+    config = tiny_model("gemma3-sdpa").config
+    dense = row_masks(config, end, position, torch.float32)
+    for name, window in (("full_attention", None), ("sliding_attention", WINDOW)):
+        rule = mask_rule(end, position, window)
+        flexible = create_mask(rule, len(end), 1, end.shape[1], end.shape[1], device="cpu")
+        assert torch.equal(dense[name], flexible)

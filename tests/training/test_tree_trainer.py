@@ -1,0 +1,178 @@
+"""Law 4 in the real trainer: steps on tree rows equal the stock trainer's on plain rows."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
+
+from llama_peft.prefix_tree import block_attention
+from llama_peft.prefix_tree.pack import TreeRow, collate, pack, packing, plain_rows
+from llama_peft.training.tree_trainer import TreeTrainer
+from tests.support import forked
+from tests.support.paths import ROOT
+from tests.support.tree_examples import TOLERANCE, families, with_lora
+
+
+@pytest.fixture(autouse=True)
+def _rows_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small rows must not hide in one block of queries."""
+    monkeypatch.setattr(block_attention, "QUERIES", 16)
+
+
+def steps_of_two_rows(steps: int) -> tuple[list[TreeRow], list[TreeRow]]:
+    """Return the same examples as tree rows (two per step) and as plain rows (twelve per step)."""
+    trees: list[TreeRow] = []
+    plain: list[TreeRow] = []
+    for step in range(steps):
+        pool = families(40, seed=step)
+        halves = [[e for e in pool if e.id.startswith(f"{f}-")][:6] for f in range(40)]
+        both = [half for half in halves if len(half) == 6][:2]
+        trees += [row for half in both for row in pack(half, 200)]
+        plain += plain_rows(e for half in both for e in half)
+    assert len(trees) == 2 * steps and len(plain) == 12 * steps
+    return trees, plain
+
+
+def stock_collate(rows: Sequence[TreeRow]) -> dict[str, torch.Tensor]:
+    batch = collate(rows)
+    return {key: batch[key] for key in ("input_ids", "labels", "attention_mask")}
+
+
+def trainer_arguments(folder: Path, batch_size: int, **more: object) -> SFTConfig:
+    return SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=2,
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **more,
+    )
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({f"<{n}>": n for n in range(8)}, unk_token="<0>"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<1>", pad_token="<2>", unk_token="<0>"
+    )
+
+
+def train(
+    trainer_class: type[SFTTrainer],
+    kind: str,
+    rows: Iterable[TreeRow],
+    arguments: SFTConfig,
+    collator: Callable[[Sequence[TreeRow]], object],
+) -> SFTTrainer:
+    trainer = trainer_class(
+        model=with_lora(kind),
+        args=arguments,
+        train_dataset=Dataset.from_list(list(rows)),
+        data_collator=collator,
+        processing_class=tokenizer(),
+    )
+    trainer.train()
+    return trainer
+
+
+def losses(trainer: SFTTrainer) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def trained(trainer: SFTTrainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "checkpointing"),
+    [("llama-sdpa", True, True), ("gemma3-sdpa", True, False), ("gemma3-sdpa", False, False)],
+    ids=["llama, checkpointing", "gemma3", "gemma3, trl's own loss as on CUDA"],
+)
+def test_eight_steps_of_the_real_trainer(
+    kind: str, ours: bool, checkpointing: bool, tmp_path: Path
+) -> None:
+    trees, plain = steps_of_two_rows(8)
+    arguments = trainer_arguments(tmp_path, 1, gradient_checkpointing=checkpointing)
+    tree = train(TreeTrainer if ours else SFTTrainer, kind, trees, arguments, collate)
+    assert tree.model.is_activation_checkpointing == checkpointing
+    arguments = trainer_arguments(tmp_path, 6, gradient_checkpointing=False)
+    stock = train(SFTTrainer, kind, plain, arguments, stock_collate)
+    assert len(losses(tree)) == len(losses(stock)) == 8
+    for name in ("loss", "grad_norm"):
+        pairs = zip(losses(tree), losses(stock), strict=True)
+        error = max(abs(a[name] - b[name]) for a, b in pairs)
+        print(f"{kind}: largest difference of {name} over 8 steps {error:.1e}")
+        assert error < TOLERANCE
+    assert (trained(tree) - trained(stock)).abs().max() < 1e-4  # Adam divides by small gradients
+    if ours:
+        held = [entry["tokens_per_step"] for entry in losses(tree)]
+        assert held == [len(a["input_ids"]) + len(b["input_ids"]) for a, b in pairwise(trees)]
+        assert {entry["examples_per_step"] for entry in losses(tree)} == {12}
+    else:
+        assert losses(tree)[-1]["num_tokens"] == packing(trees).tokens
+
+
+def pairwise(rows: list[TreeRow]) -> Iterable[tuple[TreeRow, TreeRow]]:
+    return zip(rows[::2], rows[1::2], strict=True)
+
+
+def start_worker(rank: int, folder: Path) -> subprocess.Popen[bytes]:
+    """One of two gloo processes, with what torchrun would set."""
+    here = Path(__file__)
+    port = folder / "port"
+    if rank == 0:
+        port.write_text(str(forked.free_port()))
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port.read_text(),
+    }
+    return subprocess.Popen([sys.executable, str(here), str(folder)], env=os.environ | environment)
+
+
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    trees, _ = steps_of_two_rows(2)
+    arguments = trainer_arguments(tmp_path, 1)
+    one = train(TreeTrainer, "llama-sdpa", trees, arguments, collate)
+    workers = [start_worker(rank, tmp_path) for rank in range(2)]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    found = torch.load(tmp_path / "weights.pt")
+    assert (found["weights"] - trained(one)).abs().max() < TOLERANCE
+    for ours, expected in zip(found["losses"], losses(one), strict=True):
+        assert ours["tokens_per_step"] == expected["tokens_per_step"]
+        for name in ("loss", "grad_norm"):  # Adam would hide a gradient of the wrong scale
+            assert ours[name] == pytest.approx(expected[name], abs=TOLERANCE)
+
+
+def two_process_worker(folder: Path) -> None:
+    """Train in one of two processes: each takes one row per step, where one process takes two."""
+    trees, _ = steps_of_two_rows(2)
+    arguments = trainer_arguments(folder, 1, ddp_backend="gloo")
+    arguments.gradient_accumulation_steps = 1
+    trainer = train(TreeTrainer, "llama-sdpa", trees, arguments, collate)
+    if trainer.accelerator.is_main_process:
+        torch.save({"weights": trained(trainer), "losses": losses(trainer)}, folder / "weights.pt")
+
+
+if __name__ == "__main__":
+    two_process_worker(Path(sys.argv[1]))
