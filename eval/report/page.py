@@ -23,6 +23,7 @@ from .table import table
 
 log = logging.getLogger(__name__)
 
+_TEMPLATE = Path(__file__).with_name("page.html.jinja")
 _SAMPLE = 10
 """Examples shown of those that tuning put right, and of those that it broke."""
 _LONGEST = 300
@@ -64,13 +65,16 @@ def write_html(run_folder: Path) -> Path:
 
 
 def _page(run: Path, zero_shot: Sequence[Measured], tuned: Sequence[Measured]) -> str:
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    from .template import TEMPLATE
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.from_string(TEMPLATE).render(
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template(_TEMPLATE.name).render(
         name=tuned[0].config.recipe,
         parts=[_part(before, after) for before, after in _pairs(zero_shot, tuned)],
         chart=Markup(loss_chart(_history(run))),
