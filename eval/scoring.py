@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.job import Job
+from eval.metrics.catalogue import higher_is_better as is_higher_better
+from eval.metrics.catalogue import is_score
 from eval.metrics.measure import answer_results, classification_results
-from eval.metrics.names import higher_is_better as is_higher_better
-from eval.metrics.names import is_score
 from eval.metrics.overlap import bleu_signature
+from eval.results import task_name
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample, broken
 from llama_peft.errors import UserError
@@ -153,10 +154,7 @@ def finish(
         if threshold is not None:
             line["prediction"] = "" if line["no_answer_probability"] > threshold else line["raw"]
     lines.sort(key=lambda line: line["id"])
-    names = {
-        part: job.recipe.name if part in ("test", "data") else f"{job.recipe.name}_{part}"
-        for part in found.parts
-    }
+    names = {part: task_name(job.recipe.name, part) for part in found.parts}
     scores = {
         names[part]: score(
             [line for line in lines if line["split"] == part],

@@ -1,23 +1,51 @@
-"""comparison.json: what tuning bought in numbers, for readers that are programs; the card of a pushed run is one.
+"""comparison.json: what fine-tuning changed, as numbers for programs, such as the one that writes the card.
 
-It names the sums of the results that it was made of, so that a reader sees when they have changed since.
+It holds the checksums of the results that it was made of, so that a reader sees whether they have
+changed since.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
-from eval.metrics.names import INTERVAL_SUFFIX
-from llama_peft.run_folder.measured import COMPARISON, REPORT
+from llama_peft.run_folder.layout import COMPARISON, REPORT, RESULTS, TUNED, ZERO_SHOT
 from llama_peft.system.files import sha256, with_sum, write_durably
 
-from ..results import RESULTS, TUNED, ZERO_SHOT, Measured
-from .table import differences, is_percent_metric, metric_columns, why_not_comparable
+from ..metrics.bootstrap import Paired
+from ..metrics.catalogue import Metric
+from ..results import SystemResults
+from .table import differences, shown_metrics, why_not_comparable
 
 
-def write_comparison(run: Path, pairs: Sequence[tuple[Measured, Measured]]) -> Path:
-    """Write the run's comparison.json from its zero-shot and tuned systems, a pair a part, beside the report of the same."""
+class ComparedMetric(TypedDict):
+    """One metric of both systems; the last three keys are there if the systems can be compared."""
+
+    name: str
+    percent: bool
+    zero_shot: float | None
+    zero_shot_ci95: Sequence[float] | None
+    tuned: float | None
+    tuned_ci95: Sequence[float] | None
+    difference: NotRequired[float]
+    difference_ci95: NotRequired[Sequence[float]]
+    p: NotRequired[float]
+
+
+class ComparedPart(TypedDict):
+    """One evaluated part of the data."""
+
+    task: str
+    part: str
+    examples: int
+    not_comparable: str
+    """How the evaluation of the tuned system differs; empty if the systems can be compared."""
+    seen_in_training: int | None
+    metrics: list[ComparedMetric]
+
+
+def write_comparison(run: Path, pairs: Sequence[tuple[SystemResults, SystemResults]]) -> Path:
+    """Write the run's comparison.json from its zero-shot and tuned systems, one pair for each part."""
     content = {
         "results_sha256": {name: sha256(run / name / RESULTS) for name in (ZERO_SHOT, TUNED)},
         "report_sha256": sha256(run / REPORT),
@@ -28,27 +56,35 @@ def write_comparison(run: Path, pairs: Sequence[tuple[Measured, Measured]]) -> P
     return path
 
 
-def _part(before: Measured, after: Measured) -> dict[str, Any]:
-    found = differences(before, after) if before.golds == after.golds else {}
-    metrics = []
-    for name in metric_columns([before, after]):
-        line: dict[str, Any] = {"name": name, "percent": is_percent_metric(after, name)}
-        for system, one in (("zero_shot", before), ("tuned", after)):
-            line[system] = one.scores.get(name)
-            line[f"{system}_ci95"] = one.scores.get(name + INTERVAL_SUFFIX)
-        if name in found:
-            change = found[name]
-            line |= {
-                "difference": change.difference,
-                "difference_ci95": [change.low, change.high],
-                "p": change.p_value,
-            }
-        metrics.append(line)
+def _part(before: SystemResults, after: SystemResults) -> ComparedPart:
+    reason = why_not_comparable(before, after)
+    found = {} if reason else differences(before, after)
     return {
         "task": after.task,
         "part": after.part,
         "examples": len(after.lines),
-        "not_comparable": why_not_comparable(before, after),
+        "not_comparable": reason,
         "seen_in_training": after.seen_in_training,
-        "metrics": metrics,
+        "metrics": [
+            _metric(metric, before, after, found.get(metric.name))
+            for metric in shown_metrics([before, after])
+        ],
     }
+
+
+def _metric(
+    metric: Metric, before: SystemResults, after: SystemResults, change: Paired | None
+) -> ComparedMetric:
+    line: ComparedMetric = {
+        "name": metric.name,
+        "percent": metric.is_percent,
+        "zero_shot": before.score(metric.name),
+        "zero_shot_ci95": before.interval(metric.name),
+        "tuned": after.score(metric.name),
+        "tuned_ci95": after.interval(metric.name),
+    }
+    if change is not None:
+        line["difference"] = change.difference
+        line["difference_ci95"] = [change.low, change.high]
+        line["p"] = change.p_value
+    return line

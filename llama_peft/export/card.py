@@ -26,6 +26,7 @@ from llama_peft.run_folder.measured import (
 )
 from llama_peft.run_folder.weights import THRESHOLD, no_answer_threshold
 from llama_peft.system.files import sha256
+from llama_peft.system.formatting import duration, memory, number_with_interval
 from llama_peft.tokens.prompts import PromptEncoder
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -110,14 +111,18 @@ def _shown(part: Comparison) -> dict[str, Any]:
     lines = []
     for line in part["metrics"]:
         percent = line["percent"]
-        change = _number(line.get("difference"), line.get("difference_ci95"), percent, "+")
+        change = number_with_interval(
+            line.get("difference"), line.get("difference_ci95"), percent, "+"
+        )
         if "p" in line:
             change += f", p = {line['p']:.3f}"
         lines.append(
             {
                 "name": line["name"],
-                "zero_shot": _number(line["zero_shot"], line["zero_shot_ci95"], percent),
-                "tuned": _number(line["tuned"], line["tuned_ci95"], percent),
+                "zero_shot": number_with_interval(
+                    line["zero_shot"], line["zero_shot_ci95"], percent
+                ),
+                "tuned": number_with_interval(line["tuned"], line["tuned_ci95"], percent),
                 "difference": change,
             }
         )
@@ -131,38 +136,21 @@ def _shown(part: Comparison) -> dict[str, Any]:
     }
 
 
-def _number(
-    value: float | None, interval: list[float] | None, percent: bool, sign: str = ""
-) -> str:
-    """A number with its interval, as the report writes them."""
-    if value is None:
-        return ""
-    text = f"{value:{sign}.{2 if percent else 4}f}"
-    if interval:
-        low, high = (f"{bound:{sign}.{1 if percent else 3}f}" for bound in interval)
-        text += f" [{low}, {high}]"
-    return text
-
-
 def _costs(bundle: Bundle) -> list[tuple[str, str]]:
     facts, recipe = bundle.facts, bundle.recipe
     parameters, quantization = facts["parameters"], recipe.quantization
     bits = "4-bit" if quantization.load_in_4bit else "8-bit" if quantization.load_in_8bit else ""
     kind = f"{bits} ({quantization.bnb_4bit_quant_type})" if bits == "4-bit" else bits
     examples = facts["examples"]
-    minutes, seconds = divmod(round(facts["wall_seconds"]), 60)
     rows = [
         ("trained parameters", f"{parameters['trainable']:,} of {parameters['total']:,}"),
         ("base in training", kind or "unquantised"),
         ("training examples", f"{examples['train']:,} (validation {examples['validation']:,})"),
         ("steps, epochs", f"{facts['steps']:,}, {facts['epochs']:.2f}"),
-        (
-            "training time",
-            f"{minutes} min {seconds} s" if minutes else f"{facts['wall_seconds']:.1f} s",
-        ),
+        ("training time", duration(facts["wall_seconds"])),
     ]
     if facts.get("peak_memory_bytes"):
-        rows.append(("peak memory", f"{facts['peak_memory_bytes'] / 1e9:.2f} GB"))
+        rows.append(("peak memory", memory(facts["peak_memory_bytes"])))
     size = sum(file.stat().st_size for file in bundle.folder.glob("*.safetensors"))
     return [*rows, ("weights in this repository", f"{size:,} bytes")]
 

@@ -28,11 +28,6 @@ def check_sum(values: Any) -> None:
         raise ValueError("it is not what was written")
 
 
-def amount(size: int) -> str:
-    """A number of bytes to be read by people."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3f} MB"
-
-
 def write_durably(path: Path, text: str) -> None:
     """Replace a file by `text` at once: after a crash it holds either the old text or the new."""
     partial = path.with_name(path.name + ".partial")

@@ -31,7 +31,8 @@ from llama_peft.model import heads
 from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.recipe import Head, Recipe
 from llama_peft.run_folder import weights as checkpoint
-from llama_peft.system.files import amount, check_sum, fsync, sha256, with_sum, write_durably
+from llama_peft.system.files import check_sum, fsync, sha256, with_sum, write_durably
+from llama_peft.system.formatting import disk_space
 from llama_peft.tokens.batches import batches, pad
 from llama_peft.tokens.prompts import Encoded
 
@@ -237,7 +238,7 @@ def _check_disk(folder: Path, numbers: int, model: Any) -> None:
     log.info("features take %.1f MB of disk", size / 1e6)
     if size > 0.95 * free:
         raise UserError(
-            f"{folder}: features take {amount(size)} and {amount(free)} are free: make room, "
+            f"{folder}: features take {disk_space(size)} and {disk_space(free)} are free: make room, "
             "or set head.features: none, which runs the backbone in every epoch"
         )
 
