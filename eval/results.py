@@ -209,7 +209,7 @@ def _system(
 
 
 def _check_scores(system: SystemResults) -> None:
-    """Raise ValueError unless the scores are numbers, and those that are quick to compute are right."""
+    """Raise ValueError unless scores are numbers, and those that are quick to compute are right."""
     recorded = system.results.results[system.task]
     for metric in metrics_of(system.side):
         value = recorded.get(metric.name, 0)
@@ -251,7 +251,7 @@ def _read_predictions(path: Path) -> list[PredictionLine]:
 
 
 def _lines(text: str) -> list[str]:
-    """The lines between line feeds; answers may hold other separators, which JSON leaves as they are."""
+    """The lines between line feeds; answers may hold other line separators."""
     return [line for line in text.split("\n") if line]
 
 

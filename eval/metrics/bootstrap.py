@@ -6,11 +6,11 @@ distinct rows and their counts. Exact match on 12,000 questions has two distinct
 thousand resamples of it take less than a millisecond. Every metric works this way.
 
 Shapes: R resamples, K distinct rows, C columns. A statistic maps (counts_RK, rows_KC) to one value
-for each resample and each of its metrics. NaN marks a value that a resample cannot have, for example
-because it holds no unanswerable question; such values are left out.
+for each resample and each of its metrics. NaN marks a value that a resample cannot have, for
+example because it holds no unanswerable question; such values are left out.
 
-Known gap: a percentile interval is too narrow on few examples, and has no width at a perfect score:
-20 of 20 gives [100, 100].
+Known gap: a percentile interval is too narrow on few examples, and has no width at a perfect
+score: 20 of 20 gives [100, 100].
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +38,7 @@ class Evidence:
     """One row for each example, in the order of `ids`."""
     statistic: Statistic
     vectors: Mapping[str, FloatArray] = field(default_factory=dict)
-    """One value for each example, for metrics that have one; wins and losses are counted on these."""
+    """One value for each example, for metrics that have one; wins and losses are counted here."""
 
 
 class WinCounts(NamedTuple):
@@ -57,7 +57,7 @@ class Paired:
     low: float
     high: float
     p_value: float
-    """Two-sided, for the hypothesis that the systems are exchangeable; at least 1 / (resamples + 1)."""
+    """Two-sided, for exchangeable systems; at least 1 / (resamples + 1)."""
     counts: WinCounts | None
     """None for a metric that has no value for a single example."""
 
@@ -148,7 +148,7 @@ def _swapped_difference(
     first_KC: FloatArray,
     second_KC: FloatArray,
 ) -> dict[str, FloatArray]:
-    """The difference after a swap, in which each system has its own rows only where it kept them."""
+    """The difference after a swap: each system has its own rows only where it kept them."""
     pool = np.vstack([first_KC, second_KC])
     kept_RK = counts - swapped_RK
     return _minus(

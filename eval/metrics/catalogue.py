@@ -81,7 +81,7 @@ def is_score(name: str) -> bool:
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether a higher score is better. Raises ValueError if the name has no row, as a count has none."""
+    """Whether a higher score is better. Raises ValueError if a name has no row, as for counts."""
     for metric in METRICS:
         if metric.name == name:
             return metric.higher_is_better

@@ -6,10 +6,10 @@ folder of that name is there. These classes do neither:
     from eval.metrics.drop_in import Rouge
     Rouge().compute(predictions=["a cat"], references=[["the cat", "a cat"]])
 
-Names and arguments are those of the metrics on the Hub, as far as the library that computes a number
-has them; any other argument is refused by name. Precision, recall and F1 pass scikit-learn's
-arguments on; labels may be numbers or strings. A metric object is falsy while it holds no examples,
-so `if metric` does not work.
+Names and arguments are those of the metrics on the Hub, as far as the library that computes a
+number has them; any other argument is refused by name. Precision, recall and F1 pass
+scikit-learn's arguments on; labels may be numbers or strings. A metric object is falsy while it
+holds no examples, so `if metric` does not work.
 """
 
 from collections.abc import Callable, Mapping, Sequence

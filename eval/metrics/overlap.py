@@ -1,18 +1,18 @@
-"""How much an answer overlaps with its references: BLEU (sacrebleu), ROUGE (rouge-score), METEOR (nltk).
+"""How much an answer overlaps with its references: BLEU, ROUGE and METEOR.
 
-With several references, BLEU takes all of them, and ROUGE and METEOR take the best one. Every score
-is given over all questions and, as `HasAns_<metric>`, over the answerable ones. On an unanswerable
-question ROUGE and METEOR give 1 to an empty answer and 0 to any text, as squad_v2 does. BLEU is
-computed over the whole corpus: an empty answer adds nothing, and a text lowers the precision. All
-scores are fractions.
+They are computed by sacrebleu, rouge-score and nltk. With several references, BLEU takes all of
+them, and ROUGE and METEOR take the best one. Every score is given over all questions and, as
+`HasAns_<metric>`, over the answerable ones. On an unanswerable question ROUGE and METEOR give 1 to
+an empty answer and 0 to any text, as squad_v2 does. BLEU is computed over the whole corpus: an
+empty answer adds nothing, and a text lowers the precision. All scores are fractions.
 
 BLEU uses effective order, because the usual answer has fewer than four words; `bleu_signature()`
 gives its settings. The tokeniser of rouge-score keeps only [a-z0-9], so an answer in another script
 scores 0 even if it is right. ROUGE-2 of an answer of one word is always 0.
 
-To add a metric, compute its rows in a function like `_rouge_meteor_bleu` and add that function's
-`Evidence` to `overlap_evidences`. With an `Evidence` of its own it does not move the intervals of the
-others: resamples are drawn from the distinct rows of one `Evidence`.
+To add a metric, compute its rows in a function like `_rouge_meteor_bleu` and add the `Evidence` of
+that function to `overlap_evidences`. Resamples are drawn from the distinct rows of one `Evidence`,
+so a metric with an `Evidence` of its own does not move the intervals of the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence

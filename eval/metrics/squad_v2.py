@@ -1,4 +1,4 @@
-"""Exact match and token F1 of short answers, and of empty answers to unanswerable questions (SQuAD 2.0).
+"""SQuAD 2.0: exact match and token F1 of short answers; unanswerable questions want an empty one.
 
 Written from the published definition of the official evaluation; a test checks that both are equal.
 All scores are percentages, as in the official script. Three things are easy to get wrong:
@@ -7,8 +7,8 @@ All scores are percentages, as in the official script. Three things are easy to 
 - `best_exact` and `best_f1` are oracles: their no-answer threshold is chosen on the scored examples
   themselves. For an honest number, fit the threshold on validation (`fit_threshold`) and apply it
   here (`threshold`);
-- the official script tries a threshold after each example, so its best score depends on the order of
-  the rows if probabilities are equal. Here one threshold is tried for each distinct probability,
+- the official script tries a threshold after each example, so its best score depends on the order
+  of the rows if probabilities are equal. Here one threshold is tried for each distinct probability,
   because only those can be applied afterwards.
 """
 
@@ -70,10 +70,10 @@ def squad_scores(
 ) -> dict[str, float]:
     """The official scores, in percent; HasAns and NoAns only if there are such questions.
 
-    With probabilities, `best_*` are added. With a threshold too, questions above it are scored as not
-    answered, except in `best_*`, which choose their own. If a threshold has already replaced some
-    predictions by "no answer", `before` holds the predictions before that, and `best_*` choose from
-    them. Raises ValueError unless all ids match.
+    With probabilities, `best_*` are added. With a threshold too, questions above it are scored as
+    not answered, except in `best_*`, which choose their own. If a threshold has already replaced
+    some predictions by "no answer", `before` holds the predictions before that, and `best_*` choose
+    from them. Raises ValueError unless all ids match.
     """
     evidence = squad_evidence(
         predictions, golds, no_answer_probabilities, threshold=threshold, before=before
@@ -202,10 +202,10 @@ def _official_gains(score: FloatArray, answerable: FloatArray, gave: FloatArray)
 def _running_scores(
     counts_RK: FloatArray, silent_R: FloatArray, gains_K: FloatArray, probabilities_K: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """The thresholds (T), one for each distinct probability, and the summed scores (R, 1 + T) at each.
+    """The thresholds (T), one for each distinct probability, and the summed scores (R, 1 + T).
 
-    The first column is the score if no question is answered. Equal probabilities are sorted by gain,
-    so that the sums of floats do not depend on the order of the rows.
+    The first column is the score if no question is answered. Equal probabilities are sorted by
+    gain, so that the sums of floats do not depend on the order of the rows.
     """
     order = np.lexsort((gains_K, probabilities_K))
     steps = counts_RK[:, order] * gains_K[order]
@@ -242,7 +242,7 @@ def _statistic(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArr
 
 
 def _group_vectors(chosen: AnswerVectors) -> dict[str, FloatArray]:
-    """The scores of each example, of all and of each group; NaN marks questions of the other group."""
+    """The scores of each example, over all and by group; NaN marks the other group's questions."""
     groups = {"": True, "HasAns_": chosen.answerable > 0, "NoAns_": chosen.answerable == 0}
     return {
         f"{prefix}{name}": np.where(group, 100 * vector, np.nan)

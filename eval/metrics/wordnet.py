@@ -6,8 +6,8 @@ nltk reads it from `corpora/wordnet` in one of its data folders (`$NLTK_DATA`, `
 files, which is written here, and `index.sense`, of which METEOR uses nothing.
 
 `nltk.download` is not used. It compares the archive only with a checksum that it fetches from the
-same server, where this module holds the checksum itself. It refuses to download through a proxy, and
-from a local address, so that no test could run it without the internet.
+same server, while this module holds the checksum itself. By default it also refuses to download
+through a proxy, and from a local address, so that no test could run it without the internet.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class WordNet(Protocol):
 
 
 def find_wordnet() -> WordNet | None:
-    """nltk's WordNet, loaded; None if it is not installed. Raises ValueError if it cannot be read."""
+    """nltk's WordNet, or None if it is not installed. Raises ValueError if it cannot be read."""
     from nltk.corpus import wordnet
 
     try:
@@ -71,8 +71,8 @@ def find_wordnet() -> WordNet | None:
 def get(data_folder: Path | None = None, url: str = ARCHIVE, sha256: str = ARCHIVE_SHA256) -> Path:
     """Install WordNet and return the folder that nltk reads.
 
-    Debian's copy is used if this machine has it; else Princeton's archive is downloaded and checked.
-    Raises ValueError if the archive cannot be downloaded or has another checksum.
+    Debian's copy is used if this machine has it; else Princeton's archive is downloaded and its
+    checksum compared. Raises ValueError if the archive cannot be downloaded or is another one.
     """
     if DEBIAN.is_dir():
         return install(DEBIAN, data_folder)

@@ -1,7 +1,7 @@
-"""comparison.json: what fine-tuning changed, as numbers for programs, such as the one that writes the card.
+"""comparison.json: what fine-tuning changed, as numbers for programs.
 
-It holds the checksums of the results that it was made of, so that a reader sees whether they have
-changed since.
+The program that writes the card reads it. It holds the checksums of the results that it was made
+of, so that a reader sees whether they have changed since.
 """
 
 import json
@@ -45,7 +45,7 @@ class ComparedPart(TypedDict):
 
 
 def write_comparison(run: Path, pairs: Sequence[tuple[SystemResults, SystemResults]]) -> Path:
-    """Write the run's comparison.json from its zero-shot and tuned systems, one pair for each part."""
+    """Write the run's comparison.json from its zero-shot and tuned systems by part."""
     content = {
         "results_sha256": {name: sha256(run / name / RESULTS) for name in (ZERO_SHOT, TUNED)},
         "report_sha256": sha256(run / REPORT),

@@ -84,9 +84,10 @@ class Fact(NamedTuple):
 
 
 def write_html(run_folder: Path) -> Path:
-    """Write report.html and, for the card, comparison.json into the run folder; return the page's path.
+    """Write report.html into the run folder and return its path.
 
-    Raises UserError if the results in zero-shot/ or tuned/ cannot be read or are of other weights.
+    comparison.json, which the card needs, is written too. Raises UserError if the results in
+    zero-shot/ or tuned/ cannot be read or are of other weights.
     """
     run = Path(run_folder)
     if not run.is_dir():
@@ -133,7 +134,7 @@ def _pairs(
         folder = tuned[0].folder.parent
         raise UserError(
             f"{folder}: {ZERO_SHOT} and {TUNED} were evaluated on different parts; "
-            f"evaluate the same ones with: llama-eval run --model {folder} --output {folder / TUNED}"
+            f"evaluate the same with: llama-eval run --model {folder} --output {folder / TUNED}"
         )
 
 
@@ -212,7 +213,7 @@ def _short(text: str) -> str:
 
 
 def _history(run: Path) -> list[Mapping[str, object]]:
-    """The Trainer's log lines. There are none if the file is missing or damaged: scores do not need it."""
+    """The Trainer's log lines; none if the file is missing or damaged, as no score needs it."""
     path = run / HISTORY
     if not path.is_file():
         return []

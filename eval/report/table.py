@@ -53,9 +53,10 @@ class Table:
 
 
 def compare(folders: Sequence[Path]) -> list[Table]:
-    """The tables of the results in these folders; a run folder stands for its zero-shot/ and tuned/.
+    """The tables of the results in these folders.
 
-    Raises UserError if a folder's results are missing or cannot be trusted.
+    A run folder stands for its zero-shot/ and tuned/. Raises UserError if a folder's results are
+    missing or cannot be trusted.
     """
     groups: dict[tuple[tuple[str, ...], str], list[SystemResults]] = {}
     for folder in folders:
@@ -99,9 +100,9 @@ def differences(first: SystemResults, second: SystemResults) -> dict[str, Paired
 
 
 def why_not_comparable(first: SystemResults, second: SystemResults) -> str:
-    """How the second system's evaluation differs, so that there is no difference; empty if there is one.
+    """How the second system's evaluation differs; empty if the two can be compared.
 
-    The text continues "the second system was ..." and is followed by "than the first".
+    The text stands between "the second system was" and "than the first".
     """
     one, other = first.golds, second.golds
     if one.keys() != other.keys():
@@ -140,7 +141,7 @@ def _title(systems: Sequence[SystemResults]) -> str:
 
 
 def _system_names(systems: Sequence[SystemResults]) -> list[str]:
-    """The kind of model of each system, with its base and its folder if several would look alike."""
+    """The kind of model of each system, with its base and folder if several would look alike."""
     names = [system.config.model_kind for system in systems]
     if len({system.config.model for system in systems}) > 1:
         bases = [Path(str(system.config.model)).name for system in systems]

@@ -57,7 +57,7 @@ def _rich(table: Table, width: int) -> str:
 
 
 def _fitting(table: Table, width: int) -> Iterator[list[int]]:
-    """Groups of columns that fit beside the names. Costs are apart; a single column may be too wide."""
+    """Groups of columns that fit beside the names, with costs apart; one alone may be too wide."""
     room = width - max(len(_indented_name(row)) for row in table.rows) - 4
     group: list[int] = []
     used = 0
