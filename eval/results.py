@@ -1,41 +1,32 @@
-"""Reads what an evaluation left in a folder: results.json, and the predictions behind its numbers.
+"""Reads the results that evaluations left in folders: results.json, and the predictions behind it.
 
-A report stands on these files alone, so a folder is refused when they are missing, damaged, or
-disagree: numbers that its own predictions do not give are not printed.
+A report is made of these files alone. So a folder is refused if they are missing, damaged or
+disagree: a number is shown only if the folder's own predictions give it.
 """
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from llama_peft.errors import UserError
-from llama_peft.system.files import check_sum, sha256
+from llama_peft.run_folder.layout import PREDICTIONS, RESULTS, TUNED, ZERO_SHOT
+from llama_peft.run_folder.record import Stored
+from llama_peft.run_folder.results import ModelConfig, Results, read_results
+from llama_peft.system.files import sha256
 
-from .metrics.bootstrap import Evidence, point
+from .metrics.bootstrap import Evidence, scores_of
+from .metrics.catalogue import INTERVAL_SUFFIX, Side, metrics_of
 from .metrics.classification import classification_evidence
 from .metrics.ids import check_unique
-from .metrics.names import INTERVAL_SUFFIX
-from .metrics.overlap import overlap_evidence
+from .metrics.overlap import overlap_evidences
 from .metrics.squad_v2 import squad_evidence
 
-RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
-ZERO_SHOT, TUNED = "zero-shot", "tuned"
-_OWN_PART = ("test", "data")
-"""Parts that the harness files under the recipe's own name; others are `<recipe>_<part>`."""
 
-
-class _Open(BaseModel):
-    """More keys than these may be there."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow", protected_namespaces=())
-
-
-class Line(_Open):
+class PredictionLine(Stored):
     """One example of predictions.jsonl."""
 
     id: str
@@ -43,49 +34,19 @@ class Line(_Open):
     gold: str | list[str]
     split: str
     text: str = ""
-    """The sentence or question, where the harness keeps it."""
+    """The sentence or question, if the file holds it."""
 
 
-class Training(_Open):
-    """What the training of a tuned model took."""
+def task_name(recipe: str, part: str) -> str:
+    """The name under which results.json holds the scores of one part of a recipe's data.
 
-    wall_seconds: float | None = None
-    peak_memory_bytes: int | None = None
-
-
-class Config(_Open):
-    """The model of a results.json."""
-
-    recipe: str
-    model_kind: str
-    model: str | None = None
-    parameters: dict[str, int] = {}
-    training: Training = Training()
-    seen_in_training: dict[str, int] | None = None
-    """Of each part, examples that read the same as one that the model was trained on; None where that is not known."""
-
-
-class Settings(_Open):
-    """How one task was measured."""
-
-    labels: list[str]
-
-
-class Results(_Open):
-    """The part of results.json that a report needs."""
-
-    results: dict[str, dict[str, Any]]
-    configs: dict[str, Settings]
-    config: Config
-    versions: dict[str, str] = {}
-    wall_seconds: float | None = None
-    peak_memory_bytes: int | None = None
-    predictions_sha256: str | None = None
-    """None in results of other tools, which have no sum of their own either."""
+    The test part, and data from a file, have the recipe's own name.
+    """
+    return recipe if part in ("test", "data") else f"{recipe}_{part}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class SystemResults:
     """One system on one part of a task's data."""
 
     folder: Path
@@ -93,111 +54,145 @@ class Measured:
     part: str
     labels: tuple[str, ...]
     """Empty for question answering."""
-    lines: list[Line]
+    lines: list[PredictionLine]
     results: Results
 
     @property
-    def scores(self) -> dict[str, Any]:
-        return self.results.results[self.task]
+    def side(self) -> Side:
+        return "labels" if self.labels else "answers"
 
     @property
-    def config(self) -> Config:
+    def config(self) -> ModelConfig:
         return self.results.config
 
     @property
     def seen_in_training(self) -> int | None:
         return (self.config.seen_in_training or {}).get(self.part)
 
+    def score(self, metric: str) -> float | None:
+        """The recorded score; None if this system has none."""
+        value = self.results.results[self.task].get(metric)
+        return value if isinstance(value, int | float) else None
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """The recorded bounds of a score; None if it has none."""
+        return _bounds(self.results.results[self.task].get(metric + INTERVAL_SUFFIX))
+
     @cached_property
     def predictions(self) -> dict[str, str]:
         return {line.id: line.prediction for line in self.lines}
 
     @cached_property
-    def golds(self) -> dict[str, Any]:
-        return {line.id: line.gold for line in self.lines}
+    def gold_labels(self) -> dict[str, str]:
+        """The right labels by id; empty for question answering."""
+        return {line.id: line.gold for line in self.lines if isinstance(line.gold, str)}
+
+    @cached_property
+    def gold_answers(self) -> dict[str, list[str]]:
+        """The right answers by id; empty for classification."""
+        return {line.id: line.gold for line in self.lines if isinstance(line.gold, list)}
+
+    @property
+    def golds(self) -> Mapping[str, str | list[str]]:
+        """The references by id, whatever their kind."""
+        return self.gold_labels or self.gold_answers
 
     @cached_property
     def evidence(self) -> Evidence:
-        """What intervals and paired tests of the task's main metrics need."""
-        return evidence_of(self.predictions, self.golds, self.labels)
+        """The evidence of the task's main metrics."""
+        return self.evidence_of(self.predictions)
 
     @cached_property
-    def overlap(self) -> Evidence | None:
-        """The same of BLEU, ROUGE and METEOR, which take seconds; None for labels."""
-        return None if self.labels else overlap_evidence(self.predictions, self.golds)
+    def overlap_evidences(self) -> tuple[Evidence, ...]:
+        """The evidence of BLEU, ROUGE and METEOR, which take seconds; empty for labels."""
+        return () if self.labels else overlap_evidences(self.predictions, self.gold_answers)
 
-
-def evidence_of(
-    predictions: dict[str, str], golds: dict[str, Any], labels: tuple[str, ...]
-) -> Evidence:
-    """Of labels when there are any, else of answers."""
-    if labels:
-        return classification_evidence(predictions, golds, labels)
-    return squad_evidence(predictions, golds)
+    def evidence_of(self, predictions: Mapping[str, str]) -> Evidence:
+        """The evidence of the task's main metrics for any predictions of the same examples."""
+        if self.labels:
+            return classification_evidence(predictions, self.gold_labels, self.labels)
+        return squad_evidence(predictions, self.gold_answers)
 
 
 def result_folders(folder: Path) -> list[Path]:
-    """The folder itself, or those of a run folder."""
+    """The zero-shot and tuned folders of a run folder; any other folder itself."""
     inner = [path for name in (ZERO_SHOT, TUNED) if (path := folder / name).is_dir()]
     return inner if inner and not (folder / RESULTS).is_file() else [folder]
 
 
-def read(folder: Path) -> list[Measured]:
-    """Every task of a results folder. Raises UserError when a file of it cannot be trusted."""
-    text = _text(folder / RESULTS)
-    try:
-        results = Results.model_validate_json(text)
-        if "sum" in (said := json.loads(text)):
-            check_sum(said)
-        if not results.results:
-            raise ValueError("no task in it")
-    except ValueError as error:
-        raise _broken(folder / RESULTS, f"is damaged ({_reason(error)})") from error
+def read_systems(folder: Path) -> list[SystemResults]:
+    """Every task of a results folder. Raises UserError if one of its files cannot be trusted."""
+    results = _read_results(folder / RESULTS)
     lines = _read_predictions(folder / PREDICTIONS)
     try:
         if results.predictions_sha256 not in (None, sha256(folder / PREDICTIONS)):
             raise ValueError(f"{PREDICTIONS} is not what was written")
-        return [_measured(folder, task, results, lines) for task in results.results]
+        return [_system(folder, task, results, lines) for task in results.results]
     except ValueError as error:
         raise _broken(folder / RESULTS, f"does not fit its predictions ({error})") from error
 
 
-def _measured(folder: Path, task: str, results: Results, lines: list[Line]) -> Measured:
-    suffix = task.removeprefix(results.config.recipe).lstrip("_")
-    parts = [suffix] if suffix else _OWN_PART
-    own = [line for line in lines if line.split in parts]
+def _read_results(path: Path) -> Results:
+    try:
+        return read_results(path)
+    except FileNotFoundError:
+        raise _broken(path, "is missing") from None
+    except OSError as error:
+        raise _broken(path, f"cannot be read ({error})") from error
+    except ValueError as error:
+        raise _broken(path, f"is damaged ({error})") from error
+
+
+def _system(
+    folder: Path, task: str, results: Results, lines: list[PredictionLine]
+) -> SystemResults:
+    own = [line for line in lines if task_name(results.config.recipe, line.split) == task]
     if not own or task not in results.configs:
         raise ValueError(f"{task} has no {'predictions' if not own else 'configs'}")
     labels = tuple(results.configs[task].labels)
     if any(isinstance(line.gold, str) != bool(labels) for line in own):
-        raise ValueError(f"golds of {task} are no {'labels' if labels else 'lists of answers'}")
-    one = Measured(
+        kind = "labels" if labels else "lists of answers"
+        raise ValueError(f"the references of {task} are not {kind}")
+    system = SystemResults(
         folder=folder, task=task, part=own[0].split, labels=labels, lines=own, results=results
     )
-    for name, value in point(one.evidence).items():
-        recorded = one.scores.get(name)
-        if not isinstance(recorded, int | float) or not abs(recorded - value) <= 1e-6:
-            raise ValueError(f"{name} of {task} is {recorded}, they give {value}")
-    for name, bounds in one.scores.items():
-        if name.endswith(INTERVAL_SUFFIX) and not _is_interval(bounds):
-            raise ValueError(f"{name} of {task} is {bounds}")
-    return one
+    _check_scores(system)
+    return system
 
 
-def _is_interval(bounds: object) -> bool:
-    return (
-        isinstance(bounds, list)
-        and len(bounds) == 2
-        and all(isinstance(bound, int | float) and isfinite(bound) for bound in bounds)
-        and bounds[0] <= bounds[1]
-    )
+def _check_scores(system: SystemResults) -> None:
+    """Raise ValueError unless scores are numbers, and those that are quick to compute are right."""
+    recorded = system.results.results[system.task]
+    for metric in metrics_of(system.side):
+        value = recorded.get(metric.name, 0)
+        if not isinstance(value, int | float) or not isfinite(value):
+            raise ValueError(f"{metric.name} of {system.task} is {value}, which is not a number")
+    for name, value in scores_of(system.evidence).items():
+        found = system.score(name)
+        if found is None or not abs(found - value) <= 1e-6:
+            raise ValueError(
+                f"{name} of {system.task} is {found}, but the predictions give {value}"
+            )
+    for name, bounds in recorded.items():
+        if name.endswith(INTERVAL_SUFFIX) and _bounds(bounds) is None:
+            raise ValueError(f"{name} of {system.task} is {bounds}, which is not an interval")
 
 
-def _read_predictions(path: Path) -> list[Line]:
-    lines: list[Line] = []
+def _bounds(value: object) -> tuple[float, float] | None:
+    """The two numbers of an interval, None if the value is not one."""
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    low, high = value
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return None
+    return (low, high) if isfinite(low) and isfinite(high) and low <= high else None
+
+
+def _read_predictions(path: Path) -> list[PredictionLine]:
+    lines: list[PredictionLine] = []
     for number, text in enumerate(_lines(_text(path)), start=1):
         try:
-            lines.append(Line.model_validate_json(text))
+            lines.append(PredictionLine.model_validate_json(text))
         except ValueError as error:
             raise _broken(path, f"is damaged (line {number}: {_reason(error)})") from error
     try:
@@ -208,7 +203,7 @@ def _read_predictions(path: Path) -> list[Line]:
 
 
 def _lines(text: str) -> list[str]:
-    """Split at line feeds only: answers may hold other line separators, which JSON leaves as is."""
+    """The lines between line feeds; answers may hold other line separators."""
     return [line for line in text.split("\n") if line]
 
 

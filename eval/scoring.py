@@ -33,10 +33,11 @@ from llama_peft.system.lock import only_process
 from llama_peft.tokens.prompts import parse_answer, without_no_answer
 
 from .job import Job
+from .metrics.catalogue import higher_is_better as is_higher_better
+from .metrics.catalogue import is_score
 from .metrics.measure import answer_results, classification_results
-from .metrics.names import higher_is_better as is_higher_better
-from .metrics.names import is_score
 from .metrics.overlap import bleu_signature
+from .results import task_name
 
 Line = dict[str, Any]
 _PACKAGES = (
@@ -161,10 +162,7 @@ def finish(
         if threshold is not None:
             line["prediction"] = "" if line["no_answer_probability"] > threshold else line["raw"]
     lines.sort(key=lambda line: line["id"])
-    names = {
-        part: job.recipe.name if part in ("test", "data") else f"{job.recipe.name}_{part}"
-        for part in found.parts
-    }
+    names = {part: task_name(job.recipe.name, part) for part in found.parts}
     scores = {
         names[part]: score(
             [line for line in lines if line["split"] == part],

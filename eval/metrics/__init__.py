@@ -1,14 +1,15 @@
-"""Numbers from lists of strings and labels: pure, without a model, torch or a network.
+"""Numbers from lists of strings and labels: without a model, torch or a network.
 
-Nothing else of ours is imported here. Each room turns predictions and golds into `Evidence`, the
-one row an example that its scores need; the scores, their bootstrap intervals and paired tests
-between two systems are all read from it, so they cannot drift apart. "Unanswerable" is only ever an
-empty list of golds, and "no answer" only ever the empty string.
+These modules import nothing else of this project. Each one turns predictions and references into
+`Evidence`, which holds one row for each example. Scores, bootstrap intervals and paired tests are
+all computed from these rows, so they always agree. A question is unanswerable if its list of
+references is empty, and "no answer" is the empty string.
 
+    catalogue        the table of all metrics; a new metric starts with a row there
     classification   accuracy, precision, recall, F1
-    squad_v2         exact match and token F1, the no-answer threshold
+    squad_v2         exact match, token F1 and the no-answer threshold
     overlap          BLEU, ROUGE and (with `meteor` and `wordnet`) METEOR
     bootstrap        intervals and paired tests
-    measure          scores with an interval beside each: what the harness calls
-    drop_in          the same as `evaluate.Metric` classes, offline
+    measure          scores with their intervals, as results.json holds them
+    drop_in          the metrics as `evaluate.Metric` classes that need no network
 """

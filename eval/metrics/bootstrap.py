@@ -1,29 +1,32 @@
-"""How sure a score is: bootstrap intervals, and paired tests between two systems.
+"""How certain a score is: bootstrap intervals, and paired tests between two systems.
 
-A resample of n examples depends only on how often each DIFFERENT row is drawn, and these counts are
-multinomial. So equal rows are merged first, and a score is a function of counts and distinct rows:
-exact match on 12,000 questions has two rows, and a thousand resamples of it cost less than a
-millisecond. Every metric, a mean or not, takes the same road.
+A resample of n examples depends only on how often each DIFFERENT row is drawn, and these counts
+follow a multinomial distribution. So equal rows are merged first, and a score is a function of the
+distinct rows and their counts. Exact match on 12,000 questions has two distinct rows, and a
+thousand resamples of it take less than a millisecond. Every metric works this way.
 
 Shapes: R resamples, K distinct rows, C columns. A statistic maps (counts_RK, rows_KC) to one value
-a resample for each of its metrics; a value that a resample cannot have (no unanswerable question in
-it) is NaN and left out.
+for each resample and each of its metrics. NaN marks a value that a resample cannot have, for
+example because it holds no unanswerable question; such values are left out.
 
-Known gap: a percentile interval is too narrow on few examples, and empty at a perfect score: 20 of
-20 gives [100, 100].
+Known gap: a percentile interval is too narrow on few examples, and has no width at a perfect
+score: 20 of 20 gives [100, 100].
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 Statistic = Callable[[FloatArray, FloatArray], dict[str, FloatArray]]
 
 _CHUNK = 100
 """Resamples held in memory at a time: 100 x 12,000 distinct rows of float64 are 10 MB."""
+_BOUNDS = ((1 - 0.95) / 2, (1 + 0.95) / 2)
+"""The quantiles between which a 95 % interval lies."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,10 +35,18 @@ class Evidence:
 
     ids: tuple[str, ...]
     rows: FloatArray
-    """One row an example, in the order of `ids`."""
+    """One row for each example, in the order of `ids`."""
     statistic: Statistic
     vectors: Mapping[str, FloatArray] = field(default_factory=dict)
-    """Per example, for metrics that have a value there; wins and losses are counted on these."""
+    """One value for each example, for metrics that have one; wins and losses are counted here."""
+
+
+class WinCounts(NamedTuple):
+    """On how many examples the second system scores higher, lower or the same."""
+
+    wins: int
+    losses: int
+    ties: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,57 +57,39 @@ class Paired:
     low: float
     high: float
     p_value: float
-    """Two-sided, that the two are exchangeable; never below 1 / (resamples + 1)."""
-    wins: int | None = None
-    """Examples where the second is higher; None for a metric that has no value an example."""
-    losses: int | None = None
-    ties: int | None = None
+    """Two-sided, for exchangeable systems; at least 1 / (resamples + 1)."""
+    counts: WinCounts | None
+    """None for a metric that has no value for a single example."""
 
 
-def point(evidence: Evidence) -> dict[str, float]:
-    """Each metric on the examples as they are, less those without any example to stand on."""
+def scores_of(evidence: Evidence) -> dict[str, float]:
+    """Each metric on the examples as they are; without those that no example contributes to."""
     ones = np.ones((1, len(evidence.rows)))
     values = {name: float(v[0]) for name, v in evidence.statistic(ones, evidence.rows).items()}
     return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
 def intervals(
-    evidence: Evidence, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+    evidence: Evidence, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Each metric's percentile interval over resamples of the examples.
+    """Each metric's 95 % percentile interval over resamples of the examples.
 
-    The result depends on the examples and the seed, not on the examples' order.
+    The result depends on the examples and the seed, not on the order of the examples.
     """
     distinct, counts = _merge(evidence.rows)
     drawn = [evidence.statistic(chunk, distinct) for chunk in _resampled(counts, resamples, seed)]
-    return {name: _percentiles(values, level) for name, values in _joined(drawn).items()}
-
-
-def confidence_interval(
-    values: ArrayLike, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """The interval of the mean of one value an example."""
-    vector = np.asarray(values, dtype=np.float64)
-    if vector.ndim != 1 or not vector.size:
-        raise ValueError(f"expected one value an example, got shape {vector.shape}")
-    evidence = Evidence(ids=(), rows=vector[:, None], statistic=_mean)
-    return intervals(evidence, resamples=resamples, level=level, seed=seed)["mean"]
+    return {name: _percentiles(values) for name, values in _joined(drawn).items()}
 
 
 def paired(
-    first: Evidence,
-    second: Evidence,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    first: Evidence, second: Evidence, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Paired]:
     """The second system's metrics minus the first's, on the same examples in any order.
 
     The interval is a paired bootstrap: both systems are scored on the same resamples. The test is
-    approximate randomisation (Noreen 1989): were the systems exchangeable, each example's two rows
-    could be swapped at will, so the p-value is the share of random swappings with at least the
-    observed difference, counting the observed one.
+    approximate randomisation (Noreen 1989). If the systems were exchangeable, the two rows of each
+    example could be swapped freely. So the p-value is the share of random swaps with at least the
+    observed difference, and the observed one counts as one of them.
     """
     second = _in_order(second, first.ids)
     both, counts = _merge(np.hstack([first.rows, second.rows]))
@@ -114,26 +107,22 @@ def paired(
             for chunk in _swaps(counts, resamples, seed)
         ]
     )
-    bounds = {name: _percentiles(values, level) for name, values in drawn.items()}
+    bounds = {name: _percentiles(values) for name, values in drawn.items()}
     return {
         name: Paired(
             difference=float(value),
             low=bounds[name][0],
             high=bounds[name][1],
             p_value=_share_beyond(swapped[name], value),
-            **_win_counts(first.vectors.get(name), second.vectors.get(name)),
+            counts=_win_counts(first.vectors.get(name), second.vectors.get(name)),
         )
         for name, (value,) in observed.items()
         if not np.isnan(value)
     }
 
 
-def _mean(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
-    return {"mean": counts_RK @ rows_KC[:, 0] / counts_RK.sum(axis=1)}
-
-
 def _merge(rows: FloatArray) -> tuple[FloatArray, NDArray[np.int64]]:
-    """Distinct rows, in lexicographic order, and how often each occurs."""
+    """The distinct rows, in lexicographic order, and how often each occurs."""
     distinct, counts = np.unique(rows, axis=0, return_counts=True)
     return distinct, counts
 
@@ -146,7 +135,7 @@ def _resampled(counts: NDArray[np.int64], resamples: int, seed: int) -> Iterator
 
 
 def _swaps(counts: NDArray[np.int64], resamples: int, seed: int) -> Iterator[FloatArray]:
-    """Of the examples behind each distinct row, how many are swapped: a coin a piece."""
+    """How many of the examples behind each distinct row are swapped; a coin decides for each."""
     generator = np.random.default_rng([seed, 1])
     for size in _chunks(resamples):
         yield generator.binomial(counts, 0.5, size=(size, len(counts))).astype(np.float64)
@@ -159,7 +148,7 @@ def _swapped_difference(
     first_KC: FloatArray,
     second_KC: FloatArray,
 ) -> dict[str, FloatArray]:
-    """A system after a swap: its own rows where it kept them, the other's where it did not."""
+    """The difference after a swap: each system has its own rows only where it kept them."""
     pool = np.vstack([first_KC, second_KC])
     kept_RK = counts - swapped_RK
     return _minus(
@@ -169,7 +158,7 @@ def _swapped_difference(
 
 
 def _share_beyond(swapped: FloatArray, observed: float) -> float:
-    """The share of at least the observed size, itself counted; sums in another order may differ."""
+    """The share of at least the observed size; the tolerance is for sums in another order."""
     beyond = np.sum(np.abs(swapped) >= abs(observed) - 1e-9)
     return float(1 + beyond) / (1 + len(swapped))
 
@@ -187,11 +176,11 @@ def _minus(left: dict[str, FloatArray], right: dict[str, FloatArray]) -> dict[st
     return {name: left[name] - right[name] for name in left}
 
 
-def _percentiles(values: FloatArray, level: float) -> tuple[float, float]:
+def _percentiles(values: FloatArray) -> tuple[float, float]:
     values = values[~np.isnan(values)]
     if not values.size:
         return (float("nan"), float("nan"))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, _BOUNDS)
     return float(low), float(high)
 
 
@@ -211,11 +200,11 @@ def _in_order(evidence: Evidence, ids: tuple[str, ...]) -> Evidence:
     )
 
 
-def _win_counts(first: FloatArray | None, second: FloatArray | None) -> dict[str, int]:
+def _win_counts(first: FloatArray | None, second: FloatArray | None) -> WinCounts | None:
     if first is None or second is None:
-        return {}
-    return {
-        "wins": int(np.sum(second > first)),
-        "losses": int(np.sum(second < first)),
-        "ties": int(np.sum(second == first)),
-    }
+        return None
+    return WinCounts(
+        wins=int(np.sum(second > first)),
+        losses=int(np.sum(second < first)),
+        ties=int(np.sum(second == first)),
+    )

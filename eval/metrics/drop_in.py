@@ -1,33 +1,34 @@
-"""The metrics as `evaluate.Metric` classes, offline.
+"""The metrics as `evaluate.Metric` classes that need no network.
 
 `evaluate.load(name)` fetches a script from the Hub, or runs one from the current directory if a
-folder of that name stands there. These classes need neither:
+folder of that name is there. These classes do neither:
 
     from eval.metrics.drop_in import Rouge
     Rouge().compute(predictions=["a cat"], references=[["the cat", "a cat"]])
 
-Names and arguments are those of the metrics on the Hub, where the library behind a number takes
-them; any other is refused by name. Precision, recall and F1 take scikit-learn's arguments and go to
-scikit-learn; labels may be numbers or strings. A metric object
-is falsy while it holds no examples: never test `if metric`.
+Names and arguments are those of the metrics on the Hub, as far as the library that computes a
+number has them; any other argument is refused by name. Precision, recall and F1 pass
+scikit-learn's arguments on; labels may be numbers or strings. A metric object is falsy while it
+holds no examples, so `if metric` does not work.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import datasets
 import evaluate
 import numpy as np
 
-from .bootstrap import FloatArray, point
+from .bootstrap import FloatArray
 from .ids import check_unique
 from .meteor import meteor_name, meteor_score
-from .overlap import ROUGE_TYPES, bleu_signature, overlap_evidence
+from .overlap import ROUGE_TYPES, bleu_signature, corpus_bleu
 from .squad_v2 import squad_scores
 from .wordnet import find_wordnet
 
 Gold = str | Sequence[str]
-"""One right text, or several."""
+"""One reference, or several."""
+Label = str | int
 _TEXT = datasets.Value("string")
 _LABELS = [
     datasets.Features({"predictions": datasets.Value(kind), "references": datasets.Value(kind)})
@@ -41,10 +42,31 @@ _ANSWERS = datasets.Sequence({"text": _TEXT, "answer_start": datasets.Value("int
 _REFERENCE = {"id": _TEXT, "answers": _ANSWERS}
 
 
-class _OfflineMetric(evaluate.Metric):
-    """Describes itself by its class docstring and its `inputs`."""
+class Answered(TypedDict):
+    """A prediction of SQuAD; only version 2 has the probability."""
 
-    inputs: Any
+    id: str
+    prediction_text: str
+    no_answer_probability: float
+
+
+class Answers(TypedDict):
+    """The right answers to one question."""
+
+    text: Sequence[str]
+
+
+class Reference(TypedDict):
+    """A reference of SQuAD."""
+
+    id: str
+    answers: Answers
+
+
+class _OfflineMetric(evaluate.Metric):
+    """A metric that is described by its class docstring and its `inputs`."""
+
+    inputs: datasets.Features | list[datasets.Features]
 
     def _info(self) -> evaluate.MetricInfo:
         text = self.__doc__ or ""
@@ -54,14 +76,14 @@ class _OfflineMetric(evaluate.Metric):
 
 
 class Accuracy(_OfflineMetric):
-    """The share of equal labels: {"accuracy"}; `normalize=False` counts them."""
+    """The share of equal labels: {"accuracy"}; with `normalize=False` their number."""
 
     inputs = _LABELS
 
     def _compute(
         self,
-        predictions: Sequence[Any],
-        references: Sequence[Any],
+        predictions: Sequence[Label],
+        references: Sequence[Label],
         normalize: bool = True,
         sample_weight: Sequence[float] | None = None,
     ) -> dict[str, float]:
@@ -79,14 +101,14 @@ class _LabelScore(_OfflineMetric):
 
     def _compute(
         self,
-        predictions: Sequence[Any],
-        references: Sequence[Any],
-        labels: Sequence[Any] | None = None,
-        pos_label: Any = 1,
+        predictions: Sequence[Label],
+        references: Sequence[Label],
+        labels: Sequence[Label] | None = None,
+        pos_label: Label = 1,
         average: str | None = "binary",
         sample_weight: Sequence[float] | None = None,
-        zero_division: Any = 0,
-    ) -> dict[str, Any]:
+        zero_division: float | str = 0,
+    ) -> dict[str, float | FloatArray]:
         from sklearn.metrics import precision_recall_fscore_support
 
         scores = precision_recall_fscore_support(
@@ -103,13 +125,13 @@ class _LabelScore(_OfflineMetric):
 
 
 class Precision(_LabelScore):
-    """Hits among the predictions of a label: {"precision"}."""
+    """The share of right predictions among the predictions of a label: {"precision"}."""
 
     kind = "precision"
 
 
 class Recall(_LabelScore):
-    """Hits among the golds of a label: {"recall"}."""
+    """The share of right predictions among the references of a label: {"recall"}."""
 
     kind = "recall"
 
@@ -131,14 +153,14 @@ class Squad(_OfflineMetric):
     )
 
     def _compute(
-        self, predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
+        self, predictions: Sequence[Answered], references: Sequence[Reference]
     ) -> dict[str, float]:
         scores = squad_scores(_answers(predictions), _golds(references))
         return {"exact_match": scores["exact"], "f1": scores["f1"]}
 
 
 class SquadV2(_OfflineMetric):
-    """SQuAD 2.0's official keys, in percent.
+    """SQuAD 2.0's official scores, in percent.
 
     Predictions are {"id", "prediction_text", "no_answer_probability"}, references as in SQuAD 1.1.
     """
@@ -156,8 +178,8 @@ class SquadV2(_OfflineMetric):
 
     def _compute(
         self,
-        predictions: Sequence[Mapping[str, Any]],
-        references: Sequence[Mapping[str, Any]],
+        predictions: Sequence[Answered],
+        references: Sequence[Reference],
         no_answer_threshold: float = 1.0,
     ) -> dict[str, float]:
         answers = _answers(predictions)
@@ -169,31 +191,31 @@ class SquadV2(_OfflineMetric):
 class _Overlap(_OfflineMetric):
     inputs = _TEXTS
 
-    def _refuse(self, others: Mapping[str, Any]) -> None:
+    def _refuse(self, others: Mapping[str, object]) -> None:
         if others:
-            raise ValueError(f"{type(self).__name__} takes no {', '.join(others)}: leave it out")
+            raise ValueError(
+                f"{type(self).__name__} does not take {', '.join(others)}: leave it out"
+            )
 
 
 class Bleu(_Overlap):
     """Corpus BLEU by sacrebleu as a fraction, and how it was computed: {"bleu", "signature"}.
 
-    The Hub's max_order, smooth and tokenizer are of another BLEU, and are refused.
+    The Hub's max_order, smooth and tokenizer belong to another implementation and are refused.
     """
 
     def _compute(
-        self, predictions: Sequence[str], references: Sequence[Gold], **others: Any
-    ) -> dict[str, Any]:
+        self, predictions: Sequence[str], references: Sequence[Gold], **others: object
+    ) -> dict[str, float | str]:
         self._refuse(others)
-        golds = {str(number): _listed(gold) for number, gold in enumerate(references)}
-        texts = {str(number): text for number, text in enumerate(predictions)}
-        scores = point(overlap_evidence(texts, golds))
-        return {"bleu": scores["bleu"], "signature": bleu_signature()}
+        bleu = corpus_bleu(predictions, [_listed(gold) for gold in references])
+        return {"bleu": bleu, "signature": bleu_signature()}
 
 
 class Rouge(_Overlap):
     """Mean ROUGE F-measures by rouge-score: {"rouge1", "rouge2", "rougeL", "rougeLsum"}.
 
-    `rouge_types` are the names that rouge-score knows; `use_aggregator=False` gives each example's.
+    `rouge_types` are names of rouge-score; `use_aggregator=False` gives one value for each example.
     """
 
     def _compute(
@@ -203,8 +225,8 @@ class Rouge(_Overlap):
         rouge_types: Sequence[str] = ROUGE_TYPES,
         use_aggregator: bool = True,
         use_stemmer: bool = False,
-        **others: Any,
-    ) -> dict[str, Any]:
+        **others: object,
+    ) -> dict[str, float | list[float]]:
         from rouge_score.rouge_scorer import RougeScorer
 
         self._refuse(others)
@@ -220,7 +242,7 @@ class Rouge(_Overlap):
 
 
 class Meteor(_Overlap):
-    """Mean METEOR by nltk: {"meteor"}, or {"meteor_no_wordnet"} where WordNet is not installed."""
+    """Mean METEOR by nltk: {"meteor"}, or {"meteor_no_wordnet"} if WordNet is not installed."""
 
     def _compute(
         self,
@@ -229,8 +251,8 @@ class Meteor(_Overlap):
         alpha: float = 0.9,
         beta: float = 3,
         gamma: float = 0.5,
-        **others: Any,
-    ) -> dict[str, Any]:
+        **others: object,
+    ) -> dict[str, float]:
         self._refuse(others)
         wordnet = find_wordnet()
 
@@ -241,7 +263,7 @@ class Meteor(_Overlap):
 
 
 def _listed(gold: Gold) -> list[str]:
-    """The golds of one example that say something."""
+    """The references of one example that are not empty."""
     return [text for text in ([gold] if isinstance(gold, str) else gold) if text]
 
 
@@ -251,7 +273,10 @@ def _best(
     scores: Callable[[str, Sequence[str]], list[float]],
     width: int,
 ) -> FloatArray:
-    """(examples, width): the scores of each text; where there is no gold, silence has 1 and any text 0."""
+    """(examples, width): the scores of each text.
+
+    Without a reference, an empty text scores 1 and any other text 0.
+    """
     return np.array(
         [
             scores(text, golds) if (golds := _listed(gold)) else [float(text == "")] * width
@@ -260,11 +285,11 @@ def _best(
     )
 
 
-def _answers(predictions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _answers(predictions: Sequence[Answered]) -> dict[str, str]:
     check_unique([p["id"] for p in predictions], "predictions")
     return {p["id"]: p["prediction_text"] for p in predictions}
 
 
-def _golds(references: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _golds(references: Sequence[Reference]) -> dict[str, list[str]]:
     check_unique([r["id"] for r in references], "references")
     return {r["id"]: list(r["answers"]["text"]) for r in references}

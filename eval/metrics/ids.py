@@ -1,7 +1,7 @@
-"""Law 8: predictions and references match id for id, unique, before any number is computed.
+"""Law 8: predictions and references have the same unique ids before any number is computed.
 
-A score over the questions that happen to be in both files is a different number under the same
-name: the official squad_v2 script gives 100.0 on partial predictions where the truth is 25.
+A score over only those questions that both files hold is a different number under the same name.
+The official squad_v2 script gives 100.0 on partial predictions whose true score is 25.
 """
 
 from collections import Counter
@@ -9,21 +9,21 @@ from collections.abc import Collection, Iterable, Mapping
 
 
 def check_unique(ids: Iterable[str], what: str) -> None:
-    """Raise ValueError when an id occurs twice; `what` names the list in the message."""
+    """Raise ValueError if an id occurs twice; `what` names the list in the message."""
     twice = [identity for identity, count in Counter(ids).items() if count > 1]
     if twice:
         raise ValueError(f"{what}: {len(twice)} id(s) occur more than once: {_some(twice)}")
 
 
 def check_match(predictions: Mapping[str, object], golds: Mapping[str, object]) -> None:
-    """Raise ValueError unless both hold the same ids, at least one."""
+    """Raise ValueError unless both hold the same ids, and at least one."""
     missing = [identity for identity in golds if identity not in predictions]
     extra = [identity for identity in predictions if identity not in golds]
     faults = []
     if missing:
         faults.append(f"{len(missing)} of {len(golds)} have no prediction: {_some(missing)}")
     if extra:
-        faults.append(f"{len(extra)} prediction(s) are for no known id: {_some(extra)}")
+        faults.append(f"{len(extra)} prediction(s) have an unknown id: {_some(extra)}")
     if faults:
         raise ValueError("predictions and references differ: " + "; ".join(faults))
     if not golds:

@@ -1,44 +1,25 @@
-"""A task's results as they go into results.json: every score with its 95 % interval beside it.
+"""The results of one task as results.json holds them: every score, and its 95 % interval beside it.
 
-What the harness calls. `classification_results` and `answer_results` take what is in
-predictions.jsonl and nothing else.
+`classification_results` and `answer_results` need only what predictions.jsonl holds.
 """
 
 from collections.abc import Mapping, Sequence
 
-from .bootstrap import Evidence, intervals, point
+from .bootstrap import Evidence, intervals, scores_of
+from .catalogue import INTERVAL_SUFFIX
 from .classification import classification_evidence
-from .names import INTERVAL_SUFFIX
-from .overlap import overlap_evidence
+from .overlap import overlap_evidences
 from .squad_v2 import squad_evidence, squad_scores
 
-Results = dict[str, float | list[float]]
-
-
-def with_intervals(
-    scores: Mapping[str, float], evidence: Evidence, *, resamples: int = 1000, seed: int = 0
-) -> Results:
-    """The scores in order, each followed by `<name>_ci95: [low, high]` where it has an interval."""
-    found = intervals(evidence, resamples=resamples, seed=seed)
-    results: Results = {}
-    for name, value in scores.items():
-        results[name] = value
-        if name in found:
-            results[name + INTERVAL_SUFFIX] = list(found[name])
-    return results
+TaskResults = dict[str, float | list[float]]
 
 
 def classification_results(
-    predictions: Mapping[str, str],
-    golds: Mapping[str, str],
-    labels: Sequence[str],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Results:
-    """Classification scores of labels by id. Raises ValueError unless the ids match one for one."""
+    predictions: Mapping[str, str], golds: Mapping[str, str], labels: Sequence[str]
+) -> TaskResults:
+    """The scores of labels by id. Raises ValueError unless both hold the same ids."""
     evidence = classification_evidence(predictions, golds, labels)
-    return with_intervals(point(evidence), evidence, resamples=resamples, seed=seed)
+    return _with_intervals(scores_of(evidence), evidence)
 
 
 def answer_results(
@@ -47,19 +28,26 @@ def answer_results(
     no_answer_probabilities: Mapping[str, float] | None = None,
     *,
     before: Mapping[str, str] | None = None,
-    overlap: bool = True,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Results:
-    """squad_v2 scores of answers by id, and BLEU, ROUGE and METEOR unless `overlap` is off.
+) -> TaskResults:
+    """The scores of answers by id: squad_v2, BLEU, ROUGE and METEOR.
 
-    Where a threshold fitted on validation has silenced predictions, `before` is what they were: the
-    oracles `best_exact` and `best_f1` choose from it.
+    If a threshold replaced some predictions by "no answer", `before` holds the predictions before
+    that: `best_exact` and `best_f1` choose from them.
     """
     scores = squad_scores(predictions, golds, no_answer_probabilities, before=before)
     evidence = squad_evidence(predictions, golds, no_answer_probabilities, before=before)
-    results = with_intervals(scores, evidence, resamples=resamples, seed=seed)
-    if overlap:
-        words = overlap_evidence(predictions, golds)
-        results |= with_intervals(point(words), words, resamples=resamples, seed=seed)
+    results = _with_intervals(scores, evidence)
+    for evidence in overlap_evidences(predictions, golds):
+        results |= _with_intervals(scores_of(evidence), evidence)
+    return results
+
+
+def _with_intervals(scores: Mapping[str, float], evidence: Evidence) -> TaskResults:
+    """The scores in order, each followed by `<name>_ci95: [low, high]` if it has an interval."""
+    found = intervals(evidence)
+    results: TaskResults = {}
+    for name, value in scores.items():
+        results[name] = value
+        if name in found:
+            results[name + INTERVAL_SUFFIX] = list(found[name])
     return results

@@ -1,13 +1,13 @@
-"""METEOR by nltk, under an honest name.
+"""METEOR by nltk, under a name that says whether WordNet was used.
 
-nltk asks WordNet only about words that match neither exactly nor by stem, so without it some pairs
-pass and others raise, late. Here it is loaded before the first pair. Where it is not installed,
-synonyms are not matched and the result is called `meteor_no_wordnet`: a lower number must not carry
-METEOR's name.
+nltk asks WordNet only about words that match neither exactly nor by stem. Without WordNet some
+pairs therefore pass, and a later one raises. Here WordNet is loaded before the first pair. If it is
+not installed, synonyms are not matched and the result is called `meteor_no_wordnet`: a lower number
+must not carry METEOR's name.
 
-Text is split by nltk's word tokeniser without sentence splitting, which needs no data. A one-word
-answer that is right scores 0.5 by METEOR's formula: its penalty for fragments is at its highest
-with one chunk a match.
+Text is split by nltk's word tokeniser without sentence splitting, which needs no data. A right
+answer of one word scores 0.5 by METEOR's formula, whose penalty for fragments is highest if each
+match is a chunk of its own.
 """
 
 from collections.abc import Sequence
@@ -15,24 +15,26 @@ from collections.abc import Sequence
 from .wordnet import WordNet
 
 
-class _NoWordNet:
+class NoWordNet:
+    """A WordNet without synonyms."""
+
     def synsets(self, lemma: str) -> Sequence[object]:
         return ()
 
 
 def meteor_name(wordnet: WordNet | None) -> str:
-    """What METEOR's number is called with this WordNet."""
+    """The metric's name with this WordNet."""
     return "meteor_no_wordnet" if wordnet is None else "meteor"
 
 
 def meteor_score(
     prediction: str, golds: Sequence[str], wordnet: WordNet | None, **weights: float
 ) -> float:
-    """The best METEOR over the golds, 0 to 1; weights: nltk's alpha, beta and gamma, where they are not its own."""
+    """The best METEOR over the references, 0 to 1. `weights` are nltk's alpha, beta and gamma."""
     from nltk.tokenize import word_tokenize
     from nltk.translate import meteor_score as nltk_meteor
 
     references = [word_tokenize(gold, preserve_line=True) for gold in golds]
     words = word_tokenize(prediction, preserve_line=True)
-    lexicon = wordnet or _NoWordNet()
+    lexicon = wordnet or NoWordNet()
     return float(nltk_meteor.meteor_score(references, words, wordnet=lexicon, **weights))

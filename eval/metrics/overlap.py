@@ -1,21 +1,26 @@
-"""How much an answer overlaps with the golds: BLEU (sacrebleu), ROUGE (rouge-score), METEOR (nltk).
+"""How much an answer overlaps with its references: BLEU, ROUGE and METEOR.
 
-Several golds: BLEU takes them as its references, ROUGE and METEOR the best one. Every score is
-reported over all questions and, as `HasAns_<metric>`, over the answerable ones. On a question
-without an answer silence scores 1 and any text 0 in ROUGE and METEOR, as in squad_v2; BLEU, which
-belongs to the corpus, gets nothing from silence and loses precision by text. Fractions throughout.
+They are computed by sacrebleu, rouge-score and nltk. With several references, BLEU takes all of
+them, and ROUGE and METEOR take the best one. Every score is given over all questions and, as
+`HasAns_<metric>`, over the answerable ones. On an unanswerable question ROUGE and METEOR give 1 to
+an empty answer and 0 to any text, as squad_v2 does. BLEU is computed over the whole corpus: an
+empty answer adds nothing, and a text lowers the precision. All scores are fractions.
 
-BLEU runs with effective order, since the usual answer has fewer than four words; its settings are
-`bleu_signature()`. rouge-score's tokeniser keeps [a-z0-9] only, so an answer in another script
-scores 0 even when it is right, and ROUGE-2 of a one-word answer is 0 always.
+BLEU uses effective order, because the usual answer has fewer than four words; `bleu_signature()`
+gives its settings. The tokeniser of rouge-score keeps only [a-z0-9], so an answer in another script
+scores 0 even if it is right. ROUGE-2 of an answer of one word is always 0.
+
+To add a metric, compute its rows in a function like `_rouge_meteor_bleu` and add the `Evidence` of
+that function to `overlap_evidences`. Resamples are drawn from the distinct rows of one `Evidence`,
+so a metric with an `Evidence` of its own does not move the intervals of the others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bootstrap import Evidence, FloatArray, point
+from .bootstrap import Evidence, FloatArray
 from .ids import check_match
 from .meteor import meteor_name, meteor_score
 from .squad_v2 import is_answerable
@@ -26,30 +31,86 @@ if TYPE_CHECKING:
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _ORDERS = 4
+Golds = Mapping[str, Sequence[str]]
 
 
-def overlap_scores(
-    predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]]
-) -> dict[str, float]:
-    """bleu, rouge1, rouge2, rougeL, rougeLsum, meteor (or meteor_no_wordnet), each also HasAns_.
+def overlap_evidences(predictions: Mapping[str, str], golds: Golds) -> tuple[Evidence, ...]:
+    """The evidence of all overlap metrics; metrics in one `Evidence` share their resamples.
 
-    Raises ValueError unless the ids match one for one.
+    Raises ValueError unless predictions and references have the same ids.
     """
-    return point(overlap_evidence(predictions, golds))
+    check_match(predictions, golds)
+    texts = [predictions[identity] for identity in golds]
+    return (_rouge_meteor_bleu(texts, golds),)
+
+
+def corpus_bleu(texts: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
+    """BLEU of all texts together, 0 to 1."""
+    return float(_bleu_scores(np.ones((1, len(texts))), _bleu_counts(texts, golds))[0])
 
 
 def bleu_signature() -> str:
-    """sacrebleu's description of how BLEU is computed, to print beside the number."""
+    """sacrebleu's description of how BLEU is computed, to be printed beside the number."""
     bleu = _bleu()
-    # Scoring tells it that the number of references varies from question to question.
+    # It learns only by scoring that the number of references differs between questions.
     bleu.corpus_score(["a", "a"], [["a", "a"], ["b", None]])  # type: ignore[list-item]
     return str(bleu.get_signature())
 
 
-def per_example_overlap(
+def _evidence(
+    golds: Golds,
+    rows: FloatArray,
+    scores: Callable[[FloatArray, FloatArray], dict[str, FloatArray]],
+    vectors: Mapping[str, FloatArray],
+) -> Evidence:
+    """Evidence that gives each of `scores` twice: over all questions, and over the answerable ones.
+
+    `scores` maps (counts_RK, rows_KC) to one value for each resample.
+    """
+
+    def statistic(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
+        everything = scores(counts_RK, rows_KC[:, 1:])
+        with_answer = scores(counts_RK * rows_KC[:, 0], rows_KC[:, 1:])
+        return everything | {f"HasAns_{name}": value for name, value in with_answer.items()}
+
+    answerable = np.array([[float(is_answerable(answers))] for answers in golds.values()])
+    return Evidence(
+        ids=tuple(golds),
+        rows=np.hstack([answerable, rows]),
+        statistic=statistic,
+        vectors=vectors,
+    )
+
+
+def _means(
+    counts_RK: FloatArray, rows_KC: FloatArray, names: Sequence[str]
+) -> dict[str, FloatArray]:
+    """The mean of each column; NaN for a resample that holds no example."""
+    total_R = counts_RK.sum(axis=1)
+    means = counts_RK @ rows_KC / np.where(total_R > 0, total_R, np.nan)[:, None]
+    return {name: means[:, column] for column, name in enumerate(names)}
+
+
+def _rouge_meteor_bleu(texts: Sequence[str], golds: Golds) -> Evidence:
+    """Evidence with rows of ROUGE and METEOR, and behind them the counts of BLEU."""
+    wordnet = find_wordnet()
+    names = (*ROUGE_TYPES, meteor_name(wordnet))
+    references = list(golds.values())
+    values = _rouge_and_meteor(texts, references, wordnet)
+
+    def scores(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
+        means = _means(counts_RK, rows_KC[:, : len(names)], names)
+        return {"bleu": _bleu_scores(counts_RK, rows_KC[:, len(names) :])} | means
+
+    rows = np.hstack([values, _bleu_counts(texts, references)])
+    vectors = {name: values[:, column] for column, name in enumerate(names)}
+    return _evidence(golds, rows, scores, vectors)
+
+
+def _rouge_and_meteor(
     predictions: Sequence[str], golds: Sequence[Sequence[str]], wordnet: WordNet | None
 ) -> FloatArray:
-    """(examples, 5): ROUGE-1/2/L/Lsum F-measures and METEOR, each the best over the golds."""
+    """One row for each example: the F-measure of each kind of ROUGE, and METEOR."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(ROUGE_TYPES))
@@ -64,33 +125,8 @@ def per_example_overlap(
     return np.array([scores(p, _references(g)) for p, g in zip(predictions, golds, strict=True)])
 
 
-def overlap_evidence(
-    predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]]
-) -> Evidence:
-    """Rows of (answerable, ROUGE-1/2/L/Lsum, METEOR, BLEU's ten counts)."""
-    check_match(predictions, golds)
-    wordnet = find_wordnet()
-    names = (*ROUGE_TYPES, meteor_name(wordnet))
-    texts, references = [predictions[i] for i in golds], list(golds.values())
-    answerable = np.array([[float(is_answerable(answers))] for answers in references])
-    overlap = per_example_overlap(texts, references, wordnet)
-    counts = _bleu_counts(texts, references)
-
-    def statistic(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
-        everything = _scores(counts_RK, rows_KC, names)
-        with_answer = _scores(counts_RK * rows_KC[:, 0], rows_KC, names)
-        return everything | {f"HasAns_{name}": value for name, value in with_answer.items()}
-
-    return Evidence(
-        ids=tuple(golds),
-        rows=np.hstack([answerable, overlap, counts]),
-        statistic=statistic,
-        vectors={name: overlap[:, column] for column, name in enumerate(names)},
-    )
-
-
 def _references(golds: Sequence[str]) -> list[str]:
-    """The different golds: annotators often agree, and the best over golds is the same."""
+    """The distinct references. Annotators often agree, and the best score stays the same."""
     return [gold for gold in dict.fromkeys(golds) if gold]
 
 
@@ -103,7 +139,7 @@ def _bleu() -> "BLEU":
 def _bleu_counts(texts: Sequence[str], golds: Sequence[Sequence[str]]) -> FloatArray:
     """(examples, 10): length, closest reference length, 4 matched and 4 total n-gram counts.
 
-    They add up over examples, so BLEU of any resample needs nothing else.
+    The counts of examples add up, so they are enough for the BLEU of any resample.
     """
     bleu = _bleu()
     scores = [
@@ -111,22 +147,13 @@ def _bleu_counts(texts: Sequence[str], golds: Sequence[Sequence[str]]) -> FloatA
         for text, answers in zip(texts, golds, strict=True)
     ]
     counts = [[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in scores]
-    return np.array(counts, dtype=np.float64)
+    return np.array(counts, dtype=np.float64).reshape(-1, 2 + 2 * _ORDERS)
 
 
-def _scores(
-    counts_RK: FloatArray, rows_KC: FloatArray, names: Sequence[str]
-) -> dict[str, FloatArray]:
-    """BLEU from the summed counts, the others as means; NaN for a resample without any example."""
-    total_R = counts_RK.sum(axis=1)
-    means = counts_RK @ rows_KC[:, 1 : 1 + len(names)]
-    means /= np.where(total_R > 0, total_R, np.nan)[:, None]
-    sums = counts_RK @ rows_KC[:, 1 + len(names) :]
-    bleu = np.array([_bleu_from(row) for row in sums.tolist()])
-    return {
-        "bleu": np.where(total_R > 0, bleu, np.nan),
-        **{name: means[:, column] for column, name in enumerate(names)},
-    }
+def _bleu_scores(counts_RK: FloatArray, rows_KC: FloatArray) -> FloatArray:
+    """BLEU of each resample; NaN for a resample that holds no example."""
+    bleu = np.array([_bleu_from(row) for row in (counts_RK @ rows_KC).tolist()])
+    return np.where(counts_RK.sum(axis=1) > 0, bleu, np.nan)
 
 
 def _bleu_from(counts: list[float]) -> float:

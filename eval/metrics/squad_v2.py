@@ -1,26 +1,26 @@
-"""Exact match and token F1 of short answers, and of silence where there is none (SQuAD 2.0).
+"""SQuAD 2.0: exact match and token F1 of short answers; unanswerable questions want an empty one.
 
-Written from the published definition of the official evaluation and held equal to it by a test.
-All scores are percentages, as there. Three things are easy to get wrong:
-- texts are compared after lower-casing and without punctuation, articles and extra blanks, so
-  "U.S." is "US", "1,000" is "1000", and a bare "The" is the empty answer;
-- `best_exact` and `best_f1` are oracles: the no-answer threshold is chosen on the scored examples
-  themselves. For an honest number fit it on validation (`fit_threshold`) and apply it here
-  (`threshold`);
-- the script walks its thresholds example by example, so its best depends on the order of rows when
-  probabilities tie. Here a threshold is tried once for each different probability, which is what
-  can be applied afterwards.
+Written from the published definition of the official evaluation; a test checks that both are equal.
+All scores are percentages, as in the official script. Three things are easy to get wrong:
+- texts are compared in lower case and without punctuation, articles and extra blanks, so "U.S."
+  equals "US", "1,000" equals "1000", and "The" alone equals the empty answer;
+- `best_exact` and `best_f1` are oracles: their no-answer threshold is chosen on the scored examples
+  themselves. For an honest number, fit the threshold on validation (`fit_threshold`) and apply it
+  here (`threshold`);
+- the official script tries a threshold after each example, so its best score depends on the order
+  of the rows if probabilities are equal. Here one threshold is tried for each distinct probability,
+  because only those can be applied afterwards.
 """
 
 import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from .bootstrap import Evidence, FloatArray, point
+from .bootstrap import Evidence, FloatArray, scores_of
 from .ids import check_match
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -28,7 +28,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class AnswerVectors(NamedTuple):
-    """One value an example (0 to 1), in the order of the golds."""
+    """One value for each example (0 to 1), in the order of the references."""
 
     ids: tuple[str, ...]
     exact: FloatArray
@@ -37,29 +37,19 @@ class AnswerVectors(NamedTuple):
 
 
 def normalise(text: str) -> str:
-    """Lower case, no ASCII punctuation, no articles, single blanks."""
+    """The text in lower case, without ASCII punctuation, articles and repeated blanks."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
-def exact_match(prediction: str, golds: Sequence[str]) -> float:
-    """1.0 when the prediction equals a gold after normalisation, or is empty where none is."""
-    return _exact(normalise(prediction), _normal_golds(golds))
-
-
-def token_f1(prediction: str, golds: Sequence[str]) -> float:
-    """The best F1 over the golds, of the words in common; 1 between two empty texts."""
-    return _token_f1(normalise(prediction), _normal_golds(golds))
-
-
 def is_answerable(golds: Sequence[str]) -> bool:
-    """A question has an answer when any of its golds is not the empty string."""
+    """Whether any of the references is not the empty string."""
     return any(golds)
 
 
-def per_example_answers(
+def _answer_vectors(
     predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]]
 ) -> AnswerVectors:
-    """Exact match and F1 of every question. Raises ValueError unless ids match one for one."""
+    """Exact match and F1 of every question. Raises ValueError unless both hold the same ids."""
     check_match(predictions, golds)
     pairs = [(normalise(predictions[i]), _normal_golds(texts)) for i, texts in golds.items()]
     return AnswerVectors(
@@ -78,17 +68,17 @@ def squad_scores(
     threshold: float | None = None,
     before: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """The official keys, in percent; HasAns and NoAns only where there are such questions.
+    """The official scores, in percent; HasAns and NoAns only if there are such questions.
 
-    With probabilities the best thresholds are added. With a threshold too, questions above it are
-    scored as not answered, except in the best ones, which choose their own. Of predictions that a
-    threshold has silenced already, `before` is what they were; the best ones choose from it. Raises
-    ValueError unless all ids match.
+    With probabilities, `best_*` are added. With a threshold too, questions above it are scored as
+    not answered, except in `best_*`, which choose their own. If a threshold has already replaced
+    some predictions by "no answer", `before` holds the predictions before that, and `best_*` choose
+    from them. Raises ValueError unless all ids match.
     """
     evidence = squad_evidence(
         predictions, golds, no_answer_probabilities, threshold=threshold, before=before
     )
-    scores = point(evidence)
+    scores = scores_of(evidence)
     answerable = sum(map(is_answerable, golds.values()))
     counts = {"": len(golds), "HasAns_": answerable, "NoAns_": len(golds) - answerable}
     result: dict[str, float] = {}
@@ -112,13 +102,16 @@ def squad_evidence(
     threshold: float | None = None,
     before: Mapping[str, str] | None = None,
 ) -> Evidence:
-    """Rows of (probability, answerable, exact, F1), and with probabilities what answering gains."""
-    chosen, columns = per_example_answers(predictions, golds), []
-    raw = chosen if before is None else per_example_answers(before, golds)
+    """Evidence with rows of (probability, answerable, exact, F1).
+
+    With probabilities, two columns follow: what answering adds to exact and to F1.
+    """
+    chosen, columns = _answer_vectors(predictions, golds), []
+    raw = chosen if before is None else _answer_vectors(before, golds)
     if no_answer_probabilities is not None:
         if threshold is not None:
             applied = apply_threshold(predictions, no_answer_probabilities, threshold)
-            chosen = per_example_answers(applied, golds)
+            chosen = _answer_vectors(applied, golds)
         gave = _gave_answer(predictions if before is None else before, raw.ids)
         columns = [_official_gains(v, raw.answerable, gave) for v in (raw.exact, raw.f1)]
         probabilities = _ordered(no_answer_probabilities, golds)
@@ -135,19 +128,17 @@ def fit_threshold(
     predictions: Mapping[str, str],
     golds: Mapping[str, Sequence[str]],
     no_answer_probabilities: Mapping[str, float],
-    metric: Literal["exact", "f1"] = "f1",
 ) -> float:
-    """The threshold with the best score here once applied: questions above it are left unanswered.
+    """The threshold that gives the best F1 here if questions above it are left unanswered.
 
-    The lowest of equally good ones; one below every probability when answering nothing is best. Fit
-    it on validation.
+    It is the lowest of equally good ones, and below every probability if answering nothing is best.
+    Fit it on validation.
     """
-    answered = per_example_answers(predictions, golds)
-    silent = per_example_answers(dict.fromkeys(golds, ""), golds)
-    score = {"exact": (answered.exact, silent.exact), "f1": (answered.f1, silent.f1)}[metric]
+    answered = _answer_vectors(predictions, golds).f1
+    silent = _answer_vectors(dict.fromkeys(golds, ""), golds).f1
     probabilities = _ordered(no_answer_probabilities, golds)
     nothing = float(probabilities.min()) - 1
-    return _best_threshold(score[1].sum(), score[0] - score[1], probabilities, silent=nothing)
+    return _best_threshold(silent.sum(), answered - silent, probabilities, silent=nothing)
 
 
 def apply_threshold(
@@ -155,7 +146,7 @@ def apply_threshold(
     no_answer_probabilities: Mapping[str, float],
     threshold: float,
 ) -> dict[str, str]:
-    """The predictions, empty where the no-answer probability is above the threshold."""
+    """The predictions, each empty if its no-answer probability is above the threshold."""
     check_match(no_answer_probabilities, predictions)
     return {
         identity: "" if no_answer_probabilities[identity] > threshold else text
@@ -164,7 +155,7 @@ def apply_threshold(
 
 
 def _normal_golds(golds: Sequence[str]) -> list[str]:
-    """Normalised golds but for those that come to nothing; when none is left, the empty answer."""
+    """The normalised references that are not empty; if none is left, the empty answer."""
     return [normal for gold in golds if (normal := normalise(gold))] or [""]
 
 
@@ -200,10 +191,10 @@ def _gave_answer(predictions: Mapping[str, str], ids: Sequence[str]) -> FloatArr
 
 
 def _official_gains(score: FloatArray, answerable: FloatArray, gave: FloatArray) -> FloatArray:
-    """What answering a question instead of staying silent adds, as the script counts it.
+    """What answering a question adds to the score of no answer, as the official script counts it.
 
-    It takes an unanswerable question as lost when any text was given, even one that normalises to
-    nothing.
+    The script counts an unanswerable question as wrong if any text was given, even a text that is
+    empty after normalisation.
     """
     return np.where(answerable > 0, score, -gave)
 
@@ -211,10 +202,10 @@ def _official_gains(score: FloatArray, answerable: FloatArray, gave: FloatArray)
 def _running_scores(
     counts_RK: FloatArray, silent_R: FloatArray, gains_K: FloatArray, probabilities_K: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Thresholds (T), one a different probability, and the summed scores (R, 1 + T) at each.
+    """The thresholds (T), one for each distinct probability, and the summed scores (R, 1 + T).
 
-    The first column is silence throughout. Sorting ties by gain makes the float sums independent of
-    the rows' order.
+    The first column is the score if no question is answered. Equal probabilities are sorted by
+    gain, so that the sums of floats do not depend on the order of the rows.
     """
     order = np.lexsort((gains_K, probabilities_K))
     steps = counts_RK[:, order] * gains_K[order]
@@ -227,7 +218,7 @@ def _running_scores(
 def _best_threshold(
     silent_score: float, gains: FloatArray, probabilities: FloatArray, silent: float
 ) -> float:
-    """The lowest threshold with the highest score; `silent` where no answer at all is best."""
+    """The lowest threshold with the highest score; `silent` if answering nothing is best."""
     ones = np.ones((1, len(gains)))
     thresholds, scores = _running_scores(ones, np.array([silent_score]), gains, probabilities)
     best = int(np.argmax(scores[0]))
@@ -251,7 +242,7 @@ def _statistic(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArr
 
 
 def _group_vectors(chosen: AnswerVectors) -> dict[str, FloatArray]:
-    """Scores an example, all and by group; NaN marks the questions of the other group."""
+    """The scores of each example, over all and by group; NaN marks the other group's questions."""
     groups = {"": True, "HasAns_": chosen.answerable > 0, "NoAns_": chosen.answerable == 0}
     return {
         f"{prefix}{name}": np.where(group, 100 * vector, np.nan)
@@ -261,5 +252,5 @@ def _group_vectors(chosen: AnswerVectors) -> dict[str, FloatArray]:
 
 
 def _share(part: FloatArray, whole: FloatArray) -> FloatArray:
-    """part / whole, NaN where there is no whole."""
+    """part / whole; NaN if whole is 0."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)

@@ -1,9 +1,13 @@
-"""WordNet for METEOR: find the one that nltk can read, or get one.
+"""WordNet for METEOR: find a copy that nltk can read, or install one.
 
-nltk reads it as `corpora/wordnet` in one of its data folders, among them `$NLTK_DATA`,
-`~/nltk_data` and `<sys.prefix>/nltk_data`, and refuses links that lead out of them. Debian's
+nltk reads it from `corpora/wordnet` in one of its data folders (`$NLTK_DATA`, `~/nltk_data`,
+`<sys.prefix>/nltk_data` and others) and refuses links that lead out of them. Debian's
 /usr/share/wordnet is the same database without two files that nltk opens: the list of lexicographer
-files, given here, and `index.sense`, of which METEOR needs nothing.
+files, which is written here, and `index.sense`, of which METEOR uses nothing.
+
+`nltk.download` is not used. It compares the archive only with a checksum that it fetches from the
+same server, while this module holds the checksum itself. By default it also refuses to download
+through a proxy, and from a local address, so that no test could run it without the internet.
 """
 
 import hashlib
@@ -42,14 +46,14 @@ _LEXNAMES = (
 
 
 class WordNet(Protocol):
-    """What METEOR asks of WordNet."""
+    """The part of WordNet that METEOR uses."""
 
     def synsets(self, lemma: str) -> Sequence[object]:
         """The sets of synonyms that hold the word."""
 
 
 def find_wordnet() -> WordNet | None:
-    """nltk's WordNet, loaded, or None where there is none; ValueError when it cannot be read."""
+    """nltk's WordNet, or None if it is not installed. Raises ValueError if it cannot be read."""
     from nltk.corpus import wordnet
 
     try:
@@ -59,14 +63,16 @@ def find_wordnet() -> WordNet | None:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"WordNet is installed for nltk but cannot be read ({error}): "
-            "install it again, or remove it to go without"
+            "install it again with `llama-eval wordnet`, or remove it"
         ) from error
     return wordnet
 
 
 def get(data_folder: Path | None = None, url: str = ARCHIVE, sha256: str = ARCHIVE_SHA256) -> Path:
-    """Install Debian's WordNet where it is on this machine, else Princeton's archive, downloaded and checked; returns the
-    folder that nltk reads. Raises ValueError when the archive cannot be had or is not the one that is meant.
+    """Install WordNet and return the folder that nltk reads.
+
+    Debian's copy is used if this machine has it; else Princeton's archive is downloaded and its
+    checksum compared. Raises ValueError if the archive cannot be downloaded or is another one.
     """
     if DEBIAN.is_dir():
         return install(DEBIAN, data_folder)
@@ -75,11 +81,11 @@ def get(data_folder: Path | None = None, url: str = ARCHIVE, sha256: str = ARCHI
             raw = response.read()
     except OSError as error:
         raise ValueError(
-            f"{url} cannot be had ({error}); Debian's package wordnet-base does as well"
+            f"{url} cannot be downloaded ({error}); install Debian's package wordnet-base instead"
         ) from error
     found = hashlib.sha256(raw).hexdigest()
     if found != sha256:
-        raise ValueError(f"{url} is not the archive that is meant: sha256 {found}, not {sha256}")
+        raise ValueError(f"{url} is not the expected archive: its sha256 is {found}, not {sha256}")
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
             archive.extractall(folder, filter="data")
@@ -87,20 +93,20 @@ def get(data_folder: Path | None = None, url: str = ARCHIVE, sha256: str = ARCHI
 
 
 def install(source: Path = DEBIAN, data_folder: Path | None = None) -> Path:
-    """Copy a WordNet 3.0 database into `<data_folder>/corpora/wordnet` and add what nltk needs;
-    returns that folder.
+    """Copy a WordNet 3.0 database to `<data_folder>/corpora/wordnet` and return that folder.
 
-    `data_folder` is by default this Python's own. Raises ValueError when `source` holds no WordNet.
+    The two files that nltk needs as well are added. The default data folder is that of this Python.
+    Raises ValueError if `source` does not hold WordNet.
     """
     parts = ("noun", "verb", "adj", "adv")
     needed = [f"{kind}.{part}" for kind in ("data", "index") for part in parts]
     missing = [name for name in needed if not (source / name).is_file()]
     if missing:
-        raise ValueError(f"no WordNet database in {source}: {missing[0]} is missing")
+        raise ValueError(f"{source} does not hold a WordNet database: {missing[0]} is missing")
     target = (data_folder or Path(sys.prefix) / "nltk_data") / "corpora" / "wordnet"
     shutil.copytree(source, target, dirs_exist_ok=True)
     lines = [f"{number:02d}\t{name}\t{part}\n" for number, (name, part) in enumerate(_LEXNAMES)]
     if not (target / "lexnames").is_file():
         (target / "lexnames").write_text("".join(lines), encoding="ascii")
-    (target / "index.sense").touch()  # stays as it is where the database has one
+    (target / "index.sense").touch()  # an existing file stays as it is
     return target

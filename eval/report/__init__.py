@@ -1,4 +1,9 @@
-"""Tables and the HTML page of results."""
+"""Tables and the HTML page of results, made only from the files that evaluations leave.
+
+compare(folders)       systems side by side, as tables
+render(tables, form)   the tables as text for a terminal, Markdown or LaTeX
+write_html(run)        report.html of a run folder
+"""
 
 from .page import write_html
 from .table import Table, compare

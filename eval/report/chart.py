@@ -1,11 +1,12 @@
-"""The loss curve as an SVG element, without a plotting library: two lines, two axes, their ticks.
+"""The loss curve as an SVG element, without a plotting library: two lines, and two axes with ticks.
 
 Colours are the page's CSS variables, so that the drawing follows its light or dark scheme.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 WIDTH, HEIGHT = 720, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 96, 12, 36
@@ -19,44 +20,53 @@ class Point(NamedTuple):
     value: float
 
 
-def loss_series(history: Sequence[dict[str, Any]]) -> dict[str, list[Point]]:
-    """Finite losses by series, in the order of steps; a series without any is left out."""
+@dataclass(frozen=True)
+class _Scale:
+    """Where a point of the curve is drawn; the ticks are the ends of the axes and lines between."""
+
+    x_ticks: list[float]
+    y_ticks: list[float]
+
+    def place(self, point: Point) -> tuple[float, float]:
+        """The point in the drawing, in pixels from the upper left corner."""
+        across = (point.step - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])
+        up = (point.value - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
+        x = _LEFT + across * (WIDTH - _LEFT - _RIGHT)
+        return round(x, 1), round(HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM), 1)
+
+
+def loss_series(history: Sequence[Mapping[str, object]]) -> dict[str, list[Point]]:
+    """The finite losses of each series, in the order of steps; without series that have none."""
     series = {}
     for key, name in _NAMES.items():
-        points = [
-            Point(line["step"], line[key])
-            for line in history
-            if isinstance(line.get(key), int | float)
-            and isinstance(line.get("step"), int | float)
-            and math.isfinite(line[key])
-        ]
-        if points:
-            series[name] = sorted(points)
+        points = []
+        for line in history:
+            step, loss = line.get("step"), line.get(key)
+            if isinstance(step, int | float) and isinstance(loss, int | float):
+                points.append(Point(step, loss))
+        finite = sorted(point for point in points if math.isfinite(point.value))
+        if finite:
+            series[name] = finite
     return series
 
 
-def loss_chart(history: Sequence[dict[str, Any]]) -> str:
-    """The `<svg>` of training and validation loss by step; empty when the history holds no loss."""
+def loss_chart(history: Sequence[Mapping[str, object]]) -> str:
+    """The `<svg>` of training and validation loss by step; empty if the history holds no loss."""
     series = loss_series(history)
     points = [point for line in series.values() for point in line]
     if not points:
         return ""
-    x_ticks = ticks(0, max(point.step for point in points))
-    y_ticks = ticks(min(p.value for p in points), max(p.value for p in points))
-
-    def place(point: Point) -> tuple[float, float]:
-        across = (point.step - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (point.value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        x = _LEFT + across * (WIDTH - _LEFT - _RIGHT)
-        return round(x, 1), round(HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM), 1)
-
+    scale = _Scale(
+        ticks(0, max(point.step for point in points)),
+        ticks(min(p.value for p in points), max(p.value for p in points)),
+    )
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Loss by training step">',
-        *_axes(x_ticks, y_ticks, place),
+        *_axes(scale),
     ]
-    ends = _label_heights([place(line[-1])[1] for line in series.values()])
+    ends = _label_heights([scale.place(line[-1])[1] for line in series.values()])
     for (name, line), height in zip(series.items(), ends, strict=True):
-        placed = [place(point) for point in line]
+        placed = [scale.place(point) for point in line]
         parts.append(f'<g class="{name}">')
         parts.append(f'<polyline points="{" ".join(f"{x},{y}" for x, y in placed)}"/>')
         if name == "validation" or len(line) == 1:
@@ -66,7 +76,7 @@ def loss_chart(history: Sequence[dict[str, Any]]) -> str:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that enclose the range, two at least."""
+    """Round numbers that enclose the range: at least two, 1, 2 or 5 times a power of ten apart."""
     span = (high - low) or abs(high) or 1.0
     rough = span / (count - 1)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -75,7 +85,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
 
 
-def _axes(x_ticks: list[float], y_ticks: list[float], place: Any) -> list[str]:
+def _axes(scale: _Scale) -> list[str]:
+    x_ticks, y_ticks, place = scale.x_ticks, scale.y_ticks, scale.place
     left, bottom = place(Point(x_ticks[0], y_ticks[0]))
     right, _ = place(Point(x_ticks[-1], y_ticks[-1]))
     parts = ['<g class="axes">']
@@ -92,7 +103,7 @@ def _axes(x_ticks: list[float], y_ticks: list[float], place: Any) -> list[str]:
 
 
 def _label_heights(heights: Sequence[float], apart: float = 15) -> list[float]:
-    """Where the lines' names stand: beside their ends, and never on one another."""
+    """The heights of the lines' names: beside the ends of the lines, but never on one another."""
     if len(heights) < 2 or abs(heights[0] - heights[1]) >= apart:
         return [height + 4 for height in heights]
     middle = sum(heights) / 2 + 4

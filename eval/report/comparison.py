@@ -1,54 +1,75 @@
-"""comparison.json: what tuning bought in numbers, for readers that are programs; the card of a pushed run is one.
+"""comparison.json: what fine-tuning changed, as numbers for programs.
 
-It names the sums of the results that it was made of, so that a reader sees when they have changed since.
+The program that writes the card reads it. It holds the checksums of the results that it was made
+of, so that a reader sees whether they have changed since.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from llama_peft.run_folder.layout import COMPARISON, REPORT
-from llama_peft.system.files import sha256, with_sum, write_durably
+from llama_peft.run_folder.comparison import (
+    Comparison,
+    MetricComparison,
+    PartComparison,
+    write_comparison,
+)
+from llama_peft.run_folder.evaluations import results_sums
+from llama_peft.run_folder.layout import REPORT
+from llama_peft.system.files import sha256
 
-from ..metrics.names import INTERVAL_SUFFIX
-from ..results import RESULTS, TUNED, ZERO_SHOT, Measured
-from .table import differences, is_percent_metric, metric_columns, why_not_comparable
-
-
-def write_comparison(run: Path, pairs: Sequence[tuple[Measured, Measured]]) -> Path:
-    """Write the run's comparison.json from its zero-shot and tuned systems, a pair a part, beside the report of the same."""
-    content = {
-        "results_sha256": {name: sha256(run / name / RESULTS) for name in (ZERO_SHOT, TUNED)},
-        "report_sha256": sha256(run / REPORT),
-        "parts": [_part(before, after) for before, after in pairs],
-    }
-    path = run / COMPARISON
-    write_durably(path, json.dumps(with_sum(content), indent=1))
-    return path
+from ..metrics.bootstrap import Paired
+from ..metrics.catalogue import Metric
+from ..results import SystemResults
+from .table import differences, shown_metrics, why_not_comparable
 
 
-def _part(before: Measured, after: Measured) -> dict[str, Any]:
-    found = differences(before, after) if before.golds == after.golds else {}
-    metrics = []
-    for name in metric_columns([before, after]):
-        line: dict[str, Any] = {"name": name, "percent": is_percent_metric(after, name)}
-        for system, one in (("zero_shot", before), ("tuned", after)):
-            line[system] = one.scores.get(name)
-            line[f"{system}_ci95"] = one.scores.get(name + INTERVAL_SUFFIX)
-        if name in found:
-            change = found[name]
-            line |= {
-                "difference": change.difference,
-                "difference_ci95": [change.low, change.high],
-                "p": change.p_value,
-            }
-        metrics.append(line)
-    return {
-        "task": after.task,
-        "part": after.part,
-        "examples": len(after.lines),
-        "not_comparable": why_not_comparable(before, after),
-        "seen_in_training": after.seen_in_training,
-        "metrics": metrics,
-    }
+def write_compared(run: Path, pairs: Sequence[tuple[SystemResults, SystemResults]]) -> None:
+    """Write the run's comparison.json from its zero-shot and tuned systems by part."""
+    comparison = Comparison(
+        results_sha256=results_sums(run),
+        report_sha256=sha256(run / REPORT),
+        parts=[_part(before, after) for before, after in pairs],
+    )
+    write_comparison(run, comparison)
+
+
+def _part(before: SystemResults, after: SystemResults) -> PartComparison:
+    reason = why_not_comparable(before, after)
+    found = {} if reason else differences(before, after)
+    return PartComparison(
+        task=after.task,
+        part=after.part,
+        examples=len(after.lines),
+        not_comparable=reason,
+        seen_in_training=after.seen_in_training,
+        metrics=[
+            _metric(metric, before, after, found.get(metric.name))
+            for metric in shown_metrics([before, after])
+        ],
+    )
+
+
+def _metric(
+    metric: Metric, before: SystemResults, after: SystemResults, change: Paired | None
+) -> MetricComparison:
+    line = MetricComparison(
+        name=metric.name,
+        percent=metric.is_percent,
+        zero_shot=before.score(metric.name),
+        zero_shot_ci95=_listed(before.interval(metric.name)),
+        tuned=after.score(metric.name),
+        tuned_ci95=_listed(after.interval(metric.name)),
+    )
+    if change is None:
+        return line
+    return line.model_copy(
+        update={
+            "difference": change.difference,
+            "difference_ci95": [change.low, change.high],
+            "p": change.p_value,
+        }
+    )
+
+
+def _listed(bounds: tuple[float, float] | None) -> list[float] | None:
+    return None if bounds is None else list(bounds)

@@ -1,45 +1,67 @@
-"""report.html: one self-contained page of what tuning bought, made of a run folder's files.
+"""report.html: one page that shows what fine-tuning changed, made of the files of a run folder.
 
-Everything in it that comes from data, a model or a user is escaped by the template engine, and the
-page forbids itself scripts and requests, so that a model's output can do nothing in it.
+The template engine escapes everything that comes from data, a model or a user, and the page forbids
+itself scripts and requests. So a model's output cannot do anything in it.
 """
 
 import json
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llama_peft.errors import UserError
 from llama_peft.run_folder.evaluations import read_evaluations
-from llama_peft.run_folder.layout import HISTORY, REPORT
+from llama_peft.run_folder.layout import HISTORY, RECIPE, REPORT, TUNED, ZERO_SHOT
 from llama_peft.run_folder.record import read_record
 from llama_peft.system.files import sha256
 
+from ..metrics.catalogue import metrics_of
 from ..metrics.classification import confusion
-from ..results import TUNED, ZERO_SHOT, Measured, read
+from ..results import SystemResults, read_systems
 from .chart import loss_chart
-from .comparison import write_comparison
-from .table import table
+from .comparison import write_compared
+from .table import Table, table
 
 log = logging.getLogger(__name__)
 
+_TEMPLATE = Path(__file__).with_name("page.html.jinja")
 _SAMPLE = 10
-"""Examples shown of those that tuning put right, and of those that it broke."""
+"""How many examples are shown that became right, and how many that became wrong."""
 _LONGEST = 300
+"""Characters of a text that are shown."""
+_SHOWN_ELSEWHERE = {
+    "results", "configs", "config", "versions", "n-samples", "higher_is_better", "wall_seconds",
+    "peak_memory_bytes", "predictions_sha256", "version",
+}  # fmt: skip
+"""Keys of results.json that are not listed as configuration."""
+
+
+class Share(NamedTuple):
+    """A number of examples and its share of the row, 0 to 1."""
+
+    examples: int
+    share: float
+
+
+class GridRow(NamedTuple):
+    """The counts of one true label, or of one kind of question."""
+
+    name: str
+    cells: list[Share]
 
 
 class Grid(NamedTuple):
-    """Counts by row and column, each with its share of the row (0 to 1)."""
+    """Counts of what one system predicted, by what is true."""
 
     caption: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, list[tuple[int, float]]]]
+    rows: list[GridRow]
 
 
 class Changes(NamedTuple):
-    """A sample of the examples that went one way, of how many, as rows of text."""
+    """The examples that changed in one way: their number, and a sample of them as rows of text."""
 
     caption: str
     total: int
@@ -47,32 +69,51 @@ class Changes(NamedTuple):
     sample: list[tuple[str, ...]]
 
 
-def write_html(run_folder: Path) -> Path:
-    """Write `report.html` and, for the card, `comparison.json` into the run folder; return the page's path.
+class Part(NamedTuple):
+    """What the page shows of one part of the data."""
 
-    Raises UserError when the results of zero-shot/ or tuned/ cannot be read, or are of other weights.
+    table: Table
+    grids: list[Grid]
+    changes: list[Changes]
+
+
+class Fact(NamedTuple):
+    """A line of the configuration."""
+
+    name: str
+    value: str
+
+
+def write_html(run_folder: Path) -> Path:
+    """Write report.html into the run folder and return its path.
+
+    comparison.json, which the card needs, is written too. Raises UserError if the results in
+    zero-shot/ or tuned/ cannot be read or are of other weights.
     """
     run = Path(run_folder)
     if not run.is_dir():
-        raise UserError(f"{run} is no folder; give a run folder with {ZERO_SHOT}/ and {TUNED}/")
-    zero_shot, tuned = read(run / ZERO_SHOT), read(run / TUNED)
+        raise UserError(f"{run} is not a folder; give a run folder with {ZERO_SHOT}/ and {TUNED}/")
+    zero_shot, tuned = read_systems(run / ZERO_SHOT), read_systems(run / TUNED)
     read_evaluations(run)
     path = run / REPORT
     partial = path.with_name(REPORT + ".partial")
     partial.write_text(_page(run, zero_shot, tuned), encoding="utf-8")
     partial.replace(path)
-    write_comparison(run, list(_pairs(zero_shot, tuned)))
+    write_compared(run, list(_pairs(zero_shot, tuned)))
     return path
 
 
-def _page(run: Path, zero_shot: Sequence[Measured], tuned: Sequence[Measured]) -> str:
-    from jinja2 import Environment, StrictUndefined
+def _page(run: Path, zero_shot: Sequence[SystemResults], tuned: Sequence[SystemResults]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    from .template import TEMPLATE
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.from_string(TEMPLATE).render(
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template(_TEMPLATE.name).render(
         name=tuned[0].config.recipe,
         parts=[_part(before, after) for before, after in _pairs(zero_shot, tuned)],
         chart=Markup(loss_chart(_history(run))),
@@ -83,70 +124,71 @@ def _page(run: Path, zero_shot: Sequence[Measured], tuned: Sequence[Measured]) -
 
 
 def _pairs(
-    zero_shot: Sequence[Measured], tuned: Sequence[Measured]
-) -> Iterator[tuple[Measured, Measured]]:
-    before = {one.part: one for one in zero_shot}
+    zero_shot: Sequence[SystemResults], tuned: Sequence[SystemResults]
+) -> Iterator[tuple[SystemResults, SystemResults]]:
+    """The zero-shot and tuned system of each part that both were evaluated on."""
+    before = {system.part: system for system in zero_shot}
     for after in tuned:
         if after.part in before:
             yield before[after.part], after
-    if not {one.part for one in tuned} & before.keys():
+    if not {system.part for system in tuned} & before.keys():
         folder = tuned[0].folder.parent
         raise UserError(
-            f"{folder}: {ZERO_SHOT} and {TUNED} were measured on different parts; "
-            f"make them alike with: llama-eval run --model {folder} --output {folder / TUNED}"
+            f"{folder}: {ZERO_SHOT} and {TUNED} were evaluated on different parts; "
+            f"evaluate the same with: llama-eval run --model {folder} --output {folder / TUNED}"
         )
 
 
-def _part(before: Measured, after: Measured) -> dict[str, Any]:
-    comparable = before.golds == after.golds
-    return {
-        "table": table([before, after]),
-        "grids": [_grid(before, ZERO_SHOT), _grid(after, TUNED)],
-        "changes": _changes(before, after) if comparable else [],
-    }
+def _part(before: SystemResults, after: SystemResults) -> Part:
+    return Part(
+        table=table([before, after]),
+        grids=[_grid(before, ZERO_SHOT), _grid(after, TUNED)],
+        changes=_changes(before, after) if before.golds == after.golds else [],
+    )
 
 
-def _grid(one: Measured, name: str) -> Grid:
-    """What was said by what is true: labels by labels, or kinds of answers by answerability."""
-    if one.labels:
-        counts = confusion(list(one.predictions.values()), list(one.golds.values()), one.labels)
-        columns = (*one.labels, "no label")
-        rows = [(label, row.tolist()) for label, row in zip(one.labels, counts, strict=True)]
+def _grid(system: SystemResults, name: str) -> Grid:
+    """Predicted labels by true labels, or kinds of answers by kinds of questions."""
+    columns: tuple[str, ...]
+    if system.labels:
+        counts = confusion(system.predictions, system.gold_labels, system.labels)
+        columns = (*system.labels, "no label")
+        rows = {label: row.tolist() for label, row in zip(system.labels, counts, strict=True)}
         if not counts[:, -1].any():
-            columns, rows = one.labels, [(label, row[:-1]) for label, row in rows]
+            columns, rows = system.labels, {label: row[:-1] for label, row in rows.items()}
     else:
         columns = ("answered right", "answered wrong", "no answer")
-        rows = _answer_counts(one)
-    return Grid(name, columns, [(label, _with_shares(row)) for label, row in rows])
+        rows = _answer_counts(system)
+    return Grid(name, columns, [GridRow(label, _with_shares(row)) for label, row in rows.items()])
 
 
-def _answer_counts(one: Measured) -> list[tuple[str, list[int]]]:
+def _answer_counts(system: SystemResults) -> dict[str, list[int]]:
     counts = {"answerable": [0, 0, 0], "unanswerable": [0, 0, 0]}
-    for line, exact in zip(one.lines, one.evidence.vectors["exact"], strict=True):
+    for line, exact in zip(system.lines, system.evidence.vectors["exact"], strict=True):
         row = counts["answerable" if any(line.gold) else "unanswerable"]
         row[2 if line.prediction == "" else 0 if exact else 1] += 1
-    return [(name, row) for name, row in counts.items() if any(row)]
+    return {name: row for name, row in counts.items() if any(row)}
 
 
-def _with_shares(row: Sequence[int]) -> list[tuple[int, float]]:
+def _with_shares(row: Sequence[int]) -> list[Share]:
     total = sum(row) or 1
-    return [(count, count / total) for count in row]
+    return [Share(count, count / total) for count in row]
 
 
-def _changes(before: Measured, after: Measured) -> list[Changes]:
-    """The examples that tuning put right and those that it broke, a fixed random sample of each."""
-    metric = "accuracy" if after.labels else "exact"
+def _changes(before: SystemResults, after: SystemResults) -> list[Changes]:
+    """The examples that became right and those that became wrong, with a fixed sample of each."""
+    metric = metrics_of(after.side)[0].name
     old = dict(zip(before.evidence.ids, before.evidence.vectors[metric], strict=True))
     new = dict(zip(after.evidence.ids, after.evidence.vectors[metric], strict=True))
-    fixed = sorted(key for key in new if new[key] > old[key])
-    broken = sorted(key for key in new if new[key] < old[key])
+    improved = sorted(key for key in new if new[key] > old[key])
+    worsened = sorted(key for key in new if new[key] < old[key])
     return [
-        _sample("Fixed by tuning", fixed, before, after),
-        _sample("Broken by tuning", broken, before, after),
+        _sample("Right only after fine-tuning", improved, before, after),
+        _sample("Right only before fine-tuning", worsened, before, after),
     ]
 
 
-def _sample(caption: str, keys: list[str], before: Measured, after: Measured) -> Changes:
+def _sample(caption: str, keys: list[str], before: SystemResults, after: SystemResults) -> Changes:
     chosen = sorted(random.Random(0).sample(keys, min(_SAMPLE, len(keys))))
     texts = {line.id: line.text for line in after.lines}
     columns: dict[str, dict[str, str]] = {
@@ -171,8 +213,8 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
-def _history(run: Path) -> list[dict[str, Any]]:
-    """The Trainer's log lines; none where they are not there, or not whole, which is no reason to show no number."""
+def _history(run: Path) -> list[Mapping[str, object]]:
+    """The Trainer's log lines; none if the file is missing or damaged, as no score needs it."""
     path = run / HISTORY
     if not path.is_file():
         return []
@@ -185,21 +227,22 @@ def _history(run: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _facts(one: Measured) -> list[tuple[str, str]]:
-    """What the tuned system was, as lines of name and value."""
-    known = one.config.model_dump() | (one.results.model_extra or {})
-    left_out = {"n-samples", "higher_is_better"}
-    return [(name, value) for name, value in _flat(known) if name.split(".")[0] not in left_out]
+def _facts(system: SystemResults) -> list[Fact]:
+    """What is recorded of the system's model and evaluation."""
+    known = system.config.model_dump()
+    recorded = system.results.model_dump(by_alias=True)
+    known |= {name: value for name, value in recorded.items() if name not in _SHOWN_ELSEWHERE}
+    return list(_flat(known))
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[Fact]:
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
         elif value is not None:
-            yield f"{prefix}{name}", f"{value:,}" if isinstance(value, int) else str(value)
+            yield Fact(f"{prefix}{name}", f"{value:,}" if isinstance(value, int) else str(value))
 
 
 def _recipe(run: Path) -> str:
-    path = run / "recipe.yaml"
+    path = run / RECIPE
     return path.read_text("utf-8", "replace") if path.is_file() else ""

@@ -1,38 +1,27 @@
-"""Systems side by side: one table for what was measured on the same part of the same kind of task.
+"""Systems side by side: one table for each kind of task and part of its data.
 
-The first system of a table is the one that the others are compared to, on the same examples or not
-at all. Cells are text already; `report` and `report_page` only lay them out.
+The other systems of a table are compared with its first one, if both have the same examples. Cells
+are text already; `text` and `page` only lay them out.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..metrics.bootstrap import Paired, paired, point
-from ..metrics.names import INTERVAL_SUFFIX
+from llama_peft.system.formatting import duration, interval, memory, number
+
+from ..metrics.bootstrap import Paired, paired, scores_of
+from ..metrics.catalogue import Metric, metrics_of
 from ..metrics.overlap import bleu_signature
-from ..results import Measured, evidence_of, read, result_folders
+from ..results import SystemResults, read_systems, result_folders
 
-LABEL_COLUMNS = ("accuracy", "precision", "recall", "f1", "unparsable")
-PERCENT_COLUMNS = ("exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact")
-OVERLAP_COLUMNS = ("bleu", "rougeL", "meteor", "meteor_no_wordnet")
-ANSWER_COLUMNS = (
-    *PERCENT_COLUMNS,
-    *(prefix + name for name in OVERLAP_COLUMNS for prefix in ("", "HasAns_")),
-)
-COST_COLUMNS = (
-    "trainable",
-    "train time",
-    "train memory",
-    "eval time",
-    "eval memory",
-)
+COST_COLUMNS = ("trainable", "train time", "train memory", "eval time", "eval memory")
 
 
 class Cell(NamedTuple):
-    """A number as text and, where it has one, its interval."""
+    """A number as text, and its interval if it has one."""
 
     text: str = ""
     interval: str = ""
@@ -48,222 +37,198 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows are systems, columns metrics and then costs."""
+    """Rows are systems; columns are metrics, then costs."""
 
     title: str
     columns: tuple[str, ...]
     costs_from: int
-    """Number of the first column that is a cost."""
+    """The index of the first column that is a cost."""
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
     @property
     def systems(self) -> tuple[Row, ...]:
-        """The rows of measured systems: no details, no floor."""
+        """The rows that have costs: those of evaluated systems."""
         return tuple(row for row in self.rows if any(map(any, row.cells[self.costs_from :])))
 
 
 def compare(folders: Sequence[Path]) -> list[Table]:
-    """Tables of the results in these folders; a run folder stands for its zero-shot/ and tuned/.
+    """The tables of the results in these folders.
 
-    Raises UserError for a folder without sound results.
+    A run folder stands for its zero-shot/ and tuned/. Raises UserError if a folder's results are
+    missing or cannot be trusted.
     """
-    groups: dict[tuple[object, ...], list[Measured]] = {}
+    groups: dict[tuple[tuple[str, ...], str], list[SystemResults]] = {}
     for folder in folders:
         for inner in result_folders(Path(folder)):
-            for one in read(inner):
-                groups.setdefault((one.labels, one.part), []).append(one)
+            for system in read_systems(inner):
+                groups.setdefault((system.labels, system.part), []).append(system)
     return [table(group) for group in groups.values()]
 
 
-def table(systems: Sequence[Measured]) -> Table:
-    """One table; its first row is what the other systems are compared to."""
-    first = systems[0]
-    metrics = metric_columns(systems)
-    names = _system_names(systems)
-    costs = [cost(one) for one in systems]
-    cost_columns = [name for name in COST_COLUMNS if any(name in price for price in costs)]
+def table(systems: Sequence[SystemResults]) -> Table:
+    """One table, in which the other systems are compared with the first."""
+    first, names = systems[0], _system_names(systems)
+    metrics = shown_metrics(systems)
+    costs = [_costs(system) for system in systems]
+    cost_columns = [name for name in COST_COLUMNS if any(name in known for known in costs)]
+    blank = [Cell()] * len(cost_columns)
     rows: list[Row] = []
-    notes: list[str] = []
-    for one, name, price in zip(systems, names, costs, strict=True):
-        cells = [_score(one, metric) for metric in metrics]
-        rows.append(Row(name, (*cells, *(Cell(price.get(c, "")) for c in cost_columns))))
-        if one.seen_in_training:
-            notes.append(
-                f"{name}: {one.seen_in_training:,} of the {len(one.lines):,} examples read the same as one that it was "
-                "trained on."
-            )
-        if one is not first:
-            reason = why_not_comparable(first, one)
-            if reason:
-                notes.append(f"{name}: {reason}, so no difference is shown.")
-            else:
-                rows += _difference_rows(differences(first, one), metrics, first, len(cost_columns))
-    notes.insert(0, _intervals_note(names[0], any(row.is_detail for row in rows)))
-    floor = _floor_row(first, metrics, len(cost_columns))
-    if not first.labels:
-        notes.append(f"{', '.join(PERCENT_COLUMNS)} in percent, the others as fractions of 1.")
-        notes.append(f"BLEU: {bleu_signature()}")
+    for system, name, known in zip(systems, names, costs, strict=True):
+        cells = [_score(system, metric) for metric in metrics]
+        rows.append(Row(name, (*cells, *(Cell(known.get(column, "")) for column in cost_columns))))
+        if system is not first and not why_not_comparable(first, system):
+            details = _difference_rows(differences(first, system), metrics)
+            rows += [Row(name, (*cells, *blank), is_detail=True) for name, cells in details]
+    if constant := _constant_system(first, metrics):
+        rows.append(Row(constant.name, (*constant.cells, *blank)))
     return Table(
         title=_title(systems),
-        columns=(*(_header(first, name) for name in metrics), *cost_columns),
+        columns=(*(_header(first, metric) for metric in metrics), *cost_columns),
         costs_from=len(metrics),
-        rows=(*rows, *([floor] if floor else [])),
-        notes=tuple(notes),
+        rows=tuple(rows),
+        notes=tuple(_notes(systems, names, any(row.is_detail for row in rows))),
     )
 
 
-def differences(first: Measured, second: Measured) -> dict[str, Paired]:
+def differences(first: SystemResults, second: SystemResults) -> dict[str, Paired]:
     """The second system against the first in every metric that the predictions give."""
     result = paired(first.evidence, second.evidence)
-    if first.overlap is not None and second.overlap is not None:
-        result |= paired(first.overlap, second.overlap)
+    for one, other in zip(first.overlap_evidences, second.overlap_evidences, strict=True):
+        result |= paired(one, other)
     return result
 
 
-def number(value: float, is_percent: bool, sign: str = "") -> str:
-    """As every table writes it: two decimals of a percentage, four of a fraction."""
-    return f"{value:{sign}.{2 if is_percent else 4}f}"
+def why_not_comparable(first: SystemResults, second: SystemResults) -> str:
+    """How the second system's evaluation differs; empty if the two can be compared.
+
+    The text stands between "the second system was" and "than the first".
+    """
+    one, other = first.golds, second.golds
+    if one.keys() != other.keys():
+        common = len(one.keys() & other.keys())
+        return f"evaluated on other examples ({len(other):,} examples, {common:,} in common)"
+    return "" if one == other else "evaluated against other references for the same examples"
 
 
-def bounds(low: float, high: float, is_percent: bool, sign: str = "") -> str:
-    """An interval, with a decimal less than its number."""
-    decimals = 1 if is_percent else 3
-    return f"[{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}]"
+def shown_metrics(systems: Sequence[SystemResults]) -> list[Metric]:
+    """The metrics that have a column in the table of these systems, in order."""
+    shown = []
+    for metric in metrics_of(systems[0].side):
+        scores = [system.score(metric.name) for system in systems]
+        is_known = any(scores) or (not metric.hidden_at_zero and any(s is not None for s in scores))
+        if metric.in_tables and is_known:
+            shown.append(metric)
+    return shown
 
 
-def cost(one: Measured) -> dict[str, str]:
-    """What results.json knows of a system's price, as text by column."""
-    parameters, training = one.config.parameters, one.config.training
+def _costs(system: SystemResults) -> dict[str, str]:
+    """What is known of a system's costs, as text by column."""
+    parameters, training = system.config.parameters, system.config.training
     known: dict[str, tuple[float | None, Callable[[float], str]]] = {
         "trainable": (parameters.get("trainable"), "{:,}".format),
         "train time": (training.wall_seconds, duration),
         "train memory": (training.peak_memory_bytes, memory),
-        "eval time": (one.results.wall_seconds, duration),
-        "eval memory": (one.results.peak_memory_bytes, memory),
+        "eval time": (system.results.wall_seconds, duration),
+        "eval memory": (system.results.peak_memory_bytes, memory),
     }
     return {name: write(value) for name, (value, write) in known.items() if value is not None}
 
 
-def duration(seconds: float) -> str:
-    """12.3 s, 12 min 30 s, 3 h 20 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def memory(size: float) -> str:
-    """Bytes in GB of 10**9 bytes."""
-    return f"{size / 1e9:.2f} GB"
-
-
-def _title(systems: Sequence[Measured]) -> str:
-    tasks = ", ".join(dict.fromkeys(one.task for one in systems))
+def _title(systems: Sequence[SystemResults]) -> str:
+    tasks = ", ".join(dict.fromkeys(system.task for system in systems))
     return f"{tasks} ({systems[0].part}, {len(systems[0].lines):,} examples)"
 
 
-def _system_names(systems: Sequence[Measured]) -> list[str]:
-    """What kind of model each is, with the base and then the folder where that says too little."""
-    names = [one.config.model_kind for one in systems]
-    if len({one.config.model for one in systems}) > 1:
-        bases = [Path(str(one.config.model)).name for one in systems]
+def _system_names(systems: Sequence[SystemResults]) -> list[str]:
+    """The kind of model of each system, with its base and folder if several would look alike."""
+    names = [system.config.model_kind for system in systems]
+    if len({system.config.model for system in systems}) > 1:
+        bases = [Path(str(system.config.model)).name for system in systems]
         names = [f"{base}, {name}" for base, name in zip(bases, names, strict=True)]
     count = Counter(names)
     return [
-        name if count[name] == 1 else f"{name} ({one.folder})"
-        for name, one in zip(names, systems, strict=True)
+        name if count[name] == 1 else f"{name} ({system.folder})"
+        for name, system in zip(names, systems, strict=True)
     ]
 
 
-def metric_columns(systems: Sequence[Measured]) -> list[str]:
-    known = LABEL_COLUMNS if systems[0].labels else ANSWER_COLUMNS
-    columns = [name for name in known if any(name in one.scores for one in systems)]
-    if not any(one.scores.get("unparsable") for one in systems) and "unparsable" in columns:
-        columns.remove("unparsable")
-    return columns
+def _header(first: SystemResults, metric: Metric) -> str:
+    is_mean = metric.is_label_mean and len(first.labels) > 2
+    return f"{metric.name} (macro)" if is_mean else metric.name
 
 
-def is_percent_metric(one: Measured, metric: str) -> bool:
-    return not one.labels and metric in PERCENT_COLUMNS
-
-
-def _header(one: Measured, metric: str) -> str:
-    """A metric as a table calls it: of more labels than two its mean over them."""
-    averaged = len(one.labels) > 2 and metric in ("precision", "recall", "f1")
-    return f"{metric} (macro)" if averaged else metric
-
-
-def _score(one: Measured, metric: str) -> Cell:
-    if metric not in one.scores:
+def _score(system: SystemResults, metric: Metric) -> Cell:
+    score, bounds = system.score(metric.name), system.interval(metric.name)
+    if score is None:
         return Cell()
-    percent = is_percent_metric(one, metric)
-    text = number(one.scores[metric], percent)
-    low, high = one.scores.get(metric + INTERVAL_SUFFIX, (None, None))
-    return Cell(text, "" if low is None else bounds(low, high, percent))
+    text = number(score, metric.is_percent)
+    return Cell(text, interval(*bounds, metric.is_percent) if bounds else "")
 
 
 def _difference_rows(
-    found: Mapping[str, Paired], metrics: Sequence[str], first: Measured, blank: int
-) -> list[Row]:
-    changes, chances, counts = [], [], []
+    found: Mapping[str, Paired], metrics: Sequence[Metric]
+) -> list[tuple[str, list[Cell]]]:
+    """The three rows below a system that is compared with the first: name and cells of each."""
+    changes, p_values, counts = [], [], []
     for metric in metrics:
-        one = found.get(metric)
+        one = found.get(metric.name)
         if one is None:
-            changes.append(Cell())
-            chances.append(Cell())
-            counts.append(Cell())
-            continue
-        percent = is_percent_metric(first, metric)
-        change = number(one.difference, percent, "+")
-        changes.append(Cell(change, bounds(one.low, one.high, percent, "+")))
-        chances.append(Cell(f"{one.p_value:.3f}"))
-        counts.append(Cell() if one.wins is None else Cell(f"{one.wins:,} / {one.losses:,}"))
-    filler = [Cell()] * blank
-    return [
-        Row("difference", (*changes, *filler), is_detail=True),
-        Row("p", (*chances, *filler), is_detail=True),
-        Row("better / worse", (*counts, *filler), is_detail=True),
-    ]
+            change, p_value, count = Cell(), Cell(), Cell()
+        else:
+            bounds = interval(one.low, one.high, metric.is_percent, "+")
+            change = Cell(number(one.difference, metric.is_percent, "+"), bounds)
+            p_value = Cell(f"{one.p_value:.3f}")
+            count = Cell(f"{one.counts.wins:,} / {one.counts.losses:,}" if one.counts else "")
+        changes.append(change)
+        p_values.append(p_value)
+        counts.append(count)
+    return [("difference", changes), ("p", p_values), ("better / worse", counts)]
 
 
-def why_not_comparable(first: Measured, second: Measured) -> str:
-    """Why no difference between two systems can be given; empty where it can."""
-    one, other = first.golds, second.golds
-    if one.keys() != other.keys():
-        common = len(one.keys() & other.keys())
-        return f"measured on other examples ({len(other):,}, of which {common:,} in common)"
-    return "" if one == other else "measured against other references of the same examples"
+def _constant_system(first: SystemResults, metrics: Sequence[Metric]) -> Row | None:
+    """The scores of a system that always predicts the commonest label, or no answer.
 
-
-def _floor_row(first: Measured, metrics: Sequence[str], blank: int) -> Row | None:
-    """What a system that always says the same would score: silence, or the commonest label."""
-    golds: dict[str, Any] = first.golds
+    None if every question has an answer: always predicting none would score 0.
+    """
     if first.labels:
-        says = Counter(golds.values()).most_common(1)[0][0]
+        says = Counter(first.gold_labels.values()).most_common(1)[0][0]
         name = f"always {says!r}"
-    elif all(map(any, golds.values())):
+    elif all(map(any, first.gold_answers.values())):
         return None
     else:
         says, name = "", "always no answer"
-    scores = point(evidence_of(dict.fromkeys(golds, says), golds, first.labels))
-    cells = [
-        Cell(number(scores[metric], is_percent_metric(first, metric)))
-        if metric in scores
-        else Cell()
-        for metric in metrics
-    ]
-    return Row(name, (*cells, *[Cell()] * blank))
+    scores = scores_of(first.evidence_of(dict.fromkeys(first.golds, says)))
+    return Row(
+        name,
+        tuple(
+            Cell(number(scores[metric.name], metric.is_percent) if metric.name in scores else "")
+            for metric in metrics
+        ),
+    )
 
 
-def _intervals_note(name: str, differences_shown: bool) -> str:
-    note = "[low, high]: 95 % bootstrap interval over the examples."
+def _notes(
+    systems: Sequence[SystemResults], names: Sequence[str], differences_shown: bool
+) -> list[str]:
+    first, note = systems[0], "[low, high] is a 95 % bootstrap interval over the examples."
     if differences_shown:
         note += (
-            f" Differences are to {name}, paired by example; p by approximate randomisation"
-            " (1,000 draws, so never below 0.001)."
+            f" Differences are to {names[0]} on the same examples; p is the p-value of a paired"
+            " randomisation test (1,000 draws, so it is never below 0.001)."
         )
-    return note
+    notes = [note]
+    for system, name in zip(systems, names, strict=True):
+        if system.seen_in_training:
+            notes.append(
+                f"{name}: {system.seen_in_training:,} of the {len(system.lines):,} examples are the"
+                " same as an example that it was trained on."
+            )
+        if reason := why_not_comparable(first, system):
+            notes.append(f"{name} was {reason} than {names[0]}, so the two cannot be compared.")
+    if not first.labels:
+        shown = [metric for metric in metrics_of(first.side) if metric.in_tables]
+        percent = ", ".join(metric.name for metric in shown if metric.is_percent)
+        notes.append(f"{percent} are percentages; the other scores are fractions of 1.")
+        notes.append(f"BLEU settings: {bleu_signature()}")
+    return notes

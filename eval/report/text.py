@@ -1,9 +1,4 @@
-"""Tables and the HTML page of results, made from the files that evaluations leave, and no others.
-
-compare(folders)       systems side by side, as tables
-render(tables, form)   the tables as text for a terminal, Markdown or LaTeX
-write_html(run)        report.html of a run folder
-"""
+"""Tables as text for a terminal, Markdown or LaTeX."""
 
 import io
 import shutil
@@ -23,7 +18,7 @@ _LATEX = {
 
 
 def render(tables: Sequence[Table], form: Form, width: int | None = None) -> str:
-    """The tables as text; `width` is the terminal's, found out when it is None."""
+    """The tables as text. If `width` is None, it is the width of the terminal."""
     if form == "rich":
         width = width or shutil.get_terminal_size((200, 50)).columns
         parts = [_rich(table, width) for table in tables]
@@ -37,12 +32,12 @@ def render(tables: Sequence[Table], form: Form, width: int | None = None) -> str
 
 
 def _rich(table: Table, width: int) -> str:
-    """One drawn table, or several under one another where the columns need more room."""
+    """One drawn table, or several below one another if the columns need more room."""
     from rich.console import Console
     from rich.table import Table as Drawn
     from rich.text import Text
 
-    names = [_plain_name(row) for row in table.rows]
+    names = [_indented_name(row) for row in table.rows]
     console = Console(file=io.StringIO(), width=width, color_system=None)
     for number, columns in enumerate(_fitting(table, width)):
         drawn = Drawn(title=None if number else Text(table.title), title_justify="left")
@@ -62,22 +57,22 @@ def _rich(table: Table, width: int) -> str:
 
 
 def _fitting(table: Table, width: int) -> Iterator[list[int]]:
-    """Columns cut into runs that fit beside the names, costs apart; one alone may be too wide."""
-    room = width - max(len(_plain_name(row)) for row in table.rows) - 4
-    run: list[int] = []
+    """Groups of columns that fit beside the names, with costs apart; one alone may be too wide."""
+    room = width - max(len(_indented_name(row)) for row in table.rows) - 4
+    group: list[int] = []
     used = 0
     for column, header in enumerate(table.columns):
         texts = [text for row in table.rows for text in row.cells[column]]
         need = max(map(len, [header, *texts])) + 3
-        if run and (used + need > room or column == table.costs_from):
-            yield run
-            run, used = [], 0
-        run.append(column)
+        if group and (used + need > room or column == table.costs_from):
+            yield group
+            group, used = [], 0
+        group.append(column)
         used += need
-    yield run
+    yield group
 
 
-def _plain_name(row: Row) -> str:
+def _indented_name(row: Row) -> str:
     return f"  {row.name}" if row.is_detail else row.name
 
 

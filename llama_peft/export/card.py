@@ -14,6 +14,7 @@ from llama_peft.recipe import Recipe
 from llama_peft.run_folder.comparison import PartComparison
 from llama_peft.run_folder.self_check import CONTEXT, QUESTION, TEXT, input_ids, samples
 from llama_peft.run_folder.threshold import UNFITTED
+from llama_peft.system.formatting import duration, memory, number_with_interval
 from llama_peft.tokens.prompts import PromptEncoder
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -72,38 +73,27 @@ def _what(recipe: Recipe) -> str:
 def _shown(part: PartComparison) -> dict[str, Any]:
     lines = []
     for line in part.metrics:
-        change = _number(line.difference, line.difference_ci95, line.percent, "+")
+        change = number_with_interval(line.difference, line.difference_ci95, line.percent, "+")
         if line.p is not None:
             change += f", p = {line.p:.3f}"
         lines.append(
             {
                 "name": line.name,
-                "zero_shot": _number(line.zero_shot, line.zero_shot_ci95, line.percent),
-                "tuned": _number(line.tuned, line.tuned_ci95, line.percent),
+                "zero_shot": number_with_interval(
+                    line.zero_shot, line.zero_shot_ci95, line.percent
+                ),
+                "tuned": number_with_interval(line.tuned, line.tuned_ci95, line.percent),
                 "difference": change,
             }
         )
     seen = part.seen_in_training
     known = f" ({seen:,} of them read the same as one trained on)" if seen else ""
     if part.not_comparable:
-        known += f"; tuned was {part.not_comparable} than zero-shot, so there is no difference"
+        known += f"; tuned was {part.not_comparable} than zero-shot, so the two cannot be compared"
     return {
         "title": f"`{part.task}`, {part.part}, {part.examples:,} examples{known}:",
         "lines": lines,
     }
-
-
-def _number(
-    value: float | None, interval: list[float] | None, percent: bool, sign: str = ""
-) -> str:
-    """A number with its interval, as the report writes them."""
-    if value is None:
-        return ""
-    text = f"{value:{sign}.{2 if percent else 4}f}"
-    if interval:
-        low, high = (f"{bound:{sign}.{1 if percent else 3}f}" for bound in interval)
-        text += f" [{low}, {high}]"
-    return text
 
 
 def _costs(bundle: Bundle) -> list[tuple[str, str]]:
@@ -111,19 +101,15 @@ def _costs(bundle: Bundle) -> list[tuple[str, str]]:
     bits = "4-bit" if quantization.load_in_4bit else "8-bit" if quantization.load_in_8bit else ""
     kind = f"{bits} ({quantization.bnb_4bit_quant_type})" if bits == "4-bit" else bits
     parameters, examples = record.parameters, record.examples
-    minutes, seconds = divmod(round(record.wall_seconds), 60)
     rows = [
         ("trained parameters", f"{parameters.trainable:,} of {parameters.total:,}"),
         ("base in training", kind or "unquantised"),
         ("training examples", f"{examples['train']:,} (validation {examples['validation']:,})"),
         ("steps, epochs", f"{record.steps:,}, {record.epochs:.2f}"),
-        (
-            "training time",
-            f"{minutes} min {seconds} s" if minutes else f"{record.wall_seconds:.1f} s",
-        ),
+        ("training time", duration(record.wall_seconds)),
     ]
     if record.peak_memory_bytes:
-        rows.append(("peak memory", f"{record.peak_memory_bytes / 1e9:.2f} GB"))
+        rows.append(("peak memory", memory(record.peak_memory_bytes)))
     size = sum(file.stat().st_size for file in bundle.folder.glob("*.safetensors"))
     return [*rows, ("weights in this repository", f"{size:,} bytes")]
 

@@ -14,7 +14,7 @@ from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
-from llama_peft.system.files import amount
+from llama_peft.system.formatting import disk_space
 
 if TYPE_CHECKING:
     from llama_peft.model.estimate import Estimate
@@ -68,7 +68,7 @@ def room(recipe: Recipe, folder: Path) -> None:
     disk = free_disk(folder)
     if found.disk_total > disk:
         raise UserError(
-            f"{folder}: checkpoints take {amount(found.disk_total)} and {amount(disk)} are free: "
+            f"{folder}: checkpoints take {disk_space(found.disk_total)} and {disk_space(disk)} are free: "
             "make room, lower train.save_total_limit, or set train.output_dir"
         )
 
@@ -197,7 +197,7 @@ def _machine(recipe: Recipe, parameters: int, download: int, long: bool) -> list
     free = free_disk(cache)
     if download and free < 1.05 * download:
         problems.append(
-            f"the download takes {amount(download)} and {cache} has {amount(free)} free: "
+            f"the download takes {disk_space(download)} and {cache} has {disk_space(free)} free: "
             "make room, or set HF_HOME to a larger disk"
         )
     needed = parameters * _bytes_per_weight(recipe)

@@ -33,7 +33,8 @@ from llama_peft.prefix_tree.mask import attention_inputs
 from llama_peft.prefix_tree.pack import TreeRow
 from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
-from llama_peft.system.files import amount, fsync, sha256, write_durably
+from llama_peft.system.files import fsync, sha256, write_durably
+from llama_peft.system.formatting import disk_space
 from llama_peft.system.seal import SEAL, is_sealed, seal
 from llama_peft.tokens.batches import batches, pad
 from llama_peft.tokens.prompts import Encoded
@@ -200,7 +201,7 @@ def _check_disk(folder: Path, numbers: int, model: PreTrainedModel) -> None:
     log.info("features take %.1f MB of disk", size / 1e6)
     if size > 0.95 * free:
         raise UserError(
-            f"{folder}: features take {amount(size)} and {amount(free)} are free: make room, "
+            f"{folder}: features take {disk_space(size)} and {disk_space(free)} are free: make room, "
             "or set head.features: none, which runs the backbone in every epoch"
         )
 

@@ -86,7 +86,7 @@ def test_training_rows_in_another_file_are_counted_and_shown(
     said = "3 of 4 examples read the same as one that it was trained on"
     assert said in caplog.text
     (table,) = report.compare([tmp_path / "out"])
-    assert any("3 of the 4 examples read the same" in note for note in table.notes)
+    assert any("3 of the 4 examples are the same" in note for note in table.notes)
 
 
 def test_a_text_that_stands_twice_in_the_data_is_counted(

@@ -214,7 +214,9 @@ def test_a_zero_shot_of_other_examples_is_called_so(run: Path, tmp_path: Path) -
         path.write_text(path.read_text().replace("validation-", "others-"))
     report.write_html(run)
     text = staged_card(run, tmp_path / "again")
-    assert "tuned was measured on other examples (872, of which 0 in common) than zero-shot" in text
+    assert (
+        "tuned was evaluated on other examples (872 examples, 0 in common) than zero-shot" in text
+    )
     assert "p = " not in text
 
 

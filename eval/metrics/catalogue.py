@@ -1,0 +1,88 @@
+"""The one table of metrics: every score that results.json may hold, under its official name.
+
+To add a metric, add its row here and compute it in `classification`, `squad_v2` or `overlap`. The
+columns of every table and page, and `higher_is_better` in results.json, follow from the row.
+
+Results also hold counts and thresholds, under the names that the official scripts give them. They
+are not scores and have no row.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+INTERVAL_SUFFIX = "_ci95"
+Side = Literal["labels", "answers"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One kind of score."""
+
+    name: str
+    side: Side
+    """What is scored: predicted labels, or answers to questions."""
+    in_tables: bool = False
+    """Whether tables have a column for it; results.json holds it either way."""
+    hidden_at_zero: bool = False
+    """Whether that column is left out if every system of the table scores 0."""
+    is_percent: bool = False
+    """Whether it runs from 0 to 100, as in the official squad_v2 script; else from 0 to 1."""
+    higher_is_better: bool = True
+    is_label_mean: bool = False
+    """Whether it is the mean over the labels if there are more than two."""
+
+
+METRICS = (
+    Metric("accuracy", "labels", in_tables=True),
+    Metric("precision", "labels", in_tables=True, is_label_mean=True),
+    Metric("recall", "labels", in_tables=True, is_label_mean=True),
+    Metric("f1", "labels", in_tables=True, is_label_mean=True),
+    Metric("precision_macro", "labels"),
+    Metric("recall_macro", "labels"),
+    Metric("f1_macro", "labels"),
+    Metric("precision_weighted", "labels"),
+    Metric("recall_weighted", "labels"),
+    Metric("f1_weighted", "labels"),
+    Metric("unparsable", "labels", in_tables=True, hidden_at_zero=True, higher_is_better=False),
+    Metric("exact", "answers", in_tables=True, is_percent=True),
+    Metric("f1", "answers", in_tables=True, is_percent=True),
+    Metric("HasAns_exact", "answers", in_tables=True, is_percent=True),
+    Metric("HasAns_f1", "answers", in_tables=True, is_percent=True),
+    Metric("NoAns_exact", "answers", in_tables=True, is_percent=True),
+    Metric("NoAns_f1", "answers", is_percent=True),
+    Metric("best_exact", "answers", is_percent=True),
+    Metric("best_f1", "answers", is_percent=True),
+    Metric("bleu", "answers", in_tables=True),
+    Metric("HasAns_bleu", "answers", in_tables=True),
+    Metric("rouge1", "answers"),
+    Metric("HasAns_rouge1", "answers"),
+    Metric("rouge2", "answers"),
+    Metric("HasAns_rouge2", "answers"),
+    Metric("rougeL", "answers", in_tables=True),
+    Metric("HasAns_rougeL", "answers", in_tables=True),
+    Metric("rougeLsum", "answers"),
+    Metric("HasAns_rougeLsum", "answers"),
+    Metric("meteor", "answers", in_tables=True),
+    Metric("HasAns_meteor", "answers", in_tables=True),
+    Metric("meteor_no_wordnet", "answers", in_tables=True),
+    Metric("HasAns_meteor_no_wordnet", "answers", in_tables=True),
+)
+"""In the order of the columns. A side's first metric says of each example whether it is right."""
+
+
+def metrics_of(side: Side) -> tuple[Metric, ...]:
+    """The metrics of one side, in the order of the columns."""
+    return tuple(metric for metric in METRICS if metric.side == side)
+
+
+def is_score(name: str) -> bool:
+    """False for counts (`total`, `HasAns_total`), thresholds and intervals."""
+    return not (name == "total" or name.endswith(("_total", "_thresh", INTERVAL_SUFFIX)))
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether a higher score is better. Raises ValueError if a name has no row, as for counts."""
+    for metric in METRICS:
+        if metric.name == name:
+            return metric.higher_is_better
+    raise ValueError(f"{name!r} has no row in eval/metrics/catalogue.py; add one if it is a score")

@@ -1,0 +1,52 @@
+"""Numbers as text for people. Tables, the page, the card and messages all write them this way."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+Sign = Literal["", "+"]
+"""`+` writes the sign of positive numbers too, for differences."""
+
+
+def number(value: float, is_percent: bool, sign: Sign = "") -> str:
+    """A score: two decimals of a percentage, four of a fraction."""
+    return f"{value:{sign}.{2 if is_percent else 4}f}"
+
+
+def interval(low: float, high: float, is_percent: bool, sign: Sign = "") -> str:
+    """The bounds of a score, with one decimal less than the score."""
+    decimals = 1 if is_percent else 3
+    return f"[{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}]"
+
+
+def number_with_interval(
+    value: float | None, bounds: Sequence[float] | None, is_percent: bool, sign: Sign = ""
+) -> str:
+    """A score and its interval; empty if there is no score."""
+    if value is None:
+        return ""
+    parts = [number(value, is_percent, sign)]
+    if bounds:
+        low, high = bounds
+        parts.append(interval(low, high, is_percent, sign))
+    return " ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """A time as 12.3 s, 12 min 30 s or 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def memory(size: float) -> str:
+    """Bytes of memory, in GB of 10**9 bytes."""
+    return f"{size / 1e9:.2f} GB"
+
+
+def disk_space(size: float) -> str:
+    """Bytes on a disk, in GB, or in MB below 0.1 GB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3f} MB"

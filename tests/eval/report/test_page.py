@@ -1,0 +1,93 @@
+"""Laws of the page: it is sound, complete and harmless."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval import report
+from llama_peft.errors import UserError
+from llama_peft.run_folder.weights import write_facts
+from llama_peft.system.files import sha256
+from tests.support.evaluations import EVIL, GOLDS, LABELS, spoil, write
+from tests.support.html import CheckedPage
+
+
+def history(run: Path) -> None:
+    lines = [{"step": s, "epoch": s / 10, "loss": 1 / s} for s in range(1, 11)]
+    lines += [{"step": 5, "eval_loss": 0.5}, {"step": 10, "train_runtime": 3.0}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run / "history.jsonl").write_text(text, "utf-8")
+
+
+def test_the_page_is_sound_and_shows_scores_confusion_changes_and_the_curve(run):
+    history(run)
+    (run / "recipe.yaml").write_text("task: classification\n", "utf-8")
+    assert report.write_html(run) == run / "report.html"
+    page = CheckedPage((run / "report.html").read_text("utf-8"))
+    assert {"svg", "polyline", "table", "details"} <= page.tags
+    words = " ".join(page.text.split())
+    for shown in (
+        "0.5000",
+        "0.8000",
+        "+0.3000",
+        "Right only after fine-tuning: 8",
+        "Right only before fine-tuning: 2",
+        "s17 positive negative positive",
+        "s01 positive positive negative",
+        "task: classification",
+        "training.wall_seconds 7300.0",
+        "git_hash abcdef",
+        "torch 2.13",
+        "negative 8 80.0 % 2 20.0 %",
+    ):
+        assert shown in words, shown
+
+
+def test_the_page_of_answers_shows_who_answered_what(squad):
+    report.write_html(squad)
+    page = CheckedPage((squad / "report.html").read_text("utf-8"))
+    words = " ".join(page.text.split())
+    assert "answerable 1 50.0 % 1 50.0 % 0 0.0 % unanswerable 0 0.0 % 1 50.0 % 1 50.0 %" in words
+    assert "q3 (no answer) x (no answer)" in words
+    assert "q2 red house | house a house red" in words
+    assert "holds no losses" in words and "svg" not in page.tags
+
+
+def test_nothing_in_the_data_becomes_markup_and_nothing_is_fetched(evil):
+    report.write_html(evil)
+    text = (evil / "report.html").read_text("utf-8")
+    page = CheckedPage(text)
+    assert not {"script", "b", "i", "img", "link", "a", "iframe"} & page.tags
+    assert not {"src", "href", "onload", "onclick"} & page.attributes
+    assert "default-src 'none'" in text and "url(" not in text and "@import" not in text
+    assert EVIL in page.text and "</pre><script>alert(2)</script>" in page.text
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text + '{"step": 1', lambda text: text.replace("0.", "1.", 1)]
+)
+def test_a_damaged_curve_is_left_out_with_a_word(run, caplog, damage):
+    history(run)
+    facts = json.loads((run / "training.json").read_text())
+    write_facts(run, facts | {"history_sha256": sha256(run / "history.jsonl")})
+    report.write_html(run)
+    assert "<svg" in (run / "report.html").read_text() and not caplog.messages
+    spoil(run / "history.jsonl", damage)
+    report.write_html(run)
+    assert "<svg" not in (run / "report.html").read_text()
+    assert "history.jsonl is damaged (it is not what the training wrote)" in caplog.text
+
+
+def test_a_report_needs_both_evaluations_of_one_part(run):
+    write(run / "zero-shot", GOLDS, GOLDS, labels=LABELS, part="official")
+    with pytest.raises(UserError, match="different parts"):
+        report.write_html(run)
+
+
+def test_evaluations_of_other_examples_are_reported_without_changes(run):
+    some = dict(list(GOLDS.items())[5:])
+    write(run / "zero-shot", some, some, labels=LABELS)
+    report.write_html(run)
+    text = (run / "report.html").read_text("utf-8")
+    assert "so the two cannot be compared" in text and "Right only after fine-tuning" not in text

@@ -1,0 +1,31 @@
+"""Laws of tables as text: every cell is there, and no name changes the layout."""
+
+import re
+
+import pytest
+
+from eval import report
+
+
+def test_markdown_and_latex_rows_have_as_many_cells_as_columns_whatever_the_names(run, evil):
+    for folder in (run, evil):
+        (table,) = report.compare([folder])
+        lines = [x for x in report.render([table], "markdown").split("\n") if x.startswith("|")]
+        assert len(lines) == len(table.rows) + 2
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(table.columns) + 2}
+        latex = report.render([table], "latex")
+        body = [line for line in latex.split("\n") if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(table.columns)}
+        assert not re.search(r"(?<!\\)%", latex)
+    assert "<b>" not in report.render([table], "markdown")
+
+
+@pytest.mark.parametrize("width", [70, 100, 250])
+def test_a_terminal_table_fits_its_width_and_shows_every_cell(run, width):
+    tables = report.compare([run])
+    text = report.render(tables, "rich", width=width)
+    assert max(map(len, text.split("\n"))) <= width
+    for row in tables[0].rows:
+        for cell in row.cells:
+            assert cell.text in text and cell.interval in text
+    assert all(column in text for column in tables[0].columns)
