@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from eval.job import Job, Kind, make_job, slug
 from llama_peft import cli
 from llama_peft.errors import UserError
+
+from .job import Job, Kind, make_job, slug
 
 app = typer.Typer(
     help="Measure zero-shot and tuned models on the same examples, with intervals.",
@@ -154,7 +155,7 @@ def compare(
 @app.command()
 def wordnet() -> None:
     """Get the WordNet that METEOR looks synonyms up in: Debian's where it is installed, else Princeton's (10 MB)."""
-    from eval.metrics.wordnet import get
+    from .metrics.wordnet import get
 
     try:
         print(get())

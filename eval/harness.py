@@ -19,9 +19,6 @@ from typing import Any
 
 import torch
 
-from eval.job import Job
-from eval.metrics.squad_v2 import fit_threshold
-from eval.scoring import RESULTS, Line, Material, check_ids, described, finish, material
 from llama_peft import data
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
@@ -35,7 +32,10 @@ from llama_peft.system.lock import only_process
 from llama_peft.system.memory import free_memory, is_out_of_memory, peak_memory, reset_peak
 
 from . import trained_on
+from .job import Job
+from .metrics.squad_v2 import fit_threshold
 from .predictors.open import Predictor, Shots, as_trained, check_model, is_run, open_predictor
+from .scoring import RESULTS, Line, Material, check_ids, described, finish, material
 
 log = logging.getLogger(__name__)
 

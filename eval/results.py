@@ -13,14 +13,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from eval.metrics.bootstrap import Evidence, point
-from eval.metrics.classification import classification_evidence
-from eval.metrics.ids import check_unique
-from eval.metrics.names import INTERVAL_SUFFIX
-from eval.metrics.overlap import overlap_evidence
-from eval.metrics.squad_v2 import squad_evidence
 from llama_peft.errors import UserError
 from llama_peft.system.files import check_sum, sha256
+
+from .metrics.bootstrap import Evidence, point
+from .metrics.classification import classification_evidence
+from .metrics.ids import check_unique
+from .metrics.names import INTERVAL_SUFFIX
+from .metrics.overlap import overlap_evidence
+from .metrics.squad_v2 import squad_evidence
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 ZERO_SHOT, TUNED = "zero-shot", "tuned"

@@ -16,11 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eval.job import Job
-from eval.metrics.measure import answer_results, classification_results
-from eval.metrics.names import higher_is_better as is_higher_better
-from eval.metrics.names import is_score
-from eval.metrics.overlap import bleu_signature
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample, broken
 from llama_peft.errors import UserError
@@ -28,6 +23,12 @@ from llama_peft.recipe import Recipe
 from llama_peft.system.files import sha256, with_sum, write_durably
 from llama_peft.system.lock import only_process
 from llama_peft.tokens.prompts import parse_answer, without_no_answer
+
+from .job import Job
+from .metrics.measure import answer_results, classification_results
+from .metrics.names import higher_is_better as is_higher_better
+from .metrics.names import is_score
+from .metrics.overlap import bleu_signature
 
 Line = dict[str, Any]
 PREDICTIONS, RESULTS = "predictions.jsonl", "results.json"

@@ -4,12 +4,13 @@ import json
 import logging
 from pathlib import Path
 
-from eval.scoring import Material
 from llama_peft import data
 from llama_peft.data import Example
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder import weights as checkpoint
+
+from .scoring import Material
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 from transformers.utils.hub import cached_file
 
-from eval.job import KINDS, Kind
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
@@ -31,6 +30,8 @@ from llama_peft.tokens import spans
 from llama_peft.tokens.batches import batches, grouped, pad
 from llama_peft.tokens.prompts import trim
 from llama_peft.tokens.spans import Window
+
+from ..kinds import KINDS, Kind
 
 log = logging.getLogger(__name__)
 

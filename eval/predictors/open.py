@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.job import Kind
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone, preflight
@@ -23,6 +22,7 @@ from llama_peft.run_folder.predict import Engine, Prediction, Shots
 from llama_peft.tasks import LANGUAGE_MODELLING, TASKS
 from llama_peft.tokens.prompts import PromptEncoder
 
+from ..kinds import Kind
 from . import foreign
 
 TREE = Engine(generation.greedy, generation.loglikelihoods)
