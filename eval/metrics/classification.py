@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.bootstrap import Evidence, FloatArray, point
-from eval.metrics.ids import check_match
+from .bootstrap import Evidence, FloatArray, point
+from .ids import check_match
 
 
 def classification_scores(

@@ -19,12 +19,12 @@ import datasets
 import evaluate
 import numpy as np
 
-from eval.metrics.bootstrap import FloatArray, point
-from eval.metrics.ids import check_unique
-from eval.metrics.meteor import meteor_name, meteor_score
-from eval.metrics.overlap import ROUGE_TYPES, bleu_signature, overlap_evidence
-from eval.metrics.squad_v2 import squad_scores
-from eval.metrics.wordnet import find_wordnet
+from .bootstrap import FloatArray, point
+from .ids import check_unique
+from .meteor import meteor_name, meteor_score
+from .overlap import ROUGE_TYPES, bleu_signature, overlap_evidence
+from .squad_v2 import squad_scores
+from .wordnet import find_wordnet
 
 Gold = str | Sequence[str]
 """One right text, or several."""

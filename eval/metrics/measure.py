@@ -6,11 +6,11 @@ predictions.jsonl and nothing else.
 
 from collections.abc import Mapping, Sequence
 
-from eval.metrics.bootstrap import Evidence, intervals, point
-from eval.metrics.classification import classification_evidence
-from eval.metrics.names import INTERVAL_SUFFIX
-from eval.metrics.overlap import overlap_evidence
-from eval.metrics.squad_v2 import squad_evidence, squad_scores
+from .bootstrap import Evidence, intervals, point
+from .classification import classification_evidence
+from .names import INTERVAL_SUFFIX
+from .overlap import overlap_evidence
+from .squad_v2 import squad_evidence, squad_scores
 
 Results = dict[str, float | list[float]]
 

@@ -12,7 +12,7 @@ with one chunk a match.
 
 from collections.abc import Sequence
 
-from eval.metrics.wordnet import WordNet
+from .wordnet import WordNet
 
 
 class _NoWordNet:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.metrics.bootstrap import Evidence, FloatArray, point
-from eval.metrics.ids import check_match
-from eval.metrics.meteor import meteor_name, meteor_score
-from eval.metrics.squad_v2 import is_answerable
-from eval.metrics.wordnet import WordNet, find_wordnet
+from .bootstrap import Evidence, FloatArray, point
+from .ids import check_match
+from .meteor import meteor_name, meteor_score
+from .squad_v2 import is_answerable
+from .wordnet import WordNet, find_wordnet
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU

@@ -20,8 +20,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from eval.metrics.bootstrap import Evidence, FloatArray, point
-from eval.metrics.ids import check_match
+from .bootstrap import Evidence, FloatArray, point
+from .ids import check_match
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

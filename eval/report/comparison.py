@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.metrics.names import INTERVAL_SUFFIX
 from llama_peft.run_folder.measured import COMPARISON, REPORT
 from llama_peft.system.files import sha256, with_sum, write_durably
 
+from ..metrics.names import INTERVAL_SUFFIX
 from ..results import RESULTS, TUNED, ZERO_SHOT, Measured
 from .table import differences, is_percent_metric, metric_columns, why_not_comparable
 

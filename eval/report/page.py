@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.metrics.classification import confusion
 from llama_peft.errors import UserError
 from llama_peft.run_folder.measured import HISTORY, REPORT, TRAINING, check_own, values
 from llama_peft.system.files import sha256
 
+from ..metrics.classification import confusion
 from ..results import TUNED, ZERO_SHOT, Measured, read
 from .chart import loss_chart
 from .comparison import write_comparison

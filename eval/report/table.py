@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.metrics.bootstrap import Paired, paired, point
-from eval.metrics.names import INTERVAL_SUFFIX
-from eval.metrics.overlap import bleu_signature
-
+from ..metrics.bootstrap import Paired, paired, point
+from ..metrics.names import INTERVAL_SUFFIX
+from ..metrics.overlap import bleu_signature
 from ..results import Measured, evidence_of, read, result_folders
 
 LABEL_COLUMNS = ("accuracy", "precision", "recall", "f1", "unparsable")
