@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import tokenize
 from collections import Counter
 from pathlib import Path
@@ -85,3 +86,20 @@ def test_what_is_counted() -> None:
     assert function_lengths(source) == [1, 5]
     assert count_any(source) == 1
     assert ninth_decile(list(range(1, 11))) == 9 and ninth_decile([7]) == 7
+
+
+def test_the_map_names_every_file() -> None:
+    """llama_peft/README.md has a line for each file of code; what an `__init__` does is told by its folder's heading."""
+    named, folder = set(), ""
+    for line in (ROOT / "llama_peft/README.md").read_text("utf-8").splitlines():
+        if heading := re.match(r"### `(.+/)`", line):
+            folder = heading[1]
+        elif entry := re.match(r"- `([\w.]+)`: ", line):
+            named.add(folder + entry[1])
+    code = {
+        str(path.relative_to(ROOT)) for path in files(*CODE) if path.suffix in (".py", ".jinja")
+    }
+    faces = {"llama_peft/__init__.py", "eval/__init__.py"}
+    code = {name for name in code if not name.endswith("__init__.py") or name in faces}
+    assert not (missing := sorted(code - named)), f"files that the map does not name: {missing}"
+    assert not (gone := sorted(named - code)), f"lines of the map without a file: {gone}"
