@@ -1,8 +1,8 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Targets are files: what is done is not
-# done again, what was cut off goes on.
+# On a fresh machine `make demo` and `make test` need no other command before them. Targets are files: finished steps are
+# skipped, interrupted ones resume.
 #
-#   make NAME                    the whole walk of recipes/NAME.yaml, e.g. make sst2
-#   make NAME SET="key=value"    with overrides, in a run folder of its own
+#   make NAME                    every step of recipes/NAME.yaml, for example make sst2
+#   make NAME SET="key=value"    the same with other settings, in a run folder of its own
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -12,25 +12,28 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 NAMES  := $(patsubst recipes/%.yaml,%,$(wildcard recipes/*.yaml))
 DEMO   := tiny-sst2 tiny-squad tiny-squad-span
-# Overrides make another run: its folder carries a checksum of them.
+# Other settings make another run. Its folder's name ends with a checksum of them.
 TAG    := $(if $(strip $(SET)),+$(shell printf '%s' "$(SET)" | cksum | cut -d' ' -f1))
 IN_RUN  = $(SET) train.output_dir=runs/$*$(TAG)
 
 .PHONY: help setup test check demo bench faults wordnet push clean $(NAMES)
 
 help:
-	@echo "make demo        the whole job on an embedded tiny model, in minutes, without GPU or network"
-	@echo "make test        the tests        make check       lint, format, types"
-	@echo "make bench       training and decoding side by side with the stock libraries"
-	@echo "make faults      kills, damage, full disks, bad input: inflicted, counted, survived"
-	@echo "make push RUN=runs/NAME   a run to the Hub, with a card of its numbers"
-	@echo "make wordnet     the synonyms that METEOR wants"
-	@echo "make NAME        one of: $(NAMES)"
-	@echo "make NAME SET=\"model.model_name_or_path=... train.max_steps=50\""
+	@echo "make demo        evaluate, train and evaluate again on an embedded tiny model: minutes, no GPU, no network"
+	@echo "make setup       install everything into .venv; the other targets do this when it is needed"
+	@echo "make test        run the tests"
+	@echo "make check       check style, format and types"
+	@echo "make bench       compare speed and memory with the stock libraries (about an hour)"
+	@echo "make faults      damage real runs on purpose, and count what is lost (about six minutes)"
+	@echo "make wordnet     install the synonyms that METEOR uses"
+	@echo "make clean       delete .venv and build files; runs are kept"
+	@echo "make push RUN=runs/NAME   push a run to the Hub, with a card that shows its results"
+	@echo "make NAME        evaluate, train and evaluate again by a recipe: $(NAMES)"
+	@echo "make NAME SET=\"model.model_name_or_path=... train.max_steps=50\"   the same with other settings"
 
 setup: $(READY)
 
-# torch goes first: with it in place no other package's range can bring in another build of it.
+# torch is installed first, so that no other package can bring in another build of it.
 $(READY): pyproject.toml constraints.txt
 	$(if $(PYTHON),,$(error Python 3.11 or newer is needed: install it, or name it as PYTHON=...))
 	$(PYTHON) -m venv .venv
@@ -46,21 +49,21 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two recipes at a time, the longest first, one thread each: two cores are then busy also while libraries load.
+# Two recipes at a time, the longest first, with one thread each: this keeps two cores busy while libraries load.
 demo: $(READY)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(MAKE) --no-print-directory -j2 \
 		$(addsuffix /tuned/results.json,$(addprefix runs/,$(lastword $(DEMO)) $(DEMO)))
 	@$(BIN)/llama-eval compare $(foreach name,$(DEMO),runs/$(name)/zero-shot runs/$(name)/tuned)
 
-# About an hour on one core. ARGS="--only convergence" and others: python -m tests.benchmarks --help
+# This takes about an hour on one core. For ARGS see python -m tests.benchmarks --help, for example ARGS="--only convergence".
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# Some six minutes. ARGS="--only storage" and others: make faults ARGS=--help
+# This takes about six minutes. For ARGS see make faults ARGS=--help, for example ARGS="--only storage".
 faults: $(READY)
 	$(BIN)/python -m tests.faults $(ARGS)
 
-# METEOR's synonyms; without them its number is called meteor_no_wordnet.
+# Without WordNet's synonyms METEOR's number is called meteor_no_wordnet.
 wordnet: $(READY)
 	$(BIN)/llama-eval wordnet
 

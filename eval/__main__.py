@@ -1,59 +1,88 @@
-"""llama-eval: measure a base or a run on a task, and compare what was measured."""
+"""llama-eval: evaluate a base or a run on a task, and compare the results.
+
+Each command imports what it needs when it runs, so that `--help` answers at once.
+"""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from llama_peft import cli
 from llama_peft.errors import UserError
 
-from .job import Job, Kind, make_job, slug
+from .kinds import Kind
+
+if TYPE_CHECKING:
+    from .job import Job
 
 app = typer.Typer(
-    help="Measure zero-shot and tuned models on the same examples, with intervals.",
+    help="Evaluate base and fine-tuned models on the same examples, with confidence intervals.",
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,
 )
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings in place of the recipe's, as section.key=value."),
+]
+Split = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="The part of the recipe's data: test, validation or official. With a Hub name in --data, one of "
+        "its splits. Default: the recipe's eval.splits."
+    ),
+]
 
 
 @app.command()
 def run(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="section.key=value, through the recipe's own checks.")
-    ] = None,
+    overrides: Overrides = None,
     task: Annotated[
-        str | None, typer.Option(help="sst2, squad, or a recipe. Default: the run's own recipe.")
+        str | None,
+        typer.Option(
+            help="The recipe: a YAML file, or a packaged name such as sst2. Default: the run's own recipe."
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="Hub id or folder of a base, a run, an adapter, or a whole classification or question answering "
-            "checkpoint; several make one table. Default: the recipe's base."
+            help="The model, as a folder or a Hub name: a base, a run, an adapter, or a whole checkpoint with a "
+            "classification or question answering head. Give it again to compare several. Default: the recipe's base."
         ),
     ] = None,
     kind: Annotated[
-        Kind | None, typer.Option(help="What the model is, where its files do not tell.")
+        Kind | None, typer.Option(help="What the model is. Needed only if its files do not tell.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="A file or Hub name to measure on, whole.")
+        str | None,
+        typer.Option(help="A file or Hub name to evaluate on, in place of the recipe's data."),
     ] = None,
-    split: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="test, validation or official, or the split of a Hub name given by --data. Default: the recipe's."
-        ),
-    ] = None,
+    split: Split = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Measure on a sample of so many.")
+        int | None,
+        typer.Option(min=1, help="Evaluate on a random sample of N examples.", metavar="N"),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder of the results; of several models, one in it for each."),
+        typer.Option(
+            help="The folder for the results. Several models get a folder each inside it."
+        ),
     ] = None,
-    show: Annotated[int, typer.Option(min=0, help="Print so many prompts with their outputs.")] = 0,
+    show: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Print the first N prompts with the model's outputs.", metavar="N"
+        ),
+    ] = 0,
 ) -> None:
-    """Predict, score, and write predictions.jsonl and results.json."""
+    """Evaluate one or several models.
+
+    Each model's folder gets predictions.jsonl and results.json.
+    """
+    from .job import make_job
+
     models: list[str | None] = [*model] if model else [None]
     jobs = [
         make_job(
@@ -62,10 +91,15 @@ def run(
         for name in models
     ]
     _check_folders(jobs)
+    _evaluate(jobs, show)
+
+
+def _evaluate(jobs: "list[Job]", show: int) -> None:
+    """Evaluate the jobs in turn. If one fails, the table of those before it is still shown."""
     from . import harness
     from .predictors.open import check_model
 
-    for job in jobs[1:]:  # the first is checked as it starts
+    for job in jobs[1:]:  # the first one is checked when it starts
         check_model(job.model, job.recipe, job.kind)
     finished: list[Path] = []
     try:
@@ -77,19 +111,21 @@ def run(
             _print_table(finished)
 
 
-def _check_folders(jobs: list[Job]) -> None:
-    """Refuse two models of which the second would overwrite the first's results."""
+def _check_folders(jobs: "list[Job]") -> None:
+    """Refuse two models that would write their results to the same folder."""
     for number, job in enumerate(jobs):
         for other in jobs[:number]:
             if job.output.resolve() == other.output.resolve():
                 raise UserError(
-                    f"{other.model} and {job.model} would both be written to {job.output}: "
-                    "measure them apart, each with an --output of its own"
+                    f"{other.model} and {job.model} would both write their results to {job.output}: "
+                    "evaluate them one at a time, each with its own --output"
                 )
 
 
 def _inside(output: Path | None, model: str | None, models: list[str | None]) -> Path | None:
-    """The folder of one model's results: each its own where there are several."""
+    """Return the folder of one model's results: `output` itself, or one inside it if there are several models."""
+    from .job import slug
+
     if output is None or model is None or len(models) == 1:
         return output
     return output / slug(model)
@@ -106,30 +142,32 @@ def _print_table(folders: list[Path]) -> None:
 @app.command()
 def score(
     predictions: Annotated[
-        Path, typer.Option(help="predictions.jsonl, or the official JSON of {id: text}.")
+        Path,
+        typer.Option(help="predictions.jsonl, or SQuAD's official JSON format: {id: text}."),
     ],
-    task: Annotated[str, typer.Option(help="sst2, squad, or a recipe.")],
+    task: Annotated[
+        str, typer.Option(help="The recipe: a YAML file, or a packaged name such as sst2.")
+    ],
     data: Annotated[
-        str | None, typer.Option(help="The file with the truth. Default: the recipe's test part.")
+        str | None,
+        typer.Option(help="The file with the correct answers. Default: the recipe's test part."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="section.key=value, through the recipe's own checks.")
-    ] = None,
+    overrides: Overrides = None,
     no_answer_probabilities: Annotated[
-        Path | None, typer.Option(help="The official JSON of {id: probability of no answer}.")
-    ] = None,
-    split: Annotated[
-        list[str] | None,
+        Path | None,
         typer.Option(
-            help="test, validation or official, or the split of a Hub name given by --data. Default: the recipe's."
+            help="SQuAD's official JSON format: {id: probability that there is no answer}."
         ),
     ] = None,
+    split: Split = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the results. Default: beside the predictions.")
+        Path | None,
+        typer.Option(help="The folder for the results. Default: beside the predictions."),
     ] = None,
 ) -> None:
-    """Score predictions that were made elsewhere; no model is loaded."""
+    """Score predictions from a file, without loading a model."""
     from . import scoring
+    from .job import make_job
 
     folder = output or predictions.with_name(f"{predictions.stem}-scores")
     job = make_job(task, None, data, split, None, folder, overrides or [])
@@ -140,13 +178,17 @@ def score(
 @app.command()
 def compare(
     folders: Annotated[
-        list[Path], typer.Argument(help="Result folders; the first is the one compared to.")
+        list[Path],
+        typer.Argument(help="Folders of results. The others are compared with the first."),
     ],
     format: Annotated[
-        Literal["rich", "markdown", "latex"], typer.Option(help="How the table is written.")
+        Literal["rich", "markdown", "latex"], typer.Option(help="The format of the table.")
     ] = "rich",
 ) -> None:
-    """Put results side by side, with paired tests where the same examples were measured."""
+    """Show results side by side.
+
+    Results on the same examples are compared with paired tests.
+    """
     from . import report
 
     print(report.render(report.compare(folders), format))
@@ -154,7 +196,10 @@ def compare(
 
 @app.command()
 def wordnet() -> None:
-    """Get the WordNet that METEOR looks synonyms up in: Debian's where it is installed, else Princeton's (10 MB)."""
+    """Install WordNet, which METEOR needs for synonyms.
+
+    Debian's copy is used if it is installed. Otherwise Princeton's is downloaded (10 MB).
+    """
     from .metrics.wordnet import get
 
     try:
@@ -165,9 +210,9 @@ def wordnet() -> None:
 
 @app.command()
 def html(
-    run: Annotated[Path, typer.Argument(help="A run folder with zero-shot/ and tuned/.")],
+    run: Annotated[Path, typer.Argument(help="A run folder that holds zero-shot/ and tuned/.")],
 ) -> None:
-    """Write the run's report.html."""
+    """Write report.html into a run folder."""
     from . import report
 
     print(report.write_html(run))

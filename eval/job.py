@@ -4,14 +4,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, load_recipe
 
-Kind = Literal["run", "adapter", "causal", "classifier", "reader"]
-"""What a model is: a run folder of ours, a PEFT adapter, or a whole checkpoint by its class in transformers:
-...ForCausalLM, ...ForSequenceClassification or ...ForQuestionAnswering."""
+from .kinds import Kind
+
 MEASURED = ("eval.", "dataset.", "train.per_device_eval_batch_size")
 """Keys that a measurement of a run may choose, by their beginnings."""
 _CHOOSING = ("eval.splits", "eval.limit", "eval.num_fewshot")
@@ -19,7 +18,6 @@ _CHOOSING = ("eval.splits", "eval.limit", "eval.num_fewshot")
 _CHANGING = (
     "model.", "quantization.", "prompt.", "eval.", "dataset.", "train.max_length", "train.doc_stride",
 )  # fmt: skip
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,8 @@
-"""llama-peft: train a recipe, check it, count its parameters, use what it made."""
+"""llama-peft: check a recipe, train it, count its parameters, and use the finished run.
+
+Each command imports what it needs when it runs, so that `--help` answers at once. The help is plain text, because rich
+alone takes three times as long to load as all the rest.
+"""
 
 import json
 import sys
@@ -10,17 +14,24 @@ import typer
 from llama_peft import cli
 
 app = typer.Typer(
-    help="Fine-tune a small Llama or Gemma in 4-bit: heads, LoRA, generative question answering.",
+    help="Fine-tune a small Llama or Gemma in 4-bit for classification or question answering.",
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,
 )
 
 RecipeName = Annotated[
-    str, typer.Argument(help="A recipe: its file, or the name of a packaged one.")
+    str, typer.Argument(help="The recipe: a YAML file, or the name of a packaged recipe.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="section.key=value, through the recipe's own checks.")
+    list[str] | None,
+    typer.Argument(help="Settings in place of the recipe's, as section.key=value."),
 ]
+RunName = Annotated[
+    str,
+    typer.Argument(help="The finished run: its folder, or user/repo[@revision] on the Hub."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -28,10 +39,10 @@ def train(
     recipe: RecipeName,
     overrides: Overrides = None,
     fresh: Annotated[
-        bool, typer.Option(help="Start again, whatever the run folder holds.")
+        bool, typer.Option(help="Start from the beginning, even if the run folder holds a run.")
     ] = False,
 ) -> None:
-    """Train a recipe. The same command continues a run that was cut off."""
+    """Train a recipe, or resume an interrupted run of it."""
     from llama_peft.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -50,7 +61,7 @@ def train(
 
 
 def _push_trained(folder: Path) -> None:
-    """Bring the weights to safety. The training is done, so a push that fails is said and no failure of the command."""
+    """Push the run. A push that fails gives a warning only, because the training is finished and kept."""
     from llama_peft.errors import UserError
     from llama_peft.export import push as hub
 
@@ -65,7 +76,7 @@ def validate(
     recipe: RecipeName,
     overrides: Overrides = None,
     data: Annotated[
-        bool, typer.Option(help="Check the data too (a Hub name downloads it).")
+        bool, typer.Option(help="Check the data too. Data on the Hub is downloaded for this.")
     ] = True,
 ) -> None:
     """Check a recipe and its data without loading a model."""
@@ -86,12 +97,12 @@ def validate(
 @app.command()
 def params(
     recipe_or_model: Annotated[
-        str, typer.Argument(help="A recipe, or a model's folder or Hub id.")
+        str, typer.Argument(help="A recipe, or a model: its folder or its name on the Hub.")
     ],
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Count parameters exactly, from the config alone."""
+    """Count the parameters exactly, without loading the model."""
     from llama_peft.model import params as counting
 
     found = counting.report(recipe_or_model, overrides or [])
@@ -106,16 +117,16 @@ def params(
 def estimate(
     recipe: RecipeName,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what training a recipe will take: memory term by term, disk, download."""
+    """Estimate the memory, disk and download that training takes."""
     from llama_peft.errors import UserError
     from llama_peft.model.preflight import for_machine
     from llama_peft.recipe import load_recipe
 
     found = for_machine(load_recipe(recipe, overrides or []))
     if found is None:
-        raise UserError(f"{recipe}: no formula for the shapes of this base's family")
+        raise UserError(f"{recipe}: there is no memory formula for the model family of its base")
     if as_json:
         print(
             json.dumps(
@@ -133,24 +144,22 @@ def estimate(
         return
     for term in found.memory:
         print(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
-    print(f"{'memory':<18} {found.memory_total / 1e9:>8.3f} GB  at most, with full rows")
-    print(f"{'':<18} {found.smallest / 1e9:>8.3f} GB  with batches halved down to one row")
+    print(f"{'memory':<18} {found.memory_total / 1e9:>8.3f} GB  at most, if every row is full")
+    print(f"{'':<18} {found.smallest / 1e9:>8.3f} GB  if batches are split down to one row")
     for term in found.disk:
         print(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
-    print(f"{'download':<18} {found.download / 1e9:>8.3f} GB  unless it is there already")
+    print(f"{'download':<18} {found.download / 1e9:>8.3f} GB  unless it is already on this machine")
 
 
 @app.command()
 def predict(
-    run: Annotated[
-        str, typer.Argument(help="A finished run: its folder, or the Hub's user/repo[@revision].")
-    ],
+    run: RunName,
     text: Annotated[str | None, typer.Argument(help="The text to classify.")] = None,
     question: Annotated[str | None, typer.Option(help="The question to answer.")] = None,
-    context: Annotated[str | None, typer.Option(help="The passage that it is about.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    context: Annotated[str | None, typer.Option(help="The passage that holds the answer.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Classify a text, or answer a question from a passage, with a finished run."""
+    """Classify a text or answer a question with a finished run."""
     from llama_peft.errors import UserError
     from llama_peft.run_folder.fetch import run_folder
     from llama_peft.run_folder.run import open_run
@@ -158,48 +167,50 @@ def predict(
     opened = open_run(run_folder(run))
     labels = opened.recipe.kind.has_labels
     if labels and (text is None or question or context):
-        raise UserError(f'{run} classifies: llama-peft predict {run} "text"')
+        raise UserError(f'{run} classifies texts: write llama-peft predict {run} "text"')
     if not labels and (text or question is None or context is None):
         raise UserError(
-            f"{run} answers questions: llama-peft predict {run} --question Q --context PASSAGE"
+            f"{run} answers questions: write llama-peft predict {run} --question Q --context PASSAGE"
         )
     from llama_peft.run_folder.predict import predict_one
 
     found = predict_one(opened, text, question, context)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
-    else:
-        print(
-            "  ".join(
-                f"{value:.4f}" if isinstance(value, float) else str(value)
-                for value in found.values()
-            )
-        )
+        return
+    values = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in found.values())
+    print("  ".join(values))
 
 
 @app.command()
 def push(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     repo_id: Annotated[
-        str | None, typer.Option(help="user/repo. Default: the recipe's hub.hub_model_id.")
+        str | None,
+        typer.Option(help="The repository, as user/repo. Default: the recipe's hub.hub_model_id."),
     ] = None,
     private: Annotated[
         bool | None,
         typer.Option(
-            "--private/--public", help="Make it so. Default: the recipe's hub.hub_private_repo."
+            "--private/--public",
+            help="Who can see a new repository. Default: the recipe's hub.hub_private_repo.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option(help="List the files and write the card; send nothing.")
+        bool, typer.Option(help="List the files and write the card, but send nothing.")
     ] = False,
     eval_results: Annotated[
-        bool, typer.Option(help="Also put the numbers on the data set's page (.eval_results).")
+        bool,
+        typer.Option(help="Also push the file that the data set's own page shows (.eval_results)."),
     ] = False,
     if_asked: Annotated[
-        bool, typer.Option(help="Do nothing unless the recipe sets hub.push_to_hub.")
+        bool, typer.Option(help="Do nothing unless the recipe sets hub.push_to_hub to true.")
     ] = False,
 ) -> None:
-    """Push a run to the Hub: weights, recipe, results, report, and a card of measured numbers."""
+    """Push a finished run to the Hub.
+
+    The commit holds the weights, the recipe, the results, the report, and a card that shows the results.
+    """
     from llama_peft.recipe import load_recipe
 
     if if_asked and not load_recipe(run / "recipe.yaml").hub.push_to_hub:
@@ -209,19 +220,22 @@ def push(
     pushed = hub.push(run, repo_id, private, dry_run, eval_results)
     for name, size in pushed.files.items():
         print(f"{size:>12,}  {name}")
-    print(f"{sum(pushed.files.values()):>12,}  bytes for {pushed.repo_id}")
+    print(f"{sum(pushed.files.values()):>12,}  bytes in all, for {pushed.repo_id}")
     where = f"; the card is {pushed.card}" if pushed.card else ""
     print(pushed.commit_url or f"nothing was sent{where}")
 
 
 @app.command()
 def merge(
-    run: Annotated[
-        str, typer.Argument(help="A finished run: its folder, or the Hub's user/repo[@revision].")
+    run: RunName,
+    output: Annotated[
+        Path, typer.Option(help="The folder for the merged model. It must not exist.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder of the merged model; must not exist.")],
 ) -> None:
-    """Merge a run's adapter into the full-precision base: a whole model for llama.cpp, vLLM and others."""
+    """Merge a run's adapter into its base.
+
+    The result is one full-precision model, which llama.cpp, vLLM and other tools can load.
+    """
     from llama_peft.run_folder.fetch import run_folder
 
     folder = run_folder(run)

@@ -1,4 +1,4 @@
-"""What both command lines share: plain log lines, one line and exit code 2 for a user's mistake."""
+"""What both command lines share: short log lines, and for a user's mistake one line and exit code 2."""
 
 import io
 import logging
@@ -17,11 +17,16 @@ from llama_peft.system.memory import is_out_of_memory
 
 
 def run(app: typer.Typer) -> None:
-    """Run an app on the words of the command line. Exits with 2 on a user's mistake (no words are one, answered by the help)
-    and where disk or memory is full, 130 on Ctrl-C, 143 on SIGTERM; any other exception is a fault of ours.
+    """Run an app on the words of the command line, and exit.
+
+    The exit code is 2 after a user's mistake and if disk or memory is full, 130 after Ctrl-C, 143 after SIGTERM. A command
+    without words is a mistake too: it shows the help. Any other exception is a defect of this package and is raised.
     """
     _quiet_libraries()
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter gets its number
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a character that the terminal cannot show is written as its number
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -30,7 +35,7 @@ def run(app: typer.Typer) -> None:
         words = _words()
         code = app(words or ["--help"], standalone_mode=False)
         sys.exit(code if words else 2)
-    except typer.Abort as error:  # what typer makes of an EOFError
+    except typer.Abort as error:  # typer turns an EOFError into this
         raise error.__cause__ or error from None
     except typer.TyperException as error:
         print(f"error: {error.format_message().rstrip('.')}; see --help", file=sys.stderr)
@@ -53,30 +58,38 @@ def run(app: typer.Typer) -> None:
 
 
 def _words() -> list[str]:
-    """The words of the command line. Other bytes than UTF-8 come as halves of characters, which no file or tokenizer takes."""
+    """Return the words of the command line.
+
+    Bytes that are not UTF-8 arrive as unpaired surrogates, which no file or tokenizer accepts, so they are refused.
+    """
     for word in sys.argv[1:]:
         try:
             word.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{os.fsencode(word)!r}: not UTF-8 text") from None
+            raise UserError(
+                f"{os.fsencode(word)!r} on the command line is not UTF-8 text: write it in UTF-8"
+            ) from None
     return sys.argv[1:]
 
 
 def _machine_trouble(error: Exception) -> str | None:
-    """What the machine would not do, in a line; None for an error that is ours."""
+    """Say in one line that disk or memory is full. Returns None for any other error."""
     reason = disk_trouble(error)
     if reason is not None:
-        return f"a file cannot be read or written: {reason}; what is finished is kept, and the same command goes on"
+        return (
+            f"a file cannot be read or written: {reason}; repair this and run the same command again: "
+            "finished work is kept"
+        )
     if isinstance(error, MemoryError) or ("torch" in sys.modules and is_out_of_memory(error)):
         return (
-            "memory ran out: close other programs, load in 4-bit, lower train.max_length or the batch sizes, or take a "
-            "smaller base (llama-peft estimate says what takes how much); what is finished is kept"
+            "memory ran out: close other programs, load in 4-bit, lower train.max_length or the batch sizes, or use a "
+            "smaller base (llama-peft estimate shows what takes how much); finished work is kept"
         )
     return None
 
 
 def _close_bars() -> None:
-    """End the line of a progress bar that was left in the middle."""
+    """Close unfinished progress bars, so that the next message starts on a line of its own."""
     if "tqdm" in sys.modules:
         for bar in list(sys.modules["tqdm"].tqdm._instances):
             bar.close()
@@ -87,25 +100,29 @@ def _stop(number: int, frame: object) -> None:
 
 
 def _command() -> str:
-    """What was typed, but for --fresh, which would start again."""
+    """Return the command that was typed, without --fresh, which would start from the beginning."""
     program = Path(sys.argv[0])
-    module = ["python", "-m", program.parent.name]
-    words = module if program.name == "__main__.py" else [program.name]
+    words = [program.name]
+    if (
+        program.name == "__main__.py"
+    ):  # python -m: by the module's name, because its folder may have another
+        spec = sys.modules["__main__"].__spec__
+        words = ["python", "-m", spec.parent if spec and spec.parent else program.parent.name]
     return shlex.join([*words, *(word for word in sys.argv[1:] if word != "--fresh")])
 
 
 def _quiet_libraries() -> None:
-    """Our own lines at INFO; of the libraries only what needs attention. Set before they are imported."""
+    """Show our own log lines, and of the libraries only warnings that a user can act on. Call it before they are imported."""
     main = os.environ.get("RANK", "0") == "0"
-    # A line that a full disk does not take is no reason for a traceback.
+    # A log line that cannot be written, on a full disk for example, must not give a traceback.
     logging.raiseExceptions = False
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    for name in ("llama_peft", "eval"):
+    for name in ("llama_peft", "eval", "llama_peft_eval"):
         logging.getLogger(name).setLevel(logging.INFO if main else logging.ERROR)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it says each retry, twice
-    # Deprecations between the libraries themselves are nothing a user can act on.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each retry twice
+    # A user cannot act on deprecations between the libraries.
     for library in ("transformers", "trl", "peft", "accelerate", "bitsandbytes"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

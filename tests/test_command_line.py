@@ -1,4 +1,4 @@
-"""Law 14: a user's mistake is one message and exit code 2, never a traceback; and the commands' plain uses."""
+"""Law 14: a user's mistake is one message and exit code 2, never a traceback; and the ordinary use of the commands."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer import Typer
 from typer.testing import CliRunner
 
 from eval.__main__ import app as eval_app
@@ -27,25 +28,58 @@ def run(*words: str, program: str = "llama_peft") -> subprocess.CompletedProcess
 def fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, which: Any, *words: str
 ) -> str:
-    """Runs a command in this process and returns its error; asserts exit code 2 and no traceback."""
+    """Run a command in this process and return its error; exit code 2 and no traceback are asserted."""
     monkeypatch.setattr(sys, "argv", ["program", *words])
     with pytest.raises(SystemExit) as stop:
         cli.run(which)
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "Traceback" not in error
-    assert "--help" not in error or len(error.splitlines()) == 1  # wrong words, not a wrong recipe
+    assert (
+        "--help" not in error or len(error.splitlines()) == 1
+    )  # a wrong command line, not a wrong recipe
     return error
+
+
+def imported(*words: str) -> tuple[set[str], float]:
+    """The top-level packages that Python imports for a command, and the least CPU time in seconds that three runs of it take.
+
+    CPU time, because the machine may be busy with other things.
+    """
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", *words], cwd=ROOT, capture_output=True, text=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    lines = [line.rpartition("|")[2] for line in done.stderr.splitlines()]
+    return {line.strip().partition(".")[0] for line in lines}, min(seconds)
+
+
+HEAVY = {"torch", "transformers", "datasets", "peft", "numpy", "pydantic", "yaml", "rich", "jinja2"}
 
 
 @pytest.mark.parametrize("program", ["llama_peft", "eval"])
 def test_help_answers_at_once(program: str) -> None:
-    """In CPU seconds: the machine may be busy with other things."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = run("--help", program=program)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0 and "Usage" in done.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    packages, seconds = imported("-m", program, "--help")
+    assert "typer" in packages and not packages & HEAVY
+    assert seconds < 0.5
+
+
+def test_the_package_is_imported_at_once() -> None:
+    packages, seconds = imported("-c", "import llama_peft, eval")
+    assert {"llama_peft", "eval"} <= packages and not packages & {"typer", *HEAVY}
+    assert seconds < 0.2
+
+
+@pytest.mark.parametrize("which", [app, eval_app])
+def test_help_lists_every_command_with_a_whole_sentence(which: Typer) -> None:
+    listed = CliRunner().invoke(which, ["--help"]).output.partition("Commands:")[2]
+    assert len(listed.splitlines()) > 4
+    assert all(line.endswith(".") and "..." not in line for line in listed.splitlines()[1:])
 
 
 FILE = ["dataset.path=null", "dataset.name=null", "dataset.parts={train: missing.csv}"]
@@ -84,7 +118,7 @@ def test_mistakes_are_one_message(
     assert fragment in fails(capsys, monkeypatch, which, *words)
 
 
-def test_a_terminal_that_lacks_a_letter_gets_its_number(tmp_path: Path) -> None:
+def test_a_character_that_the_terminal_cannot_show_is_written_as_its_number(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\na,caf\u00e9\nb,th\u00e9\n", "utf-8")
     both = f"dataset.parts={{train: {tmp_path / 'a.csv'}, test: {tmp_path / 'a.csv'}}}"
     words = ["validate", "tiny-sst2", *FILE[:-1], both, "dataset.validation_size=0"]
@@ -159,10 +193,10 @@ def test_validate_prints_the_parts() -> None:
 FEW = ["dataset.parts={train: 24, validation: 8, test: 16}", "quantization.load_in_4bit=false"]
 
 
-def measure(
+def evaluate(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str
 ) -> tuple[int, str, str]:
-    """Exit code, output and errors of `llama-eval run --task tiny-sst2`, in this process."""
+    """Run `llama-eval run --task tiny-sst2` in this process; returns its exit code, output and errors."""
     monkeypatch.setattr(sys, "argv", ["llama-eval", "run", "--task", "tiny-sst2", *FEW, *words])
     with pytest.raises(SystemExit) as stop:
         cli.run(eval_app)
@@ -170,11 +204,11 @@ def measure(
     return int(stop.value.code or 0), said.out, said.err
 
 
-def test_every_model_is_checked_before_the_first_is_measured(
+def test_every_model_is_checked_before_the_first_is_evaluated(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     words = ["--model", "tiny", "--model", "/no/such/model", "--output", str(tmp_path)]
-    code, _, error = measure(capsys, monkeypatch, *words)
+    code, _, error = evaluate(capsys, monkeypatch, *words)
     assert code == 2 and "/no/such/model" in error
     assert not list(tmp_path.rglob("results.json"))
 
@@ -183,12 +217,12 @@ def test_two_models_never_share_a_folder(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     words = ["--model", "me/base", "--model", "me-base", "--output", str(tmp_path)]
-    code, _, error = measure(capsys, monkeypatch, *words)
+    code, _, error = evaluate(capsys, monkeypatch, *words)
     assert code == 2 and "--output" in error and str(tmp_path / "me-base") in error
     assert len(error.splitlines()) == 1
 
 
-def test_what_is_measured_is_shown_and_kept_when_another_model_fails(
+def test_finished_results_are_shown_and_kept_when_another_model_fails(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -201,11 +235,11 @@ def test_what_is_measured_is_shown_and_kept_when_another_model_fails(
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     words = ["--model", "tiny", "--model", str(broken), "--output", str(tmp_path)]
-    code, table, error = measure(capsys, monkeypatch, *words)
+    code, table, error = evaluate(capsys, monkeypatch, *words)
     assert code == 2 and "the model's scores are no numbers" in error
     assert "zero-shot verbalizer" in table
     first = (tmp_path / "tiny/results.json").stat().st_mtime_ns
-    assert measure(capsys, monkeypatch, *words)[0] == 2
-    assert (tmp_path / "tiny/results.json").stat().st_mtime_ns == first, "not measured again"
-    assert measure(capsys, monkeypatch, *words, "eval.limit=3")[0] == 2
+    assert evaluate(capsys, monkeypatch, *words)[0] == 2
+    assert (tmp_path / "tiny/results.json").stat().st_mtime_ns == first, "not evaluated again"
+    assert evaluate(capsys, monkeypatch, *words, "eval.limit=3")[0] == 2
     assert (tmp_path / "tiny/results.json").stat().st_mtime_ns != first

@@ -32,7 +32,7 @@ from llama_peft.tokens.batches import batches, grouped, pad
 from llama_peft.tokens.prompts import trim
 from llama_peft.tokens.spans import Window
 
-from ..job import KINDS, Kind
+from ..kinds import KINDS, Kind
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from llama_peft.run_folder.weights import TunedModel, attach_adapter, load_tuned
 from llama_peft.tasks import LANGUAGE_MODELLING, TASKS
 from llama_peft.tokens.prompts import PromptEncoder
 
-from ..job import Kind
+from ..kinds import Kind
 from . import foreign
 
 TREE = Engine(generation.greedy, generation.loglikelihoods)
