@@ -49,7 +49,9 @@ def load_recipe(
         shown = str(file)
         values, places = _read_file(file)
     else:
-        raise UserError(f"a recipe is a file, a name or a dict, not a {type(source).__name__}")
+        raise UserError(
+            f"a recipe is a file, a name or a dict, not of type {type(source).__name__}"
+        )
     words = [*overrides, *(f"dataset.parts.{part}={GIVEN}" for part in given)]
     lines = list(_apply(values, places, words))
     recipe, faults = validate(values)
