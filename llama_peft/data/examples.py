@@ -137,7 +137,9 @@ def _questions(
         context = cells.text(row, "context")
         answers = tuple(read_answers(cells, row, context))
         if any(_words(answer.text) == forbidden for answer in answers):
-            cells.faults.add(row, f"a right answer reads the same as prompt.no_answer ({no_answer})")
+            cells.faults.add(
+                row, f"a right answer reads the same as prompt.no_answer ({no_answer})"
+            )
         yield QuestionExample(
             id=cells.id(row),
             context=context,
