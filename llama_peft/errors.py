@@ -1,14 +1,15 @@
-"""What ends a command without being a fault of ours: a user's mistake, and a signal."""
+"""Two ways in which a command ends without a fault of this project: a user's mistake, a signal."""
 
 
 class UserError(Exception):
-    """A user's mistake: what, where, what to do. Shown as it is, without a traceback."""
+    """A user's mistake: what is wrong, where, and what to do. It is shown without a traceback."""
 
 
 class Stopped(BaseException):
-    """A signal ended the work; what is finished is on disk, and the same command continues.
+    """A signal ended the work. What is finished is on disk, and the same command resumes the rest.
 
-    No Exception, which libraries would take for a fault, and no KeyboardInterrupt, which typer would answer itself.
+    It is not an Exception, because libraries catch those as faults. It is not a KeyboardInterrupt,
+    because typer answers that one itself.
     """
 
     def __init__(self, signal_number: int) -> None:

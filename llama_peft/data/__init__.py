@@ -1,24 +1,29 @@
-"""From any source to examples in parts."""
+"""Data: from files, the Hub, the generator or Python objects to examples in parts."""
 
+from llama_peft.data.answers import Answer
+from llama_peft.data.cells import broken
 from llama_peft.data.dataset import (
     PARTS,
-    RECORD,
-    SPLIT_SUM,
     TRAINED_ON,
     Dataset,
-    asked_sum,
-    asked_sums,
-    content_sum,
     known_labels,
     load,
     load_file,
+    mark_given,
+)
+from llama_peft.data.examples import Example, QuestionExample, TextExample
+from llama_peft.data.fingerprint import (
+    RECORD,
+    SPLIT_SUM,
+    asked_sum,
+    asked_sums,
+    content_sum,
     record_text,
     split_ids,
     split_sum,
     split_text,
 )
-from llama_peft.data.examples import Answer, Example, QuestionExample, TextExample, broken
-from llama_peft.data.sources import is_file_name
+from llama_peft.data.sources import Rows, is_file_name
 
 __all__ = [
     "PARTS",
@@ -29,6 +34,7 @@ __all__ = [
     "Dataset",
     "Example",
     "QuestionExample",
+    "Rows",
     "TextExample",
     "asked_sum",
     "asked_sums",
@@ -38,6 +44,7 @@ __all__ = [
     "known_labels",
     "load",
     "load_file",
+    "mark_given",
     "record_text",
     "split_ids",
     "split_sum",

@@ -1,14 +1,12 @@
-"""From a recipe to examples in parts: train, validation, test and, where there is one, official.
+"""From a recipe to examples in parts: train, validation, test and, if there is one, official.
 
-Parts that the recipe names are taken as they are; test and validation are cut from train only where
-they are not named. Training and evaluation both come here, so they cannot disagree on a split.
+Parts that the recipe names or that are given from Python are taken as they are. Test and validation
+are cut from train if they are missing. Training and evaluation both use this file, so they always
+have the same split.
 """
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from llama_peft.data import sources, splits
@@ -19,9 +17,10 @@ from llama_peft.data.examples import (
     label_names,
     to_examples,
 )
-from llama_peft.data.sources import Table, is_file_name
+from llama_peft.data.formats import Table
+from llama_peft.data.sources import Rows, is_file_name
 from llama_peft.errors import UserError
-from llama_peft.recipe import Data, Recipe
+from llama_peft.recipe import GIVEN, Recipe
 
 PARTS = ("train", "validation", "test", "official")
 TRAINED_ON = ("train", "validation")
@@ -29,22 +28,24 @@ TRAINED_ON = ("train", "validation")
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Examples by part, and the names of labels 0, 1, ... (none for questions)."""
+    """Examples by part, and the names of labels 0, 1, ..., of which questions have none."""
 
     labels: tuple[str, ...]
     parts: dict[str, list[Example]]
 
 
-def load(recipe: Recipe) -> Dataset:
-    """Every part that the recipe asks for; raises UserError with all that is wrong."""
-    places = _places(recipe)
+def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
+    """Return the examples of every part. Raises UserError with everything that is wrong.
+
+    given: rows from Python by part. They replace what the recipe says about that part.
+    """
+    places = _places(recipe, given or {})
     train = _read(recipe, "train", places["train"])
     labels = label_names(train, recipe)
-    parts = {"train": list(to_examples(train, recipe, "train", labels))}
+    parts = {"train": to_examples(train, recipe, "train", labels)}
     for part in PARTS[1:]:
         if part in places:
-            table = _read(recipe, part, places[part])
-            parts[part] = list(to_examples(table, recipe, part, labels))
+            parts[part] = to_examples(_read(recipe, part, places[part]), recipe, part, labels)
     _check_ids(parts)
     if "test" not in parts:
         _cut(parts, "test", recipe.dataset.test_size, recipe, labels)
@@ -56,106 +57,82 @@ def load(recipe: Recipe) -> Dataset:
     return Dataset(labels=labels, parts=parts)
 
 
-def load_file(recipe: Recipe, source: str, split: str | None = None) -> list[Example]:
-    """All rows of a file, or of a split of a Hub data set, with the recipe's columns and labels.
+def mark_given(recipe: Recipe, parts: Iterable[str]) -> Recipe:
+    """Return the recipe that records which parts were given from Python, for its run folder."""
+    marked = recipe.dataset.parts.model_copy(update=dict.fromkeys(parts, GIVEN))
+    dataset = recipe.dataset.model_copy(update={"parts": marked})
+    return recipe.model_copy(update={"dataset": dataset})
 
-    split: by default test, or in the recipe's own data set what it calls test. Nothing is cut here, so nothing is grouped.
+
+def load_file(
+    recipe: Recipe,
+    source: "str | Path | Rows",
+    split: str | None = None,
+    given: Mapping[str, Rows] | None = None,
+) -> list[Example]:
+    """Return all rows of one source, read with the recipe's columns and labels. Nothing is cut.
+
+    source: a file, the name of a Hub data set, or rows from Python.
+    split: the split of a Hub data set. The default is test, or the recipe's test part if the data
+        set is its own.
+    given: rows from Python that the recipe was trained on, as in `load`.
     """
-    own, is_own = recipe.dataset, source == recipe.dataset.path
-    if is_file_name(source):
-        table, part = sources.read_file(source, own), Path(source).stem
+    own = recipe.dataset
+    if not isinstance(source, str | Path):
+        part = split or "rows"
+        table = sources.read_rows(source, own)
+    elif is_file_name(str(source)):
+        table, part = sources.read_file(str(source), own), Path(source).stem
     else:
+        is_own = str(source) == own.path
         part = str(split or (own.parts.test if is_own else None) or "test")
-        table = _read_split(source, part, own, own.name if is_own else None)
+        name = own.name if is_own else None
+        table = sources.read_hub(str(source), part, own, name, advice="name one of these splits")
     ungrouped = own.model_copy(update={"group_by": None})
-    labels = known_labels(recipe)
-    return list(to_examples(table, recipe.model_copy(update={"dataset": ungrouped}), part, labels))
+    labels = known_labels(recipe, given)
+    return to_examples(table, recipe.model_copy(update={"dataset": ungrouped}), part, labels)
 
 
-def _read_split(source: str, split: str, data: Data, name: str | None) -> Table:
-    try:
-        return sources.read_hub(source, split, data, name)
-    except UserError as error:  # what is measured whole has no dataset.parts
-        raise UserError(str(error).replace("set dataset.parts", "name one with --split")) from None
+def known_labels(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> tuple[str, ...]:
+    """Return the names of labels 0, 1, ...: the recipe's, or those of its train part.
 
-
-def known_labels(recipe: Recipe) -> tuple[str, ...]:
-    """The names of labels 0, 1, ...: the recipe's, or those of its train part; none for questions."""
+    Questions have none. given: as in `load`.
+    """
     if not recipe.kind.has_labels:
         return ()
     if recipe.dataset.labels is not None:
         return tuple(recipe.dataset.labels)
-    return label_names(_read(recipe, "train", _places(recipe)["train"]), recipe)
+    return label_names(_read(recipe, "train", _places(recipe, given or {})["train"]), recipe)
 
 
-def split_ids(dataset: Dataset) -> dict[str, list[str]]:
-    """The ids of each part, as a run folder's split.json holds them."""
-    return {part: [example.id for example in rows] for part, rows in dataset.parts.items()}
-
-
-SPLIT_SUM = "split_sha256"
-"""Stands in training.json of a pushed run for its split.json, whose ids the data give again."""
-
-
-def split_text(dataset: Dataset) -> str:
-    """What split.json holds."""
-    return json.dumps(split_ids(dataset), ensure_ascii=False)
-
-
-def split_sum(dataset: Dataset) -> str:
-    """The sha256 of what split.json holds."""
-    return hashlib.sha256(split_text(dataset).encode()).hexdigest()
-
-
-RECORD = "data.sha256"
-"""A run's record of its data: the sum of every example, then of what each one asks that the run was trained on."""
-
-
-def record_text(dataset: Dataset) -> str:
-    """What a run's record holds."""
-    return "\n".join([content_sum(dataset), *sorted(asked_sums(dataset)), ""])
-
-
-def asked_sums(dataset: Dataset) -> set[str]:
-    """Sums of what a training on these data learns from and is chosen by."""
-    return {asked_sum(example) for part in TRAINED_ON for example in dataset.parts.get(part, ())}
-
-
-def asked_sum(example: Example) -> str:
-    """A short sum of what an example asks, whatever its id, its case and its spaces: the same text is the same sum."""
-    plain = [_plain(text) for text in example.asked]
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=64)  # many questions on one passage
-def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
-
-
-def content_sum(dataset: Dataset) -> str:
-    """A digest of every example: ids alone do not tell that a text or a label behind them has changed."""
-    digest = hashlib.sha256()
-    for part, examples in dataset.parts.items():
-        for example in examples:
-            digest.update(json.dumps([part, asdict(example)], ensure_ascii=True).encode())
-    return digest.hexdigest()
-
-
-def _places(recipe: Recipe) -> dict[str, str]:
-    """Where each given part is; a `path` that is a file is parts.train in short."""
+def _places(recipe: Recipe, given: Mapping[str, Rows]) -> "dict[str, str | Rows]":
+    """Return the rows or the place of each part. A `path` that is a file means parts.train."""
     data = recipe.dataset
-    places = data.parts.given()
-    if data.path is not None and is_file_name(data.path):
-        if data.parts.train != "train":
+    places: dict[str, str | Rows] = {**data.parts.given()}
+    if data.path is not None and is_file_name(data.path) and places["train"] != GIVEN:
+        if data.parts.train != "train" and "train" not in given:
             raise UserError(
                 f"dataset.path {data.path} is a file, and so is dataset.parts.train: keep one"
             )
         places["train"] = data.path
+    for part, rows in given.items():
+        if part not in PARTS:
+            raise UserError(f"given rows: there is no part {part}: use {', '.join(PARTS)}")
+        if isinstance(rows, str | Path):
+            raise UserError(f"given rows: {part} is a file: set dataset.parts.{part}={rows}")
+        places[part] = rows
     return places
 
 
-def _read(recipe: Recipe, part: str, place: str) -> Table:
+def _read(recipe: Recipe, part: str, place: "str | Rows") -> Table:
     data = recipe.dataset
+    if not isinstance(place, str):
+        return sources.read_rows(place, data, f"the given {part} part")
+    if place == GIVEN:
+        raise UserError(
+            f"dataset.parts.{part}: its rows were given from Python: give them again, "
+            f"or name a file: dataset.parts.{part}=FILE"
+        )
     if data.path == "tiny":
         return sources.read_tiny(data.name or "", part, int(place), data.seed)
     if data.path is None or is_file_name(data.path):
@@ -164,7 +141,7 @@ def _read(recipe: Recipe, part: str, place: str) -> Table:
 
 
 def _check_ids(parts: dict[str, list[Example]]) -> None:
-    """An id names one example, whichever part it is in: predictions are matched by id."""
+    """Raise UserError if an id is in two parts, because predictions are matched by id."""
     seen: dict[str, str] = {}
     twice = []
     for part, examples in parts.items():
@@ -175,7 +152,7 @@ def _check_ids(parts: dict[str, list[Example]]) -> None:
     if twice:
         first, one, other = twice[0]
         raise UserError(
-            f"{len(twice)} ids stand in two parts (first: {first}, in {one} and {other}): "
+            f"{len(twice)} ids are in two parts (first: {first}, in {one} and {other}): "
             "make them unique, or set dataset.columns.id: null to number the rows"
         )
 
@@ -199,14 +176,14 @@ def _cut(
         recipe.dataset.seed,
         labels=names if names and recipe.dataset.stratify else None,
         groups=groups,
-        what=part,
+        part=part,
     )
     parts["train"] = [train[row] for row in cut.kept]
     parts[part] = [train[row] for row in cut.taken]
 
 
 def _groups(examples: Sequence[Example], recipe: Recipe) -> list[int] | None:
-    """What must not be torn apart: questions on one passage, and rows equal in `group_by`."""
+    """Return the group of each example: questions on one passage, and rows equal in `group_by`."""
     contexts = [example.context for example in examples if isinstance(example, QuestionExample)]
     keys = [contexts] if contexts else []
     if recipe.dataset.group_by in ("title", "group"):
@@ -232,6 +209,6 @@ def _check_labels(
     verbalizers = recipe.prompt.verbalizers
     if verbalizers is not None and len(verbalizers) != len(labels):
         raise UserError(
-            f"prompt.verbalizers: {len(verbalizers)} for the {len(labels)} labels of {source} "
-            f"({', '.join(labels[:10])})"
+            f"prompt.verbalizers: there are {len(verbalizers)} verbalizers for the {len(labels)} "
+            f"labels of {source} ({', '.join(labels[:10])})"
         )

@@ -1,4 +1,4 @@
-"""Cutting one list of examples in two: seeded, stratified, or with groups kept whole."""
+"""Cuts one list of examples in two: with a seed, stratified, or with groups kept whole."""
 
 import math
 import random
@@ -10,7 +10,7 @@ from llama_peft.errors import UserError
 
 
 class Cut(NamedTuple):
-    """Positions, each list in the order of the data."""
+    """The positions that stay and those that are taken, in the order of the data."""
 
     kept: list[int]
     taken: list[int]
@@ -23,24 +23,25 @@ def cut(
     *,
     labels: Sequence[str] | None = None,
     groups: Sequence[int] | None = None,
-    what: str,
+    part: str,
 ) -> Cut:
-    """Take a share of `count` rows: of whole groups if given, else of every label if given.
+    """Take a share of `count` rows for a new part: whole groups, or else a share of each label.
 
-    `what` names the new part in messages. With groups the share is one of groups, not of rows.
+    With groups, the share is a share of the groups and not of the rows. Raises UserError if a part
+    would be empty or could not hold all labels.
     """
     units = count if groups is None else len(set(groups))
     taken = math.ceil(share * units)
     if units - taken < 1:
         unit = "row" if groups is None else "group"
         raise UserError(
-            f"{what}: cannot cut {share:g} of {units} {unit}{'s' if units > 1 else ''}: "
-            f"give a {what} file (dataset.parts.{what}) or set dataset.{what}_size: 0"
+            f"{part}: cannot cut {share:g} of {units} {unit}{'s' if units > 1 else ''}: "
+            f"name a {part} file (dataset.parts.{part}), or set dataset.{part}_size: 0"
         )
     if groups is not None:
         return _cut_groups(groups, share, seed)
     if labels is not None:
-        _check_labels(labels, min(taken, units - taken), what)
+        _check_labels(labels, min(taken, units - taken), part)
     return _cut_rows(count, share, seed, labels)
 
 
@@ -61,23 +62,23 @@ def _cut_rows(count: int, share: float, seed: int, labels: Sequence[str] | None)
     return Cut(sorted(kept), sorted(taken))
 
 
-def _check_labels(labels: Sequence[str], smaller: int, what: str) -> None:
-    """Stratifying needs two rows of each label, and room for all labels on both sides."""
+def _check_labels(labels: Sequence[str], smaller: int, part: str) -> None:
+    """Check that each label has two rows and that both sides have room for all labels."""
     counts = Counter(labels)
     rare = sorted(label for label, count in counts.items() if count < 2)
-    advice = f"set dataset.stratify: false, or give a {what} file (dataset.parts.{what})"
+    advice = f"set dataset.stratify: false, or name a {part} file (dataset.parts.{part})"
     if rare:
         listed = ", ".join(map(str, rare[:10]))
         raise UserError(
-            f"{what}: {len(rare)} label(s) have one row only, which cannot be on both sides of a "
-            f"stratified cut ({listed}): {advice}"
+            f"{part}: {len(rare)} label(s) have only one row, and a stratified cut needs two "
+            f"({listed}): {advice}"
         )
     if smaller < len(counts):
-        raise UserError(f"{what}: {smaller} rows cannot hold all {len(counts)} labels: {advice}")
+        raise UserError(f"{part}: {smaller} rows cannot hold all {len(counts)} labels: {advice}")
 
 
 def components(*keys: Sequence[str]) -> list[int]:
-    """Group numbers such that rows equal in any of the keys are in one group."""
+    """Return a group number for each row. Rows that are equal in any of the keys share one."""
     parent = list(range(len(keys[0])))
 
     def root(row: int) -> int:
@@ -93,7 +94,7 @@ def components(*keys: Sequence[str]) -> list[int]:
 
 
 def sample(count: int, size: int | None, seed: int, part: str) -> list[int]:
-    """Positions of a random sample, in order; all of them where `size` is None or larger."""
+    """Return the positions of a random sample, in order. If size is None or too large, all."""
     if size is None or size >= count:
         return list(range(count))
     # A text seeds the generator by its SHA-512: the same in every process, unlike hash().

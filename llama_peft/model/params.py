@@ -7,15 +7,13 @@ from typing import Any
 from llama_peft import tiny
 from llama_peft.errors import UserError
 from llama_peft.model import counts
-from llama_peft.recipe import RECIPES, Recipe, load_recipe
+from llama_peft.recipe import Recipe, is_recipe_name, load_recipe
 from llama_peft.tasks import TASKS
 
 
 def report(recipe_or_model: str, overrides: list[str]) -> dict[str, int | str]:
     """Parameters by name: the base, with each head, what 4-bit packs, and for a recipe its adapter and what trains."""
-    path = Path(recipe_or_model)
-    is_recipe = path.suffix in (".yaml", ".yml") or (RECIPES / f"{recipe_or_model}.yaml").is_file()
-    if not is_recipe:
+    if not is_recipe_name(recipe_or_model):
         if overrides:
             raise UserError("overrides are for recipes; a model has no keys to override")
         config = read_config(recipe_or_model)

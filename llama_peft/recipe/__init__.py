@@ -1,8 +1,15 @@
-"""A recipe: one task on one model, from a YAML file to checked values."""
+"""A recipe describes one task on one model. This package reads YAML into checked values."""
 
 from llama_peft.recipe.checks import Fault
-from llama_peft.recipe.load import RECIPES, dump_recipe, find_recipe, load_recipe, validate
+from llama_peft.recipe.load import (
+    RECIPES,
+    dump_recipe,
+    find_recipe,
+    is_recipe_name,
+    load_recipe,
+)
 from llama_peft.recipe.schema import (
+    GIVEN,
     Columns,
     Data,
     Eval,
@@ -16,8 +23,10 @@ from llama_peft.recipe.schema import (
     Recipe,
     Train,
 )
+from llama_peft.recipe.validate import validate
 
 __all__ = [
+    "GIVEN",
     "RECIPES",
     "Columns",
     "Data",
@@ -34,6 +43,7 @@ __all__ = [
     "Train",
     "dump_recipe",
     "find_recipe",
+    "is_recipe_name",
     "load_recipe",
     "validate",
 ]

@@ -1,7 +1,7 @@
-"""The types of a recipe's keys: their ranges, and the names that they may take.
+"""The types of a recipe's keys: their ranges and the names that they accept.
 
-A text inside an `Annotated` says the range in words; messages about a wrong value are built from
-it. A check that needs more than a range raises ValueError with the words to show.
+A text inside an `Annotated` says the range in words, and messages about a wrong value use it. A
+check that needs more than a range raises ValueError with the words of its message.
 """
 
 import re
@@ -19,53 +19,53 @@ Share = Annotated[float, Field(ge=0, lt=1), "a number of at least 0 and below 1"
 Text = Annotated[str, Field(min_length=1), "text"]
 DType = Literal["bfloat16", "float16", "float32"]
 EvalSteps = Annotated[
-    Count | Annotated[float, Field(gt=0, lt=1)], "a number of steps or a share of them below 1"
+    Count | Annotated[float, Field(gt=0, lt=1)], "a number of steps or a share of all steps below 1"
 ]
 
 
 def _template(placeholder: str = "") -> Callable[[str], str]:
-    """A check that the placeholder stands in the text once, and no other brace does."""
+    """Return a check that a text contains the placeholder once, and no other brace."""
 
     def check(text: str) -> str:
         if placeholder and text.count(placeholder) != 1:
-            raise ValueError(f"must hold {placeholder} exactly once")
+            raise ValueError(f"must contain {placeholder} exactly once")
         rest = text.replace(placeholder, "") if placeholder else text
         if "{" in rest or "}" in rest:
-            allowed = f"but {placeholder}" if placeholder else "here"
-            raise ValueError(f"must hold no brace {allowed}")
+            allowed = f" except {placeholder}" if placeholder else ""
+            raise ValueError(f"must contain no braces{allowed}")
         return text
 
     return check
 
 
 def _no_space_at_end(text: str) -> str:
-    """A space at a prompt's end merges with the answer in training, but not in generation."""
+    """Refuse a space at the end: a tokenizer joins it to the answer in training only."""
     if text.endswith((" ", "\t")):
-        raise ValueError("must not end in a space: the space belongs to the start of the answer")
+        raise ValueError("must not end in a space: put the space at the start of the answer")
     return text
 
 
-def _plain_answer(text: str) -> str:
+def _has_a_word(text: str) -> str:
     if text != text.strip() or not re.search(r"\w", text):
-        raise ValueError("must hold a word, with no space around it")
+        raise ValueError("must contain a word, without spaces around it")
     return text
 
 
 def _distinct(values: list[str]) -> list[str]:
     if len(set(values)) < len(values):
-        raise ValueError("names the same thing twice")
+        raise ValueError("contains the same value twice")
     return values
 
 
 def _steps(value: int) -> int:
     if value == 0:
-        raise ValueError("must be -1 (as num_train_epochs says) or at least 1, not 0")
+        raise ValueError("must be -1 (num_train_epochs decides) or at least 1, not 0")
     return value
 
 
 def _layer(value: int | str) -> int | str:
     if value == 0:
-        raise ValueError("must be -1 (the last), auto, or a block's number, from 1 on")
+        raise ValueError("must be -1 (the last block), auto, or the number of a block, from 1")
     return value
 
 
@@ -100,12 +100,12 @@ QuestionTemplate = Annotated[
     str, AfterValidator(_template("{question}")), AfterValidator(_no_space_at_end)
 ]
 Instruction = Annotated[str, AfterValidator(_template())]
-NoAnswer = Annotated[str, AfterValidator(_plain_answer)]
+NoAnswer = Annotated[str, AfterValidator(_has_a_word)]
 MaxSteps = Annotated[int, Field(ge=-1), AfterValidator(_steps), "-1 or a number of steps"]
 Layer = Annotated[
     Annotated[int, Field(ge=-1)] | Literal["auto"],
     AfterValidator(_layer),
-    "-1, auto, or a block's number, from 1 on",
+    "-1, auto, or the number of a block, from 1",
 ]
 Warmup = Annotated[NotNegative, AfterValidator(_warmup)]
 LoraInit = Annotated[bool | str, AfterValidator(_init_name)]
@@ -117,14 +117,9 @@ Scheduler = Literal[
     "warmup_stable_decay", "greedy",
 ]
 Optimizer = Literal[
-    "adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor",
-    "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd", "adagrad",
+    "adamw_torch", "adamw_torch_fused", "adafactor", "ademamix", "sgd", "adagrad", "rmsprop",
     "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_32bit",
     "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit",
-    "paged_lion_8bit", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
-    "galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
-    "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo", "grokadamw",
-    "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
-    "apollo_adamw_layerwise", "stable_adamw",
+    "paged_lion_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
 ]
 # fmt: on

@@ -369,7 +369,6 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"layers_to_transform": [0, 99]}, "lora.layers_to_transform: 99 is beyond"),
     ("lora", {"trainable_token_indices": [999_999]}, "lora: PEFT cannot put this on the base"),
     ("train", {"report_to": ["tensorboard"]}, "train: .*[tT]ensorboard"),
-    ("train", {"optim": "galore_adamw"}, "train.optim: .*galore"),
     ("train", {"lr_scheduler_kwargs": {"foo": 1}}, "train.lr_scheduler_type.*foo"),
     ("model", {"attn_implementation": "flex_attention"}, "flex_attention needs CUDA"),
 ]

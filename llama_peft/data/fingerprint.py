@@ -1,0 +1,59 @@
+"""Sums and texts that identify a data set: what a run folder stores about its data."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from functools import lru_cache
+
+from llama_peft.data.dataset import TRAINED_ON, Dataset
+from llama_peft.data.examples import Example
+
+SPLIT_SUM = "split_sha256"
+"""The key in training.json of a pushed run whose value is the sum of its split.json."""
+RECORD = "data.sha256"
+"""A run's record of its data: the sum of all examples, then the sums of what it was trained on."""
+
+
+def split_ids(dataset: Dataset) -> dict[str, list[str]]:
+    """Return the ids of each part."""
+    return {part: [example.id for example in rows] for part, rows in dataset.parts.items()}
+
+
+def split_text(dataset: Dataset) -> str:
+    """Return the text of split.json."""
+    return json.dumps(split_ids(dataset), ensure_ascii=False)
+
+
+def split_sum(dataset: Dataset) -> str:
+    """Return the sha256 of split.json."""
+    return hashlib.sha256(split_text(dataset).encode()).hexdigest()
+
+
+def record_text(dataset: Dataset) -> str:
+    """Return the text of a run's record of its data."""
+    return "\n".join([content_sum(dataset), *sorted(asked_sums(dataset)), ""])
+
+
+def asked_sums(dataset: Dataset) -> set[str]:
+    """Return the sums of what a model is asked in training and in its validation."""
+    return {asked_sum(example) for part in TRAINED_ON for example in dataset.parts.get(part, ())}
+
+
+def asked_sum(example: Example) -> str:
+    """Return a short sum of what an example asks. Its id, letter case and spaces do not matter."""
+    texts = [_normalized(text) for text in example.asked]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)  # many questions have the same passage
+def _normalized(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def content_sum(dataset: Dataset) -> str:
+    """Return a sum of every example. Ids alone do not show that a text or a label has changed."""
+    digest = hashlib.sha256()
+    for part, examples in dataset.parts.items():
+        for example in examples:
+            digest.update(json.dumps([part, asdict(example)], ensure_ascii=True).encode())
+    return digest.hexdigest()
