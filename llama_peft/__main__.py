@@ -172,7 +172,7 @@ def predict(
         raise UserError(
             f"{run} answers questions: write llama-peft predict {run} --question Q --context PASSAGE"
         )
-    from llama_peft.run_folder.predict import predict_one
+    from llama_peft.run_folder.ask import predict_one
 
     found = predict_one(opened, text, question, context)
     if as_json:

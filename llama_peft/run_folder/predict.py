@@ -17,7 +17,6 @@ from llama_peft.tokens.batches import batches, grouped, pad
 from llama_peft.tokens.prompts import Encoded, PromptEncoder, parse_answer
 
 if TYPE_CHECKING:
-    from llama_peft.run_folder.run import Run
     from llama_peft.run_folder.weights import TunedModel
 
 log = logging.getLogger(__name__)
@@ -314,36 +313,3 @@ def loglikelihoods_plain(
 
 
 PLAIN = Engine(greedy_plain, loglikelihoods_plain)
-
-
-def predict_one(
-    run: "Run", text: str | None = None, question: str | None = None, context: str | None = None
-) -> dict[str, str | float]:
-    """One text's label, or one question's answer, by a finished run: `prediction` and the probabilities behind it."""
-    from llama_peft.run_folder.threshold import UNFITTED, read_threshold
-    from llama_peft.run_folder.weights import load_tuned
-
-    tuned = load_tuned(run)
-    if run.recipe.kind.has_labels:
-        example: Example = TextExample(id="one", text=text or "", label=0)
-    else:
-        example = QuestionExample(
-            id="one", context=context or "", question=question or "", answers=()
-        )
-    (found,) = predict(tuned, [example])
-    if found.probabilities is not None:
-        return {
-            "prediction": found.prediction,
-            **dict(zip(run.labels, found.probabilities, strict=True)),
-        }
-    answer, probability = found.prediction, found.no_answer_probability or 0.0
-    if run.recipe.kind.fits_threshold:
-        threshold = read_threshold(run.folder)
-        if threshold is None:
-            log.warning(
-                "no answer is given above a probability of 0.5, which nothing was fitted to: llama-eval run --model %s fits it",
-                run.folder,
-            )
-        limit = UNFITTED if threshold is None else threshold.no_answer_threshold
-        answer = "" if probability > limit else found.raw
-    return {"prediction": answer, "no_answer_probability": probability}

@@ -25,7 +25,7 @@ from llama_peft.errors import UserError
 from llama_peft.model import backbone, fingerprint
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.recipe.schema import Parts
-from llama_peft.run_folder import layout, predict
+from llama_peft.run_folder import ask, layout, predict
 from llama_peft.run_folder.predict import Prediction
 from llama_peft.run_folder.run import open_run
 from llama_peft.system.files import with_sum
@@ -335,13 +335,13 @@ def test_one_example_at_a_time_gives_what_a_batch_gives(
             (alone,) = predict.predict(run, [example])
             assert alone.prediction == batch[example.id].prediction
     text = {"text": "A fine film."}
-    assert set(predict.predict_one(open_run(class_run[1]), **text)) == {
+    assert set(ask.predict_one(open_run(class_run[1]), **text)) == {
         "prediction",
         "negative",
         "positive",
     }
     asked = {"question": "Who?", "context": "Ada built it."}
-    assert set(predict.predict_one(open_run(span_run[1]), **asked)) == {
+    assert set(ask.predict_one(open_run(span_run[1]), **asked)) == {
         "prediction",
         "no_answer_probability",
     }
