@@ -7,7 +7,7 @@ continues from the newest sealed checkpoint, and does nothing if the run is fini
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,17 +33,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, fresh: bool = False) -> Path:
+def train(
+    recipe: Recipe, fresh: bool = False, given: "Mapping[str, data.Rows] | None" = None
+) -> Path:
     """Train a recipe and return its run folder. Raises UserError on bad input before anything is trained.
 
     fresh: forget an earlier run in the folder, with every evaluation of its weights; zero-shot results stay right.
+    given: rows from Python by part, in place of what the recipe says about that part.
     """
     folder = Path(recipe.run_folder)
     with only_process(folder, "training", hold=is_main_process()):
         if is_main_process():
             resume.bring_back(folder)
         preflight.check(recipe, long=True)
-        dataset = data.load(recipe)
+        dataset = data.load(recipe, given)
         recipe = _with_labels(recipe, dataset)
         finished = not fresh and resume.is_finished(folder, recipe, dataset)
         if not finished:
