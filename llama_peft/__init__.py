@@ -38,12 +38,14 @@ def train(
     recipe: "Source",
     data: "Rows | Mapping[str, Rows] | None" = None,
     *,
+    overrides: Sequence[str] = (),
     fresh: bool = False,
 ) -> Path:
     """Train a recipe and return its run folder. The same call continues a run that was interrupted.
 
     data: rows to train on in place of the recipe's own data, as a list of dicts, a pandas DataFrame or a datasets.Dataset;
         or such rows by part: {"train": ..., "validation": ..., "test": ...}.
+    overrides: words such as "train.max_steps=100" that replace what the recipe says.
     fresh: train again from the beginning, whatever the run folder holds.
 
     Raises UserError, in one line, on any mistake.
@@ -54,7 +56,7 @@ def train(
         from llama_peft.training.fit import train as fit
 
         given = _by_part(data)
-        return fit(_recipe(recipe, (), given), fresh=fresh, given=given)
+        return fit(_recipe(recipe, overrides, given), fresh=fresh, given=given)
 
 
 def load_run(name: str | Path) -> "LoadedRun":
