@@ -1,7 +1,7 @@
-"""What of a run is pushed: a copy of the allowed files, in the layout that plain PEFT reads.
+"""The part of a run that is pushed: a copy of the allowed files, in the layout that PEFT reads.
 
     adapter_config.json  adapter_model.safetensors    at the top, where PEFT looks; or head.safetensors
-    recipe.yaml  training.json  threshold.json         what inference needs, and the sums that seal it
+    recipe.yaml  training.json  threshold.json         the settings that inference needs, and the sums that seal it
     zero-shot/results.json  tuned/results.json  comparison.json  report.html  README.md  NOTICE
 
 No checkpoint, prediction, id of an example, tokenizer, pickle or path of this machine is pushed. The base is named with the
@@ -51,7 +51,7 @@ class Bundle:
     """A staged run: its folder, and everything that its card and its push need to know."""
 
     run: Run
-    """The staged copy: no path of this machine in its recipe, the base pinned, the head's layer settled."""
+    """The staged copy: its recipe names no path of this machine, and names the commit of the base."""
     comparison: Comparison | None
     """None unless zero-shot and the tuned model were both evaluated."""
     tuned: Results | None
@@ -74,7 +74,7 @@ class Bundle:
 
 
 def stage(run: Run, folder: Path) -> Bundle:
-    """Copy what is pushed of a finished run into an empty folder. Raises UserError if nobody else could load it."""
+    """Copy the files of a finished run that are pushed into an empty folder. Raises UserError if nobody else could load it."""
     base = run.written.model.model_name_or_path
     if run.commit is None and base != "tiny":
         raise UserError(
@@ -87,7 +87,7 @@ def stage(run: Run, folder: Path) -> Bundle:
         shutil.copyfile(run.folder / HEAD, folder / HEAD)
     else:
         _stage_adapter(run, folder, pushed)
-    threshold = read_threshold(run.folder)
+    threshold = read_threshold(run.folder, run.record)
     if threshold is not None:
         shutil.copyfile(run.folder / THRESHOLD, folder / THRESHOLD)
     comparison = checked_comparison(run.folder, run.record)
@@ -150,7 +150,7 @@ def _stage_evaluations(run: Run, folder: Path, comparison: Comparison) -> Result
 
 
 def _portable_recipe(recipe: Recipe, commit: str | None) -> Recipe:
-    """The recipe with its base pinned and files by name alone; the run folder is wherever it is loaded to."""
+    """The recipe with the commit of its base, with files by name alone, and without the run folder, which is another elsewhere."""
     data, parts = recipe.dataset, recipe.dataset.parts
     named = {part: Path(value).name for part, value in parts.given().items() if _is_path(value)}
     dataset = data.model_copy(
@@ -173,7 +173,7 @@ def _is_path(name: str) -> bool:
 
 
 def _machine_paths(run: Run, texts: list[str]) -> dict[str, str]:
-    """Paths that results and report may quote, each with the name that replaces it."""
+    """The paths that results and report may quote, each with the name that replaces it."""
     recipe, folder = run.written, run.folder
     given = [recipe.dataset.path, *recipe.dataset.parts.given().values(), recipe.train.output_dir]
     quoted = [str(folder), str(folder.resolve()), *filter(None, given), *texts]
@@ -195,7 +195,7 @@ def _strings(value: JsonValue) -> Iterator[str]:
 
 
 def _replacement(names: Mapping[str, str]) -> Callable[[str], str]:
-    """A function that writes names for whole paths, the longest first: /td is not a path in `</td>` or in `/a/td`."""
+    """A function that replaces whole paths by names, the longest first: /td is not a path in `</td>` or in `/a/td`."""
 
     def pattern(path: str) -> str:
         return r"\s+".join(re.escape(word) for word in path.split(" "))  # YAML folds long lines
