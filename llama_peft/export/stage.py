@@ -22,8 +22,10 @@ from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.comparison import Comparison, write_comparison
 from llama_peft.run_folder.evaluations import (
+    Evaluations,
     checked_comparison,
     checked_report,
+    is_evaluated,
     read_evaluations,
     results_sums,
 )
@@ -90,8 +92,8 @@ def stage(run: Run, folder: Path) -> Bundle:
     threshold = read_threshold(run.folder, run.record)
     if threshold is not None:
         shutil.copyfile(run.folder / THRESHOLD, folder / THRESHOLD)
-    comparison = checked_comparison(run.folder, run.record)
-    tuned = None if comparison is None else _stage_evaluations(run, folder, comparison)
+    evaluations = read_evaluations(run.folder, run.record) if is_evaluated(run.folder) else None
+    comparison = None if evaluations is None else _stage_evaluations(run, folder, evaluations)
     names = [name for name in (*ADAPTER_FILES, HEAD, RECIPE) if (folder / name).is_file()]
     record = run.record.model_copy(
         update={
@@ -103,7 +105,7 @@ def stage(run: Run, folder: Path) -> Bundle:
     return Bundle(
         run=Run(folder=folder, record=record, written=pushed),
         comparison=comparison,
-        tuned=tuned,
+        tuned=None if evaluations is None else evaluations.tuned,
         threshold=threshold,
         hub_data=_hub_data(run.written),
     )
@@ -124,12 +126,9 @@ def _stage_adapter(run: Run, folder: Path, pushed: Recipe) -> None:
     (folder / ADAPTER_CONFIG).write_text(text, "utf-8")
 
 
-def _stage_evaluations(run: Run, folder: Path, comparison: Comparison) -> Results:
-    """Copy the evaluations without paths of this machine; returns the tuned results.
-
-    The comparison names the sums of the results as they are pushed.
-    """
-    found = read_evaluations(run.folder, run.record)
+def _stage_evaluations(run: Run, folder: Path, found: Evaluations) -> Comparison:
+    """Copy the evaluations, and their report, without paths of this machine. Returns the comparison of the copies."""
+    comparison = checked_comparison(run.folder)
     texts = [found.zero_shot.model_dump(mode="json"), found.tuned.model_dump(mode="json")]
     names = _machine_paths(run, [text for value in texts for text in _strings(value)])
     replace = _replacement(names)
@@ -137,16 +136,17 @@ def _stage_evaluations(run: Run, folder: Path, comparison: Comparison) -> Result
         (folder / name).mkdir()
         mapped = _mapped(results.model_dump(mode="json", by_alias=True), replace)
         write_results(folder / name, Results.model_validate(mapped))
-    update: dict[str, object] = {"results_sha256": results_sums(folder)}
+    sums: dict[str, object] = {"results_sha256": results_sums(folder)}
     if (run.folder / REPORT).is_file():
         from markupsafe import escape
 
         quoted = {str(escape(path)): str(escape(name)) for path, name in names.items()}
         page = _replacement(names | quoted)(checked_report(run.folder))
         (folder / REPORT).write_text(page, "utf-8")
-        update["report_sha256"] = sha256(folder / REPORT)
-    write_comparison(folder, comparison.model_copy(update=update))
-    return found.tuned
+        sums["report_sha256"] = sha256(folder / REPORT)
+    staged = comparison.model_copy(update=sums)
+    write_comparison(folder, staged)
+    return staged
 
 
 def _portable_recipe(recipe: Recipe, commit: str | None) -> Recipe:
