@@ -51,7 +51,7 @@ def train(
 
     pushes = loaded.hub.push_to_hub and is_main_process()
     if pushes:
-        from llama_peft.export.push import check_before_training
+        from llama_peft.export.access import check_before_training
 
         check_before_training(loaded)
     folder = fit(loaded, fresh=fresh)

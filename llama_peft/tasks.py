@@ -50,6 +50,11 @@ class TaskKind:
         """Whether an example is a text with a label; else it is a question on a passage."""
         return "label" in self.columns
 
+    @property
+    def finds_spans(self) -> bool:
+        """Whether an answer is a piece of the passage, which a head finds; else answers are written token by token."""
+        return self.head is not None and not self.has_labels
+
     def head_size(self, hidden: int, num_labels: int) -> int:
         """Parameters of the head on states of size `hidden`."""
         if self.head is None:

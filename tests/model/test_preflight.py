@@ -13,7 +13,7 @@ import pytest
 from llama_peft.errors import UserError
 from llama_peft.model import preflight
 from llama_peft.recipe import Recipe
-from tests.support.hub_server import loopback_hub
+from tests.support.hub.server import loopback_hub
 from tests.support.paths import ROOT
 
 GB = 10**9
