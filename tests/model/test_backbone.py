@@ -85,7 +85,7 @@ def test_a_module_within_another_that_trains_whole_is_refused(
     lora = {"r": 4, "modules_to_save": ["layers.1", "up_proj"]}
     recipe = make_recipe("classification", make_base(), lora=lora)
     model = backbone.load(recipe, "classification", 2)
-    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj stands within another"):
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj is inside of another"):
         add_lora(model, recipe.lora, "classification", recipe)
 
 

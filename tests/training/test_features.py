@@ -401,7 +401,7 @@ def test_senseless_heads_are_faults(changes: dict[str, Any], message: str) -> No
 
 
 def test_a_layer_the_base_does_not_have(make: Callable[..., Made]) -> None:
-    with pytest.raises(UserError, match=r"head\.layer is 4, and it has 3 blocks"):
+    with pytest.raises(UserError, match=r"head\.layer is 4, but this base has 3 blocks"):
         make(layer=4)
 
 

@@ -363,10 +363,18 @@ def base(make_base: Callable[..., Path]) -> Path:
 
 
 MISTAKES: list[tuple[str, dict[str, Any], str]] = [
-    ("lora", {"modules_to_save": ["nonsense"]}, "lora.modules_to_save: 'nonsense' is no module"),
-    ("lora", {"exclude_modules": ["nonsense"]}, "lora.exclude_modules: 'nonsense' is no module"),
+    (
+        "lora",
+        {"modules_to_save": ["nonsense"]},
+        "lora.modules_to_save: this model has no module 'nonsense'",
+    ),
+    (
+        "lora",
+        {"exclude_modules": ["nonsense"]},
+        "lora.exclude_modules: this model has no module 'nonsense'",
+    ),
     ("lora", {"rank_pattern": {"nonsense": 3}}, "lora.rank_pattern: 'nonsense' matches no module"),
-    ("lora", {"layers_to_transform": [0, 99]}, "lora.layers_to_transform: 99 is beyond"),
+    ("lora", {"layers_to_transform": [0, 99]}, "lora.layers_to_transform: there is no block 99"),
     ("lora", {"trainable_token_indices": [999_999]}, "lora: PEFT cannot put this on the base"),
     ("train", {"report_to": ["tensorboard"]}, "train: .*[tT]ensorboard"),
     ("train", {"lr_scheduler_kwargs": {"foo": 1}}, "train.lr_scheduler_type.*foo"),
