@@ -32,12 +32,12 @@ _ADVICE = "Use a complete safetensors checkpoint"
 
 
 def source(model: Model) -> str:
-    """Return the Hub id or folder that transformers loads; `tiny` is the embedded model's folder."""
+    """Return the Hub id or folder of the base that transformers loads."""
     return source_of(model.model_name_or_path)
 
 
 def source_of(name: str) -> str:
-    """Return the Hub id or folder that a name in a recipe stands for."""
+    """Return what a name in a recipe stands for: `tiny` is the embedded model's folder."""
     return str(tiny.MODEL_DIR) if name == "tiny" else name
 
 
@@ -235,7 +235,7 @@ def _blocks_kept(recipe: Recipe, task: Task) -> int | None:
 
 
 def _cut(config: "PretrainedConfig", layer: int, name: str) -> None:
-    """Change the config to that of the model that ends after a block, followed by the final norm."""
+    """Change the config to that of the model that ends after a block and the final norm."""
     text = config.get_text_config()
     if layer > text.num_hidden_layers:
         raise UserError(

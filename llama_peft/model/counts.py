@@ -17,7 +17,7 @@ LM_HEAD = "lm_head"
 
 
 class Family(NamedTuple):
-    """What a family's config class assumes if config.json is silent, and the norms of its blocks."""
+    """What a family's config class assumes if config.json is silent, and its norms."""
 
     tie_word_embeddings: bool
     head_dim: int | None
@@ -42,7 +42,7 @@ class UncountedFamily(ValueError):
 
 
 class BadConfig(ValueError):
-    """A config does not say its shapes in whole numbers, or has fewer blocks than a recipe needs."""
+    """A size in a config is not a whole number, or there are fewer blocks than needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ def count_text(
     num_labels: int = 2,
     lora: Lora | None = None,
 ) -> Counts:
-    """Return the counts of a language model of these shapes, with the task's head and an adapter."""
+    """Return the counts of a language model of these shapes, with a head and an adapter."""
     shapes, modules = linear_shapes(c), _modules(c)
     backbone = sum(modules.values()) - modules[LM_HEAD]
     untied = 0 if c.tie_word_embeddings else modules[LM_HEAD]

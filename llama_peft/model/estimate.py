@@ -22,7 +22,7 @@ PACKED = {"4bit": 0.516, "8bit": 1.002}
 OPTIMIZER = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0, "adafactor": 1}
 """Bytes of state for each trained weight; any other optimizer has Adam's two float32 moments."""
 LABELS = 0.25
-"""Share of a row's tokens that the LM head is applied to: the answers. SQuAD's tree rows have 1/5."""
+"""Share of a row's tokens that the LM head is applied to, the answers. In SQuAD it is a fifth."""
 FEATURE_ROW = 1024
 LIBRARIES = {"cpu": 800_000_000, "cuda": 600_000_000}
 """The interpreter with torch, transformers and trl; on a GPU, CUDA's context and kernels."""

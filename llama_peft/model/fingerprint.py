@@ -11,13 +11,13 @@ from llama_peft.system.files import sha256
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
 
 
 def is_commit(fingerprint: str) -> bool:
-    """Return whether a fingerprint is a commit of the Hub; that of a folder begins with `sha256:`."""
+    """Return whether a fingerprint is a commit; that of a folder begins with `sha256:`."""
     return _COMMIT.fullmatch(fingerprint) is not None
 
 

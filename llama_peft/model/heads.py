@@ -24,7 +24,7 @@ from llama_peft.tasks import TASKS, Task
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32, whatever the type of its input is, under autocast too."""
+    """A linear layer that always computes in float32, whatever its input or autocast asks for."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):

@@ -49,7 +49,7 @@ def _download_config(name: str, revision: str) -> Path:
 
 
 def local_weights(folder: Path) -> Weights:
-    """Return the weights of a folder; the sizes of the files are taken as those of 16-bit weights."""
+    """Return the weights of a folder; each is assumed to have 16 bits."""
     size = _bytes_of(folder)
     names = [] if size else [path.name for path in folder.iterdir()]
     return Weights([] if size else [_no_weights(names)], size // 2)

@@ -24,7 +24,7 @@ class LiveCounts(NamedTuple):
 
 
 def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -> "PeftModel":
-    """Return the model with LoRA in float32 and, in `modules_to_save`, a trainable copy of its head.
+    """Return the model with LoRA in float32 and a trainable copy of its head (`modules_to_save`).
 
     Raises UserError if a target names no linear layer of the backbone; PEFT reports this only if no
     target matches.
@@ -59,7 +59,7 @@ def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -
 
 
 def _peft_keys(lora: Lora, head: str | None) -> dict[str, object]:
-    """Return the keys of LoraConfig for a model with a head, which trains whole and gets no LoRA."""
+    """Return the keys of LoraConfig; a head trains whole and gets no LoRA."""
     keys = lora.peft_kwargs()
     if head is None:
         return keys

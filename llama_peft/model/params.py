@@ -1,4 +1,4 @@
-"""What `llama-peft params` reports: the counts of a recipe or a model, without torch, in a second."""
+"""What `llama-peft params` reports: the counts of a recipe or a model, without torch."""
 
 from llama_peft.errors import UserError
 from llama_peft.model import counts

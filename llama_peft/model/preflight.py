@@ -65,8 +65,8 @@ def room(recipe: Recipe, folder: Path) -> None:
     disk = free_disk(folder)
     if found.disk_total > disk:
         raise UserError(
-            f"{folder}: checkpoints take {disk_space(found.disk_total)}, but {disk_space(disk)} are "
-            "free: make room, lower train.save_total_limit, or set train.output_dir"
+            f"{folder}: checkpoints take {disk_space(found.disk_total)}, but {disk_space(disk)} "
+            "are free: make room, lower train.save_total_limit, or set train.output_dir"
         )
 
 
