@@ -121,15 +121,12 @@ class SteadyTrainer(Trainer):
             self._halve(_num_rows(inputs))
             return None
 
-    def create_optimizer(self, *args: object, **kwargs: object) -> Optimizer:
-        """Return the optimizer. Raises UserError if the library refuses the recipe's choice."""
-        with named_mistake("train.optim"):
-            return super().create_optimizer(*args, **kwargs)
-
-    def create_scheduler(self, *args: object, **kwargs: object) -> LRScheduler:
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: Optimizer | None = None
+    ) -> LRScheduler:
         """Return the scheduler. Raises UserError if the library refuses the recipe's choice."""
         with named_mistake("train.lr_scheduler_type, train.lr_scheduler_kwargs"):
-            return super().create_scheduler(*args, **kwargs)
+            return super().create_scheduler(num_training_steps, optimizer)
 
     def _run_epoch(self, **kwargs: object) -> None:
         """Run an epoch, unless the run was cut off after its last step, in the middle of an epoch.

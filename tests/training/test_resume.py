@@ -17,7 +17,9 @@ from llama_peft.recipe import Recipe, dump_recipe, load_recipe
 from llama_peft.system.lock import only_process
 from llama_peft.training import fit as training
 from llama_peft.training import resume
+from llama_peft.training.trainer import SteadyTrainer
 from tests.support import forked, runs
+from tests.support.trainings import recipe_of
 
 STEPS = 6
 
@@ -160,7 +162,7 @@ def test_without_its_recipe_a_run_is_not_taken_for_one_of_another(
     assert training.train(recipe_in("run")) == run and (run / "recipe.yaml").read_bytes() == right
     (run / "recipe.yaml").unlink()
     (run / "training.json").unlink()
-    with pytest.raises(UserError, match=r"recipe\.yaml is missing"):
+    with pytest.raises(UserError, match=r"recipe\.yaml: this file is missing"):
         training.train(recipe_in("run", learning_rate=1e-5))
     facts = runs.record_of(training.train(recipe_in("run", learning_rate=1e-5, seed=3), fresh=True))
     assert facts.resumed_from is None and head_of(run) != before
@@ -297,3 +299,67 @@ def test_several_processes_mend_nothing(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="run the command that trained it again, in one process"):
         training.train(recipe)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_fresh_with_a_mistake_costs_no_finished_run(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    run = training.train(recipe_of(make_recipe, base, "classification", tmp_path / "run"))
+    before = contents(run)
+    mistakes: list[dict[str, Any]] = [
+        {"model": {"model_name_or_path": str(tmp_path / "typo")}},
+        {"dataset": {"path": None, "name": None, "parts": {"train": "typo.csv"}}},
+    ]
+    for mistake in mistakes:
+        keys = {"train": {"output_dir": str(run)}, "lora": {"r": 4}} | mistake
+        with pytest.raises(UserError, match="typo"):
+            training.train(make_recipe("classification", base, **keys), fresh=True)
+        assert contents(run) == before
+    training.train(recipe_of(make_recipe, base, "classification", run, seed=7), fresh=True)
+    assert (
+        contents(run)["adapter/adapter_model.safetensors"]
+        != before["adapter/adapter_model.safetensors"]
+    )
+
+
+def test_fresh_removes_nothing_where_there_is_no_run(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "README.md"
+    mine.write_text("mine")
+    (tmp_path / "adapter").mkdir()
+    training.train(recipe_of(make_recipe, base, "classification", tmp_path), fresh=True)
+    assert mine.read_text() == "mine"
+
+
+def test_a_cut_off_run_does_not_go_on_with_other_data(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids are the same, the labels are not."""
+    file = tmp_path / "x.csv"
+    file.write_text("text,label\n" + "".join(f"text number {i},{i % 2}\n" for i in range(40)))
+    dataset = {"path": str(file), "name": None, "parts": {}, "stratify": False}
+    keys = {"output_dir": str(tmp_path / "run"), "eval_steps": 1, "max_steps": 3}
+    recipe = make_recipe("classification", base, lora={"r": 2}, train=keys, dataset=dataset)
+    right = SteadyTrainer.training_step
+
+    def cut_off(self: Any, *args: Any) -> Any:
+        if self.state.global_step == 2:
+            raise RuntimeError("the power goes out")
+        return right(self, *args)
+
+    monkeypatch.setattr(SteadyTrainer, "training_step", cut_off)
+    with pytest.raises(RuntimeError, match="power"):
+        training.train(recipe)
+    monkeypatch.undo()
+    whole = file.read_text()
+    file.write_text("text,label\n" + "".join(f"text number {i},{1 - i % 2}\n" for i in range(40)))
+    with pytest.raises(UserError, match="the data are not those"):
+        training.train(recipe)
+    file.write_text(whole)
+    training.train(recipe)
