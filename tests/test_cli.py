@@ -4,6 +4,7 @@ import re
 import signal
 
 import pytest
+import torch
 import typer
 
 from llama_peft import cli
@@ -13,7 +14,10 @@ from llama_peft import cli
     ("error", "said"),
     [
         (OSError(28, "No space left on device", "/x/y"), r"No space left on device \(/x/y\)"),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "memory ran out"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            "memory ran out",
+        ),
         (MemoryError(), "memory ran out"),
     ],
 )

@@ -77,7 +77,7 @@ def test_formula_equals_the_loaded_model(
     tied: bool,
     bits: int,
 ) -> None:
-    """`count_loaded` raises where formula and model differ; LoRA and head are in place."""
+    """`count_loaded` raises if formula and model differ; LoRA and head are in place."""
     if not tied and family != "llama":
         pytest.skip("Gemma is always tied")
     if bits == 4 and not tied:

@@ -13,7 +13,7 @@ from tests.support import runs
 
 
 def threshold_of(folder: Path, record: dict[str, Any]) -> float:
-    """What is read of a record that lies beside the weights `its`."""
+    """Return the threshold of a record in the run folder of the weights `its`."""
     runs.write_record(folder, {"files": {"head.safetensors": "its"}})
     (folder / layout.THRESHOLD).write_text(json.dumps(with_sum(record)))
     found = threshold.read_threshold(folder)
@@ -22,13 +22,13 @@ def threshold_of(folder: Path, record: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("value", ["NaN", "-5", "1e999", "null", '"x"', "1.5"])
-def test_a_threshold_that_is_no_probability_is_damaged(tmp_path: Path, value: str) -> None:
+def test_a_threshold_that_is_not_a_probability_is_refused(tmp_path: Path, value: str) -> None:
     record = json.loads(f'{{"no_answer_threshold": {value}, "adapter_sha256": "its"}}')
     with pytest.raises(UserError, match=r"damaged, or belongs to other weights.*llama-eval run"):
         threshold_of(tmp_path, record)
 
 
-def test_a_threshold_is_of_the_run_s_weights(tmp_path: Path) -> None:
+def test_a_threshold_for_other_weights_is_refused(tmp_path: Path) -> None:
     record = {"no_answer_threshold": 0.25, "adapter_sha256": "its"}
     assert threshold_of(tmp_path, record) == 0.25
     with pytest.raises(UserError, match="belongs to other weights"):

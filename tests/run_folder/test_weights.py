@@ -1,4 +1,4 @@
-"""Seals: nothing unsealed, damaged or foreign is ever loaded."""
+"""Changed, damaged or foreign weights and records are never loaded."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def resealed(folder: Path) -> None:
 
 
 def test_an_adapter_of_another_depth_is_refused(finished: Path, tmp_path: Path) -> None:
-    """Trap 20: PEFT loads it without a word, and the layers it lacks stay untrained."""
+    """Trap 20: PEFT loads it without an error, and the layers that it lacks stay untrained."""
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     path = copy / "adapter/adapter_model.safetensors"
@@ -82,7 +82,7 @@ def test_another_base_of_the_same_shape_is_refused(
         runs.load(copy)
 
 
-def test_a_folder_without_a_run_says_what_makes_one(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_names_the_command_that_trains_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="llama-peft train"):
         runs.load(tmp_path)
 
@@ -97,7 +97,7 @@ def test_a_folder_without_a_run_says_what_makes_one(tmp_path: Path) -> None:
         '{"files": [], "parameters": {}, "head": {}, "base_fingerprint": "sha256:1"}',
     ],
 )
-def test_a_record_that_is_none_is_one_line(text: str, tmp_path: Path) -> None:
+def test_a_damaged_record_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / layout.TRAINING
     if text.startswith("{"):
         runs.write_record(tmp_path, json.loads(text))  # its sum is right

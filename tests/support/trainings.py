@@ -1,4 +1,4 @@
-"""Trainings of an adapter that tests hurt: their recipe, their weights, and a way to interrupt steps."""
+"""Small trainings of an adapter that tests interrupt."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def hurt(monkeypatch: pytest.MonkeyPatch, before: Callable[[Any, dict[str, Any]], None]) -> None:
-    """Calls `before` with the trainer and the inputs of every loss that training computes."""
+    """Call `before` with the trainer and the inputs of every loss that training computes."""
     right = SteadyTrainer.training_step
 
     def step(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:

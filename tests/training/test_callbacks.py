@@ -32,7 +32,7 @@ def words_of(recipe: Recipe, folder: Path) -> list[str]:
 
 
 def signalled(step: int, number: int) -> None:
-    """In a child: a signal comes while a step is computed."""
+    """Run in a child process: a signal comes while a step is computed."""
     plain = steady.SteadyTrainer.training_step
 
     def training_step(self: Any, *args: Any) -> Any:
@@ -47,19 +47,19 @@ LONG = {"max_steps": 40, "eval_steps": 10, "logging_steps": 1, "per_device_train
 
 
 CONSTANT = {"lr_scheduler_type": "constant"}
-"""A step too many changes the weights."""
+"""With this, one step too many changes the weights."""
 
 
 ENDS = {"steps", "epochs", "train_loss", "best_step", "best_validation_loss"}
-"""Facts of a run that a stop does not change."""
+"""The facts of a run that a stop must not change."""
 
 
 @pytest.fixture(scope="module")
-def unhurt(
+def uninterrupted(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """The weights of a run that nothing disturbs, and the seconds that it takes."""
-    folder = tmp_path_factory.mktemp("unhurt")
+    """Return the weights of a run that nothing interrupts, and the seconds that it takes."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     started = time.monotonic()
     recipe = recipe_of(make_recipe, base, "classification", folder / "run", **LONG)
     found = weights(training.train(recipe))
@@ -71,7 +71,7 @@ def test_a_signal_saves_at_the_end_of_the_step(
     make_recipe: Callable[..., Recipe],
     base: Path,
     tmp_path: Path,
-    unhurt: tuple[dict[str, torch.Tensor], float],
+    uninterrupted: tuple[dict[str, torch.Tensor], float],
     number: int,
 ) -> None:
     run = tmp_path / "run"
@@ -89,16 +89,16 @@ def test_a_signal_saves_at_the_end_of_the_step(
     assert os.waitpid(child, 0)[1] == 0, (tmp_path / "log").read_text()
     assert f"continuing from {kept}" in (tmp_path / "log").read_text()
     found = weights(run)
-    assert all(torch.equal(found[key], value) for key, value in unhurt[0].items())
+    assert all(torch.equal(found[key], value) for key, value in uninterrupted[0].items())
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(
     make_recipe: Callable[..., Recipe],
     base: Path,
     tmp_path: Path,
-    unhurt: tuple[dict[str, torch.Tensor], float],
+    uninterrupted: tuple[dict[str, torch.Tensor], float],
 ) -> None:
-    """Law 10: kill -9, in steps, in evaluation, in saves, in the export; each start continues the last."""
+    """Law 10: kill -9 in steps, evaluation, saves and export; each start continues the last one."""
     run = tmp_path / "run"
     keys = LONG | {"eval_steps": 2} | CONSTANT
     recipe = recipe_of(make_recipe, base, "classification", run, **LONG | CONSTANT)
@@ -107,7 +107,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     rng, steps = random.Random(1), []
     for _ in range(10):
         child = forked.start(words, tmp_path / "log")
-        time.sleep(rng.uniform(0.3, 0.9) * unhurt[1])
+        time.sleep(rng.uniform(0.3, 0.9) * uninterrupted[1])
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         sealed = checkpoints.newest_sealed(run / "checkpoints")
@@ -135,7 +135,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
 def test_killed_after_each_seal_it_ends_where_the_others_end(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, keys: dict[str, Any]
 ) -> None:
-    """The last seal too, after which no step is left, nor patience; and each time the folder is moved."""
+    """Also after the last seal, when no step or no patience is left. Each time the folder is moved."""
     keys = keys | CONSTANT | {"logging_steps": 1}
 
     def recipe_in(name: str) -> Recipe:
@@ -167,7 +167,10 @@ def test_killed_after_each_seal_it_ends_where_the_others_end(
 def test_stopped_anywhere_in_an_epoch_it_ends_where_the_others_end(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, step: int, and_killed: bool
 ) -> None:
-    """No stop is an evaluation that costs patience, or an epoch that is never evaluated, also by a kill right after it."""
+    """A stop adds no evaluation that early stopping counts, and skips none.
+
+    This holds even if a kill follows at once.
+    """
     keys = CONSTANT | {"per_device_train_batch_size": 4, "learning_rate": 0.02, "max_steps": 21}
     keys |= {"early_stopping_patience": 1}
 

@@ -30,7 +30,7 @@ def folder_of(path: Path) -> Path:
     return path
 
 
-def test_the_newest_whole_checkpoint_is_taken(
+def test_the_newest_intact_checkpoint_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (2, 9, 10):
@@ -44,7 +44,7 @@ def test_the_newest_whole_checkpoint_is_taken(
 
 
 def test_links_and_odd_names_among_checkpoints_hurt_nothing(tmp_path: Path) -> None:
-    """An old one moved to another disk, and what only looks like one."""
+    """An old checkpoint was moved to another disk, and a folder only looks like a checkpoint."""
     for step in (1, 2, 3):
         folder_of(tmp_path / f"run/checkpoint-{step}")
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
@@ -69,7 +69,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_best_checkpoint_that_is_damaged_is_never_what_a_run_ends_with(
+def test_a_run_never_ends_with_a_damaged_best_checkpoint(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def recipe(folder: Path) -> Recipe:
@@ -98,7 +98,7 @@ def test_a_best_checkpoint_that_is_damaged_is_never_what_a_run_ends_with(
     assert all(torch.equal(weights(again)[key], value) for key, value in weights(whole).items())
 
 
-def test_what_was_passed_over_does_not_crowd_out_what_is_sealed(tmp_path: Path) -> None:
+def test_skipped_checkpoints_do_not_push_out_sealed_ones(tmp_path: Path) -> None:
     for step in (5, 10):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -115,7 +115,7 @@ def test_what_was_passed_over_does_not_crowd_out_what_is_sealed(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-7"]
 
 
-def test_a_resumed_run_tells_what_all_of_it_took(
+def test_a_resumed_run_records_what_all_its_starts_took(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def recipe(folder: Path) -> Recipe:

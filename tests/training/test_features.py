@@ -1,4 +1,4 @@
-"""Law 5 for heads alone: states computed once are those that the live model reads, and training on them is the same training."""
+"""Law 5 for heads alone: cached states equal live ones, and training on them gives the same weights."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ Made = tuple[Recipe, Any, list[dict[str, Any]]]
 def make(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> Callable[..., Made]:
-    """A recipe of a head alone, its base, and encoded rows."""
+    """Returns a recipe of a head alone, its base, and encoded rows."""
 
     def build(family: str = "llama", bits: int = 32, rows: int = 40, **head: Any) -> Made:
         recipe = make_recipe(
@@ -55,7 +55,7 @@ def make(
 
 
 def live(recipe: Recipe, model: Any, rows: list[dict[str, Any]], layer: int) -> torch.Tensor:
-    """Pooled states of each text alone, by the bare model cut off after a block: (N, D)."""
+    """Return the pooled states (N, D) of each text alone, by the bare model up to a block."""
     found = []
     for row in rows:
         input_ids, mask = pad([row["input_ids"]], 0)
@@ -92,7 +92,7 @@ def test_cached_states_are_the_live_ones(
     bits: int,
     tolerance: float,
 ) -> None:
-    """At every layer, and at the last one of a base that was cut there."""
+    """At every layer, and at the last layer of a base that ends there."""
     recipe, model, rows = make(family, bits, pooling=pooling, features=grouping)
     stem = rows[0]["input_ids"][:6]  # texts that differ by one token, and one that ends inside
     rows += [{**rows[0], "input_ids": (*stem, *end)} for end in ((9,), (11,), (12, 13), ())]
@@ -183,7 +183,7 @@ def test_another_base_of_the_same_name_is_another_key(
     assert first != second
 
 
-def test_a_killed_pass_goes_on_behind_its_last_shard(
+def test_a_killed_pass_continues_after_its_last_shard(
     make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "SHARD", 8)
@@ -241,10 +241,10 @@ def test_too_small_a_disk_is_said_before(
     assert not list(tmp_path.rglob("states-*"))
 
 
-def test_a_pass_that_goes_on_asks_for_the_rest_only(
+def test_a_continued_pass_needs_disk_for_the_rest_only(
     make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own finished shards are what fills the disk."""
+    """Its own finished shards fill the disk."""
     monkeypatch.setattr(cache, "SHARD", 8)
     monkeypatch.setattr(states, "ROW_TOKENS", 64)
     recipe, model, rows = make()
@@ -317,7 +317,7 @@ def test_auto_chooses_says_so_and_loads_back(
 
 
 def test_auto_keeps_its_choice(make: Callable[..., Made]) -> None:
-    """A run that goes on does not choose again, whatever was computed since."""
+    """A resumed run does not choose again, whatever was computed since."""
     recipe, model, rows = make(layer="auto")
     run = Path(recipe.train.output_dir)
     run.mkdir(parents=True)
@@ -357,7 +357,7 @@ def test_auto_finds_the_layer_that_knows(
 
 
 def _with_ends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that end on an even or an odd token at random."""
+    """Return rows that end with an even or an odd token, at random."""
     generator = torch.Generator().manual_seed(0)
     ends = torch.randint(20, 200, (len(rows),), generator=generator).tolist()
     return [
@@ -368,7 +368,7 @@ def _with_ends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_frozen_backbone_of_a_span_head_keeps_no_graph(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
 ) -> None:
-    """Its states are too many to keep, so it streams: one forward pass, and a backward pass through the head alone."""
+    """Its states are too many to keep, so the backbone runs; only the head has a backward pass."""
     recipe = make_recipe("extractive_qa", make_base())
     base = backbone.load(recipe, "extractive_qa")
     model = setup.trained_module(recipe, base)

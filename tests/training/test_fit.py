@@ -1,4 +1,4 @@
-"""Training end to end on small real models: what is saved loads back, what is cut off goes on, what is wrong is refused."""
+"""Training end to end on small real models: runs load back, resume bit-identical, and refuse mistakes."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def run_of(
     make_recipe: Callable[..., Recipe],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., tuple[Recipe, Path]]:
-    """Trains each case once a module, in 4-bit."""
+    """Trains each case once in this module, in 4-bit."""
     done: dict[str, tuple[Recipe, Path]] = {}
 
     def run(task: str, lora: dict[str, Any] | None) -> tuple[Recipe, Path]:
@@ -59,7 +59,7 @@ def outputs(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("task", "lora"), CASES)
-def test_run_folder_is_whole_and_loads_back(
+def test_run_folder_is_complete_and_loads_back(
     run_of: Callable[..., tuple[Recipe, Path]], task: str, lora: dict[str, Any] | None
 ) -> None:
     _, folder = run_of(task, lora)
@@ -123,7 +123,7 @@ def test_resume_is_bit_identical(
     task: str,
     lora: dict[str, Any] | None,
 ) -> None:
-    """Cut off after its second sealed checkpoint of four, with the third one damaged, a run ends as one that was not."""
+    """A run was cut off, and its third checkpoint of four is damaged: it ends as one without that."""
     recipe, _ = run_of(task, lora)
 
     def four_steps(folder: Path) -> Recipe:
@@ -248,7 +248,7 @@ def test_two_processes_take_the_step_of_one(
 def test_tree_rows_and_plain_rows_train_alike(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """Same examples in one step: same loss and gradient, whichever way they are laid out."""
+    """The same examples in one step give the same loss and gradient, in either kind of row."""
     first = {}
     for packing in ("none", "prefix_tree"):
         keys = {
@@ -276,7 +276,7 @@ def test_second_process_on_a_run_folder_is_refused(
         training.train(recipe)
 
 
-def test_a_fresh_start_forgets_what_was_measured_of_the_old_weights(
+def test_a_fresh_start_removes_evaluations_of_the_old_weights(
     make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     """Results of the untouched base stay right; those of the old weights and their report do not."""

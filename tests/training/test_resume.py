@@ -1,4 +1,4 @@
-"""A run folder between commands: started again, half lost, on another base; what is finished stays, and says what it is of."""
+"""A run folder between commands: started again, damaged, or on another base. Finished work stays."""
 
 import json
 import os
@@ -26,7 +26,7 @@ STEPS = 6
 
 @pytest.fixture
 def base(make_base: Callable[..., Path], tmp_path: Path) -> Path:
-    """A copy to be changed."""
+    """A copy of a base, which a test may change."""
     return Path(shutil.copytree(make_base(), tmp_path / "base"))
 
 
@@ -59,7 +59,7 @@ def head_of(run: Path) -> bytes:
     return (run / "head.safetensors").read_bytes()
 
 
-def test_another_base_is_no_base_to_go_on_with(
+def test_a_run_does_not_continue_on_another_base(
     recipe_in: Callable[..., Recipe], base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_in("run")
@@ -89,7 +89,7 @@ def test_another_tokenizer_is_another_base(
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_fresh_that_is_cut_off_before_it_has_anything_costs_no_finished_run(
+def test_fresh_that_is_cut_off_before_its_first_checkpoint_costs_no_finished_run(
     recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
     """By Ctrl-C the finished run comes back at once; after a kill, when it is started again."""
@@ -115,7 +115,7 @@ def test_fresh_that_is_cut_off_before_it_has_anything_costs_no_finished_run(
 def test_a_kill_between_two_moves_of_fresh_loses_nothing(
     recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the way out as on the way back."""
+    """While the files are moved aside, and while they are moved back."""
     run = training.train(recipe_in("run"))
     harness.run(make_job(None, str(run), None, None, None, None, []))
 
@@ -151,7 +151,7 @@ def test_a_kill_between_two_moves_of_fresh_loses_nothing(
     assert moves > 15
 
 
-def test_without_its_recipe_a_run_is_not_taken_for_one_of_another(
+def test_without_its_recipe_file_a_run_is_not_continued_with_another_recipe(
     recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = training.train(recipe_in("run"))
@@ -168,7 +168,7 @@ def test_without_its_recipe_a_run_is_not_taken_for_one_of_another(
     assert facts.resumed_from is None and head_of(run) != before
 
 
-def test_fresh_takes_every_measurement_of_the_old_weights_away(
+def test_fresh_removes_every_evaluation_of_the_old_weights(
     recipe_in: Callable[..., Recipe],
 ) -> None:
     run = training.train(recipe_in("run"))
@@ -180,7 +180,7 @@ def test_fresh_takes_every_measurement_of_the_old_weights_away(
     assert not [*run.glob("tuned*")]
 
 
-def test_fresh_waits_for_no_evaluation_and_disturbs_none(
+def test_fresh_is_refused_while_an_evaluation_runs(
     recipe_in: Callable[..., Recipe],
 ) -> None:
     run = training.train(recipe_in("run"))
@@ -197,7 +197,7 @@ def test_fresh_waits_for_no_evaluation_and_disturbs_none(
 def test_a_resumed_run_logs_the_losses_of_one_that_was_not(
     recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, often: int | None
 ) -> None:
-    """Also those between the last log and the checkpoint, which Trainer forgets."""
+    """Also those between the last log and the checkpoint, which Trainer does not save."""
     keys = {"logging_steps": 5, "max_steps": 9, "eval_steps": often}
     keys["per_device_train_batch_size"] = 8  # three steps an epoch
     whole = training.train(recipe_in("whole", **keys))
@@ -216,7 +216,7 @@ def test_a_resumed_run_logs_the_losses_of_one_that_was_not(
     assert one == pytest.approx(other, rel=1e-9)
 
 
-def test_a_reader_that_leaves_ends_no_training(
+def test_a_closed_stdout_does_not_end_a_training(
     recipe_in: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     """As in `llama-peft train RECIPE | head`."""
@@ -239,7 +239,7 @@ def test_a_reader_that_leaves_ends_no_training(
 def test_a_damaged_export_is_made_again_from_the_last_checkpoint(
     recipe_in: Callable[..., Recipe], tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    """To the same bits; without a checkpoint the user is told that it must be trained anew."""
+    """It is bit-identical; without a checkpoint the user is told to train again."""
     recipe = recipe_in("run")
     run = training.train(recipe)
     weights = run / "head.safetensors"
@@ -256,7 +256,7 @@ def test_a_damaged_export_is_made_again_from_the_last_checkpoint(
         training.train(recipe)
 
 
-def test_a_checkpoint_of_another_run_is_not_gone_on_from(
+def test_a_run_does_not_continue_from_a_checkpoint_of_another_run(
     recipe_in: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     other, recipe = recipe_in("other", seed=7), recipe_in("run")
@@ -275,7 +275,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(
 def test_a_damaged_record_is_written_again_without_a_checkpoint(
     recipe_in: Callable[..., Recipe], name: str
 ) -> None:
-    """The weights are whole: nothing is trained."""
+    """The weights are intact, so nothing is trained."""
     recipe = recipe_in("run")
     run = training.train(recipe)
     shutil.rmtree(run / "checkpoints")
@@ -289,10 +289,10 @@ def test_a_damaged_record_is_written_again_without_a_checkpoint(
         assert {path: path.read_bytes() for path in before} == before
 
 
-def test_several_processes_mend_nothing(
+def test_several_processes_repair_nothing(
     recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of them would see the damage at another moment."""
+    """They would see the damage at different moments."""
     recipe = recipe_in("run")
     run = training.train(recipe)
     (run / "split.json").write_text("{}")
@@ -327,7 +327,7 @@ def test_fresh_with_a_mistake_costs_no_finished_run(
     )
 
 
-def test_fresh_removes_nothing_where_there_is_no_run(
+def test_fresh_removes_nothing_if_there_is_no_run(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
 ) -> None:
     mine = tmp_path / "README.md"
@@ -337,10 +337,10 @@ def test_fresh_removes_nothing_where_there_is_no_run(
     assert mine.read_text() == "mine"
 
 
-def test_a_cut_off_run_does_not_go_on_with_other_data(
+def test_a_cut_off_run_does_not_continue_with_other_data(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ids are the same, the labels are not."""
+    """The ids are the same, but the labels are different."""
     file = tmp_path / "x.csv"
     file.write_text("text,label\n" + "".join(f"text number {i},{i % 2}\n" for i in range(40)))
     dataset = {"path": str(file), "name": None, "parts": {}, "stratify": False}

@@ -1,4 +1,4 @@
-"""Examples that fit no row."""
+"""Examples that are longer than every row are counted and reported."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What only the libraries can check is one line, and settings that a head alone does not need do nothing."""
+"""A mistake that only the libraries notice gives one line, and costs no earlier run."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training that is hurt: memory runs out, numbers break, signals come, processes die. Nothing finished is lost or wrong."""
+"""Steps when memory runs out, and when a loss or a gradient is not finite."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_out_of_memory_does_the_same_step_in_smaller_pieces(
     task: str,
     accumulation: int,
 ) -> None:
-    """The trajectory stays, though the failed attempt has already spoilt the gradients."""
+    """The weights stay the same, although the failed attempt has already changed the gradients."""
     keys = {"gradient_accumulation_steps": accumulation}
     whole = training.train(recipe_of(make_recipe, base, task, tmp_path / "whole", **keys))
 
@@ -81,7 +81,7 @@ def test_other_errors_are_not_mistaken_for_memory(
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_the_first_number_that_is_none_stops_the_run_and_names_its_rows(
+def test_the_first_number_that_is_not_finite_stops_the_run_and_names_its_rows(
     make_recipe: Callable[..., Recipe],
     base: Path,
     tmp_path: Path,
@@ -142,7 +142,7 @@ def test_validation_that_runs_out_of_memory_gives_the_same_loss(
     assert "computed in 2 pieces" in caplog.text
 
 
-def test_a_loss_that_is_no_number_stops_the_run(
+def test_a_loss_that_is_not_a_number_stops_the_run(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     keys = {
