@@ -1,7 +1,8 @@
 """From a recipe to a run folder: load, attach, train, save.
 
-Heads train through `Trainer`, generative question answering through TRL's `SFTTrainer`. The same command, given again,
-continues from the newest sealed checkpoint, and does nothing if the run is finished.
+Heads train through `Trainer`, generative question answering through TRL's `SFTTrainer`. The same
+command, given again, continues from the newest sealed checkpoint, and does nothing if the run is
+finished.
 """
 
 import logging
@@ -34,13 +35,15 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    recipe: Recipe, fresh: bool = False, given: "Mapping[str, data.Rows] | None" = None
+    recipe: Recipe, fresh: bool = False, given: Mapping[str, data.Rows] | None = None
 ) -> Path:
-    """Train a recipe and return its run folder. Raises UserError on bad input before anything is trained.
+    """Train a recipe and return its run folder. Raises UserError on bad input, before it trains.
 
-    fresh: forget an earlier run in the folder, with every evaluation of its weights; zero-shot results stay right.
-    given: rows from Python by part, in place of what the recipe says about that part.
+    fresh: remove an earlier run in the folder, with every evaluation of its weights. Zero-shot
+        results are kept, because they stay right.
+    given: rows from Python by part, as in `data.load`. The run folder records which parts.
     """
+    recipe = data.mark_given(recipe, given or {})
     folder = Path(recipe.run_folder)
     with only_process(folder, "training", hold=is_main_process()):
         if is_main_process():
@@ -56,7 +59,7 @@ def train(
                 resume.put_aside(folder)
             resume.write_recipe(recipe, folder)
         if finished:
-            log.info("%s is finished; --fresh trains it again", folder)
+            log.info("%s: this run is finished; add --fresh to train it again", folder)
             return folder
         if is_main_process():
             resume.write_split(folder, dataset)
@@ -69,8 +72,9 @@ def train(
             if reason is None:
                 raise
             raise UserError(
-                f"{folder}: this folder cannot be written: {reason}. Make room, or set train.output_dir; "
-                "the sealed checkpoints are kept, and the same command continues from them"
+                f"{folder}: this folder cannot be written: {reason}. Make room, or set "
+                "train.output_dir; the sealed checkpoints are kept, and the same command continues "
+                "from them"
             ) from error
         if is_main_process():
             resume.forget_aside(folder)
@@ -78,7 +82,7 @@ def train(
 
 
 def _with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
-    """The recipe with the labels that the data turned out to have, so that the run folder names them."""
+    """Return the recipe with the labels of the data, so that the run folder names them."""
     if not dataset.labels:
         return recipe
     named = recipe.dataset.model_copy(update={"labels": list(dataset.labels)})
@@ -113,7 +117,7 @@ def _run(
     started: float,
     earlier: Spent,
 ) -> None:
-    """Train to the end, with sealed checkpoints. Raises Stopped if a signal ended the training before."""
+    """Train to the end, with sealed checkpoints. Raises Stopped if a signal ends the training."""
     from llama_peft.training.callbacks import LogWhatIsSaved, SealCheckpoints, StopOnSignal
 
     trainer.accelerator.wait_for_everyone()
@@ -127,9 +131,8 @@ def _run(
     trainer.add_callback(stop)
     trainer.add_callback(LogWhatIsSaved())
     try:
-        with redirect_stdout(
-            sys.stderr
-        ):  # Trainer prints the loss; `| head` must not end a training
+        # Trainer prints the loss. A closed stdout (`| head`) must not end a training.
+        with redirect_stdout(sys.stderr):
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     finally:
         stop.restore()
@@ -179,7 +182,7 @@ def _save(
 
 
 def _mean_loss(history: Sequence[dict[str, float]]) -> float | None:
-    """The mean over all logged steps; Trainer's own mean forgets those before a resume."""
+    """Return the mean over all logged steps; Trainer's own mean misses those before a resume."""
     total, last = 0.0, 0
     for entry in history:
         if "loss" in entry:
