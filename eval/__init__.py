@@ -11,15 +11,15 @@ imports what only training does, so nothing of training can reach a score. Nothi
 called.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .kinds import Kind
 
 if TYPE_CHECKING:
-    from llama_peft import Source
     from llama_peft.data import Rows
+    from llama_peft.recipe import Source
     from llama_peft.run_folder.results import Results
 
 __all__ = ["compare", "evaluate", "score"]
@@ -54,7 +54,7 @@ def evaluate(
         from .job import make_job
 
         job = make_job(
-            _named(task),
+            task,
             None if model is None else str(model),
             data,
             list(splits) or None,
@@ -83,7 +83,7 @@ def score(
 
         file = Path(predictions)
         folder = Path(output) if output else file.with_name(f"{file.stem}-scores")
-        job = make_job(_named(task), None, data, None, None, folder, list(overrides))
+        job = make_job(task, None, data, None, None, folder, list(overrides))
         return scoring.score_file(job, file, None)
 
 
@@ -100,12 +100,3 @@ def compare(
         from . import report
 
         return report.render(report.compare([Path(folder) for folder in folders]), form)
-
-
-def _named(task: "Source | None") -> "str | Mapping[str, object] | None":
-    """A task as `make_job` reads it: a recipe as the dict of its sections."""
-    from llama_peft.recipe import Recipe
-
-    if isinstance(task, Recipe):
-        return task.model_dump(mode="json")
-    return str(task) if isinstance(task, Path) else task

@@ -8,22 +8,19 @@
 `llama_peft_eval` (in a checkout: `eval`) evaluates. Nothing heavy is imported before a function is called.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from llama_peft.errors import UserError
 
 if TYPE_CHECKING:
     from llama_peft.data import Rows
-    from llama_peft.recipe import Recipe
+    from llama_peft.recipe import Recipe, Source
     from llama_peft.run_folder.ask import Inputs, LoadedRun, Reply
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "load_recipe", "load_run", "predict", "train"]
-
-Source: TypeAlias = "Recipe | str | Path | Mapping[str, object]"
-"""A recipe, the name or file of one, or its sections as a dict."""
 
 
 def load_recipe(source: "Source", overrides: Sequence[str] = ()) -> "Recipe":
@@ -31,7 +28,9 @@ def load_recipe(source: "Source", overrides: Sequence[str] = ()) -> "Recipe":
 
     overrides: words such as "train.max_steps=100" that replace what the source says.
     """
-    return _recipe(source, overrides, ())
+    from llama_peft.recipe import load_recipe
+
+    return load_recipe(source, overrides)
 
 
 def train(
@@ -53,10 +52,12 @@ def train(
     from llama_peft.system.quiet import python_face
 
     with python_face():
+        from llama_peft.recipe import load_recipe
         from llama_peft.training.fit import train as fit
 
         given = _by_part(data)
-        return fit(_recipe(recipe, overrides, given), fresh=fresh, given=given)
+        loaded = load_recipe(recipe, overrides, given)
+        return fit(loaded, fresh=fresh, given=given)
 
 
 def load_run(name: str | Path) -> "LoadedRun":
@@ -85,14 +86,6 @@ def predict(run: "LoadedRun | str | Path", inputs: "Inputs") -> "list[Reply]":
 
         loaded = run if isinstance(run, LoadedRun) else load(run)
         return loaded.predict(inputs)
-
-
-def _recipe(source: "Source", overrides: Sequence[str], given: Iterable[str]) -> "Recipe":
-    from llama_peft.recipe import Recipe, load_recipe
-
-    if isinstance(source, Recipe):
-        source = source.model_dump(mode="json")
-    return load_recipe(source, overrides, given)
 
 
 def _by_part(data: object) -> "Mapping[str, Rows]":
