@@ -85,17 +85,17 @@ def commit(model: Model) -> str:
     return Path(str(path)).parent.name
 
 
-def load_tokenizer(model: Model, measured: bool = False) -> "PreTrainedTokenizerBase":
+def load_tokenizer(model: Model, for_training: bool = True) -> "PreTrainedTokenizerBase":
     """The base's tokenizer, with padding on the right and a padding token of its own.
 
-    measured: nothing is trained, so that the end-of-text token may pad where there is no other. In training it would hide
-    that token's labels, and a model would never stop.
+    for_training: False lets the end-of-text token be the padding if there is no other. In training this would hide the
+    labels of the end-of-text token, and a model would never stop.
     """
-    return _load_tokenizer(source(model), model.revision, measured)
+    return _load_tokenizer(source(model), model.revision, for_training)
 
 
 @lru_cache(maxsize=1)  # a 128,256-token vocabulary takes seconds to read
-def _load_tokenizer(name: str, revision: str, measured: bool) -> "PreTrainedTokenizerBase":
+def _load_tokenizer(name: str, revision: str, for_training: bool) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
@@ -112,7 +112,7 @@ def _load_tokenizer(name: str, revision: str, measured: bool) -> "PreTrainedToke
         )
     if tokenizer.pad_token_id is None:
         known = tokenizer.get_vocab().keys() - {tokenizer.eos_token}
-        last = tokenizer.eos_token if measured else None
+        last = None if for_training else tokenizer.eos_token
         pad = next((token for token in _LLAMA_PAD_TOKENS if token in known), last)
         if pad is None:
             raise UserError(f"{name}: its tokenizer has no token to pad with")
@@ -122,22 +122,21 @@ def _load_tokenizer(name: str, revision: str, measured: bool) -> "PreTrainedToke
 
 
 def load(
-    recipe: Recipe, task: Task, num_labels: int = 0, measured: bool = False
+    recipe: Recipe, task: Task, num_labels: int = 0, for_training: bool = True
 ) -> "PreTrainedModel":
     """The frozen base of a recipe with the task's head, in evaluation mode; `generative_qa` has the LM head.
 
-    measured: it will not be trained, see `load_tokenizer`.
+    for_training: see `load_tokenizer`.
     Heads are float32 and random by `train.seed`. Raises UserError where a weight is missing, unexpected or of another shape.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, set_seed
     from transformers.utils import logging as transformers_logging
 
     from llama_peft.model import heads
 
     config = load_config(recipe.model)
-    tokenizer = load_tokenizer(recipe.model, measured)
+    tokenizer = load_tokenizer(recipe.model, for_training)
     config.pad_token_id = tokenizer.pad_token_id
     kind = TASKS[task]
     if kind.has_labels:
@@ -155,29 +154,16 @@ def load(
         raise UserError(f"{source(recipe.model)}: {config.model_type} is no causal model") from None
     transformers_logging.disable_progress_bar()  # loading takes seconds
     set_seed(recipe.train.seed)  # the head's first weights are drawn while loading
-    try:
-        model, info = auto.from_pretrained(
-            source(recipe.model),
-            config=config,
-            revision=recipe.model.revision,
-            dtype=dtype,
-            attn_implementation=recipe.model.attn_implementation,
-            quantization_config=quantization_config(recipe.quantization, dtype),
-            device_map={"": place},
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{source(recipe.model)}: {first_line(error)}") from error
-    except RuntimeError as error:
-        # transformers logs which weights and says no more than this in the error itself.
-        if "mismatched" not in str(error):
-            raise
-        raise UserError(
-            f"{source(recipe.model)}: the checkpoint holds weights of another shape than its config says. "
-            "Use a complete safetensors checkpoint of a causal language model"
-        ) from error
+    model, info = from_pretrained(
+        auto,
+        source(recipe.model),
+        config=config,
+        revision=recipe.model.revision,
+        dtype=dtype,
+        attn_implementation=recipe.model.attn_implementation,
+        quantization_config=quantization_config(recipe.quantization, dtype),
+        device_map={"": place},
+    )
     head = kind.head
     if cut:  # what stands above is left unread on purpose
         info["unexpected_keys"] = [key for key in info["unexpected_keys"] if _block(key) < cut]
@@ -188,6 +174,36 @@ def load(
         setattr(model, head, heads.as_float32(getattr(model, head)))
     # A 4-bit load leaves embeddings, norms and head trainable.
     return model.requires_grad_(False).eval()
+
+
+def from_pretrained(
+    auto: type, name: str, **arguments: object
+) -> "tuple[PreTrainedModel, dict[str, list[str]]]":
+    """Load a safetensors checkpoint, and return what transformers says about its weights too.
+
+    Raises UserError if the checkpoint cannot be read.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        model, info = auto.from_pretrained(  # type: ignore[attr-defined]
+            name,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **arguments,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{name}: {first_line(error)}") from error
+    except RuntimeError as error:
+        # transformers logs which weights these are, and its error says nothing else.
+        if "mismatched" not in str(error):
+            raise
+        raise UserError(
+            f"{name}: the checkpoint holds weights of another shape than its config says. "
+            "Use a complete safetensors checkpoint"
+        ) from error
+    return model, info
 
 
 def _cut(config: "PretrainedConfig", layer: int, name: str) -> None:

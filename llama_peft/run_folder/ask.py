@@ -22,7 +22,7 @@ def predict_one(
         example = QuestionExample(
             id="one", context=context or "", question=question or "", answers=()
         )
-    (found,) = predict(tuned, [example])
+    ((found,),) = predict(tuned, [example])
     if found.probabilities is not None:
         return {
             "prediction": found.prediction,

@@ -1,315 +1,286 @@
-"""A model with a head or an adapter, and examples, to predictions: the same code for one text and for a test set.
+"""From a model and examples to predictions: the same code for one text and for a test set.
 
-Every function yields in the order that it computes (longest first, so that a batch which does not fit fails at once), one
-prediction an example, and returns nothing for no example.
+Every function yields lists of predictions, one list for the examples that were computed together.
+The longest examples come first, so that a batch that does not fit in memory fails at once.
 """
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from llama_peft.data import Example, QuestionExample, TextExample
-from llama_peft.recipe import Recipe
-from llama_peft.tokens import spans
+from llama_peft.recipe import Eval, Recipe
+from llama_peft.run_folder.self_check import input_ids
+from llama_peft.run_folder.weights import TunedModel
+from llama_peft.tokens import generate, spans
 from llama_peft.tokens.batches import batches, grouped, pad
 from llama_peft.tokens.prompts import Encoded, PromptEncoder, parse_answer
+from llama_peft.tokens.spans import Window
 
 if TYPE_CHECKING:
-    from llama_peft.run_folder.weights import TunedModel
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
-Shots = Callable[[Example], Sequence[Any]]
-"""The worked examples that stand before an example in a prompt."""
+Shots = Callable[[Example], Sequence[Example]]
+"""Returns the worked examples that come before an example in a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """What a model says of one example. `prediction` is a label's name or an answer, "" for no answer."""
+    """A model's output for one example."""
 
     id: str
     prediction: str
+    """The name of a label, or an answer; "" means no answer."""
     probabilities: tuple[float, ...] | None = None
-    """Of each label, in the labels' order (classification)."""
+    """The probability of each label, in the order of the labels (classification)."""
     no_answer_probability: float | None = None
     raw: str = ""
     """The model's output before it was parsed."""
-    more: bool = False
-    """Whether predictions of the same batch follow: what is cut off there is computed again with its batch, bit for bit."""
+
+
+class HasIds(Protocol):
+    """A part of a question's passage that a model reads at once."""
+
+    @property
+    def input_ids(self) -> tuple[int, ...]: ...
+
+
+Piece = TypeVar("Piece", bound=HasIds)
+
+
+class ScoredWindow(NamedTuple):
+    """A window, and the scores of its tokens as the start and as the end of an answer."""
+
+    window: Window
+    starts: list[float]
+    ends: list[float]
 
 
 def predict(
-    run: "TunedModel",
-    examples: Sequence[Example],
-    batch_size: int | None = None,
-    engine: "Engine | None" = None,
-) -> Iterator[Prediction]:
-    """Predictions of a finished run; `engine` is how a generative one decodes."""
-    recipe = run.recipe
+    tuned: TunedModel, examples: Sequence[Example], batch_size: int | None = None
+) -> Iterator[list[Prediction]]:
+    """Yield the predictions of a finished run."""
+    recipe, kind = tuned.recipe, tuned.recipe.kind
     size = batch_size or recipe.train.per_device_eval_batch_size
-    if recipe.task == "classification":
-        texts = [example for example in examples if isinstance(example, TextExample)]
-        return classify(run.model, run.encoder, texts, run.labels, recipe, size)
-    questions = [example for example in examples if isinstance(example, QuestionExample)]
-    if recipe.task == "extractive_qa":
-        return read_spans(run.model, run.encoder, questions, recipe, size)
-    return write_answers(run.model, run.encoder, questions, recipe, size, engine)
+    if kind.has_labels:
+        return classify(tuned, texts(examples), size)
+    if kind.head is not None:
+        return read_spans(tuned, questions(examples), size)
+    return write_answers(tuned.model, tuned.encoder, questions(examples), recipe, size)
+
+
+def texts(examples: Sequence[Example]) -> list[TextExample]:
+    """Return the examples that are texts."""
+    return [example for example in examples if isinstance(example, TextExample)]
+
+
+def questions(examples: Sequence[Example]) -> list[QuestionExample]:
+    """Return the examples that are questions."""
+    return [example for example in examples if isinstance(example, QuestionExample)]
 
 
 def classify(
-    model: Any,
-    encoder: PromptEncoder,
-    examples: Sequence[TextExample],
+    tuned: TunedModel, examples: Sequence[TextExample], batch_size: int
+) -> Iterator[list[Prediction]]:
+    """Yield the label that the classification head gives each text."""
+    encoder, max_length = tuned.encoder, tuned.recipe.train.max_length
+    rows = [(example.id, encoder.head_input(example.text, max_length)) for example in examples]
+    order = range(len(tuned.labels))
+    pad_id = encoder.tokenizer.pad_token_id
+    return classify_rows(tuned.model, rows, tuned.labels, order, pad_id, batch_size)
+
+
+def classify_rows(
+    model: "PreTrainedModel",
+    rows: Sequence[tuple[str, Sequence[int]]],
     labels: Sequence[str],
-    recipe: Recipe,
+    order: Sequence[int],
+    pad_id: int,
     batch_size: int,
-) -> Iterator[Prediction]:
-    """The classification head's label of each text."""
+) -> Iterator[list[Prediction]]:
+    """Yield the likeliest label of each row of token ids.
+
+    order: the number of the model's output for each of the labels.
+    """
     import torch
 
-    max_length = recipe.train.max_length
-    rows = [(example.id, encoder.head_input(example.text, max_length)) for example in examples]
     for batch in batches(rows, batch_size):
-        input_ids, mask = pad([ids for _, ids in batch], encoder.tokenizer.pad_token_id)
+        ids, mask = pad([ids for _, ids in batch], pad_id)
         with torch.inference_mode():
-            logits = model(
-                input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device)
-            ).logits
-        for (id_, _), row in zip(batch, logits.float().softmax(-1).tolist(), strict=True):
-            best = max(range(len(labels)), key=row.__getitem__)
-            yield Prediction(
-                id=id_,
-                prediction=labels[best],
-                probabilities=tuple(row),
-                more=id_ != batch[-1][0],
-            )
+            output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+        shares = output.logits[:, list(order)].float().softmax(-1).tolist()
+        yield [
+            Prediction(id=id_, prediction=labels[row.index(max(row))], probabilities=tuple(row))
+            for (id_, _), row in zip(batch, shares, strict=True)
+        ]
 
 
 def read_spans(
-    model: Any,
-    encoder: PromptEncoder,
-    examples: Sequence[QuestionExample],
-    recipe: Recipe,
-    batch_size: int,
-) -> Iterator[Prediction]:
-    """The span head's best answer over all windows of each question; "" where "no answer" scores higher."""
+    tuned: TunedModel, examples: Sequence[QuestionExample], batch_size: int
+) -> Iterator[list[Prediction]]:
+    """Yield the best answer of the span head for each question."""
     import torch
 
-    train = recipe.train
+    model, encoder, train = tuned.model, tuned.encoder, tuned.recipe.train
+
+    def score(windows: Sequence[Window]) -> Iterator[ScoredWindow]:
+        ids, mask = pad([w.input_ids for w in windows], encoder.tokenizer.pad_token_id)
+        allowed, _ = pad([w.span_mask() for w in windows], 0)
+        with torch.inference_mode():
+            output = model(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                span_mask=allowed.to(model.device),
+            )
+        starts = output.start_logits.float().tolist()
+        ends = output.end_logits.float().tolist()
+        return map(ScoredWindow, windows, starts, ends)
+
     rows = [
         (example, list(spans.windows(encoder, example, train.max_length, train.doc_stride)))
         for example in examples
     ]
-    rows.sort(key=lambda row: -sum(len(window.input_ids) for window in row[1]))
-    for group in grouped(rows, batch_size):
-        windows = [window for _, its in group for window in its]
-        starts: list[list[float]] = []
-        ends: list[list[float]] = []
-        for first in range(0, len(windows), batch_size):
-            part = windows[first : first + batch_size]
-            input_ids, mask = pad([w.input_ids for w in part], encoder.tokenizer.pad_token_id)
-            allowed, _ = pad([w.span_mask() for w in part], 0)
-            with torch.inference_mode():
-                output = model(
-                    input_ids=input_ids.to(model.device),
-                    attention_mask=mask.to(model.device),
-                    span_mask=allowed.to(model.device),
-                )
-            starts += output.start_logits.float().tolist()
-            ends += output.end_logits.float().tolist()
-        first = 0
-        for example, its in group:
-            best = spans.best_span(
-                its,
-                starts[first : first + len(its)],
-                ends[first : first + len(its)],
-                example.context,
-                recipe.eval.n_best_size,
-                recipe.eval.max_answer_length,
-            )
-            first += len(its)
-            yield Prediction(
-                id=example.id,
-                prediction=best.text if best.no_answer_probability <= 0.5 else "",
-                no_answer_probability=best.no_answer_probability,
-                raw=best.text,
-                more=example.id != group[-1][0].id,
-            )
+    return best_answers(rows, score, tuned.recipe.eval, batch_size)
+
+
+def best_answers(
+    rows: Sequence[tuple[QuestionExample, list[Piece]]],
+    score: Callable[[Sequence[Piece]], Iterable[ScoredWindow]],
+    settings: Eval,
+    batch_size: int,
+) -> Iterator[list[Prediction]]:
+    """Yield the best answer over all windows of each question; "" if "no answer" scores higher.
+
+    rows: questions with their windows. score: computes at most `batch_size` windows at once.
+    """
+    ordered = sorted(rows, key=lambda row: -sum(len(piece.input_ids) for piece in row[1]))
+    for group in grouped(ordered, batch_size):
+        pieces = [piece for _, its in group for piece in its]
+        parts = (pieces[i : i + batch_size] for i in range(0, len(pieces), batch_size))
+        scored = iter([window for part in parts for window in score(part)])
+        yield [
+            _best_answer(example, list(islice(scored, len(its))), settings)
+            for example, its in group
+        ]
+
+
+def _best_answer(
+    example: QuestionExample, scored: Sequence[ScoredWindow], settings: Eval
+) -> Prediction:
+    best = spans.best_span(
+        [one.window for one in scored],
+        [one.starts for one in scored],
+        [one.ends for one in scored],
+        example.context,
+        settings.n_best_size,
+        settings.max_answer_length,
+    )
+    return Prediction(
+        id=example.id,
+        prediction=best.text if best.no_answer_probability <= 0.5 else "",
+        no_answer_probability=best.no_answer_probability,
+        raw=best.text,
+    )
 
 
 def write_answers(
-    model: Any,
+    model: "PreTrainedModel",
     encoder: PromptEncoder,
     examples: Sequence[QuestionExample],
     recipe: Recipe,
     batch_size: int,
-    engine: "Engine | None" = None,
-    shots: "Shots | None" = None,
-) -> Iterator[Prediction]:
-    """The answers that a causal model writes, greedily; `shots` gives a question's worked examples.
+    shots: Shots | None = None,
+) -> Iterator[list[Prediction]]:
+    """Yield the answers that a causal model writes greedily.
 
-    `no_answer_probability` is what the model gives to the no-answer phrase as the whole answer. Questions of one context
-    stay together, so that an engine that shares prefixes can.
+    `no_answer_probability` is the probability of the no-answer phrase as the whole answer.
+    Questions on one context stay together, so that what they share can be computed once.
     """
-    engine = engine or PLAIN
+    decoding = recipe.eval.decoding
     stop = {encoder.end_id, encoder.tokenizer.eos_token_id}
-    if encoder.newline_ends:  # `parse_answer` reads nothing beyond the first line
+    if encoder.newline_ends:  # `parse_answer` reads only the first line
         stop |= encoder.newline_ids
     no_answer = (*encoder.continuation(recipe.prompt.no_answer), encoder.end_id)
-    ordered = sorted(examples, key=lambda example: (-len(example.context), example.context))
-    limit = positions(model)
-    every, cut = [], 0
-    for example in ordered:
-        ids, whole = _fitted(encoder, recipe, example, shots, limit)
-        every.append(Encoded(example.id, ids))
-        cut += not whole
-    warn_of_cuts(cut, len(every), "passages", f"the model's {limit} positions")
+    every = _prompts(model, encoder, examples, recipe, shots)
     size = 4 * batch_size
     for first in range(0, len(every), size):
         prompts = every[first : first + size]
         written = dict(
-            engine.greedy(
-                model, prompts, stop_token_ids=stop, max_new_tokens=recipe.eval.max_new_tokens
+            generate.greedy(
+                model,
+                prompts,
+                decoding=decoding,
+                stop_token_ids=stop,
+                max_new_tokens=recipe.eval.max_new_tokens,
             )
         )
-        scores = engine.loglikelihoods(model, [(p.prompt, no_answer) for p in prompts])
-        for prompt, score in zip(prompts, scores, strict=True):
-            raw = encoder.text(list(written[prompt.id]))
-            yield Prediction(
+        requests = [(prompt.prompt, no_answer) for prompt in prompts]
+        scores = generate.loglikelihoods(model, requests, decoding=decoding)
+        raws = [encoder.text(list(written[prompt.id])) for prompt in prompts]
+        yield [
+            Prediction(
                 id=prompt.id,
                 prediction=parse_answer(raw, recipe.prompt.no_answer),
                 no_answer_probability=math.exp(score),
                 raw=raw,
-                more=prompt.id != prompts[-1].id,
             )
+            for prompt, raw, score in zip(prompts, raws, scores, strict=True)
+        ]
 
 
-def positions(model: Any) -> int | None:
-    """The most tokens that a model reads; None where its config sets no bound (Bloom has none, XLNet says -1)."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return found if found is not None and found > 0 else None
+def _prompts(
+    model: "PreTrainedModel",
+    encoder: PromptEncoder,
+    examples: Sequence[QuestionExample],
+    recipe: Recipe,
+    shots: Shots | None,
+) -> list[Encoded]:
+    """Return the prompts of questions, long contexts first. Logs how many are cut."""
+    limit = generate.positions(model)
+    prompts, cut = [], 0
+    for example in sorted(examples, key=lambda example: (-len(example.context), example.context)):
+        ids, whole = question_prompt(encoder, recipe, example, shots, limit)
+        prompts.append(Encoded(example.id, ids))
+        cut += not whole
+    warn_of_cuts(cut, len(prompts), "passages", f"the model's {limit} positions")
+    return prompts
 
 
 def warn_of_cuts(cut: int, total: int, what: str, limit: str) -> None:
-    """Say in one line how many texts lose their end: a score on them is of less than the data."""
+    """Log in one line how many texts lose their end, because the model cannot read them whole."""
     if cut:
         log.warning("%d of %d %s are cut to %s", cut, total, what, limit)
 
 
-def _fitted(
+def question_prompt(
     encoder: PromptEncoder,
     recipe: Recipe,
     example: QuestionExample,
-    shots: "Shots | None",
+    shots: Shots | None,
     limit: int | None,
 ) -> tuple[tuple[int, ...], bool]:
-    """The generative prompt with room for the answer behind it, and whether it holds its whole passage."""
-    worked = shots(example) if shots else ()
+    """Return the generative prompt of a question, and whether it holds the whole passage.
+
+    limit: the model's positions. They leave room for the answer.
+    """
+    worked = questions(shots(example)) if shots else []
     ids = encoder.question(example, shots=worked)
     if limit is None or len(ids) <= limit - recipe.eval.max_new_tokens:
         return ids, True
     return encoder.question(example, limit - recipe.eval.max_new_tokens, worked), False
 
 
-def verbalizer_prompt(
-    encoder: PromptEncoder,
-    recipe: Recipe,
-    example: TextExample,
-    labels: Sequence[str],
-    shots: "Shots | None",
-    limit: int | None,
-) -> tuple[tuple[int, ...], bool]:
-    """The prompt that the LM head continues with a verbalizer, with room for the longest, and whether it holds its whole text."""
-    words = recipe.prompt.verbalizers or labels
-    worked = [(shot.text, words[shot.label]) for shot in (shots(example) if shots else ())]
-    longest = max(len(encoder.continuation(word)) for word in words)
-    whole = encoder.zero_shot(example.text, shots=worked)
-    room = len(whole) if limit is None else limit - longest
-    ids = encoder.zero_shot(example.text, recipe.train.max_length, worked, room)
-    return ids, ids == whole
-
-
-def prompt_text(
-    encoder: PromptEncoder,
-    recipe: Recipe,
-    example: Example,
-    zero_shot: bool = False,
-    labels: Sequence[str] = (),
-    shots: "Shots | None" = None,
-    limit: int | None = None,
-) -> str:
-    """What the model reads of an example, as text with its control tokens; zero_shot: for the LM head, limit: its positions."""
-    if isinstance(example, QuestionExample):
-        if recipe.task == "extractive_qa" and not zero_shot:
-            first = next(
-                spans.windows(encoder, example, recipe.train.max_length, recipe.train.doc_stride)
-            )
-            ids = first.input_ids
-        else:
-            ids, _ = _fitted(encoder, recipe, example, shots, limit)
-    elif zero_shot:
-        ids, _ = verbalizer_prompt(encoder, recipe, example, labels, shots, limit)
+def prompt_text(tuned: TunedModel, example: Example) -> str:
+    """Return what a tuned model reads of an example, as text with its control tokens."""
+    encoder, recipe = tuned.encoder, tuned.recipe
+    if isinstance(example, QuestionExample) and recipe.kind.head is None:
+        limit = generate.positions(tuned.model)
+        ids, _ = question_prompt(encoder, recipe, example, None, limit)
     else:
-        ids = encoder.head_input(example.text, recipe.train.max_length)
+        ids = input_ids(encoder, recipe, example)
     return str(encoder.tokenizer.decode(ids))
-
-
-class Engine(NamedTuple):
-    """How a causal model writes and scores continuations: one by one here, or with shared prefixes in `eval.generation`."""
-
-    greedy: Callable[..., Iterator[tuple[str, tuple[int, ...]]]]
-    loglikelihoods: Callable[..., list[float]]
-
-
-def greedy_plain(
-    model: Any,
-    prompts: Sequence[Encoded],
-    *,
-    stop_token_ids: Collection[int],
-    max_new_tokens: int,
-    batch_size: int = 1,
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(id, generated ids) by `model.generate`, on left-padded batches of like length; ends with the first stop id.
-
-    A token may hold a line break and the text before it (".\\n"), so the one that stops belongs to the answer.
-    """
-    import torch
-    from transformers import GenerationConfig
-
-    stop = sorted(stop_token_ids)
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
-    )
-    for batch in batches([(prompt.id, prompt.prompt) for prompt in prompts], batch_size):
-        input_ids, mask = pad([ids for _, ids in batch], stop[0], left=True)
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=settings,
-            )
-        written = output[:, input_ids.shape[1] :].tolist()
-        for (id_, _), ids in zip(batch, written, strict=True):
-            last = next((i for i, token in enumerate(ids) if token in stop_token_ids), len(ids))
-            yield id_, tuple(ids[: last + 1])
-
-
-def loglikelihoods_plain(
-    model: Any, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[float]:
-    """log p(continuation | prompt) of each (prompt, continuation), one a forward pass."""
-    import torch
-
-    scores = []
-    for prompt, continuation in requests:
-        ids = torch.tensor([[*prompt, *continuation]], device=model.device)
-        with torch.inference_mode():
-            logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-            each = logits.float().log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])
-        scores.append(each.sum().item())
-    return scores
-
-
-PLAIN = Engine(greedy_plain, loglikelihoods_plain)

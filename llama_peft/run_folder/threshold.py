@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import THRESHOLD
-from llama_peft.run_folder.record import Stored, read_record
+from llama_peft.run_folder.record import Stored, TrainingRecord, read_record
 from llama_peft.system.files import read_summed, write_summed
 
 UNFITTED = 0.5
@@ -30,10 +30,11 @@ def write_threshold(folder: Path, threshold: Threshold) -> None:
     write_summed(folder / THRESHOLD, threshold.model_dump(mode="json"))
 
 
-def read_threshold(folder: Path) -> Threshold | None:
+def read_threshold(folder: Path, record: TrainingRecord | None = None) -> Threshold | None:
     """The threshold that a run was evaluated with; None before its evaluation.
 
-    Raises UserError if the file is damaged, or belongs to other weights than the run's.
+    record: the run's training record, if the caller has read it already. Raises UserError if the file is damaged, or
+    belongs to other weights than the run's.
     """
     path = folder / THRESHOLD
     if not path.is_file():
@@ -43,7 +44,7 @@ def read_threshold(folder: Path) -> Threshold | None:
         if not -1 <= found.no_answer_threshold <= 1:
             raise ValueError("it is not a probability")
         weights = found.adapter_sha256
-        if weights is not None and weights not in read_record(folder).files.values():
+        if weights is not None and weights not in (record or read_record(folder)).files.values():
             raise ValueError("it belongs to other weights")
     except (OSError, ValueError, UserError):
         raise UserError(

@@ -58,7 +58,8 @@ def run_of(
 def outputs(folder: Path) -> dict[str, Any]:
     run = runs.load(folder)
     dataset = data.load(run.recipe)
-    return {p.id: p for p in predict.predict(run, dataset.parts["test"])}
+    batches = predict.predict(run, dataset.parts["test"])
+    return {p.id: p for batch in batches for p in batch}
 
 
 @pytest.mark.parametrize(("task", "lora"), CASES)
