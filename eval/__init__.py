@@ -12,6 +12,7 @@ called.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -53,16 +54,20 @@ def evaluate(
         from . import harness
         from .job import make_job
 
+        file = str(data) if isinstance(data, str | Path) else None
         job = make_job(
             task,
             None if model is None else str(model),
-            data,
+            file,
             list(splits) or None,
             limit,
             None if output is None else Path(output),
             list(overrides),
             kind,
         )
+        if data is not None and file is None:
+            folder = job.output if output else job.output.with_name(f"{job.output.name}-rows")
+            job = replace(job, data_file=data, output=folder)
         return harness.run(job)
 
 
@@ -78,13 +83,14 @@ def score(
     from llama_peft.system.quiet import python_face
 
     with python_face():
-        from . import scoring
         from .job import make_job
+        from .predictions_file import score_file
 
         file = Path(predictions)
         folder = Path(output) if output else file.with_name(f"{file.stem}-scores")
-        job = make_job(task, None, data, None, None, folder, list(overrides))
-        return scoring.score_file(job, file, None)
+        truth = None if data is None else str(data)
+        job = make_job(task, None, truth, None, None, folder, list(overrides))
+        return score_file(job, file, None)
 
 
 def compare(

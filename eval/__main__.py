@@ -11,7 +11,7 @@ import typer
 from llama_peft import cli
 from llama_peft.errors import UserError
 
-from .kinds import Kind
+from .predictors.kinds import Kind
 
 if TYPE_CHECKING:
     from .job import Job
@@ -97,14 +97,14 @@ def run(
 def _evaluate(jobs: "list[Job]", show: int) -> None:
     """Evaluate the jobs in turn. If one fails, the table of those before it is still shown."""
     from . import harness
-    from .predictors.open import check_model
+    from .predictors.recognise import identify
 
-    for job in jobs[1:]:  # the first one is checked when it starts
-        check_model(job.model, job.recipe, job.kind)
+    # A model that cannot be evaluated is refused before the first one starts.
+    subjects = [identify(job.model, job.recipe, job.kind) for job in jobs]
     finished: list[Path] = []
     try:
-        for job in jobs:
-            harness.run(job, show, again=len(jobs) == 1)
+        for job, subject in zip(jobs, subjects, strict=True):
+            harness.run(job, show, len(jobs) == 1, subject)
             finished.append(job.output)
     finally:
         if finished:
@@ -117,8 +117,8 @@ def _check_folders(jobs: "list[Job]") -> None:
         for other in jobs[:number]:
             if job.output.resolve() == other.output.resolve():
                 raise UserError(
-                    f"{other.model} and {job.model} would both write their results to {job.output}: "
-                    "evaluate them one at a time, each with its own --output"
+                    f"{job.output}: {other.model} and {job.model} would both write their results "
+                    "here; evaluate them one at a time, each with its own --output"
                 )
 
 
@@ -166,12 +166,12 @@ def score(
     ] = None,
 ) -> None:
     """Score predictions from a file, without loading a model."""
-    from . import scoring
     from .job import make_job
+    from .predictions_file import score_file
 
     folder = output or predictions.with_name(f"{predictions.stem}-scores")
     job = make_job(task, None, data, split, None, folder, overrides or [])
-    scoring.score_file(job, predictions, no_answer_probabilities)
+    score_file(job, predictions, no_answer_probabilities)
     _print_table([folder])
 
 

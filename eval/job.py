@@ -1,36 +1,41 @@
-"""From the command line's words to what is measured, checked before anything heavy is imported."""
+"""What is evaluated, from the words of the command line, and where its results go."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from llama_peft.data import Rows, is_file_name
 from llama_peft.errors import UserError
-from llama_peft.recipe import Recipe, load_recipe
+from llama_peft.recipe import Recipe, Source, load_recipe
+from llama_peft.run_folder.layout import RECIPE, TUNED, ZERO_SHOT
+from llama_peft.run_folder.run import is_run
 
-from .kinds import Kind
+from .predictors.kinds import Kind
 
-MEASURED = ("eval.", "dataset.", "train.per_device_eval_batch_size")
-"""Keys that a measurement of a run may choose, by their beginnings."""
-_CHOOSING = ("eval.splits", "eval.limit", "eval.num_fewshot")
-"""Keys that a folder's name tells in words of their own."""
+OWN_KEYS = ("eval.", "dataset.", "train.per_device_eval_batch_size")
+"""The beginnings of the keys that an evaluation of a run may set. The others were fixed by training."""
+_NAMED = ("eval.splits", "eval.limit", "eval.num_fewshot")
+"""Keys that have words of their own in the name of a folder."""
 _CHANGING = (
     "model.", "quantization.", "prompt.", "eval.", "dataset.", "train.max_length", "train.doc_stride",
 )  # fmt: skip
+"""The beginnings of the keys that change the results of a model that is not fine-tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is measured: the recipe's parts, or one file."""
+    """One model to evaluate on the parts of a recipe, or on one file."""
 
     recipe: Recipe
     model: str
     output: Path
     kind: Kind | None = None
-    """None: seen from the model's files."""
-    data_file: str | None = None
-    """A file or a Hub data set's name."""
+    """What the model is; None if its files tell."""
+    given: Mapping[str, Rows] | None = None
+    """Rows from Python by part. They replace what the recipe says about that part."""
+    data_file: "str | Rows | None" = None
+    """A file, the name of a Hub data set, or rows from Python, in place of the recipe's parts."""
     data_split: str | None = None
     """The split of that data set; None takes its test split."""
     limit: int | None = None
@@ -39,12 +44,12 @@ class Job:
 
     @property
     def sample_size(self) -> int | None:
-        """The limit, or the recipe's; None for all."""
+        """The limit, or that of the recipe; None for all examples."""
         return self.limit or self.recipe.eval.limit
 
 
 def make_job(
-    task: str | None,
+    task: Source | None,
     model: str | None,
     data_file: str | None,
     splits: list[str] | None,
@@ -53,29 +58,32 @@ def make_job(
     overrides: list[str],
     kind: Kind | None = None,
 ) -> Job:
-    """Fill in what was not said: a run folder brings its own recipe, a recipe its own base and output folder."""
+    """Return the job that a command asks for.
+
+    A run has its own recipe, and a recipe its own base. Without `output`, the folder is named by
+    `folder_words`.
+    """
     if task is None and model is None:
-        raise UserError("say what to measure: --task sst2|squad|RECIPE, or --model RUN_FOLDER")
+        raise UserError(
+            "nothing says what to evaluate; name a recipe with --task, or a run with --model"
+        )
     if data_file is not None and not data_file.strip():
-        raise UserError("--data is empty: name a file, or a data set on the Hub")
-    name, model = model, _folder_of(model, task)
-    fetched = name != model
-    own = Path(model, "recipe.yaml") if model is not None else None
+        raise UserError("--data is empty; name a file, or a data set on the Hub")
+    name, model = model, _local(model, task)
     if task is None:
-        if own is None or not own.is_file():
-            raise UserError(f"{model} is no run folder, so --task must say what to measure it on")
-        task = str(own)
+        if model is None or not is_run(model):
+            raise UserError(f"{model} is not a run folder; name the recipe to use with --task")
+        task = str(Path(model, RECIPE))
         _check_fixed(str(name), overrides)
     data_split = _data_split(data_file, splits) if data_file and splits else None
     if splits and not data_file:
         overrides = [*overrides, f"eval.splits=[{', '.join(splits)}]"]
     recipe = load_recipe(task, overrides)
     if output is None:
-        folder = Path("runs", slug(str(name)), "tuned") if fetched else _folder(recipe, model)
-        plain = [text for text in overrides if not text.strip().startswith(_CHOOSING)]
+        own = Path("runs", slug(str(name)), TUNED) if name != model else _folder(recipe, model)
         data_words = [Path(data_file).stem, *filter(None, [data_split])] if data_file else []
-        words = _what_differs(recipe, load_recipe(task, plain), own, data_words, limit, overrides)
-        output = folder.with_name("-".join([folder.name, *words]))
+        words = folder_words(recipe, task, model, data_words, limit, overrides)
+        output = own.with_name("-".join([own.name, *words]))
     return Job(
         recipe=recipe,
         model=model or recipe.model.model_name_or_path,
@@ -84,34 +92,39 @@ def make_job(
         data_file=data_file,
         data_split=data_split,
         limit=limit,
-        fetched=fetched,
+        fetched=name != model,
     )
 
 
-def _data_split(data_file: str, splits: list[str]) -> str:
-    """The split of a Hub data set that --data names."""
-    from llama_peft.data import is_file_name
-
+def _data_split(data_file: str, splits: Sequence[str]) -> str:
+    """Return the split of a Hub data set that --data names."""
     if is_file_name(data_file):
-        raise UserError("--split is of the recipe's data and --data another file: give one of them")
+        raise UserError(
+            f"--split {splits[0]} names a part of the recipe's data, but --data names another "
+            "file; give one of them"
+        )
     if len(splits) > 1:
-        raise UserError(f"{data_file} is measured on one split: give one --split")
+        raise UserError(
+            f"--split: {data_file} can be evaluated on one split only; give one --split"
+        )
     return splits[0]
 
 
-def _check_fixed(run: str, overrides: list[str]) -> None:
-    """Refuse overrides that would be written into the results and change nothing: what training fixed stays."""
-    fixed = [text for text in overrides if not text.strip().startswith(MEASURED)]
+def _check_fixed(run: str, overrides: Sequence[str]) -> None:
+    """Refuse overrides that would be in the results without an effect, because training fixed them."""
+    fixed = [text for text in overrides if not text.strip().startswith(OWN_KEYS)]
     if fixed:
         raise UserError(
-            f"override {fixed[0]}: {run} was trained otherwise; a measurement takes {', '.join(MEASURED)}"
+            f"override {fixed[0]}: the training of {run} fixed this key; an evaluation can set only "
+            f"{', '.join(OWN_KEYS)}"
         )
 
 
-def _folder_of(model: str | None, task: str | None) -> str | None:
-    """A pushed run's name as the folder that it was fetched to; every other name as it is.
+def _local(model: str | None, task: Source | None) -> str | None:
+    """Return the folder that a pushed run is downloaded to. Every other name stays as it is.
 
-    With a task the name may be any model's, and what is wrong with it is said when it is opened.
+    With a task, the name may be that of any model, so what is wrong with it is said when it is
+    opened.
     """
     if model is None or Path(model).exists():
         return model
@@ -128,30 +141,42 @@ def _folder_of(model: str | None, task: str | None) -> str | None:
 
 
 def _folder(recipe: Recipe, model: str | None) -> Path:
-    """A run's own `tuned`, or a folder in the recipe's run named after what is measured."""
-    if model is not None and Path(model, "recipe.yaml").is_file():
-        return Path(model) / "tuned"
+    """Return the folder of results before `folder_words` are added to its name.
+
+    It is `tuned` in a run. For another model it is in the run folder of the recipe, and its name
+    tells the worked examples and the model.
+    """
+    if model is not None and is_run(model):
+        return Path(model) / TUNED
     shots = recipe.eval.num_fewshot
-    name = f"{shots}-shot" if shots else "zero-shot"
+    name = f"{shots}-shot" if shots else ZERO_SHOT
     if model not in (None, recipe.model.model_name_or_path):
         name += f"-{slug(str(model))}"
     return Path(recipe.run_folder) / name
 
 
-def _what_differs(
+def folder_words(
     recipe: Recipe,
-    plain: Recipe,
-    own: Path | None,
-    data_words: list[str],
+    task: Source,
+    model: str | None,
+    data_words: Sequence[str],
     limit: int | None,
-    overrides: list[str],
+    overrides: Sequence[str],
 ) -> Iterator[str]:
-    """What tells a measurement from the plain one of its model, in whose folder it must not lie.
+    """Yield the words that a default folder's name gets, so that no evaluation replaces another.
 
-    plain: the recipe without such choices. own: where a run's own recipe would be. data_words: what names
-    the data of --data.
+    `zero-shot` and `tuned` are the plain evaluations of a recipe. What differs from them is added,
+    joined by hyphens, in this order:
+
+    - the name of the recipe, if it is not the run's own
+    - the file or the data set, and its split: `data_words`
+    - the parts, if they are not those of the recipe: `validation`, `test-validation`
+    - the limit: `limit-5`, or `no-limit` if the recipe has one
+    - each override that changes the results, by its key and value: `max_length-200`
     """
-    if own is not None and own.is_file() and load_recipe(own).name != recipe.name:
+    run = Path(model) if model is not None and is_run(model) else None
+    plain = load_recipe(task, [text for text in overrides if not _starts(text, _NAMED)])
+    if run is not None and load_recipe(run / RECIPE).name != recipe.name:
         yield recipe.name
     yield from data_words
     if recipe.eval.splits != plain.eval.splits:
@@ -159,32 +184,39 @@ def _what_differs(
     limit = limit or recipe.eval.limit
     if limit != plain.eval.limit:
         yield f"limit-{limit}" if limit else "no-limit"
-    others = [text for text in map(str.strip, overrides) if not text.startswith(_CHOOSING)]
-    if own is not None and own.is_file():  # what else a measurement of the run chose
-        others = [text for text in others if text.startswith(("eval.", "dataset."))]
-    else:  # what another training than the one that the folder holds would choose
-        its = _trained(Path(recipe.run_folder)) or recipe
-        others = [text for text in others if text.startswith(_CHANGING)]
-        others = [text for text in others if _value(text, recipe) != _value(text, its)]
-    yield from (slug(text.partition(".")[2] or text)[:60] for text in others)
+    for text in map(str.strip, overrides):
+        if not _starts(text, _NAMED) and _changes(text, recipe, run):
+            yield slug(text.partition(".")[2] or text)[:60]
+
+
+def _changes(override: str, recipe: Recipe, run: Path | None) -> bool:
+    """Whether an override makes other results than those that its folder would hold without it."""
+    if run is not None:
+        return _starts(override, ("eval.", "dataset."))
+    trained = _trained(Path(recipe.run_folder)) or recipe
+    return _starts(override, _CHANGING) and _value(override, recipe) != _value(override, trained)
+
+
+def _starts(override: str, keys: tuple[str, ...]) -> bool:
+    return override.strip().startswith(keys)
 
 
 def _trained(run: Path) -> Recipe | None:
-    """The recipe of a run, where there is one that can be read."""
+    """Return the recipe of a run; None if there is none that can be read."""
     try:
-        return load_recipe(run / "recipe.yaml") if (run / "recipe.yaml").is_file() else None
+        return load_recipe(run / RECIPE) if is_run(run) else None
     except UserError:
         return None
 
 
-def _value(override: str, recipe: Recipe) -> Any:
-    """What a recipe holds at the key of an override."""
-    found: Any = recipe
+def _value(override: str, recipe: Recipe) -> object:
+    """Return the value of a recipe at the key of an override."""
+    found: object = recipe
     for key in override.partition("=")[0].split("."):
         found = getattr(found, key.strip(), None)
     return found
 
 
-def slug(model: str) -> str:
-    """A model's name as a folder's."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model"
+def slug(name: str) -> str:
+    """Return a name as it can be used for a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"

@@ -31,10 +31,18 @@ class PredictionLine(Stored):
 
     id: str
     prediction: str
+    """The name of a label, or an answer; "" means no answer."""
+    probabilities: list[float] | None = None
+    """The probability of each label, in the order of the labels."""
+    no_answer_probability: float | None = None
+    raw: str | None = None
+    """The model's output before it was parsed, if it is known."""
     gold: str | list[str]
-    split: str
+    """The name of the right label, or the right answers: none if there is no answer."""
     text: str = ""
     """The sentence or question, if the file holds it."""
+    split: str
+    """The part of the data that the example belongs to."""
 
 
 def task_name(recipe: str, part: str) -> str:

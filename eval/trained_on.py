@@ -1,50 +1,53 @@
-"""Whether a run is measured on what it was trained on: told by ids, and by what the examples ask."""
+"""Whether a run is evaluated on what it was trained on: by ids, and by what the examples ask."""
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from llama_peft import data
 from llama_peft.data import Example
 from llama_peft.errors import UserError
-from llama_peft.recipe import Recipe, load_recipe
-from llama_peft.run_folder.layout import DATA_SUMS, RECIPE, SPLIT
-from llama_peft.run_folder.record import read_record
+from llama_peft.recipe import Recipe
+from llama_peft.run_folder.layout import DATA_SUMS, SPLIT
+from llama_peft.run_folder.run import Run
 
 from .scoring import Material
 
 log = logging.getLogger(__name__)
 
 
-def check(folder: Path, found: Material, recipe: Recipe, strict: bool) -> dict[str, int] | None:
-    """How many measured examples of each part read the same as one that the run was trained on; None where nothing tells.
+def check(run: Run, found: Material, recipe: Recipe, strict: bool) -> dict[str, int] | None:
+    """Return for each part the number of examples that the run was trained on.
 
-    strict: these are a recipe's data, of which what was trained on is refused (UserError). Rows that stand twice in them,
-    and another file's rows, are only counted and said. The validation part chose the weights and is not looked at.
+    An example counts if it reads the same as one of training. None: the run does not say what it
+    was trained on. The validation part is not checked, because it chose the weights.
+
+    strict: these are the data of a recipe, so ids from training are refused with a UserError, and
+    so are texts from training if the data have changed. Texts that the recipe's data repeat, and
+    the rows of another file, are only counted and logged.
     """
     parts = {part: its for part, its in found.parts.items() if part != "validation"}
-    measured = [example for its in parts.values() for example in its]
-    record = read_record(folder)
-    if record.split_sha256 is None:
-        _check_ids(folder, measured, strict)
+    evaluated = [example for its in parts.values() for example in its]
+    if run.record.split_sha256 is None:
+        _check_ids(run.folder, evaluated, strict)
     elif strict:
-        _check_pushed(folder, record.split_sha256, found)
+        _check_pushed(run.folder, run.record.split_sha256, found)
     now = data.asked_sums(found.dataset) if strict else None
-    then = _recorded(folder) if DATA_SUMS in record.files else now
+    then = _recorded(run.folder) if DATA_SUMS in run.record.files else now
     if then is None:
-        log.warning("%s: whether these examples were trained on cannot be seen", folder)
+        log.warning("%s: this run does not record which examples it was trained on", run.folder)
         return None
-    again = [example.id for example in measured if data.asked_sum(example) in then]
+    again = [example.id for example in evaluated if data.asked_sum(example) in then]
     if again:
         message = (
-            f"{folder}: {len(again)} of {len(measured)} examples read the same as one that it was trained on, "
-            f"first {again[0]}"
+            f"{run.folder}: {len(again)} of {len(evaluated)} examples read the same as an example "
+            f"that this run was trained on (first: {again[0]})"
         )
-        own = load_recipe(folder / RECIPE).dataset
-        if strict and recipe.dataset == own and now != then:
+        if strict and recipe.dataset == run.written.dataset and now != then:
             raise UserError(
-                f"{message}, and the recipe's data have changed since; bring the old ones back, or name a file with "
-                "--data"
+                f"{message}, and the recipe's data have changed since the training; restore the "
+                "old data, or name another file with --data"
             )
         log.warning(message)
     return {part: len({example.id for example in its} & {*again}) for part, its in parts.items()}
@@ -54,27 +57,34 @@ def _recorded(folder: Path) -> set[str]:
     return set((folder / DATA_SUMS).read_text("utf-8").split()[1:])
 
 
-def _check_ids(folder: Path, measured: list[Example], strict: bool) -> None:
-    """Refuse ids that were trained on; of another file, whose ids may coincide by chance, only say so."""
+def _check_ids(folder: Path, evaluated: Sequence[Example], strict: bool) -> None:
+    """Refuse ids from training. In another file, equal ids can be a coincidence, so log them only."""
     try:
         split = json.loads((folder / SPLIT).read_text("utf-8"))
         seen = {*split["train"], *split.get("validation", ())}
     except (OSError, ValueError, KeyError):
         raise UserError(
-            f"{folder / 'split.json'}: missing or damaged, so a leak cannot be ruled out"
+            f"{folder / SPLIT}: this file is missing or damaged, so nothing tells which examples "
+            "the run was trained on; train it again"
         ) from None
-    leaked = [example.id for example in measured if example.id in seen]
-    message = f"{folder}: {len(leaked)} of {len(measured)} examples have ids that it was trained on"
-    if leaked and strict:
-        raise UserError(f"{message}, first {leaked[0]}; measure on its own recipe's split")
-    if leaked:
-        log.warning("%s, first %s", message, leaked[0])
+    known = [example.id for example in evaluated if example.id in seen]
+    message = (
+        f"{folder}: {len(known)} of {len(evaluated)} examples have ids that it was trained on "
+        f"(first: {known[0] if known else ''})"
+    )
+    if known and strict:
+        raise UserError(f"{message}; evaluate it on the split of its own recipe")
+    if known:
+        log.warning(message)
 
 
 def _check_pushed(folder: Path, split_sum: str, found: Material) -> None:
-    """A pushed run has the sum of its split only: the data must give the same split again, whose parts share no id."""
+    """Refuse data whose split differs from that of training.
+
+    A pushed run holds only the sum of its split. The parts of one split share no id.
+    """
     if split_sum != data.split_sum(found.dataset):
         raise UserError(
-            f"{folder}: the recipe's data no longer give the split that it was trained on, so a leak cannot be "
-            "ruled out; measure it on a file with --data"
+            f"{folder}: the recipe's data no longer give the split that this run was trained on, "
+            "so examples from training cannot be excluded; name a file with --data"
         )

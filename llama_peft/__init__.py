@@ -16,8 +16,8 @@ from llama_peft.errors import UserError
 
 if TYPE_CHECKING:
     from llama_peft.data import Rows
+    from llama_peft.inference.ask import Inputs, LoadedRun, Reply
     from llama_peft.recipe import Recipe, Source
-    from llama_peft.run_folder.ask import Inputs, LoadedRun, Reply
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "load_recipe", "load_run", "predict", "train"]
@@ -65,7 +65,7 @@ def load_run(name: str | Path) -> "LoadedRun":
     from llama_peft.system.quiet import python_face
 
     with python_face():
-        from llama_peft.run_folder.ask import load_run as load
+        from llama_peft.inference.ask import load_run as load
 
         return load(name)
 
@@ -81,8 +81,8 @@ def predict(run: "LoadedRun | str | Path", inputs: "Inputs") -> "list[Reply]":
     from llama_peft.system.quiet import python_face
 
     with python_face():
-        from llama_peft.run_folder.ask import LoadedRun
-        from llama_peft.run_folder.ask import load_run as load
+        from llama_peft.inference.ask import LoadedRun
+        from llama_peft.inference.ask import load_run as load
 
         loaded = run if isinstance(run, LoadedRun) else load(run)
         return loaded.predict(inputs)

@@ -172,7 +172,7 @@ def predict(
         raise UserError(
             f"{run} answers questions: write llama-peft predict {run} --question Q --context PASSAGE"
         )
-    from llama_peft.run_folder.ask import load
+    from llama_peft.inference.ask import load
 
     asked = [str(text)] if labels else [(str(question), str(context))]
     (reply,) = load(opened).predict(asked)

@@ -1,7 +1,7 @@
 """The kinds of task: one row each, data only.
 
 What differs between tasks and is a word, a number or a name stands here once. What differs in behaviour is decided in two
-places: where training starts (`training/setup.py`) and where a predictor is opened (`run_folder/predict.py`).
+places: where training starts (`training/setup.py`) and where a predictor is opened (`inference/predict.py`).
 """
 
 from collections.abc import Mapping

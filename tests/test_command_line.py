@@ -236,7 +236,7 @@ def test_finished_results_are_shown_and_kept_when_another_model_fails(
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     words = ["--model", "tiny", "--model", str(broken), "--output", str(tmp_path)]
     code, table, error = evaluate(capsys, monkeypatch, *words)
-    assert code == 2 and "the model's scores are no numbers" in error
+    assert code == 2 and "the model's scores are not numbers" in error
     assert "zero-shot verbalizer" in table
     first = (tmp_path / "tiny/results.json").stat().st_mtime_ns
     assert evaluate(capsys, monkeypatch, *words)[0] == 2

@@ -168,7 +168,7 @@ def load(
     blocks = _blocks_kept(recipe, task)
     if blocks is not None:
         _cut(config, blocks, name)
-    model, info = _from_pretrained(recipe, config, task)
+    model, info = _load_weights(recipe, config, task)
     if blocks is not None:  # the blocks above are not read, on purpose
         left = [key for key in info["unexpected_keys"] if _block(key) < blocks]
         info = {**info, "unexpected_keys": left}
@@ -181,12 +181,11 @@ def load(
     return model.requires_grad_(False).eval()
 
 
-def _from_pretrained(
+def _load_weights(
     recipe: Recipe, config: "PretrainedConfig", task: Task
 ) -> "tuple[PreTrainedModel, LoadingInfo]":
     """Return the model with its weights, and what transformers says about them."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, set_seed
     from transformers.utils import logging as transformers_logging
 
@@ -201,18 +200,34 @@ def _from_pretrained(
         raise UserError(f"{name}: {config.model_type} is not a causal language model") from None
     transformers_logging.disable_progress_bar()  # loading takes seconds
     set_seed(recipe.train.seed)  # the head's first weights are drawn while loading
+    return from_pretrained(
+        auto,
+        name,
+        config=config,
+        revision=recipe.model.revision,
+        dtype=dtype,
+        attn_implementation=recipe.model.attn_implementation,
+        quantization_config=quantization_config(recipe.quantization, dtype),
+        device_map={"": place_of(recipe)},
+    )
+
+
+def from_pretrained(
+    auto: "type[PreTrainedModel]", name: str, **arguments: object
+) -> "tuple[PreTrainedModel, LoadingInfo]":
+    """Return the model of a safetensors checkpoint, and what transformers says about its weights.
+
+    Raises UserError if the checkpoint cannot be read.
+    """
+    from safetensors import SafetensorError
+
     try:
         found: tuple[PreTrainedModel, LoadingInfo] = auto.from_pretrained(
             name,
-            config=config,
-            revision=recipe.model.revision,
-            dtype=dtype,
-            attn_implementation=recipe.model.attn_implementation,
-            quantization_config=quantization_config(recipe.quantization, dtype),
-            device_map={"": place_of(recipe)},
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **arguments,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{name}: {first_line(error)}") from error

@@ -5,7 +5,7 @@ unfinished branch into the same row and cache, side by side. A token sees the pa
 the prompt's tokens up the tree, and the tokens that its own branch has generated. A paragraph is
 never copied for each question. A finished branch is fed no more tokens, and no other branch sees
 its keys. In float32 the result equals `model.generate` prompt by prompt, token for token (the plain
-twin is `greedy_plain` in `run_folder/predict.py`).
+twin is `greedy_plain` in `tokens/generate.py`).
 
     keys      i A q r B s | q1 r1 s1 | q2 s2      r ended at its second token
     query s2  x . . . x x | .  .  x  | .  x

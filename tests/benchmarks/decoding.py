@@ -12,7 +12,7 @@ import torch
 
 from llama_peft.prefix_tree.decode import greedy
 from llama_peft.prefix_tree.pack import pack, packing
-from llama_peft.run_folder.predict import greedy_plain
+from llama_peft.tokens.generate import greedy_plain
 from llama_peft.tokens.prompts import Encoded
 
 from . import measure

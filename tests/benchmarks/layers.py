@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_peft import data, tiny
-from llama_peft.run_folder import predict
+from llama_peft.inference import predict
 from llama_peft.training import fit as training
 from tests.support import runs
 
@@ -69,7 +69,9 @@ def _validated(base: Path, head: dict[str, Any], rows: int, seed: int) -> dict[s
         run = runs.load(training.train(settings))
         examples = data.load(run.recipe).parts["validation"]
         gold = {example.id: run.labels[example.label] for example in examples}  # type: ignore[union-attr,index]
-        right = [p.prediction == gold[p.id] for p in predict.predict(run, examples)]
+        right = [
+            p.prediction == gold[p.id] for batch in predict.predict(run, examples) for p in batch
+        ]
         return {
             "seed": seed,
             "layer": run.recipe.head.layer,

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics.squad_v2 import squad_scores
-from eval.predictors.open import TREE
-from llama_peft.run_folder.predict import write_answers
+from llama_peft.inference.predict import write_answers
 from llama_peft.tokens.prompts import answer_text, without_no_answer
 
 from . import measure
@@ -61,7 +60,8 @@ def run(base: Base, questions: Questions, repeats: int, python: str) -> dict[str
         wall, cpu = time.perf_counter(), time.process_time()
         found = {
             p.id: p
-            for p in write_answers(model, encoder, questions.examples, recipe, 2 * BATCH_SIZE, TREE)
+            for batch in write_answers(model, encoder, questions.examples, recipe, 2 * BATCH_SIZE)
+            for p in batch
         }
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         measured["ours"].samples.append(Sample(wall, cpu, 0, 0))

@@ -1,4 +1,4 @@
-"""What a run was trained on is refused, or told beside its numbers: by ids, and by the texts where ids say nothing."""
+"""What a run was trained on is refused, or told beside its scores: by ids, and by texts if ids say nothing."""
 
 import csv
 import json
@@ -83,7 +83,7 @@ def test_training_rows_in_another_file_are_counted_and_shown(
     job = make_job(None, str(run), str(tmp_path / "mine.csv"), None, None, tmp_path / "out", [])
     results = harness.run(job)
     assert results.config.seen_in_training == {"data": 3}
-    said = "3 of 4 examples read the same as one that it was trained on"
+    said = "3 of 4 examples read the same as an example that this run was trained on"
     assert said in caplog.text
     (table,) = report.compare([tmp_path / "out"])
     assert any("3 of the 4 examples are the same" in note for note in table.notes)
@@ -110,7 +110,7 @@ def test_a_text_that_stands_twice_in_the_data_is_counted(
 
 
 CHOICE = "dataset.max_train_samples=3"
-"""A measurement may choose other data than the training's, of which then nothing has changed."""
+"""An evaluation may choose other data than the training's, and then nothing has changed in them."""
 
 
 def test_the_validation_part_is_not_looked_at(run: Path, tmp_path: Path) -> None:
@@ -134,4 +134,4 @@ def test_a_run_without_a_record_says_that_it_knows_nothing(
     write(tmp_path / "mine.csv", [("A dull film, seen 0 times", 0), ("New.", 1)])
     job = make_job(None, str(copy), str(tmp_path / "mine.csv"), None, None, tmp_path / "out", [])
     assert harness.run(job).config.seen_in_training is None
-    assert "whether these examples were trained on cannot be seen" in caplog.text
+    assert "this run does not record which examples it was trained on" in caplog.text

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from llama_peft.prefix_tree import decode
 from llama_peft.prefix_tree.decode import greedy, loglikelihoods
 from llama_peft.prefix_tree.pack import pack, packing
-from llama_peft.run_folder.predict import greedy_plain, loglikelihoods_plain
+from llama_peft.tokens.generate import greedy_plain, loglikelihoods_plain
 from tests.support.tree_examples import (
     MODELS,
     VOCABULARY,

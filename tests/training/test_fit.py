@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from llama_peft import data
 from llama_peft.errors import UserError
+from llama_peft.inference import predict
 from llama_peft.recipe import GIVEN, Recipe, load_recipe
-from llama_peft.run_folder import predict
 from llama_peft.training import fit as training
 from tests.support import forked, runs
 from tests.support.paths import ROOT
@@ -55,7 +55,8 @@ def run_of(
 def outputs(folder: Path) -> dict[str, Any]:
     run = runs.load(folder)
     dataset = data.load(run.recipe)
-    return {p.id: p for p in predict.predict(run, dataset.parts["test"])}
+    batches = predict.predict(run, dataset.parts["test"])
+    return {p.id: p for batch in batches for p in batch}
 
 
 @pytest.mark.parametrize(("task", "lora"), CASES)

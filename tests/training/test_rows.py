@@ -7,9 +7,9 @@ import pytest
 
 from llama_peft import data
 from llama_peft.errors import UserError
+from llama_peft.inference import predict
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder import predict
 from llama_peft.training import rows
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
+from llama_peft.inference.predict import Prediction, predict
 from llama_peft.run_folder.fetch import run_folder
-from llama_peft.run_folder.predict import Prediction, predict
 from llama_peft.run_folder.run import Run, open_run
 from llama_peft.run_folder.threshold import UNFITTED, read_threshold
 from llama_peft.run_folder.weights import TunedModel, load_tuned
@@ -60,7 +60,8 @@ class LoadedRun:
     def predict(self, inputs: "Inputs") -> list[Reply]:
         """One reply for each input, in the order given. Raises UserError if an input is not what the run was trained on."""
         examples = list(_examples(self.run, inputs))
-        found = {one.id: self._reply(one) for one in predict(self.tuned, examples)}
+        batches = predict(self.tuned, examples)
+        found = {one.id: self._reply(one) for batch in batches for one in batch}
         return [found[example.id] for example in examples]
 
     def _reply(self, found: Prediction) -> Reply:
@@ -97,7 +98,7 @@ def load(run: Run) -> LoadedRun:
 
 
 def _threshold(run: Run) -> float:
-    fitted = read_threshold(run.folder)
+    fitted = read_threshold(run.folder, run.record)
     if fitted is not None:
         return fitted.no_answer_threshold
     if run.recipe.kind.fits_threshold:

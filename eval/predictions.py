@@ -1,0 +1,190 @@
+"""Predictions that reach a file as they are made, so that an interrupted evaluation resumes.
+
+A file is resumed only if it has the same key: the same model, adapter, prompts, data and settings.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+
+from llama_peft.data import Example
+from llama_peft.errors import UserError
+from llama_peft.inference.predict import Prediction
+from llama_peft.model import backbone
+from llama_peft.recipe import Recipe
+from llama_peft.system.files import JsonObject, sha256, write_durably
+from llama_peft.system.memory import free_memory, is_out_of_memory
+
+from .job import Job
+from .predictors.predictor import Predictor
+from .predictors.recognise import Subject
+from .scoring import Material, check_ids, gold
+
+log = logging.getLogger(__name__)
+
+_PREDICTION = TypeAdapter(Prediction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A loaded model with the examples that it is evaluated on."""
+
+    job: Job
+    subject: Subject
+    found: Material
+    predictor: Predictor
+
+
+def evaluation_key(
+    evaluation: Evaluation,
+    parts: Mapping[str, Sequence[Example]],
+    validation: Sequence[Example] = (),
+) -> str:
+    """Return a digest of everything that the predictions of some parts depend on.
+
+    validation: the examples that a threshold is fitted on; with them, the digest covers everything
+    that the scores depend on. What the model reads stands for its template, its tokenizer and the
+    worked examples.
+    """
+    recipe, predictor = evaluation.job.recipe, evaluation.predictor
+    facts, adapter_config = predictor.config, evaluation.subject.adapter_config
+    place = torch.device("cpu") if recipe.train.use_cpu else backbone.device()
+    settings = {
+        "facts": facts.model_dump(include={"model", "base_fingerprint", "adapter_sha256"}),
+        "adapter_config": None if adapter_config is None else sha256(adapter_config),
+        "threshold": threshold_digest(recipe, validation),
+        "kind": predictor.kind,
+        "labels": predictor.labels,
+        "quantization": recipe.quantization.model_dump(),
+        "dtype": recipe.model.dtype or str(backbone.fast_dtype(place)),
+        "attention": recipe.model.attn_implementation,
+        "head": recipe.head.model_dump(),
+        "prompt": recipe.prompt.model_dump(),
+        "eval": recipe.eval.model_dump(exclude={"limit", "splits"}),
+        "lengths": [recipe.train.max_length, recipe.train.doc_stride],
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for part in sorted(parts):
+        for example in sorted(parts[part], key=lambda example: example.id):
+            read = [part, asdict(example), predictor.prompt(example)]
+            digest.update(json.dumps(read, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def threshold_digest(recipe: Recipe, validation: Sequence[Example]) -> str:
+    """Return a digest of what a fitted threshold depends on, beside the model."""
+    settings = [recipe.eval.n_best_size, recipe.eval.max_answer_length]
+    fitted_on = [settings, [example.id for example in validation]]
+    return hashlib.sha256(json.dumps(fitted_on).encode()).hexdigest()
+
+
+def predict(
+    predictor: Predictor, examples: Sequence[Example], partial: Path, key: str, batch_size: int = 32
+) -> list[Prediction]:
+    """Return one prediction for each example. Those in the file `partial` are not computed again.
+
+    If memory runs out, the batch is halved. Raises UserError if even one example does not fit, or
+    if there is not exactly one prediction for each example.
+    """
+    from tqdm import tqdm
+
+    found = _resume(partial, key)
+    if found:
+        log.info("%d of %d predictions exist already", len(found), len(examples))
+    by_id = {example.id: example for example in examples}
+    bar = tqdm(
+        total=len(examples), initial=len(found), desc=predictor.kind, unit="ex", disable=None
+    )
+    with partial.open("a", encoding="utf-8") as file, bar:
+        while waiting := _without(examples, found):
+            try:
+                for batch in predictor.predict(waiting, batch_size):
+                    for number, prediction in enumerate(batch, start=1):
+                        _check_numbers(prediction)
+                        example, more = by_id[prediction.id], number < len(batch)
+                        file.write(_signed(_stored(prediction, example, predictor.labels, more)))
+                        file.flush()
+                        bar.update()
+                    found += batch
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                batch_size = _halved(batch_size)
+            free_memory()
+    check_ids([prediction.id for prediction in found], list(by_id), predictor.kind)
+    return found
+
+
+def _without(examples: Sequence[Example], found: Sequence[Prediction]) -> list[Example]:
+    predicted = {prediction.id for prediction in found}
+    return [example for example in examples if example.id not in predicted]
+
+
+def _check_numbers(prediction: Prediction) -> None:
+    """Refuse scores that are not numbers, because they would make an arbitrary answer the best."""
+    scores = [*(prediction.probabilities or ()), prediction.no_answer_probability or 0.0]
+    if not all(map(math.isfinite, scores)):
+        raise UserError(
+            f"{prediction.id}: the model's scores are not numbers, so there is no prediction; its "
+            "weights are damaged, or model.dtype is too narrow for them"
+        )
+
+
+def _halved(batch_size: int) -> int:
+    if batch_size == 1:
+        raise UserError(
+            "memory is too small for one example at a time: lower train.max_length or "
+            "eval.max_new_tokens, load in 4-bit, or use a smaller base; finished predictions are "
+            "kept"
+        )
+    log.warning("memory ran out; the evaluation goes on with batches of %d", batch_size // 2)
+    return batch_size // 2
+
+
+def _stored(
+    prediction: Prediction, example: Example, labels: Sequence[str], more: bool
+) -> dict[str, object]:
+    """Return the line of an unfinished file for a prediction.
+
+    more: whether other predictions of its batch follow. A batch that is not whole in the file is
+    computed again as a whole, because only then are the results the same, bit for bit.
+    """
+    known = {key: value for key, value in asdict(prediction).items() if value is not None}
+    return {**known, "more": more, "gold": gold(example, labels), "text": example.asked[0]}
+
+
+def _resume(partial: Path, key: str) -> list[Prediction]:
+    """Return the finished predictions under the key, and leave only them in the file.
+
+    A file of another key, a torn line and a batch that is not whole are dropped.
+    """
+    lines: list[JsonObject] = []
+    if partial.is_file():
+        for text in partial.read_text("utf-8", errors="replace").split("\n"):
+            if _checksum(text[9:]) != text[:8]:
+                break  # this line was torn or changed, so what follows it does not count
+            lines.append(json.loads(text[9:]))
+    kept = lines[1:] if lines and lines[0] == {"key": key} else []
+    while kept and kept[-1].get("more", True):
+        kept.pop()
+    write_durably(partial, _signed({"key": key}) + "".join(map(_signed, kept)))
+    return list(map(_PREDICTION.validate_python, kept))
+
+
+def _signed(line: Mapping[str, object]) -> str:
+    """Return a line of an unfinished file: its checksum, and the values as JSON."""
+    text = json.dumps(line, ensure_ascii=False)
+    return f"{_checksum(text)} {text}\n"
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode('utf-8', 'replace')):08x}"

@@ -1,0 +1,171 @@
+"""Predictions that were made elsewhere, read from a user's file and scored without a model."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import JsonValue
+
+from llama_peft.data import broken
+from llama_peft.errors import UserError
+from llama_peft.recipe import Recipe
+from llama_peft.run_folder.results import ModelConfig, Results
+from llama_peft.system.files import JsonObject
+from llama_peft.system.lock import only_process
+from llama_peft.tokens.prompts import without_no_answer
+
+from .job import Job
+from .results import PredictionLine
+from .scoring import check_ids, finish, gold, material, repeated
+
+
+class Given(NamedTuple):
+    """One prediction of a user's file."""
+
+    id: str
+    prediction: str
+    raw: str | None = None
+    no_answer_probability: float | None = None
+
+
+def score_file(job: Job, predictions: Path, no_answer_probabilities: Path | None) -> Results:
+    """Score a predictions.jsonl, or SQuAD's official {id: text} with its {id: probability}.
+
+    Labels may be names or numbers. Raises UserError if a file cannot be read, or if the ids do not
+    match the examples one for one.
+    """
+    started = time.monotonic()
+    found = material(job)
+    given = read_predictions(predictions, job.recipe, found.labels)
+    if no_answer_probabilities is not None:
+        given = _join(given, no_answer_probabilities)
+    _check_probabilities(given, predictions)
+    examples, part_of = {example.id: example for example in found.examples}, found.part_of
+    check_ids([one.id for one in given], list(examples), str(predictions))
+    lines = [
+        PredictionLine(
+            **one._asdict(),
+            gold=gold(examples[one.id], found.labels),
+            text=examples[one.id].asked[0],
+            split=part_of[one.id],
+        )
+        for one in given
+    ]
+    config = ModelConfig(
+        model_kind="scored predictions", recipe=job.recipe.name, predictions=str(predictions)
+    )
+    with only_process(job.output, "evaluating"):
+        return finish(job, found, lines, config, started=started)
+
+
+def _check_probabilities(given: Sequence[Given], source: Path) -> None:
+    without = [one.id for one in given if one.no_answer_probability is None]
+    if 0 < len(without) < len(given):
+        raise UserError(
+            f"{source}: {len(without)} of {len(given)} predictions have no no_answer_probability "
+            f"(first: {without[0]}); give it for all predictions or for none"
+        )
+
+
+def read_predictions(path: Path, recipe: Recipe, labels: Sequence[str]) -> list[Given]:
+    """Return every prediction of a file. Raises UserError if one cannot be scored."""
+    values = _read_json(path)
+    if isinstance(values, dict):
+        values = [{"id": id_, "prediction": text} for id_, text in values.items()]
+    return [
+        _given(value, f"{path}: prediction {number}", recipe, labels)
+        for number, value in enumerate(values, start=1)
+    ]
+
+
+def _given(value: JsonValue, place: str, recipe: Recipe, labels: Sequence[str]) -> Given:
+    """Return one value of a file as a prediction.
+
+    place: the file and the number of the prediction, for messages.
+    """
+    fields = value if isinstance(value, dict) else {}
+    text = fields.get("prediction")
+    if labels:
+        text = _label(text, labels)
+    if not isinstance(text, str) or "id" not in fields:
+        wanted = f"one of the labels {', '.join(labels)}" if labels else "a text"
+        raise UserError(f"{place} is not an object with an id and a prediction that is {wanted}")
+    if not labels:
+        text = without_no_answer(text, recipe.prompt.no_answer)
+    identity, raw = str(fields["id"]), fields.get("raw")
+    raw = raw if isinstance(raw, str) else None
+    if broken(identity + text + (raw or "")):
+        raise UserError(
+            f"{place} holds an unpaired Unicode surrogate, which cannot be written to a file; "
+            "repair the text"
+        )
+    probability = fields.get("no_answer_probability")
+    if probability is None:
+        return Given(identity, text, raw)
+    return Given(identity, text, raw, _number(probability, f"no_answer_probability of {place}"))
+
+
+def _label(value: JsonValue, labels: Sequence[str]) -> JsonValue:
+    """Return the label that a predicted value means.
+
+    A number means the label with this name or, if no label is a number, the label at this place.
+    """
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if text in labels or not isinstance(text, str) or not text.isdecimal():
+        return text
+    named = any(label.isdecimal() for label in labels)
+    return value if named or int(text) >= len(labels) else labels[int(text)]
+
+
+def _join(given: Sequence[Given], path: Path) -> list[Given]:
+    """Return the predictions with the no-answer probabilities of a file."""
+    values = _read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: this file must be {{id: probability of no answer}}")
+    check_ids(list(values), [one.id for one in given], str(path))
+    return [
+        one._replace(
+            no_answer_probability=_number(values[one.id], f"{path}: the value of {one.id}")
+        )
+        for one in given
+    ]
+
+
+def _number(value: JsonValue, what: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise UserError(f"{what} is {value!r}, which is not a number")
+
+
+def _unique(pairs: Sequence[tuple[str, JsonValue]]) -> JsonObject:
+    """Return a JSON object whose keys occur once. json would keep only the last of two."""
+    if twice := repeated(key for key, _ in pairs):
+        raise ValueError(f"{twice[0]!r} occurs twice")
+    return dict(pairs)
+
+
+def _read_json(path: Path) -> JsonObject | list[JsonValue]:
+    """Return the value of a JSON file, or the list of the values of a JSONL file."""
+    try:
+        text = path.read_text("utf-8")
+        lines = [line for line in text.split("\n") if line.strip()]
+        if path.suffix == ".jsonl" or (len(lines) > 1 and _is_object(lines[0])):
+            return [json.loads(line, object_pairs_hook=_unique) for line in lines]
+        values = json.loads(text, object_pairs_hook=_unique)
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: this file cannot be read: {error}") from None
+    if not isinstance(values, dict | list):
+        raise UserError(
+            f"{path}: this file holds neither {{id: prediction}} nor lines of predictions"
+        )
+    return values
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

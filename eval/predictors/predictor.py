@@ -1,0 +1,28 @@
+"""What every way to open a model gives: a function from examples to predictions."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from llama_peft.data import Example
+from llama_peft.inference.predict import Prediction
+from llama_peft.run_folder.results import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A loaded model, and how it answers a task's examples."""
+
+    config: ModelConfig
+    """What results.json records about the model."""
+    labels: tuple[str, ...]
+    predict: Callable[[Sequence[Example], int], Iterator[list[Prediction]]]
+    """Yields predictions by batch. The number is the size of a batch."""
+    prompt: Callable[[Example], str]
+    """Returns what the model reads of an example."""
+    abstains: bool = False
+    """Whether a threshold decides between a span and "no answer"."""
+
+    @property
+    def kind(self) -> str:
+        """What tables call it: zero-shot verbalizer, span head + LoRA, ..."""
+        return self.config.model_kind

@@ -1,0 +1,105 @@
+"""The no-answer threshold of a span model: fitted on validation examples, and kept with the run."""
+
+import logging
+from collections.abc import Sequence
+
+from llama_peft import data
+from llama_peft.data import Example
+from llama_peft.errors import UserError
+from llama_peft.inference.predict import Prediction
+from llama_peft.recipe import Recipe
+from llama_peft.run_folder.layout import UNFINISHED_VALIDATION
+from llama_peft.run_folder.run import Run
+from llama_peft.run_folder.threshold import UNFITTED, Threshold, read_threshold, write_threshold
+
+from .metrics.squad_v2 import fit_threshold
+from .predictions import Evaluation, evaluation_key, predict, threshold_digest
+from .scoring import gold
+
+log = logging.getLogger(__name__)
+
+
+def validation_examples(evaluation: Evaluation) -> list[Example]:
+    """Return the examples that a threshold is fitted on; none if the model needs no threshold.
+
+    If a run is evaluated on a file, they are the validation part of the recipe's data.
+    """
+    if not evaluation.predictor.abstains:
+        return []
+    job, dataset = evaluation.job, evaluation.found.dataset
+    if job.data_file is not None and evaluation.subject.run is not None:
+        try:
+            dataset = data.load(job.recipe, job.given)
+        except UserError as error:
+            log.warning("no threshold can be fitted on the recipe's own data: %s", error)
+    return dataset.parts.get("validation", [])
+
+
+def fitted_threshold(evaluation: Evaluation, validation: Sequence[Example]) -> float | None:
+    """Return the no-answer probability above which a span model gives no answer.
+
+    It is fitted on the validation examples, and 0.5 if there are none. A run keeps the threshold
+    that was fitted on the whole validation part of its own recipe. None: the model needs none.
+    """
+    if not evaluation.predictor.abstains:
+        return None
+    kept = _kept(evaluation, validation)
+    if kept is not None:
+        return kept
+    if not validation:
+        log.warning(
+            "there are no validation examples, so no answer is given above a probability of 0.5"
+        )
+        return UNFITTED
+    job, predictor = evaluation.job, evaluation.predictor
+    key = evaluation_key(evaluation, {"validation": validation})
+    partial = job.output / UNFINISHED_VALIDATION
+    size = job.recipe.train.per_device_eval_batch_size
+    threshold = _fit(predict(predictor, validation, partial, key, size), validation)
+    if evaluation.subject.run is not None and not job.fetched:
+        _keep(evaluation.subject.run, job.recipe, validation, threshold)
+    partial.unlink(missing_ok=True)
+    return threshold
+
+
+def _kept(evaluation: Evaluation, validation: Sequence[Example]) -> float | None:
+    """Return the threshold that a run keeps, if it was fitted on the same examples."""
+    run = evaluation.subject.run
+    if run is None:
+        return None
+    try:
+        kept = read_threshold(run.folder, run.record)
+    except UserError as error:
+        if not validation:
+            raise
+        log.warning("%s; it is fitted again now", error)
+        return None
+    digest = threshold_digest(evaluation.job.recipe, validation)
+    fits = kept is not None and (kept.fitted_for == digest or not validation)
+    return kept.no_answer_threshold if kept is not None and fits else None
+
+
+def _fit(predictions: Sequence[Prediction], validation: Sequence[Example]) -> float:
+    return fit_threshold(
+        {one.id: one.raw for one in predictions},
+        {example.id: list(gold(example, ())) for example in validation},
+        {one.id: one.no_answer_probability or 0.0 for one in predictions},
+    )
+
+
+def _keep(run: Run, recipe: Recipe, validation: Sequence[Example], threshold: float) -> None:
+    """Write a threshold into its run, if the run's own recipe would give the same one."""
+    digest = threshold_digest(recipe, validation)
+    own = run.written
+    if own.dataset != recipe.dataset or threshold_digest(own, validation) != digest:
+        return
+    record = Threshold(
+        no_answer_threshold=threshold,
+        fitted_on=len(validation),
+        fitted_for=digest,
+        adapter_sha256=run.record.weights_sha256,
+    )
+    try:
+        write_threshold(run.folder, record)
+    except OSError as error:  # a run of somebody else: its threshold is fitted each time
+        log.warning("%s: the fitted threshold cannot be kept (%s)", run.folder, error.strerror)

@@ -1,0 +1,286 @@
+"""From a model and examples to predictions: the same code for one text and for a test set.
+
+Every function yields lists of predictions, one list for the examples that were computed together.
+The longest examples come first, so that a batch that does not fit in memory fails at once.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+from llama_peft.data import Example, QuestionExample, TextExample
+from llama_peft.recipe import Eval, Recipe
+from llama_peft.run_folder.self_check import input_ids
+from llama_peft.run_folder.weights import TunedModel
+from llama_peft.tokens import generate, spans
+from llama_peft.tokens.batches import batches, grouped, pad
+from llama_peft.tokens.prompts import Encoded, PromptEncoder, parse_answer
+from llama_peft.tokens.spans import Window
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+Shots = Callable[[Example], Sequence[Example]]
+"""Returns the worked examples that come before an example in a prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """A model's output for one example."""
+
+    id: str
+    prediction: str
+    """The name of a label, or an answer; "" means no answer."""
+    probabilities: tuple[float, ...] | None = None
+    """The probability of each label, in the order of the labels (classification)."""
+    no_answer_probability: float | None = None
+    raw: str = ""
+    """The model's output before it was parsed."""
+
+
+class HasIds(Protocol):
+    """A part of a question's passage that a model reads at once."""
+
+    @property
+    def input_ids(self) -> tuple[int, ...]: ...
+
+
+Piece = TypeVar("Piece", bound=HasIds)
+
+
+class ScoredWindow(NamedTuple):
+    """A window, and the scores of its tokens as the start and as the end of an answer."""
+
+    window: Window
+    starts: list[float]
+    ends: list[float]
+
+
+def predict(
+    tuned: TunedModel, examples: Sequence[Example], batch_size: int | None = None
+) -> Iterator[list[Prediction]]:
+    """Yield the predictions of a finished run."""
+    recipe, kind = tuned.recipe, tuned.recipe.kind
+    size = batch_size or recipe.train.per_device_eval_batch_size
+    if kind.has_labels:
+        return classify(tuned, texts(examples), size)
+    if kind.head is not None:
+        return read_spans(tuned, questions(examples), size)
+    return write_answers(tuned.model, tuned.encoder, questions(examples), recipe, size)
+
+
+def texts(examples: Sequence[Example]) -> list[TextExample]:
+    """Return the examples that are texts."""
+    return [example for example in examples if isinstance(example, TextExample)]
+
+
+def questions(examples: Sequence[Example]) -> list[QuestionExample]:
+    """Return the examples that are questions."""
+    return [example for example in examples if isinstance(example, QuestionExample)]
+
+
+def classify(
+    tuned: TunedModel, examples: Sequence[TextExample], batch_size: int
+) -> Iterator[list[Prediction]]:
+    """Yield the label that the classification head gives each text."""
+    encoder, max_length = tuned.encoder, tuned.recipe.train.max_length
+    rows = [(example.id, encoder.head_input(example.text, max_length)) for example in examples]
+    order = range(len(tuned.labels))
+    pad_id = encoder.tokenizer.pad_token_id
+    return classify_rows(tuned.model, rows, tuned.labels, order, pad_id, batch_size)
+
+
+def classify_rows(
+    model: "PreTrainedModel",
+    rows: Sequence[tuple[str, Sequence[int]]],
+    labels: Sequence[str],
+    order: Sequence[int],
+    pad_id: int,
+    batch_size: int,
+) -> Iterator[list[Prediction]]:
+    """Yield the likeliest label of each row of token ids.
+
+    order: the number of the model's output for each of the labels.
+    """
+    import torch
+
+    for batch in batches(rows, batch_size):
+        ids, mask = pad([ids for _, ids in batch], pad_id)
+        with torch.inference_mode():
+            output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+        shares = output.logits[:, list(order)].float().softmax(-1).tolist()
+        yield [
+            Prediction(id=id_, prediction=labels[row.index(max(row))], probabilities=tuple(row))
+            for (id_, _), row in zip(batch, shares, strict=True)
+        ]
+
+
+def read_spans(
+    tuned: TunedModel, examples: Sequence[QuestionExample], batch_size: int
+) -> Iterator[list[Prediction]]:
+    """Yield the best answer of the span head for each question."""
+    import torch
+
+    model, encoder, train = tuned.model, tuned.encoder, tuned.recipe.train
+
+    def score(windows: Sequence[Window]) -> Iterator[ScoredWindow]:
+        ids, mask = pad([w.input_ids for w in windows], encoder.tokenizer.pad_token_id)
+        allowed, _ = pad([w.span_mask() for w in windows], 0)
+        with torch.inference_mode():
+            output = model(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                span_mask=allowed.to(model.device),
+            )
+        starts = output.start_logits.float().tolist()
+        ends = output.end_logits.float().tolist()
+        return map(ScoredWindow, windows, starts, ends)
+
+    rows = [
+        (example, list(spans.windows(encoder, example, train.max_length, train.doc_stride)))
+        for example in examples
+    ]
+    return best_answers(rows, score, tuned.recipe.eval, batch_size)
+
+
+def best_answers(
+    rows: Sequence[tuple[QuestionExample, list[Piece]]],
+    score: Callable[[Sequence[Piece]], Iterable[ScoredWindow]],
+    settings: Eval,
+    batch_size: int,
+) -> Iterator[list[Prediction]]:
+    """Yield the best answer over all windows of each question; "" if "no answer" scores higher.
+
+    rows: questions with their windows. score: computes at most `batch_size` windows at once.
+    """
+    ordered = sorted(rows, key=lambda row: -sum(len(piece.input_ids) for piece in row[1]))
+    for group in grouped(ordered, batch_size):
+        pieces = [piece for _, its in group for piece in its]
+        parts = (pieces[i : i + batch_size] for i in range(0, len(pieces), batch_size))
+        scored = iter([window for part in parts for window in score(part)])
+        yield [
+            _best_answer(example, list(islice(scored, len(its))), settings)
+            for example, its in group
+        ]
+
+
+def _best_answer(
+    example: QuestionExample, scored: Sequence[ScoredWindow], settings: Eval
+) -> Prediction:
+    best = spans.best_span(
+        [one.window for one in scored],
+        [one.starts for one in scored],
+        [one.ends for one in scored],
+        example.context,
+        settings.n_best_size,
+        settings.max_answer_length,
+    )
+    return Prediction(
+        id=example.id,
+        prediction=best.text if best.no_answer_probability <= 0.5 else "",
+        no_answer_probability=best.no_answer_probability,
+        raw=best.text,
+    )
+
+
+def write_answers(
+    model: "PreTrainedModel",
+    encoder: PromptEncoder,
+    examples: Sequence[QuestionExample],
+    recipe: Recipe,
+    batch_size: int,
+    shots: Shots | None = None,
+) -> Iterator[list[Prediction]]:
+    """Yield the answers that a causal model writes greedily.
+
+    `no_answer_probability` is the probability of the no-answer phrase as the whole answer.
+    Questions on one context stay together, so that what they share can be computed once.
+    """
+    decoding = recipe.eval.decoding
+    stop = {encoder.end_id, encoder.tokenizer.eos_token_id}
+    if encoder.newline_ends:  # `parse_answer` reads only the first line
+        stop |= encoder.newline_ids
+    no_answer = (*encoder.continuation(recipe.prompt.no_answer), encoder.end_id)
+    every = _prompts(model, encoder, examples, recipe, shots)
+    size = 4 * batch_size
+    for first in range(0, len(every), size):
+        prompts = every[first : first + size]
+        written = dict(
+            generate.greedy(
+                model,
+                prompts,
+                decoding=decoding,
+                stop_token_ids=stop,
+                max_new_tokens=recipe.eval.max_new_tokens,
+            )
+        )
+        requests = [(prompt.prompt, no_answer) for prompt in prompts]
+        scores = generate.loglikelihoods(model, requests, decoding=decoding)
+        raws = [encoder.text(list(written[prompt.id])) for prompt in prompts]
+        yield [
+            Prediction(
+                id=prompt.id,
+                prediction=parse_answer(raw, recipe.prompt.no_answer),
+                no_answer_probability=math.exp(score),
+                raw=raw,
+            )
+            for prompt, raw, score in zip(prompts, raws, scores, strict=True)
+        ]
+
+
+def _prompts(
+    model: "PreTrainedModel",
+    encoder: PromptEncoder,
+    examples: Sequence[QuestionExample],
+    recipe: Recipe,
+    shots: Shots | None,
+) -> list[Encoded]:
+    """Return the prompts of questions, long contexts first. Logs how many are cut."""
+    limit = generate.positions(model)
+    prompts, cut = [], 0
+    for example in sorted(examples, key=lambda example: (-len(example.context), example.context)):
+        ids, whole = question_prompt(encoder, recipe, example, shots, limit)
+        prompts.append(Encoded(example.id, ids))
+        cut += not whole
+    warn_of_cuts(cut, len(prompts), "passages", f"the model's {limit} positions")
+    return prompts
+
+
+def warn_of_cuts(cut: int, total: int, what: str, limit: str) -> None:
+    """Log in one line how many texts lose their end, because the model cannot read them whole."""
+    if cut:
+        log.warning("%d of %d %s are cut to %s", cut, total, what, limit)
+
+
+def question_prompt(
+    encoder: PromptEncoder,
+    recipe: Recipe,
+    example: QuestionExample,
+    shots: Shots | None,
+    limit: int | None,
+) -> tuple[tuple[int, ...], bool]:
+    """Return the generative prompt of a question, and whether it holds the whole passage.
+
+    limit: the model's positions. They leave room for the answer.
+    """
+    worked = questions(shots(example)) if shots else []
+    ids = encoder.question(example, shots=worked)
+    if limit is None or len(ids) <= limit - recipe.eval.max_new_tokens:
+        return ids, True
+    return encoder.question(example, limit - recipe.eval.max_new_tokens, worked), False
+
+
+def prompt_text(tuned: TunedModel, example: Example) -> str:
+    """Return what a tuned model reads of an example, as text with its control tokens."""
+    encoder, recipe = tuned.encoder, tuned.recipe
+    if isinstance(example, QuestionExample) and recipe.kind.head is None:
+        limit = generate.positions(tuned.model)
+        ids, _ = question_prompt(encoder, recipe, example, None, limit)
+    else:
+        ids = input_ids(encoder, recipe, example)
+    return str(encoder.tokenizer.decode(ids))

@@ -1,0 +1,111 @@
+"""How a causal model continues prompts: what they share is computed once, or each prompt alone.
+
+The recipe's `eval.decoding` chooses. The plain functions are the slow twins of those in
+`prefix_tree/decode.py`: in float32 both write the same tokens.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from llama_peft.tokens.batches import batches, pad
+from llama_peft.tokens.prompts import Encoded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Decoding = Literal["prefix_tree", "plain"]
+Written = tuple[str, tuple[int, ...]]
+"""The id of a prompt, and the token ids that a model wrote after it."""
+Request = tuple[Sequence[int], Sequence[int]]
+"""A prompt and a continuation of it, as token ids."""
+
+
+def positions(model: "PreTrainedModel") -> int | None:
+    """Return the largest number of tokens that a model reads; None if its config sets no limit.
+
+    Bloom has no limit, and XLNet says -1.
+    """
+    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if found is not None and found > 0 else None
+
+
+def greedy(
+    model: "PreTrainedModel",
+    prompts: Sequence[Encoded],
+    *,
+    decoding: Decoding,
+    stop_token_ids: Collection[int],
+    max_new_tokens: int,
+) -> Iterator[Written]:
+    """Yield (id, generated ids) of each prompt, in the order in which they are computed."""
+    from llama_peft.prefix_tree import decode
+
+    write: Callable[..., Iterator[Written]]
+    write = decode.greedy if _shares_prefixes(model, decoding) else greedy_plain
+    return write(model, prompts, stop_token_ids=stop_token_ids, max_new_tokens=max_new_tokens)
+
+
+def loglikelihoods(
+    model: "PreTrainedModel", requests: Sequence[Request], *, decoding: Decoding
+) -> list[float]:
+    """Return log p(continuation | prompt) of each request."""
+    from llama_peft.prefix_tree import decode
+
+    shared = _shares_prefixes(model, decoding)
+    return (decode.loglikelihoods if shared else loglikelihoods_plain)(model, requests)
+
+
+def _shares_prefixes(model: "PreTrainedModel", decoding: Decoding) -> bool:
+    """Whether prompts are computed as a tree.
+
+    A model without positions (Bloom) takes distances from a plain mask, so it cannot read a tree.
+    """
+    return decoding == "prefix_tree" and positions(model) is not None
+
+
+def greedy_plain(
+    model: "PreTrainedModel",
+    prompts: Sequence[Encoded],
+    *,
+    stop_token_ids: Collection[int],
+    max_new_tokens: int,
+    batch_size: int = 1,
+) -> Iterator[Written]:
+    """Yield (id, generated ids) by `model.generate`, on left-padded batches of similar length.
+
+    The first stop id ends an answer and belongs to it: a token may hold text before a line break
+    (".\\n").
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    stop = sorted(stop_token_ids)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
+    )
+    for batch in batches([(prompt.id, prompt.prompt) for prompt in prompts], batch_size):
+        input_ids, mask = pad([ids for _, ids in batch], stop[0], left=True)
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=settings,
+            )
+        written = output[:, input_ids.shape[1] :].tolist()
+        for (id_, _), ids in zip(batch, written, strict=True):
+            last = next((i for i, token in enumerate(ids) if token in stop_token_ids), len(ids))
+            yield id_, tuple(ids[: last + 1])
+
+
+def loglikelihoods_plain(model: "PreTrainedModel", requests: Sequence[Request]) -> list[float]:
+    """Return log p(continuation | prompt) of each request, with one forward pass for each."""
+    import torch
+
+    scores = []
+    for prompt, continuation in requests:
+        ids = torch.tensor([[*prompt, *continuation]], device=model.device)
+        with torch.inference_mode():
+            logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+            each = logits.float().log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])
+        scores.append(each.sum().item())
+    return scores

@@ -1,0 +1,54 @@
+"""What the words of the command line mean, and where results go."""
+
+from pathlib import Path
+
+import pytest
+
+from eval.job import make_job
+from llama_peft.errors import UserError
+from llama_peft.recipe import Recipe
+
+
+def test_default_folders_tell_evaluations_apart(span_run: tuple[Recipe, Path]) -> None:
+    def folder(
+        task: str | None = None,
+        model: Path | None = None,
+        splits: list[str] | None = None,
+        limit: int | None = None,
+        *overrides: str,
+    ) -> Path:
+        name = None if model is None else str(model)
+        return make_job(task, name, None, splits, limit, None, list(overrides)).output
+
+    own, run = Path("runs/tiny-sst2"), span_run[1]
+    assert folder("tiny-sst2") == own / "zero-shot"
+    assert folder("tiny-sst2", None, ["test"]) == own / "zero-shot"
+    assert folder("tiny-sst2", None, None, 5) == own / "zero-shot-limit-5"
+    assert folder("tiny-sst2", None, None, None, "eval.limit=5") == own / "zero-shot-limit-5"
+    assert folder("tiny-sst2", None, ["validation"]) == own / "zero-shot-validation"
+    assert folder(None, run) == folder(str(run / "recipe.yaml"), run) == run / "tuned"
+    assert folder(None, run, ["test", "validation"], 5) == run / "tuned-test-validation-limit-5"
+    assert folder("tiny-squad-span", run) == run / "tuned-tiny-squad-span"
+    task, place = str(run / "recipe.yaml"), f"train.output_dir={run}"
+    assert folder(task, None, None, None, place, "train.max_length=300") == run / "zero-shot"
+    same = ("train.use_cpu=true", "hub.language=de", "train.output_dir=.")
+    assert folder(task, None, None, None, place, *same).name == "zero-shot"
+    other = folder(task, None, None, None, place, "train.max_length=200", "eval.num_fewshot=2")
+    assert other == run / "2-shot-max_length-200"
+
+
+def test_models_have_folders_of_their_own(tmp_path: Path) -> None:
+    jobs = [make_job("tiny-sst2", name, None, None, None, None, []) for name in (None, "org/model")]
+    assert [job.output.name for job in jobs] == ["zero-shot", "zero-shot-org-model"]
+    shots = make_job("tiny-sst2", None, None, None, None, None, ["eval.num_fewshot=4"])
+    assert shots.output.name == "4-shot"
+
+
+def test_split_names_a_part_of_a_hub_s_data(tmp_path: Path) -> None:
+    job = make_job("tiny-sst2", None, "org/reviews", ["train"], None, None, [])
+    assert job.data_split == "train"
+    assert job.output == Path("runs/tiny-sst2/zero-shot-reviews-train")
+    with pytest.raises(UserError, match="--split train names a part"):
+        make_job("tiny-sst2", None, "mine.csv", ["train"], None, None, [])
+    with pytest.raises(UserError, match="one --split"):
+        make_job("tiny-sst2", None, "org/reviews", ["train", "test"], None, None, [])
