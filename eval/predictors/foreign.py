@@ -177,7 +177,7 @@ def open_classifier(
     """A ...ForSequenceClassification of any architecture, or an adapter on one. Its labels are matched to the task's by
     name, or by number where it has no names of its own.
     """
-    tokenizer = backbone.load_tokenizer(recipe.model, measured=True)
+    tokenizer = backbone.load_tokenizer(recipe.model, for_training=False)
     model = _load(AutoModelForSequenceClassification, recipe, tokenizer.pad_token_id, adapter)
     order = _label_order(model.config, labels, recipe.model.model_name_or_path)
     limit = _max_length(model, tokenizer)
@@ -239,7 +239,7 @@ def open_reader(recipe: Recipe, adapter: Adapter | None = None) -> Opened:
     """A ...ForQuestionAnswering of any architecture, or an adapter on one: question and passage as a pair, "no answer" at
     the first token, or [CLS] where the tokenizer has one.
     """
-    tokenizer = backbone.load_tokenizer(recipe.model, measured=True)
+    tokenizer = backbone.load_tokenizer(recipe.model, for_training=False)
     model = _load(AutoModelForQuestionAnswering, recipe, tokenizer.pad_token_id, adapter)
     limit = min(_max_length(model, tokenizer), _WINDOW)
     windows = partial(_windows, tokenizer, limit, recipe.train.doc_stride)

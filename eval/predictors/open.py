@@ -87,7 +87,7 @@ def open_predictor(
     if kind == "adapter":
         return _open_adapter(foreign.fetch(model, recipe.model.revision), recipe, labels, shots)
     base = on_base(recipe, model)
-    loaded = backbone.load(base, LANGUAGE_MODELLING, measured=True)
+    loaded = backbone.load(base, LANGUAGE_MODELLING, for_training=False)
     counted = lora.count_loaded(loaded, LANGUAGE_MODELLING)
     facts = {
         "model": model,
@@ -195,7 +195,7 @@ def _open_adapter(
         return _foreign(foreign.open_reader(base, adapter), labels)
     if adapter.task == "classification" and adapter.is_librarys:
         return _foreign(foreign.open_classifier(base, labels, adapter), labels)
-    model = backbone.load(base, adapter.task, adapter.num_labels, measured=True)
+    model = backbone.load(base, adapter.task, adapter.num_labels, for_training=False)
     total = model.num_parameters()
     model = attach_adapter(model, folder).eval()
     facts = {
@@ -207,7 +207,7 @@ def _open_adapter(
     }
     if adapter.task == "generative_qa":
         return _by_lm_head(model, base, labels, "adapter,", facts, shots)
-    encoder = PromptEncoder(backbone.load_tokenizer(base.model, measured=True), base.prompt)
+    encoder = PromptEncoder(backbone.load_tokenizer(base.model, for_training=False), base.prompt)
     tuned = TunedModel(
         recipe=base.model_copy(
             update={"task": adapter.task}
@@ -235,7 +235,9 @@ def _by_lm_head(
     shots: Shots | None,
 ) -> Predictor:
     """A causal model as it answers without a head: by verbalizers, or in its own words."""
-    encoder = PromptEncoder(backbone.load_tokenizer(recipe.model, measured=True), recipe.prompt)
+    encoder = PromptEncoder(
+        backbone.load_tokenizer(recipe.model, for_training=False), recipe.prompt
+    )
     if shots:
         facts = facts | {"fewshot_from": recipe.eval.fewshot_from}
     if recipe.kind.has_labels:

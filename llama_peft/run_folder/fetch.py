@@ -7,7 +7,7 @@ Only the files that a pushed run may hold are downloaded, and they are verified 
 from pathlib import Path
 
 from llama_peft.errors import UserError
-from llama_peft.model.preflight import hub_problem
+from llama_peft.model.hub import hub_problem
 from llama_peft.run_folder.layout import (
     ADAPTER_FILES,
     HEAD,

@@ -335,13 +335,13 @@ def test_one_example_at_a_time_gives_what_a_batch_gives(
             (alone,) = predict.predict(run, [example])
             assert alone.prediction == batch[example.id].prediction
     text = {"text": "A fine film."}
-    assert set(ask.predict_one(open_run(class_run[1]), **text)) == {
+    assert set(ask.load(open_run(class_run[1])).predict([text["text"]])[0].as_dict()) == {
         "prediction",
         "negative",
         "positive",
     }
     asked = {"question": "Who?", "context": "Ada built it."}
-    assert set(ask.predict_one(open_run(span_run[1]), **asked)) == {
+    assert set(ask.load(open_run(span_run[1])).predict([asked])[0].as_dict()) == {
         "prediction",
         "no_answer_probability",
     }
