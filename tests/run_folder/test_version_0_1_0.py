@@ -1,4 +1,6 @@
-"""Runs of version 0.1.0 can still be read: opened, evaluated, compared, continued, staged and shown."""
+"""Runs of version 0.1.0 can still be read: opened, evaluated, compared, continued, staged and
+shown.
+"""
 
 import json
 import shutil
@@ -26,7 +28,9 @@ NUMBERS = ("probabilities", "no_answer_probability")
 
 @pytest.fixture
 def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the run that the test names, in the place that its recipe names: `runs/NAME` in the working folder."""
+    """A copy of the run that the test names, in the place that its recipe names: `runs/NAME` in the
+    working folder.
+    """
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(RUNS_0_1_0 / request.param, tmp_path / "runs" / request.param))
 
@@ -86,7 +90,9 @@ def test_results_and_comparisons_can_be_read(run: Path) -> None:
 
 @pytest.mark.parametrize("run", ["head"], indirect=True)
 def test_training_continues_from_a_checkpoint(run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A finished run stays as it is. One without its exports makes the same bytes again, from its checkpoint alone."""
+    """A finished run stays as it is. One without its exports makes the same bytes again, from its
+    checkpoint alone.
+    """
     recipe = load_recipe(run / layout.RECIPE)
     before = runs.sums(run)
     caplog.set_level("INFO", "llama_peft")
