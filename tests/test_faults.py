@@ -1,4 +1,6 @@
-"""The cheap half of `make faults`: what happens to runs on somebody's machine, done to real processes and counted."""
+"""The cheap half of `make faults`: faults on a user's machine, inflicted on real processes and
+counted.
+"""
 
 from pathlib import Path
 
@@ -25,7 +27,7 @@ def test_nothing_is_lost_wrong_or_a_traceback(shop: Shop, category: str) -> None
 
 
 def test_the_full_set_is_large() -> None:
-    """At least 400 faults in 12 categories, 250 of them kills at random moments."""
+    """There are at least 400 faults in 12 categories, 250 of them kills at random moments."""
     faults = list(every(full=True))
     at_random = [fault for fault in faults if fault.category == "death at random"]
     assert len(CATEGORIES) >= 12 and len(at_random) >= 250
@@ -35,7 +37,7 @@ def test_the_full_set_is_large() -> None:
 
 
 def test_what_is_not_right_is_counted(shop: Shop, tmp_path: Path) -> None:
-    """The harness itself: a wrong number, a traceback and a crash of a fault each count against us."""
+    """The harness itself: a wrong number, a traceback and a crash of a fault are each counted."""
     tally = Tally()
     verdicts = {
         "taken": lambda shop, folder: shop.refused(shop.run(["params", "tiny"]), folder),

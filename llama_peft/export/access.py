@@ -1,4 +1,4 @@
-"""Who may push, to which repository, and under which name: all of this is known before anything is sent."""
+"""Checks who may push, and to which repository, before anything is sent."""
 
 import logging
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ class _User(NamedTuple):
 
 
 def default_name(recipe: Recipe) -> str:
-    """The name of a repository if the user gives none; it begins as the licence of the base asks."""
+    """The repository name if the user gives none; it begins as the licence of the base asks."""
     if recipe.hub.hub_model_id:
         return recipe.hub.hub_model_id
     base = recipe.model.model_name_or_path
@@ -50,7 +50,7 @@ def default_name(recipe: Recipe) -> str:
 
 
 def full_name(name: str, owner: str) -> str:
-    """A repository's name with its owner: `owner`, unless the name has one. Raises UserError if the Hub refuses such names."""
+    """A name with its owner: `owner`, unless it has one. Raises UserError if it is not valid."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -69,32 +69,35 @@ def warn_of_name(repo_id: str, recipe: Recipe) -> None:
     start = duties.name_start if duties else ""
     if not repo_id.split("/")[-1].startswith(start):
         log.warning(
-            "%s: the licence of %s asks for a repository name that begins with %r; choose one with --repo-id",
+            "%s: the licence of %s asks for a repository name that begins with %r; choose one "
+            "with --repo-id",
             *(repo_id, base, start),
         )
 
 
 def check_privacy(repo_id: str, wanted: bool, found: bool | None) -> None:
-    """Raise UserError if a private push would become public. found: None if the repository does not exist yet."""
+    """Raise UserError if a private push would become public. found: None for a new repository."""
     if wanted and found is False:
         raise UserError(
-            f"{repo_id}: this repository is public, but the push is private; pass --public to push there (in a recipe: "
-            "hub.hub_private_repo: false), choose another --repo-id, or make the repository private on the Hub"
+            f"{repo_id}: this repository is public, but the push is private; pass --public to "
+            "push there (in a recipe: hub.hub_private_repo: false), choose another --repo-id, or "
+            "make the repository private on the Hub"
         )
     if not wanted and found:
         log.warning(
-            "%s: this repository is private, and a push does not change that; make it public on the Hub",
+            "%s: this repository is private, and a push does not change that; make it public on "
+            "the Hub",
             repo_id,
         )
 
 
 def check_before_training(recipe: Recipe) -> None:
-    """Raise UserError if the push that follows the training must fail: this takes seconds, the training may take hours."""
+    """Raise UserError, within seconds, if the push that follows the training would fail."""
     base = recipe.model.model_name_or_path
     if base != "tiny" and Path(base).is_dir():
         raise UserError(
-            f"hub.push_to_hub is true, but {base} is a local folder, so nobody else could load the pushed adapter; "
-            "name a base by its Hub id (model.model_name_or_path)"
+            f"hub.push_to_hub is true, but {base} is a local folder, so nobody else could load "
+            "the pushed adapter; name a base by its Hub id (model.model_name_or_path)"
         )
     name = default_name(recipe)
     try:
@@ -103,8 +106,8 @@ def check_before_training(recipe: Recipe) -> None:
         )
     except retry.failures() as error:
         raise UserError(
-            f"hub.push_to_hub is true, but the Hub cannot be asked: {retry.reason(error)}; "
-            "try again later, or train with hub.push_to_hub=false and use llama-peft push afterwards"
+            f"hub.push_to_hub is true, but the Hub cannot be asked: {retry.reason(error)}; try "
+            "again later, or train with hub.push_to_hub=false and use llama-peft push afterwards"
         ) from error
     check_privacy(target.repo_id, recipe.hub.hub_private_repo, target.private)
 
@@ -112,8 +115,8 @@ def check_before_training(recipe: Recipe) -> None:
 def check_access(name: str) -> Target:
     """The repository of a name, which the user may create or write to.
 
-    Raises UserError if they may not, or if the repository holds other files than a pushed run. Errors of the network are not
-    changed.
+    Raises UserError if they may not, or if the repository holds other files than a pushed run.
+    Errors of the network are not changed.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -127,7 +130,8 @@ def check_access(name: str) -> Target:
     except RepositoryNotFoundError:
         if repo_id.split("/")[0] not in user.owners:
             raise UserError(
-                f"{repo_id}: your account, {user.name}, may not create this repository; choose another --repo-id"
+                f"{repo_id}: your account, {user.name}, may not create this repository; choose "
+                "another --repo-id"
             ) from None
         return Target(repo_id=repo_id, parent=None)
     except HfHubHTTPError as error:
@@ -147,14 +151,15 @@ def _user(api: "HfApi") -> _User:
 
     if get_token() is None:
         raise UserError(
-            "there is no Hub token on this machine; log in with `hf auth login` (or set HF_TOKEN), "
-            "with a token that may write"
+            "there is no Hub token on this machine; log in with `hf auth login` (or set "
+            "HF_TOKEN), with a token that may write"
         )
     retry.limit_silence()
     found = api.whoami()
     if found.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise UserError(
-            "your Hub token may only read; create one that may write, and log in with `hf auth login`"
+            "your Hub token may only read; create one that may write, and log in with `hf auth "
+            "login`"
         )
     organisations = (organisation["name"] for organisation in found.get("orgs", ()))
     return _User(found["name"], frozenset({found["name"], *organisations}))
@@ -165,12 +170,12 @@ def _check_files(repo_id: str, files: Iterable[str]) -> None:
     others = sorted(set(files) - set(PUSHED_FILES))
     if others:
         raise UserError(
-            f"{repo_id}: this repository holds files that do not belong to a pushed run, first {others[0]}; "
-            "choose another --repo-id"
+            f"{repo_id}: this repository holds files that do not belong to a pushed run, first "
+            f"{others[0]}; choose another --repo-id"
         )
     weights = sorted(set(files) & {*ADAPTER_FILES, HEAD})
     if weights and TRAINING not in files:
         raise UserError(
-            f"{repo_id}: this repository holds {weights[0]} but no {TRAINING}, so it is not a pushed run; "
-            "choose another --repo-id"
+            f"{repo_id}: this repository holds {weights[0]} but no {TRAINING}, so it is not a "
+            "pushed run; choose another --repo-id"
         )

@@ -1,7 +1,7 @@
-"""The card of a pushed run: its scores, what the training cost, and how to load it, through one template.
+"""Renders the card of a pushed run: its scores, the cost of its training, and how to load it.
 
-Every number comes from a file of the bundle: results.json, comparison.json, training.json. A card claims nothing that was not
-evaluated.
+Every number comes from a file of the bundle: results.json, comparison.json, training.json. A card
+claims nothing that was not evaluated.
 """
 
 import shlex
@@ -39,7 +39,7 @@ class ShownPart(NamedTuple):
 
 
 def render(bundle: Bundle, repo_id: str, encoder: PromptEncoder, reader: str | None) -> str:
-    """The whole card: YAML metadata, then Markdown. `reader` comes from `load_snippet.reader_prefix`."""
+    """The whole card: YAML metadata, then Markdown. reader: from `load_snippet.reader_prefix`."""
     import yaml
 
     front = yaml.safe_dump(
@@ -95,8 +95,8 @@ def _summary(recipe: Recipe) -> str:
         learned = "a LoRA adapter" if recipe.kind.head is None else "a LoRA adapter with a head"
         place = "trained on the frozen"
     return (
-        f"This repository holds {learned} {recipe.kind.purpose}, {place} {link}.{labels} "
-        "The settings of the training are in `recipe.yaml`."
+        f"This repository holds {learned} {recipe.kind.purpose}, {place} {link}.{labels} The "
+        "settings of the training are in `recipe.yaml`."
     )
 
 
@@ -112,7 +112,10 @@ def _shown(part: PartComparison) -> ShownPart:
     seen = part.seen_in_training
     known = f" ({seen:,} of them read the same as a training example)" if seen else ""
     if part.not_comparable:
-        known += f"; the fine-tuned model was {part.not_comparable} than zero-shot, so the two cannot be compared"
+        known += (
+            f"; the fine-tuned model was {part.not_comparable} than zero-shot, so the two cannot "
+            "be compared"
+        )
     return ShownPart(f"`{part.task}`, {part.part}, {part.examples:,} examples{known}:", lines)
 
 
@@ -184,8 +187,8 @@ def _limits(bundle: Bundle) -> list[str]:
     if recipe.quantization.load_in_4bit or recipe.quantization.load_in_8bit:
         bits = 4 if recipe.quantization.load_in_4bit else 8
         lines.append(
-            f"Trained and evaluated on the base in {bits} bits. Scores on the base in the precision of its checkpoint can be "
-            "different; they were not evaluated."
+            f"Trained and evaluated on the base in {bits} bits. Scores on the base in the "
+            "precision of its checkpoint can be different; they were not evaluated."
         )
     lines.append("Not evaluated on other subjects, styles and languages than those of the data.")
     return [*lines, _answer_limit(bundle)]
@@ -195,15 +198,20 @@ def _answer_limit(bundle: Bundle) -> str:
     """What an answer can be, for the task."""
     recipe = bundle.recipe
     if recipe.kind.has_labels:
-        return f"Texts are cut after {recipe.train.max_length} tokens; every text gets one of the labels."
+        return (
+            f"Texts are cut after {recipe.train.max_length} tokens; every text gets one of the "
+            "labels."
+        )
     if not recipe.kind.finds_spans:
         return (
-            f"It writes at most {recipe.eval.max_new_tokens} tokens, and may write things that the passage does not say. It "
-            "works with the prompt that it was trained on, which the example shows."
+            f"It writes at most {recipe.eval.max_new_tokens} tokens, and may write things that "
+            "the passage does not say. It works with the prompt that it was trained on, which "
+            "the example shows."
         )
     fitted = bundle.threshold is not None
     limit = bundle.threshold.no_answer_threshold if bundle.threshold else UNFITTED
     return (
-        f"Answers are pieces of the passage, of at most {recipe.eval.max_answer_length} tokens. An answer is given if the "
-        f"probability of no answer is at most {limit:.4f} ({'fitted on validation' if fitted else 'not fitted'})."
+        f"Answers are pieces of the passage, of at most {recipe.eval.max_answer_length} tokens. "
+        f"An answer is given if the probability of no answer is at most {limit:.4f} "
+        f"({'fitted on validation' if fitted else 'not fitted'})."
     )

@@ -1,4 +1,4 @@
-"""The parts of a push that the Hub itself reads: the card's YAML metadata, and the results that a data set's own page shows."""
+"""What the Hub itself reads: the card's metadata, and the results for the page of the data set."""
 
 from llama_peft.errors import UserError
 from llama_peft.export import licences
@@ -61,15 +61,15 @@ def _split(recipe: Recipe, part: str) -> str:
 
 
 def hub_results(bundle: Bundle) -> str:
-    """The text of `.eval_results/results.yaml`: the scores of the fine-tuned model, for the data set's own page on the Hub."""
+    """The text of `.eval_results/results.yaml`: the tuned scores, for the page of the data set."""
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     data = bundle.recipe.dataset
     if bundle.comparison is None or bundle.hub_data is None:
         raise UserError(
-            f"{HUB_RESULTS} needs both evaluations of a run on a data set of the Hub; "
-            "evaluate the run first, or leave --eval-results out"
+            f"{HUB_RESULTS} needs both evaluations of a run on a data set of the Hub; evaluate "
+            "the run first, or leave --eval-results out"
         )
     entries = [
         EvalResultEntry(

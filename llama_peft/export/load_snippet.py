@@ -1,7 +1,8 @@
-"""The few lines with which transformers and PEFT alone, without this package, load a pushed run; its card shows them.
+"""Python lines for the card that load a pushed run with transformers and PEFT alone.
 
-A card shows them only if they give the run's own scores. transformers pools the last token, so a head on the mean of all tokens
-needs this package. So does a span head on a family without a question answering class, and every run on the embedded model.
+A card shows them only if they give the run's own scores. transformers pools the last token, so a
+head on the mean of all tokens needs this package. So does a span head on a family without a
+question answering class, and every run on the embedded model.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import HEAD
 
 _MAPPING = r'key_mapping={r"^model\.": "transformer."}'
-"""transformers' Llama for question answering calls `transformer` what every checkpoint calls `model`."""
+"""transformers' Llama for question answering has `transformer`, every checkpoint `model`."""
 
 
 class Snippet(NamedTuple):
@@ -65,14 +66,17 @@ def snippet(run: PushedRun) -> Snippet:
 def _obstacle(run: PushedRun) -> str:
     """Why transformers cannot load the run; empty if it can."""
     if run.commit is None:
-        return "The embedded base is not on the Hub, so only the `llama_peft` package can load this run."
+        return "The embedded base is not on the Hub, so use the `llama_peft` package."
     if run.recipe.kind.has_labels and run.recipe.head.pooling == "mean":
         return (
-            "The head reads the mean over all tokens. transformers alone would read the last token and give other scores "
-            "without a warning, so use the `llama_peft` package."
+            "The head reads the mean over all tokens. transformers alone would read the last "
+            "token and give other scores without a warning, so use the `llama_peft` package."
         )
     if run.recipe.kind.finds_spans and run.reader is None:
-        return "transformers has no question answering class for this base, so use the `llama_peft` package."
+        return (
+            "transformers has no question answering class for this base, so use the `llama_peft` "
+            "package."
+        )
     return ""
 
 
@@ -80,7 +84,7 @@ def _introduction(run: PushedRun) -> str:
     libraries = "transformers" if run.recipe.lora is None else "transformers and PEFT"
     text = f"With {libraries} alone, on the base in the precision of its checkpoint"
     if run.recipe.kind.finds_spans:
-        text += ". The score of the last token is the score of no answer; a span lies within the passage"
+        text += ". The last token's score is the score of no answer; a span lies within the passage"
         if run.reader == "transformer":
             text += ". The mapping is needed: without it, transformers leaves the whole base random"
     if _is_inner(run.recipe):

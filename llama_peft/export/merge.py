@@ -1,8 +1,9 @@
-"""A run as one whole model: its adapter merged into the base in full precision, for tools that cannot load adapters.
+"""Merges a run's adapter into its base in full precision, for tools that cannot load adapters.
 
-The adapter is never merged into 4-bit weights: rounding them again would lose most of what it learned. The base is loaded in
-float32, merged there, and written in the precision of its checkpoint. Then transformers alone loads the written model, whose
-scores must be those of the unmerged one.
+The adapter is never merged into 4-bit weights: rounding them again would lose most of what it
+learned. The base is loaded in float32, merged there, and written in the precision of its
+checkpoint. Then transformers alone loads the written model, whose scores must be those of the
+unmerged one.
 """
 
 import logging
@@ -21,13 +22,15 @@ from llama_peft.system.disk import disk_trouble
 log = logging.getLogger(__name__)
 
 _TOLERANCE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
-"""The largest difference from the unmerged model's scores, relative to the largest score, that rounding can explain."""
+"""The largest relative difference from the unmerged model's scores that rounding can cause."""
 
 
 def merge(run: Path, output: Path) -> float:
-    """Write the merged model and its tokenizer. Returns the largest relative difference of its scores from the unmerged ones.
+    """Write the merged model and its tokenizer. Returns the largest relative difference of its
+    scores from the unmerged ones.
 
-    Raises UserError if there is nothing to merge, or if the merged model gives other scores; then nothing is written.
+    Raises UserError if there is nothing to merge, or if the merged model gives other scores; then
+    nothing is written.
     """
     opened = open_run(run)
     _check_mergeable(opened, output)
@@ -41,8 +44,8 @@ def merge(run: Path, output: Path) -> float:
         difference = _relative_difference(_reloaded(loaded, partial), expected)
         if not difference <= _TOLERANCE[dtype]:
             raise UserError(
-                f"{run}: the merged model gives other scores (largest relative difference: {difference:.2g}), "
-                "so nothing is written"
+                f"{run}: the merged model gives other scores (largest relative difference: "
+                f"{difference:.2g}), so nothing is written"
             )
         partial.rename(output)
     except Exception as error:
@@ -50,7 +53,8 @@ def merge(run: Path, output: Path) -> float:
         if reason is None:
             raise
         raise UserError(
-            f"{output}: this folder cannot be written: {reason}; make room, or name another --output"
+            f"{output}: this folder cannot be written: {reason}; make room, or name another "
+            "--output"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -69,9 +73,9 @@ def _check_mergeable(run: Run, output: Path) -> None:
     elif recipe.lora.lora_bias:
         reason = "its adapter has biases (lora.lora_bias), but the base has none to add them to"
     elif recipe.kind.finds_spans:
-        reason = "only llama_peft can read the scores of a span head, so no other tool could use the merged model"
+        reason = "it has a span head, whose scores only llama_peft can read"
     elif recipe.kind.has_labels and recipe.head.pooling == "mean":
-        reason = "its head reads the mean over all tokens, but every other tool would give it the last token"
+        reason = "its head reads the mean over all tokens; other tools would give it the last token"
     if reason:
         raise UserError(f"{run.folder}: this run cannot be merged: {reason}")
 
@@ -84,7 +88,7 @@ def _stored_dtype(recipe: Recipe) -> str:
 
 
 def _write(loaded: TunedModel, folder: Path, dtype: str) -> None:
-    """Merge in place, and save the model in its family's own class, with its head and with the tokenizer of the base."""
+    """Merge in place, and save the model with its head, beside the tokenizer of the base."""
     import torch
     from transformers import AutoTokenizer
 

@@ -1,13 +1,14 @@
-"""Push a run to the Hub: check the access, stage a copy, search it for secrets, check that it reloads, and commit once.
+"""Push a run to the Hub: check access, stage a copy, scan it, check that it reloads, commit once.
 
-    check_access        who pushes, and what the repository holds; a private push never becomes public
+    check_access        who pushes, and what the repository holds; private stays private
     stage               the files that are pushed
     card.render         the card
     secret_scan.scan    they hold no secret
     check_reload        they give the scores that the run gives
-    _send               create the repository, upload and commit; failed requests are repeated until a deadline
+    _send               create the repository, upload and commit; retried until a deadline
 
-The card is the only file that is written into the run, so a push that fails leaves the run unchanged.
+The card is the only file that is written into the run, so a push that fails leaves the run
+unchanged.
 """
 
 import logging
@@ -69,9 +70,11 @@ def push(
     eval_results: bool = False,
     deadline: float = DEADLINE,
 ) -> Pushed:
-    """Push a finished run in one commit. A dry run stages and searches the files and writes the card, but sends nothing.
+    """Push a finished run in one commit. A dry run stages and searches the files and writes the
+    card, but sends nothing.
 
-    Raises UserError, with the command that tries again, if the push is not possible; the run is then unchanged.
+    Raises UserError, with the command that tries again, if the push is not possible; the run is
+    then unchanged.
     """
     opened = open_run(run)
     recipe = opened.written
@@ -120,9 +123,10 @@ def prepare(run: Run, folder: Path, repo_id: str, eval_results: bool = False) ->
 
 
 def check_reload(run: Run, bundle: Bundle) -> None:
-    """Law 12: raise UserError unless the staged files give the scores that the run gives, as exactly as the run repeats them.
+    """Raise UserError unless the staged files give the scores of the run, as exactly as it does.
 
-    The base is loaded once. The run's own weights are erased before the staged ones are loaded onto the same base.
+    The base is loaded once. The run's own weights are erased before the staged ones are loaded onto
+    the same base.
     """
     loaded = load_tuned(run)
     expected = sample_scores(loaded)
@@ -135,8 +139,9 @@ def check_reload(run: Run, bundle: Bundle) -> None:
         difference = largest_difference(scores, expected)
     if not (math.isfinite(difference) and difference <= 2 * noise):
         raise UserError(
-            f"{run.folder}: the files to be pushed give other scores than the run (largest difference: {difference:.3g}), "
-            "so nothing is pushed. Please report this with the recipe"
+            f"{run.folder}: the files to be pushed give other scores than the run (largest "
+            f"difference: {difference:.3g}), so nothing is pushed. Please report this with the "
+            "recipe"
         )
 
 
@@ -147,7 +152,7 @@ def _settings(recipe: Recipe) -> tuple[object, ...]:
 
 
 def _keep_card(run: Path, text: str) -> Path | None:
-    """Write the card into the run too. The push goes on if this fails, so a failure is only a warning."""
+    """Write the card into the run too. A failure is only a warning, because the push goes on."""
     path = run / CARD
     try:
         write_durably(path, text)
@@ -199,7 +204,7 @@ def _send(bundle: Bundle, target: Target, private: bool, until: float) -> str:
 def _within_deadline(
     work: Callable[[float], Result], run: Path, repo_id: str, private: bool, deadline: float
 ) -> Result:
-    """The result of `work`. Raises UserError, with the command that tries again, if the Hub or the time is the trouble."""
+    """The result of `work`. Raises UserError, with the command that tries again, if it fails."""
     try:
         return retry.within(deadline, work)
     except retry.failures() as error:
@@ -207,5 +212,6 @@ def _within_deadline(
         command = shlex.join([*words, "--private" if private else "--public"])
         log.debug("the push failed", exc_info=error)
         raise UserError(
-            f"{repo_id}: the push failed: {retry.reason(error)}. The run is unchanged; try again with: {command}"
+            f"{repo_id}: the push failed: {retry.reason(error)}. The run is unchanged; try again "
+            f"with: {command}"
         ) from error

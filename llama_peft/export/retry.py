@@ -1,7 +1,8 @@
 """Requests to the Hub that are repeated after a temporary failure, and that end at a deadline.
 
-The client repeats some requests five times, and waits as long as a server asks. It tries to create a repository and to commit
-only once, and it waits forever for a connection that sends nothing. Here all requests of a push share one deadline.
+The client repeats some requests five times, and waits as long as a server asks. It tries to create
+a repository and to commit only once, and it waits forever for a connection that sends nothing. Here
+all requests of a push share one deadline.
 """
 
 import json
@@ -17,7 +18,7 @@ Result = TypeVar("Result")
 SILENCE = 60.0
 """Seconds without a byte after which a request counts as lost."""
 UNREACHABLE = 60.0
-"""Seconds to go on if no connection can be made: the usual cause is a cable or a name, and waiting repairs neither."""
+"""Seconds to go on without a connection: waiting repairs neither a cable nor a wrong name."""
 _LONGEST_PAUSE = 30.0
 _TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 """Status codes after which the same request may succeed."""
@@ -30,7 +31,8 @@ class DeadlinePassed(Exception):
 def within(seconds: float, work: Callable[[float], Result]) -> Result:
     """The result of `work(until)`, where `until` is the deadline on the clock of `time.monotonic`.
 
-    The work is done in a thread, which is left behind at the deadline, because a request that hangs cannot be stopped.
+    The work is done in a thread, which is left behind at the deadline, because a request that hangs
+    cannot be stopped.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -53,7 +55,7 @@ def within(seconds: float, work: Callable[[float], Result]) -> Result:
 
 
 def with_retries(request: Callable[[], Result], until: float) -> Result:
-    """The result of a request, which is repeated after temporary failures, with longer and longer pauses."""
+    """The result of a request, which is repeated after temporary failures, with growing pauses."""
     from huggingface_hub.utils import httpx
 
     pause, reached = 1.0, time.monotonic()
@@ -76,7 +78,7 @@ def with_retries(request: Callable[[], Result], until: float) -> Result:
 
 
 def _unwrapped(request: Callable[[], Result]) -> Result:
-    """The result of a request. The client raises a RuntimeError if an upload fails; this raises the cause instead."""
+    """The result of a request. Raises the cause of a failed upload, not a RuntimeError."""
     try:
         return request()
     except RuntimeError as error:
@@ -93,7 +95,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def limit_silence() -> None:
-    """Set how long the client waits for a byte. It has no limit, and it forgets ours after connection errors."""
+    """Limit how long the client waits for a byte. It forgets the limit after connection errors."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import httpx
 

@@ -1,4 +1,4 @@
-"""Searches for tokens, keys and paths of this machine in every byte of the files that are about to be pushed."""
+"""Searches every byte of the files to be pushed for tokens, keys and paths of this machine."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import CHECKPOINTS, WEIGHTS_SUFFIX
 
-# Each pattern begins with fixed letters: one that begins with alternatives, or looks behind, takes minutes on weights.
+# Each pattern begins with fixed letters: others take minutes on weights.
 _PATTERNS = {
     "a Hugging Face token": (rb"hf_[A-Za-z0-9]{20}", rb"api_org_[A-Za-z0-9]{20}"),
     "a GitHub token": (rb"gh[pousr]_[A-Za-z0-9]{30}", rb"github_pat_\w{30}"),
@@ -23,8 +23,8 @@ _BEFORE = re.compile(
     rb"(?:^|[^A-Za-z0-9]|\\[nrtbfv]|\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|%[0-9a-fA-F]{2}"
     rb"|(?:\x1b|\\[xX]1[bB]|\\u001[bB]|\\033|\\e)\[[0-9;:?]*[A-Za-z])\Z"
 )
-"""What may stand before a token: anything but a letter or a digit, unless it ends an escape sequence of JSON, Python, a URL or
-a terminal.
+"""What may stand before a token: anything but a letter or a digit, unless it ends an escape
+sequence of JSON, Python, a URL or a terminal.
 """
 _LONGEST_BEFORE = 64
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY")
@@ -35,7 +35,8 @@ _LARGEST = 64_000_000
 
 
 def scan(pushed: Path, run: Path) -> None:
-    """Raise UserError if a file to be pushed holds a secret or a path of this machine, or a text of the run holds a secret.
+    """Raise UserError if a file to be pushed holds a secret or a path of this machine, or a text of
+    the run holds a secret.
 
     A token in a file that is not pushed is refused too, because people copy from run folders.
     """
@@ -55,7 +56,8 @@ def scan(pushed: Path, run: Path) -> None:
         raise UserError(
             "\n  ".join(
                 [
-                    "nothing is pushed; remove these secrets or paths from the files, and revoke every secret:",
+                    "nothing is pushed; remove these secrets or paths from the files, and revoke "
+                    "every secret:",
                     *found,
                 ]
             )
@@ -63,7 +65,9 @@ def scan(pushed: Path, run: Path) -> None:
 
 
 def secret_values() -> Iterator[bytes]:
-    """The values of the user's own secrets: the Hub token, and environment variables named as a token, key or password."""
+    """The values of the user's own secrets: the Hub token, and environment variables named as a
+    token, key or password.
+    """
     from huggingface_hub import get_token
 
     token = get_token()
@@ -75,7 +79,9 @@ def secret_values() -> Iterator[bytes]:
 
 
 def machine_paths(run: Path) -> list[bytes]:
-    """The beginnings of paths on this machine, in HTML too: the home, working and temporary folders, and the run's."""
+    """The beginnings of paths on this machine, in HTML too: the home, working and temporary
+    folders, and the run's.
+    """
     from markupsafe import escape
 
     folders = {Path.home(), Path.cwd(), Path(tempfile.gettempdir()), run.resolve()}
@@ -106,7 +112,9 @@ def _holds(text: bytes, pattern: bytes) -> bool:
 
 
 def _decoded(raw: bytes) -> Iterator[bytes]:
-    """The bytes as they are and, if zeros are among them, decoded from UTF-16, in which Windows shells write logs."""
+    """The bytes as they are and, if zeros are among them, decoded from UTF-16, in which Windows
+    shells write logs.
+    """
     yield raw
     if b"\0" in raw:
         for order in ("utf-16-le", "utf-16-be"):

@@ -1,11 +1,11 @@
 """The part of a run that is pushed: a copy of the allowed files, in the layout that PEFT reads.
 
-    adapter_config.json  adapter_model.safetensors    at the top, where PEFT looks; or head.safetensors
-    recipe.yaml  training.json  threshold.json         the settings that inference needs, and the sums that seal it
+    adapter_config.json adapter_model.safetensors    at the top, for PEFT; or head.safetensors
+    recipe.yaml training.json threshold.json          settings for inference, and sums of the files
     zero-shot/results.json  tuned/results.json  comparison.json  report.html  README.md  NOTICE
 
-No checkpoint, prediction, id of an example, tokenizer, pickle or path of this machine is pushed. The base is named with the
-commit that the run was trained on.
+No checkpoint, prediction, id of an example, tokenizer, pickle or path of this machine is pushed.
+The base is named with the commit that the run was trained on.
 """
 
 import json
@@ -53,7 +53,8 @@ class Bundle:
     """A staged run: its folder, and everything that its card and its push need to know."""
 
     run: Run
-    """The staged copy: its recipe names no path of this machine, and names the commit of the base."""
+    """The staged copy: its recipe names no path of this machine, and names the commit of the base.
+    """
     comparison: Comparison | None
     """None unless zero-shot and the tuned model were both evaluated."""
     tuned: Results | None
@@ -76,12 +77,14 @@ class Bundle:
 
 
 def stage(run: Run, folder: Path) -> Bundle:
-    """Copy the files of a finished run that are pushed into an empty folder. Raises UserError if nobody else could load it."""
+    """Copy the files of a finished run that are pushed into an empty folder. Raises UserError if
+    nobody else could load it.
+    """
     base = run.written.model.model_name_or_path
     if run.commit is None and base != "tiny":
         raise UserError(
-            f"{run.folder}: this run was trained on {base}, a local folder, so nobody else could load it; "
-            "train on a base by its Hub id (model.model_name_or_path) to push"
+            f"{run.folder}: this run was trained on {base}, a local folder, so nobody else could "
+            "load it; train on a base by its Hub id (model.model_name_or_path) to push"
         )
     pushed = _portable_recipe(run.written, run.commit)
     (folder / RECIPE).write_text(dump_recipe(pushed), "utf-8")
@@ -127,7 +130,9 @@ def _stage_adapter(run: Run, folder: Path, pushed: Recipe) -> None:
 
 
 def _stage_evaluations(run: Run, folder: Path, found: Evaluations) -> Comparison:
-    """Copy the evaluations, and their report, without paths of this machine. Returns the comparison of the copies."""
+    """Copy the evaluations, and their report, without paths of this machine. Returns the comparison
+    of the copies.
+    """
     comparison = checked_comparison(run.folder)
     texts = [found.zero_shot.model_dump(mode="json"), found.tuned.model_dump(mode="json")]
     names = _machine_paths(run, [text for value in texts for text in _strings(value)])
@@ -150,7 +155,7 @@ def _stage_evaluations(run: Run, folder: Path, found: Evaluations) -> Comparison
 
 
 def _portable_recipe(recipe: Recipe, commit: str | None) -> Recipe:
-    """The recipe with the commit of its base, with files by name alone, and without the run folder, which is another elsewhere."""
+    """The recipe with the commit of its base, files by name alone, and no run folder."""
     data, parts = recipe.dataset, recipe.dataset.parts
     named = {part: Path(value).name for part, value in parts.given().items() if _is_path(value)}
     dataset = data.model_copy(
@@ -182,7 +187,9 @@ def _machine_paths(run: Run, texts: list[str]) -> dict[str, str]:
 
 
 def _strings(value: JsonValue) -> Iterator[str]:
-    """Every string in JSON values, except prompts and labels: these may begin with a slash and are not paths."""
+    """Every string in JSON values, except prompts and labels: these may begin with a slash and are
+    not paths.
+    """
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -195,7 +202,9 @@ def _strings(value: JsonValue) -> Iterator[str]:
 
 
 def _replacement(names: Mapping[str, str]) -> Callable[[str], str]:
-    """A function that replaces whole paths by names, the longest first: /td is not a path in `</td>` or in `/a/td`."""
+    """A function that replaces whole paths by names, the longest first: /td is not a path in
+    `</td>` or in `/a/td`.
+    """
 
     def pattern(path: str) -> str:
         return r"\s+".join(re.escape(word) for word in path.split(" "))  # YAML folds long lines

@@ -1,4 +1,6 @@
-"""comparison.json: what tuning changed, in numbers for other programs; the card of a pushed run is made from it."""
+"""comparison.json: the scores before and after fine-tuning, for other programs and for the card of
+a pushed run.
+"""
 
 from pathlib import Path
 
@@ -34,12 +36,14 @@ class PartComparison(Stored):
     not_comparable: str = ""
     """Why there is no difference; empty if there is one."""
     seen_in_training: int | None = None
-    """Examples that read the same as one that the model was trained on."""
+    """The number of examples that read the same as one that the model was trained on; None if that
+    is not known.
+    """
     metrics: list[MetricComparison]
 
 
 class Comparison(Stored):
-    """Zero-shot against tuned, and the sums of the files that this was made of."""
+    """Zero-shot and tuned side by side, and the sums of the files that this was made from."""
 
     results_sha256: dict[str, str]
     """The sum of results.json in each of the two folders."""

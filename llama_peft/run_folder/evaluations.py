@@ -1,7 +1,8 @@
-"""Reads the evaluations in a run folder, and checks them: a file can be damaged, missing, or about other weights.
+"""Reads the evaluations in a run folder, and checks them: a file can be damaged, missing, or about
+other weights.
 
-Numbers about other weights must not stand in a report or a card, so results are checked against the run before they are shown.
-Reports need no torch, so this room needs none either.
+Numbers about other weights must not stand in a report or a card, so results are checked against the
+run before they are shown. Reports need no torch, so this room needs none either.
 """
 
 import shlex
@@ -40,7 +41,8 @@ def is_evaluated(run: Path) -> bool:
 
 
 def read_evaluations(run: Path, record: TrainingRecord | None = None) -> Evaluations:
-    """Both results of a run. Raises UserError unless tuned is about the run's own weights, and zero-shot about its base.
+    """Both results of a run. Raises UserError unless tuned is about the run's own weights, and
+    zero-shot about its base.
 
     record: the run's training record, if the caller has read it already.
     """
@@ -54,27 +56,29 @@ def read_evaluations(run: Path, record: TrainingRecord | None = None) -> Evaluat
     zero_shot = _read(run, ZERO_SHOT_RESULTS)
     if not zero_shot.config.model_kind.startswith("zero-shot"):
         raise UserError(
-            f"{run / ZERO_SHOT_RESULTS}: these results are about {zero_shot.config.model_kind}, not about zero-shot; "
-            f"{_again(run, ZERO_SHOT_RESULTS)}"
+            f"{run / ZERO_SHOT_RESULTS}: these results are about {zero_shot.config.model_kind}, "
+            f"not about zero-shot; {_again(run, ZERO_SHOT_RESULTS)}"
         )
     if zero_shot.base_revision != record.base_fingerprint:
         raise UserError(
-            f"{run / ZERO_SHOT_RESULTS}: these results are about another base than the run was trained on; "
-            f"{_again(run, ZERO_SHOT_RESULTS)}"
+            f"{run / ZERO_SHOT_RESULTS}: these results are about another base than the run was "
+            f"trained on; {_again(run, ZERO_SHOT_RESULTS)}"
         )
     _check_same_settings(run, zero_shot, tuned)
     return Evaluations(zero_shot, tuned)
 
 
 def _check_same_settings(run: Path, zero_shot: Results, tuned: Results) -> None:
-    """Refuse a zero-shot with another prompt or precision than the tuned model's. What older results do not say is not compared."""
+    """Refuse a zero-shot with another prompt or precision than the tuned model's. What older
+    results do not say is not compared.
+    """
     before, after = zero_shot.settings, tuned.settings
     said = before.model_fields_set & after.model_fields_set
     for key in _COMPARABLE:
         if key in said and getattr(before, key) != getattr(after, key):
             raise UserError(
-                f"{run / ZERO_SHOT_RESULTS}: zero-shot was evaluated with another {key} than the tuned model; "
-                f"{_again(run, ZERO_SHOT_RESULTS)}"
+                f"{run / ZERO_SHOT_RESULTS}: zero-shot was evaluated with another {key} than the "
+                f"tuned model; {_again(run, ZERO_SHOT_RESULTS)}"
             )
 
 
@@ -83,7 +87,9 @@ def _again(run: Path, name: str) -> str:
 
 
 def checked_comparison(run: Path) -> Comparison:
-    """The comparison of a run's two results. Raises UserError if there is no comparison of exactly these results."""
+    """The comparison of a run's two results. Raises UserError if there is no comparison of exactly
+    these results.
+    """
     again = f"make it with: {command(run, COMPARISON)}"
     if not (run / COMPARISON).is_file():
         raise UserError(f"{run}: {COMPARISON} is missing; {again}")
@@ -104,7 +110,9 @@ def results_sums(run: Path) -> dict[str, str]:
 
 
 def checked_report(run: Path) -> str:
-    """The text of the report. Raises UserError if it is not the one that was written with the comparison."""
+    """The text of the report. Raises UserError if it is not the one that was written with the
+    comparison.
+    """
     path = run / REPORT
     try:
         page = path.read_text("utf-8")

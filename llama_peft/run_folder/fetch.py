@@ -1,7 +1,8 @@
-"""Finds runs by name: a folder on this machine, or a repository on the Hub that a run was pushed to.
+"""Finds runs by name: a folder on this machine, or a repository on the Hub that a run was pushed
+to.
 
-Only the files that a pushed run may hold are downloaded, and they are verified as those of any run folder.
-`user/repo@revision` names a branch, tag or commit.
+Only the files that a pushed run may hold are downloaded, and they are verified as those of any run
+folder. `user/repo@revision` names a branch, tag or commit.
 """
 
 from pathlib import Path
@@ -35,14 +36,16 @@ def is_hub_name(name: str) -> bool:
 
 
 def run_folder(name: str | Path) -> Path:
-    """The folder of a run, downloaded first if the name is on the Hub. Raises UserError if there is no such run there."""
+    """The folder of a run, downloaded first if the name is on the Hub. Raises UserError if there is
+    no such run there.
+    """
     if not is_hub_name(str(name)):
         return Path(name)
     found = fetch(str(name))
     if found is None:
         raise UserError(
-            f"{name}: this repository is not a pushed run (it holds no {TRAINING}); "
-            "to evaluate an adapter or a whole model, use: llama-eval run --task TASK --model NAME"
+            f"{name}: this repository is not a pushed run (it holds no {TRAINING}); to evaluate "
+            "an adapter or a whole model, use: llama-eval run --task TASK --model NAME"
         )
     return found
 
@@ -65,13 +68,14 @@ def fetch(name: str) -> Path | None:
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=allowed))
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise UserError(
-            f"{name}: {hub_problem(error, repo, revision or 'main')}; "
-            "to make a run, use: llama-peft train RECIPE"
+            f"{name}: {hub_problem(error, repo, revision or 'main')}; to make a run, use: "
+            "llama-peft train RECIPE"
         ) from None
     if not (folder / HEAD).is_file() and not all(
         (folder / file).is_file() for file in ADAPTER_FILES
     ):
         raise UserError(
-            f"{name}: this repository holds neither {HEAD} nor {' and '.join(ADAPTER_FILES)}, so it is not a pushed run"
+            f"{name}: this repository holds neither {HEAD} nor {' and '.join(ADAPTER_FILES)}, so "
+            "it is not a pushed run"
         )
     return folder

@@ -1,4 +1,4 @@
-"""Every file name of a run folder and of an evaluation, once.
+"""Every file name of a run folder and of an evaluation, in one place.
 
     runs/sst2/
       recipe.yaml split.json data.sha256 history.jsonl training.json
@@ -14,14 +14,16 @@ RECIPE = "recipe.yaml"
 SPLIT = "split.json"
 """The ids of each part."""
 DATA_SUMS = "data.sha256"
-"""The sum of every example, then of what each example asks that the run was trained on."""
+"""One sum of all examples, then a sum of the text or question of each one that the run was trained
+on.
+"""
 HISTORY = "history.jsonl"
 """The loss curve: the Trainer's log lines."""
 TRAINING = "training.json"
-"""The record of a finished training, and the sums of what it exported. Written last."""
+"""The record of a finished training, and the sums of the files that it exported. Written last."""
 CHECKPOINTS = "checkpoints"
 SPENT = "spent.json"
-"""In a checkpoint: what the run had taken so far, and what it was trained from."""
+"""In a checkpoint: time and memory that the run took so far, and the base and recipe behind it."""
 
 ADAPTER = "adapter"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -30,7 +32,7 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 HEAD = "head.safetensors"
 WEIGHTS_SUFFIX = ".safetensors"
 LAYER_CHOICE = "head.json"
-"""What `head.layer: auto` tried, and what it chose."""
+"""The layers that `head.layer: auto` tried, and the chosen one."""
 THRESHOLD = "threshold.json"
 """The no-answer threshold that a span run's evaluation fitted on validation."""
 
@@ -49,13 +51,15 @@ REPORT = "report.html"
 CARD = "README.md"
 NOTICE = "NOTICE"
 HUB_RESULTS = ".eval_results/results.yaml"
-"""What a data set's own page on the Hub shows."""
+"""Read by the Hub for the page of the data set."""
 
 TRAINED_FILES = (
     RECIPE, SPLIT, DATA_SUMS, HISTORY, CHECKPOINTS, ADAPTER, HEAD, LAYER_CHOICE, TRAINING, THRESHOLD, TUNED,
     COMPARISON, REPORT, CARD,
 )  # fmt: skip
-"""What a training makes, or what is made of its weights: `--fresh` puts these aside. Zero-shot results stay right."""
+"""The files of a training, and those that depend on its weights: `--fresh` puts these aside.
+Zero-shot results stay right.
+"""
 PUSHED_FILES = (
     *ADAPTER_FILES, HEAD, RECIPE, TRAINING, THRESHOLD, *BOTH_RESULTS, COMPARISON, REPORT, CARD, NOTICE, HUB_RESULTS,
 )  # fmt: skip

@@ -31,14 +31,14 @@ class Parameters(Stored):
 
 
 class HeadChoice(Stored):
-    """What the head reads; `head.layer: auto` is settled here."""
+    """The layer and the pooling that the head reads; for `head.layer: auto`, the chosen ones."""
 
     layer: int | Literal["auto"] = -1
     pooling: Literal["last", "mean"] = "last"
 
 
 class TrainingRecord(Stored):
-    """What a finished training says of itself."""
+    """The record of a finished training."""
 
     version: int = VERSION
     files: dict[str, str]
@@ -62,7 +62,9 @@ class TrainingRecord(Stored):
     """Over all starts of the run."""
     peak_memory_bytes: int | None = None
     split_sha256: str | None = None
-    """In a pushed run only: the sum of split.json, whose ids stay private. The same data give the same split again."""
+    """In a pushed run only: the sum of split.json, whose ids stay private. The same data give the
+    same split again.
+    """
 
     @property
     def weights_sha256(self) -> str:
@@ -76,7 +78,9 @@ def write_record(folder: Path, record: TrainingRecord) -> None:
 
 
 def read_record(folder: Path) -> TrainingRecord:
-    """The record of a finished run. Its exports are not verified. Raises UserError if there is none that can be read."""
+    """The record of a finished run. Its exports are not verified. Raises UserError if there is none
+    that can be read.
+    """
     path = folder / TRAINING
     try:
         record = TrainingRecord.model_validate(read_summed(path))
@@ -103,18 +107,20 @@ def verify_exports(folder: Path, record: TrainingRecord) -> None:
         raise _unreadable(folder / TRAINING, str(error)) from None
     if names:
         raise UserError(
-            f"{folder / names[0]}: this file was changed after the training; run the command that trained it again"
+            f"{folder / names[0]}: this file was changed after the training; run the command that "
+            "trained it again"
         )
 
 
 def _unfinished(folder: Path, missing: str) -> UserError:
     return UserError(
-        f"{folder}: there is no finished run here ({missing} is missing); "
-        "`llama-peft train RECIPE` makes one, or continues it"
+        f"{folder}: there is no finished run here ({missing} is missing); `llama-peft train "
+        "RECIPE` makes one, or continues it"
     )
 
 
 def _unreadable(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{path}: this record of a run cannot be read ({reason}); run the command that trained it again"
+        f"{path}: this record of a run cannot be read ({reason}); run the command that trained it "
+        "again"
     )

@@ -1,4 +1,4 @@
-"""results.json: what an evaluation measured, after the shape of lm-evaluation-harness."""
+"""results.json: the scores of an evaluation, in the format of lm-evaluation-harness."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ Scores = dict[str, int | float | list[float] | None]
 
 
 class TrainingCost(Stored):
-    """What the training of a tuned model took."""
+    """The cost of the training of a tuned model."""
 
     wall_seconds: float | None = None
     peak_memory_bytes: int | None = None
@@ -24,10 +24,10 @@ class TrainingCost(Stored):
 
 
 class ModelConfig(Stored):
-    """The evaluated model."""
+    """The model that was evaluated."""
 
     model_kind: str
-    """What tables call it, as "zero-shot verbalizer"."""
+    """Its name in tables, as "zero-shot verbalizer"."""
     recipe: str
     """Name of the recipe."""
     model: str | None = None
@@ -42,7 +42,9 @@ class ModelConfig(Stored):
     training: TrainingCost = TrainingCost()
     fewshot_from: str | None = None
     seen_in_training: dict[str, int] | None = None
-    """For each part, examples that read the same as one that the model was trained on; None if that is not known."""
+    """For each part, examples that read the same as one that the model was trained on; None if that
+    is not known.
+    """
     predictions: str | None = None
     """The file that was scored, if no model was loaded."""
     key: str | None = None
@@ -76,7 +78,9 @@ class SampleCount(Stored):
 
 
 class Results(Stored):
-    """All that results.json says; `results` and `configs` have the same keys, one for each evaluated part."""
+    """The content of results.json; `results` and `configs` have the same keys, one for each
+    evaluated part.
+    """
 
     version: int = VERSION
     results: dict[str, Scores]
@@ -114,7 +118,8 @@ def write_results(folder: Path, results: Results) -> None:
 def read_results(path: Path) -> Results:
     """The results in a file.
 
-    Raises OSError if it cannot be read, and ValueError, in one line, if it is damaged or newer than this package.
+    Raises OSError if it cannot be read, and ValueError, in one line, if it is damaged or newer than
+    this package.
     """
     try:
         found = Results.model_validate(read_summed(path, required=False))

@@ -11,16 +11,18 @@ from llama_peft.run_folder.record import TrainingRecord, read_record, verify_exp
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What the files of a finished run say."""
+    """The content of a finished run's folder."""
 
     folder: Path
     record: TrainingRecord
     written: Recipe
-    """recipe.yaml as it stands."""
+    """The recipe as recipe.yaml holds it."""
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe as it was trained: the layer that `auto` led to, and the commit of a base on the Hub."""
+        """The recipe as it was trained: with the layer that `auto` chose, and the commit of a base
+        on the Hub.
+        """
         head = self.written.head.model_copy(update=self.record.head.model_dump())
         model = self.written.model
         if (commit := self.commit) is not None:  # the branch may have moved on since
@@ -46,7 +48,9 @@ class Run:
 
 
 def open_run(folder: Path) -> Run:
-    """Open a finished run and verify what it exported. Raises UserError if it is unfinished or damaged."""
+    """Open a finished run and verify what it exported. Raises UserError if it is unfinished or
+    damaged.
+    """
     record = read_record(folder)
     verify_exports(folder, record)
     return Run(folder=folder, record=record, written=load_recipe(folder / RECIPE))

@@ -59,7 +59,9 @@ def sample_scores(tuned: TunedModel) -> Scores:
 
 
 def largest_difference(found: Scores, expected: Scores) -> float:
-    """The largest difference of two scores; infinite if one of them is NaN, or if the numbers of scores differ."""
+    """The largest difference of two scores; infinite if one of them is NaN, or if the numbers of
+    scores differ.
+    """
     if [len(row) for row in found] != [len(row) for row in expected]:
         return math.inf
     pairs = [pair for rows in zip(found, expected, strict=True) for pair in zip(*rows, strict=True)]

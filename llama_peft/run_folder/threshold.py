@@ -48,7 +48,7 @@ def read_threshold(folder: Path, record: TrainingRecord | None = None) -> Thresh
             raise ValueError("it belongs to other weights")
     except (OSError, ValueError, UserError):
         raise UserError(
-            f"{path}: this file is damaged, or belongs to other weights than the run's; "
-            f"fit the threshold again with: llama-eval run --model {folder}"
+            f"{path}: this file is damaged, or belongs to other weights than the run's; fit the "
+            f"threshold again with: llama-eval run --model {folder}"
         ) from None
     return found

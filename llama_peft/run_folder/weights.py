@@ -48,7 +48,8 @@ def save_weights(
     folder: Path,
     record: Callable[[dict[str, str]], TrainingRecord],
 ) -> TrainingRecord:
-    """Export a trained model as `adapter/` in PEFT's layout or as `head.safetensors`, and seal it with training.json.
+    """Export a trained model as `adapter/` in PEFT's layout or as `head.safetensors`, and seal it
+    with training.json.
 
     record: makes the record of the training from the sums of the exported files.
     """
@@ -124,8 +125,8 @@ def _in_float32(recipe: Recipe) -> Recipe:
 def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     """The base with the adapter of a folder.
 
-    Raises UserError unless every tensor of the file finds its place, and every place its tensor: PEFT loads an adapter
-    of another depth without a word.
+    Raises UserError unless the file and the base have the same tensors: PEFT loads an adapter of
+    another depth without a warning.
     """
     from peft import LoraConfig, PeftConfig, PeftModel
     from safetensors import SafetensorError
@@ -143,7 +144,7 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
         TypeError,
         ValueError,
         SafetensorError,
-    ) as error:  # PEFT has many ways to say that an adapter belongs to another base
+    ) as error:  # PEFT raises many errors for an adapter of another base
         lines = str(error).strip().splitlines()
         reason = lines[-1].strip() if lines else "it is damaged"
         raise UserError(f"{folder}: this adapter does not fit the base: {reason}") from None
@@ -152,9 +153,10 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
 
 
 def replace_weights(tuned: TunedModel, run: Run) -> TunedModel:
-    """The same base with the weights of another run of the same shape; the first model cannot be used afterwards.
+    """The same base with the weights of another run of the same shape. The first model cannot be
+    used afterwards.
 
-    The old weights become NaN first, so that no score is right that does not come from the new files.
+    The old weights become NaN first, so that every score comes from the new files or is NaN.
     """
     recipe, model = run.recipe, tuned.model
     if recipe.lora is None:
@@ -178,7 +180,7 @@ def _replace_adapter(model: "PeftModel", folder: Path) -> None:
 
 
 def _settings(config: "PeftConfig") -> dict[str, object]:
-    """The settings of an adapter that bear on its scores."""
+    """The settings of an adapter that change its scores."""
     unused = {"revision", "base_model_name_or_path", "inference_mode", "modules_to_save"}
     kept = {key: value for key, value in config.to_dict().items() if key not in unused}
     # PEFT lists the head again each time that it reads the config.

@@ -68,7 +68,9 @@ def write_evaluation(
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of the published baseline as a GPU leaves it: 4,096 weights, a long curve, evaluated on the official dev set."""
+    """A run of the published baseline as a GPU leaves it: 4,096 weights, a long curve, evaluated on
+    the official dev set.
+    """
     folder = tmp_path / "runs/sst2-head"
     overrides = ["dataset.labels=[negative, positive]", "hub.language=en"]
     recipe = load_recipe("sst2-head", [*overrides, f"train.output_dir={folder}"])
@@ -126,7 +128,9 @@ def test_a_whole_card(staged: Bundle, run: Path) -> None:
 
 
 def test_what_it_was_trained_on_stands_beside_the_numbers(run: Path, tmp_path: Path) -> None:
-    """The number of evaluated examples that it was trained on; nothing if there are none, or if they were not counted."""
+    """The number of evaluated examples that it was trained on; nothing if there are none, or if
+    they were not counted.
+    """
     path = run / "tuned/results.json"
     config = json.loads(path.read_text())["config"]
     for seen, shown in ((None, ""), ({"official": 0}, ""), ({"official": 38}, " (38 of them read")):

@@ -1,4 +1,6 @@
-"""Merged models: checkpoint folders that give the scores of base and adapter, or one line that says why not."""
+"""Merged models: checkpoint folders that give the scores of base and adapter, or one line that says
+why not.
+"""
 
 import resource
 from collections.abc import Callable
@@ -67,7 +69,9 @@ def test_transformers_alone_loads_a_merged_folder(
 def test_an_adapter_counts_in_a_merged_model(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """The merged weights differ from the base's only where the adapter is, not by rounding to 4 bits."""
+    """The merged weights differ from the base's only where the adapter is, not by rounding to 4
+    bits.
+    """
     base = make_base()
     keys = LEARN | {"output_dir": str(tmp_path / "run")}
     lora = {"r": 4, "target_modules": ["q_proj"]}

@@ -247,7 +247,9 @@ def said(
 
 
 def test_a_push_outlasts_temporary_failures(hub: Hub, said: dict[str, str]) -> None:
-    """503, 429, a cut connection or upload, silence, and answers that are lost after the request was carried out."""
+    """503, 429, a cut connection or upload, silence, and answers that are lost after the request
+    was carried out.
+    """
     for name in ("putreset", "busy", "throttled", "cut", "lost", "slow", "exists"):
         repo = hub.repos[f"me/Llama-{name}"]
         assert said[name].endswith(f"/{repo.head.sha}"), name
@@ -270,7 +272,9 @@ def test_only_a_run_s_own_files_are_fetched(hub: Hub, said: dict[str, str]) -> N
 
 
 def test_the_next_push_replaces_what_the_last_one_left(hub: Hub, said: dict[str, str]) -> None:
-    """The same run makes no commit; a run of another kind removes the old weights in its one commit."""
+    """The same run makes no commit; a run of another kind removes the old weights in its one
+    commit.
+    """
     _, first, second = hub.repos["me/Llama-again"].commits
     assert said["again0"].endswith(first.sha) and said["again1"].endswith(first.sha)
     assert said["again2"].endswith(second.sha)

@@ -1,4 +1,6 @@
-"""The staged copy of a run: it loads elsewhere, gives the run's scores, and is evaluated on the run's own split."""
+"""The staged copy of a run: it loads elsewhere, gives the run's scores, and is evaluated on the
+run's own split.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,7 +57,9 @@ def test_files_that_give_other_scores_are_not_pushed(
 def test_a_pushed_run_is_evaluated_on_its_own_split_or_not_at_all(
     make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """Ids are not pushed: the data must give the same split again. Nothing is written into the cache's copy."""
+    """Ids are not pushed: the data must give the same split again. Nothing is written into the
+    cache's copy.
+    """
     keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "doc_stride": 32}
     run = train(make_recipe("extractive_qa", "tiny", train=keys))
     (tmp_path / "staged").mkdir()

@@ -1,10 +1,10 @@
-"""Everything that happens to a run on somebody's one machine, done to it on purpose and counted.
+"""Faults that happen to a run on a user's machine, inflicted on purpose and counted.
 
     make faults                        all of it: hundreds of faults, in some minutes
     python -m tests.faults --only storage
 
-Each fault is inflicted on real processes, forked so that the libraries load once, that run the real commands. Its verdict is
-`right`: refused in one line with exit code 2, or undone by running the same command again, with the same bits as a run that
-nothing disturbed; or `lost`: finished work is gone; `wrong`: numbers differ and nobody said so; `traceback`: the user is shown our
-insides.
+Each fault is inflicted on a real command in a forked process, so that the libraries load once. The
+verdicts are `right`: the fault is refused in one line with exit code 2, or the same command, given
+again, ends with the bits of an undisturbed run; `lost`: finished work is gone; `wrong`: numbers
+differ without a message; `traceback`: the user sees a traceback.
 """

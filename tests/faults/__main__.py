@@ -1,4 +1,4 @@
-"""`make faults`: inflict, print what is not right, a table by category, and one line."""
+"""`make faults`: inflict faults, print those that are not right, a table by category, and one line."""
 
 import argparse
 import os
@@ -15,10 +15,16 @@ os.environ["TQDM_DISABLE"] = "1"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="what the test suite does")
-    parser.add_argument("--only", help="one category")
-    parser.add_argument("--messages", type=Path, help="also write every fault and its message here")
-    parser.add_argument("--no-stock", action="store_true", help="leave the stock Trainer alone")
+    parser.add_argument(
+        "--quick", action="store_true", help="inflict only the faults of the test suite"
+    )
+    parser.add_argument("--only", help="inflict the faults of one category")
+    parser.add_argument(
+        "--messages", type=Path, help="also write every fault and its message to this file"
+    )
+    parser.add_argument(
+        "--no-stock", action="store_true", help="do not compare with the stock Trainer"
+    )
     arguments = parser.parse_args()
     from tests.faults import stock
     from tests.faults.count import Tally, every, inflict

@@ -35,15 +35,15 @@ def faults(full: bool) -> Iterator[Fault]:
 
 
 def _in_training(change: Callable[[Any, dict[str, Any], Any], Any]) -> Callable[[], None]:
-    """A hook: `change(trainer, inputs, loss)` replaces every loss that training computes."""
+    """A hook that replaces every loss of the training by `change(trainer, inputs, loss)`."""
 
     def hook() -> None:
         from llama_peft.training.trainer import SteadyTrainer
         from llama_peft.training.tree_trainer import TreeTrainer
 
-        def changed(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(original: Callable[..., Any]) -> Callable[..., Any]:
             def compute(self: Any, model: Any, inputs: Any, *rest: Any, **keys: Any) -> Any:
-                found = plain(self, model, inputs, *rest, **keys)
+                found = original(self, model, inputs, *rest, **keys)
                 return change(self, inputs, found) if model.training else found
 
             return compute
@@ -79,7 +79,7 @@ def _number(kind: str, where: str, value: str, cheap: bool) -> Fault:
 
 
 def _memory(kind: str, rows: int, cheap: bool) -> Fault:
-    """At most `rows` rows fit at once, from step 3 on."""
+    """From step 3 on, at most `rows` rows fit into memory at once."""
 
     def change(trainer: Any, inputs: Any, loss: torch.Tensor) -> torch.Tensor:
         if trainer.state.global_step >= 3 and len(next(iter(inputs.values()))) > rows:
@@ -122,10 +122,10 @@ def _evaluation_memory(kind: str) -> Fault:
     def hook() -> None:
         import eval.harness
 
-        plain = eval.harness.open_predictor
+        original = eval.harness.open_predictor
 
         def narrow(*words: Any, **keys: Any) -> Any:
-            predictor = plain(*words, **keys)
+            predictor = original(*words, **keys)
             predict = predictor.predict
 
             def few(examples: Any, size: int) -> Any:
@@ -177,7 +177,7 @@ def _no_room() -> Fault:
 
 def _concurrency(full: bool) -> Iterator[Fault]:
     def same_run(shop: Shop, folder: Path) -> Seen:
-        """The second process on a run folder leaves, and names the first."""
+        """The second process on a run folder ends, and names the first."""
         shop.reference(LORA)
         words = shop.write(shop.recipe(LORA, folder), folder)
         stay = Stays(folder)
@@ -208,7 +208,7 @@ def _concurrency(full: bool) -> Iterator[Fault]:
     yield Fault("concurrency", "the lock of a killed process", left_lock)
 
     def same_features(shop: Shop, folder: Path) -> Seen:
-        """Two runs that want the same features at once: one computes, both are right."""
+        """Two runs need the same features at once: one computes them, and both are right."""
         kind = "classification head"
         shop.reference(kind)
         commands = []
@@ -228,7 +228,9 @@ def _concurrency(full: bool) -> Iterator[Fault]:
     yield Fault("concurrency", "two runs on the same features", same_features)
 
     def same_output(shop: Shop, folder: Path) -> Seen:
-        """Two evaluations into one folder: one leaves, or comes after; the results are right."""
+        """Two evaluations write into one folder: the second one ends or comes later, and the
+        results are right.
+        """
         expected = shop.tuned("generative + LoRA")
         folder.mkdir(parents=True, exist_ok=True)
         words = ["run", "--model", str(expected.parent), "--output", str(folder / "out")]
@@ -271,7 +273,7 @@ def _same_twice(kind: str, cheap: bool) -> Fault:
 
 
 def _accumulated(steps: int) -> Fault:
-    """A batch in pieces takes the same step: in float32, but for the order of additions."""
+    """A batch in pieces takes the same step in float32, except for the order of additions."""
 
     def inflict(shop: Shop, folder: Path) -> Seen:
         reference = shop.reference(LORA)
@@ -289,7 +291,7 @@ def _accumulated(steps: int) -> Fault:
 
 
 def _two_processes() -> Fault:
-    """Two processes with half a batch each take the step of one."""
+    """Two processes with half a batch each take the step of one process."""
 
     def inflict(shop: Shop, folder: Path) -> Seen:
         reference = shop.reference(LORA)
@@ -298,7 +300,7 @@ def _two_processes() -> Fault:
         port = forked.free_port()
 
         def rank(number: int) -> Callable[[], None]:
-            """What torchrun sets."""
+            """Sets the variables that torchrun sets."""
             return lambda: os.environ.update(
                 RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2",
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -315,7 +317,7 @@ def _two_processes() -> Fault:
 
 
 def _as_close(run: Path, reference: Path) -> Seen:
-    """Right if two runs have the same validation losses, but for the order of additions."""
+    """Right if two runs have the same validation losses, except for the order of additions."""
     losses = [
         [json.loads(line).get("eval_loss") for line in (folder / "history.jsonl").open()]
         for folder in (run, reference)

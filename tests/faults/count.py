@@ -1,4 +1,4 @@
-"""All faults, one after the other, counted by category."""
+"""All faults, inflicted one by one and counted by category."""
 
 import shutil
 import traceback
@@ -25,7 +25,7 @@ def inflict(shop: Shop, fault: Fault, number: int) -> Seen:
     folder.mkdir()
     try:
         seen = fault.inflict(shop, folder)
-    except Exception:  # a fault of the harness counts against us
+    except Exception:  # a fault of the harness is counted too
         return Seen("traceback", traceback.format_exc())
     if seen.verdict == "right":
         shutil.rmtree(folder, ignore_errors=True)

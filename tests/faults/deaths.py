@@ -1,4 +1,6 @@
-"""Death by kill -9, at random moments and right before each call that changes the disk; and signals that ask politely."""
+"""Death by kill -9, at random moments and right before each call that changes the disk; and signals
+that ask for an end.
+"""
 
 import os
 import random
@@ -36,7 +38,7 @@ def faults(full: bool) -> Iterator[Fault]:
 
 
 def _random_chain(kind: str, chain: int, kills: int) -> Iterator[Fault]:
-    """Kills of one run that always goes on; the last of them is followed to the end."""
+    """Several kills of one run, which continues after each; after the last one it runs to its end."""
     rng = random.Random(f"{kind} {chain}")
 
     def inflict(shop: Shop, _: Path, number: int) -> Seen:
@@ -46,7 +48,9 @@ def _random_chain(kind: str, chain: int, kills: int) -> Iterator[Fault]:
         before = newest_step(run)
 
         def seconds() -> float:
-            """What is left of a run takes less than all of it; its start and its end are always there."""
+            """The rest of a run takes less time than all of it, but every start has its beginning
+            and its end.
+            """
             return (
                 rng.uniform(0.05, 1.0) * _length(shop, kind) * (1 - 0.6 * newest_step(run) / STEPS)
             )
@@ -76,7 +80,9 @@ def _random_chain(kind: str, chain: int, kills: int) -> Iterator[Fault]:
 def _killed_alive(
     start: Callable[[], int], seconds: Callable[[], float], start_over: Callable[[], None]
 ) -> None:
-    """Kill a command at its work: one that was done before its time came is begun anew, and killed earlier."""
+    """Kill a command at its work. One that finished before its time is started again, and killed
+    earlier.
+    """
     share = 1.0
     while True:
         child = start()
@@ -91,7 +97,7 @@ _LENGTHS: dict[str, float] = {}
 
 
 def _length(shop: Shop, kind: str) -> float:
-    """Seconds of an undisturbed run."""
+    """The seconds that an undisturbed run takes."""
     if kind not in _LENGTHS:
         folder = shop.root / f"timed {kind}"
         words = shop.write(shop.recipe(kind, folder), folder)
@@ -120,7 +126,7 @@ def _evaluation_chain(kind: str, chain: int) -> Iterator[Fault]:
         )
         if number < kills - 1:
             return Seen("right", "killed")
-        return shop.measured(words, output, expected)
+        return shop.evaluated(words, output, expected)
 
     for number in range(kills):
         yield Fault(
@@ -131,7 +137,9 @@ def _evaluation_chain(kind: str, chain: int) -> Iterator[Fault]:
 
 
 def _at_writes(kind: str, at_most: int) -> Iterator[Fault]:
-    """A death before each of the calls that save, seal, rotate, cache and export, where one checkpoint is kept."""
+    """A death before each of the calls that save, seal, rotate, cache and export, in a run that
+    keeps one checkpoint.
+    """
     few = {"save_total_limit": 1}
 
     def inflict(shop: Shop, folder: Path, place: int) -> Seen:
@@ -175,7 +183,7 @@ def _evaluation_at_writes(at_most: int) -> Iterator[Fault]:
         done = shop.run(words, program="eval", hook=DeadlyCalls(number, counted))
         if done.code != -signal.SIGKILL:
             return Seen("wrong", f"it did not die, but exited with {done.code}")
-        return shop.measured(words, folder / "out", expected)
+        return shop.evaluated(words, folder / "out", expected)
 
     for place in range(at_most):
         yield Fault(
@@ -232,6 +240,6 @@ def _signal_in_evaluation(number: int) -> Fault:
         done = shop.wait(child, folder / "log")
         if "Traceback" in done.text or done.code not in (0, 128 + number):
             return Seen("traceback", done.text[-300:])
-        return shop.measured(words, folder / "out", expected)
+        return shop.evaluated(words, folder / "out", expected)
 
     return Fault("signals", f"{signal.Signals(number).name} to an evaluation", inflict)

@@ -53,7 +53,7 @@ def faults(full: bool) -> Iterator[Fault]:
 
     yield scored("a prediction is missing", lambda lines: lines[1:])
     yield scored("all predictions are missing", lambda lines: [])
-    yield scored("a prediction too many", lambda lines: [*lines, {**lines[0], "id": "nobody"}])
+    yield scored("one prediction too many", lambda lines: [*lines, {**lines[0], "id": "nobody"}])
     yield scored("a prediction twice", lambda lines: [*lines, lines[0]])
     yield scored("ids of another part", lambda lines: [{**x, "id": x["id"] + "x"} for x in lines])
     yield scored("no ids", lambda lines: [{"prediction": x["prediction"]} for x in lines])
@@ -62,7 +62,7 @@ def faults(full: bool) -> Iterator[Fault]:
         "predictions that are numbers", lambda lines: [{**x, "prediction": 3} for x in lines]
     )
     yield scored(
-        "a probability that is none",
+        "a probability that is a word",
         lambda lines: [{**x, "no_answer_probability": "high"} for x in lines],
     )
 
@@ -77,18 +77,18 @@ def faults(full: bool) -> Iterator[Fault]:
         return str(shop.reference(LORA))
 
     yield of_run(
-        "measured on what it was trained on",
+        "evaluated on its own training data",
         lambda s, f: ["--model", run_of(s), "--split", "train"],
     )
     yield of_run(
-        "a part that there is not", lambda s, f: ["--model", run_of(s), "--split", "nowhere"]
+        "a part that does not exist", lambda s, f: ["--model", run_of(s), "--split", "nowhere"]
     )
     yield of_run(
         "a task of another kind", lambda s, f: ["--model", run_of(s), "--task", "tiny-squad"]
     )
     yield of_run("a limit of nothing", lambda s, f: ["--model", run_of(s), "--limit", "0"])
     yield of_run(
-        "a model that there is not",
+        "a model that does not exist",
         lambda s, f: ["--model", str(f / "nobody"), "--task", "tiny-sst2"],
     )
     yield of_run(
@@ -96,7 +96,7 @@ def faults(full: bool) -> Iterator[Fault]:
     )
 
     def known_by_heart(shop: Shop, folder: Path) -> Seen:
-        """Training rows under other ids get a number, and beside it how many they are."""
+        """Training rows under other ids are evaluated, and their number is reported."""
         from llama_peft import data
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,13 +118,13 @@ def faults(full: bool) -> Iterator[Fault]:
     yield Fault("evaluation", "training rows under other ids", known_by_heart)
 
     def compared(shop: Shop, folder: Path) -> Seen:
-        """Results whose predictions somebody edited are not compared."""
+        """Results whose predictions were edited are not compared."""
         tuned = shop.tuned(LORA)
         shutil.copytree(tuned, folder / "edited")
         path = folder / "edited/predictions.jsonl"
         lines = [json.loads(line) for line in path.open()][1:]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        results = folder / "edited/results.json"  # as of another tool, which gives no sums
+        results = folder / "edited/results.json"  # as of another tool, which writes no sums
         said = json.loads(results.read_text())
         del said["sum"], said["predictions_sha256"]
         results.write_text(json.dumps(said))

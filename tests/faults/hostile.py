@@ -48,20 +48,20 @@ def faults(full: bool) -> Iterator[Fault]:
         yield recipe_fault(text)._replace(category="hostile files", name=name)
 
     def pickled_state(shop: Shop, folder: Path) -> Seen:
-        """A stranger's checkpoint whose optimizer state runs code when it is read."""
+        """The optimizer state of a stranger's checkpoint would run code if it were unpickled."""
         kind = "classification + LoRA"
         words, run = shop.copy(kind, folder)
         mark = folder / "executed"
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
             path = run / "checkpoints/checkpoint-6" / name
             path.write_bytes(pickle.dumps(Evil(mark)))
-        seen = shop.undone(kind, words, folder, "passes it over")
+        seen = shop.undone(kind, words, folder, "the checkpoint is skipped")
         return Seen("wrong", "code was executed") if mark.exists() else seen
 
     yield Fault("hostile files", "a checkpoint that runs code", pickled_state)
 
     def linked_out(shop: Shop, folder: Path) -> Seen:
-        """The run folder's adapter is a link to somebody else's file."""
+        """The adapter of the run folder is a link to a folder elsewhere."""
         run = folder / "run"
         shutil.copytree(shop.reference("classification + LoRA"), run)
         outside = folder / "outside"
@@ -73,7 +73,7 @@ def faults(full: bool) -> Iterator[Fault]:
     yield Fault("hostile files", "a symbolic link out of the run folder", linked_out)
 
     def named_out(shop: Shop, folder: Path) -> Seen:
-        """training.json names a file outside of its folder."""
+        """training.json names a file outside its folder."""
         run = folder / "run"
         shutil.copytree(shop.reference("classification + LoRA"), run)
         facts = json.loads((run / "training.json").read_text())

@@ -87,7 +87,7 @@ def _controls() -> Iterator[Fault]:
             shop, [str(folder / "recipe.yaml"), f"model.model_name_or_path={shop.base}"]
         )
 
-    yield Fault("recipe", "control: none", recipe)
+    yield Fault("recipe", "control: nothing is wrong", recipe)
     for kind, name, raw in (
         ("classification head", "a.csv", b"text,label\nfine,1\nbad,0\n"),
         ("span + LoRA", "a.json", squad(ADA)),
@@ -98,7 +98,7 @@ def _controls() -> Iterator[Fault]:
         ) -> Seen:
             return accepted(shop, [str(_data_recipe(shop, folder, kind, name, raw))])
 
-        yield Fault("data", f"control: none in {name}", file)
+        yield Fault("data", f"control: nothing is wrong in {name}", file)
 
 
 def recipe_fault(text: str) -> Fault:
@@ -154,8 +154,8 @@ TEXTS: dict[str, tuple[str, bytes]] = {
     "JSON lines, one broken": ("a.jsonl", b'{"text": "fine", "label": 1}\n{"text": \n'),
     "JSON lines of lists": ("a.jsonl", b"[1]\n[2]\n"),
     "texts that are numbers": ("a.json", b'[{"text": 3, "label": 1}, {"text": 4, "label": 0}]'),
-    "Parquet that is none": ("a.parquet", b"PAR1 but no more"),
-    "a kind nobody knows": ("a.xlsx", b"PK"),
+    "a text that is called Parquet": ("a.parquet", b"PAR1 but no more"),
+    "an unknown format": ("a.xlsx", b"PK"),
 }
 QUESTIONS: dict[str, tuple[str, bytes]] = {
     "answer off by one": ("a.json", squad([{"text": "Ada", "answer_start": 1}])),

@@ -1,4 +1,6 @@
-"""Where faults are inflicted: commands in forked processes, and runs that nothing disturbs to compare with."""
+"""The place where faults are inflicted: commands in forked processes, and undisturbed runs to
+compare with.
+"""
 
 import importlib
 import logging
@@ -34,9 +36,9 @@ SHARED = (
     "eval.harness",
     "eval.report",
 )
-"""Imported before the first child is forked: a command then takes a fraction of a second, and dies at its work."""
+"""Imported before the first child is forked, so that a command takes a fraction of a second."""
 STEPS = 7
-"""The last one lies in the middle of an epoch."""
+"""The last step lies in the middle of an epoch."""
 KINDS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "classification + LoRA": ("classification", {"r": 2}),
     "classification head": ("classification", None),
@@ -46,16 +48,18 @@ KINDS: dict[str, tuple[str, dict[str, Any] | None]] = {
 
 
 class Seen(NamedTuple):
-    """What became of a fault."""
+    """The outcome of a fault."""
 
     verdict: str
     """right, lost, wrong or traceback."""
     message: str = ""
-    """What the user was told."""
+    """The message to the user."""
 
 
 class Done(NamedTuple):
-    """A finished command: its exit code (negative: the signal that killed it) and all that it printed."""
+    """A finished command: its exit code (if negative, the signal that killed it), and everything
+    that it printed.
+    """
 
     code: int
     text: str
@@ -74,7 +78,7 @@ class Fault(NamedTuple):
     name: str
     inflict: "Callable[[Shop, Path], Seen]"
     cheap: bool = True
-    """Done in the test suite too."""
+    """Whether the test suite inflicts it too."""
 
 
 Hook = Callable[[], object]
@@ -143,7 +147,7 @@ class Shop:
         return forked.start(words, log, program, hook)
 
     def wait(self, child: int, log: Path) -> Done:
-        """Wait for a command; one that hangs is killed, which no verdict takes for right."""
+        """Wait for a command. One that hangs is killed, and no verdict calls that right."""
         limit = time.monotonic() + LIMIT_SECONDS
         while True:
             found, status = os.waitpid(child, os.WNOHANG)
@@ -166,7 +170,7 @@ class Shop:
     # Verdicts
 
     def refused(self, done: Done, folder: Path | None = None) -> Seen:
-        """Right if the user was told in one line, and nothing was made of the bad input."""
+        """Right if one line told the user, and nothing was made from the bad input."""
         if "Traceback" in done.text or done.code not in (0, 2):
             return Seen("traceback", f"exit code {done.code}: {done.text[-400:]}")
         if done.code == 0 or not done.last_line.startswith("error: "):
@@ -175,13 +179,13 @@ class Shop:
         return Seen("wrong" if made else "right", done.last_line)
 
     def undone(self, kind: str, words: list[str], folder: Path, told: str = "") -> Seen:
-        """Right if the same command, run again, ends with the bits of a run that nothing disturbed."""
+        """Right if the same command, given again, ends with the bits of an undisturbed run."""
         done = self.run(words)
         if done.code != 0:
             return Seen("traceback" if "Traceback" in done.text else "lost", done.last_line)
         return Seen("right" if self.same(kind, folder) else "wrong", told or done.last_line)
 
-    def measured(
+    def evaluated(
         self,
         words: Sequence[str],
         output: Path,
@@ -189,7 +193,7 @@ class Shop:
         told: str = "the same predictions",
         hook: Hook | None = None,
     ) -> Seen:
-        """Right if an evaluation into `output` writes the predictions of one that nothing disturbed."""
+        """Right if an evaluation into `output` writes the predictions of an undisturbed one."""
         done = self.run(words, "eval", hook)
         if done.code != 0:
             return Seen("traceback" if "Traceback" in done.text else "lost", done.last_line)
@@ -201,7 +205,9 @@ class Shop:
         return exported(folder / "runs" / "run") == exported(self.reference(kind))
 
     def copy(self, kind: str, folder: Path) -> tuple[list[str], Path]:
-        """The reference as it was before its last export: its command and its run folder, ready to go on."""
+        """A copy of the reference as it was before its export: its command and its run folder,
+        ready to continue.
+        """
         shutil.copytree(self.reference(kind), folder / "runs" / "run")
         run = folder / "runs" / "run"
         (run / "training.json").unlink()
@@ -211,7 +217,9 @@ class Shop:
 
 
 def exported(run: Path) -> dict[str, bytes]:
-    """The weights that a run exports, which may be of an early step, and all of what it ends with."""
+    """The files of the weights that a run exports, which may come from an early step, and of the
+    state that it ends with.
+    """
     files = [*run.glob("adapter/*.safetensors"), *run.glob("head.safetensors")]
     assert files, f"{run} holds no export"
     last = run / f"checkpoints/checkpoint-{STEPS}"
@@ -240,19 +248,22 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 def turned(raw: bytes) -> bytes:
-    """One bit in the middle is another."""
+    """The bytes with one bit in the middle changed."""
     middle = len(raw) // 2
     return raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :] if raw else b"\x01"
 
 
 @dataclass
 class DeadlyCalls:
-    """In a child: dies by kill -9 right before the n-th call that changes the disk; counts them into a file if n is 0."""
+    """In a child: dies by kill -9 right before call `number` that changes the disk; if that is 0,
+    counts the calls.
+    """
 
     number: int
     counted: Path
     sealed: Path | None = None
-    """Where the steps of checkpoints stand, one a line, that were sealed before it died."""
+    """A file for the steps of the checkpoints that were sealed before the death, one on each line.
+    """
 
     def __call__(self) -> None:
         calls = 0
@@ -266,7 +277,7 @@ class DeadlyCalls:
 
         callbacks.seal = told
 
-        def deadly(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def deadly(original: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
                 nonlocal calls
                 calls += 1
@@ -274,7 +285,7 @@ class DeadlyCalls:
                     self.counted.write_text(str(calls))
                 elif calls == self.number:
                     os.kill(os.getpid(), signal.SIGKILL)
-                return plain(*args, **kwargs)
+                return original(*args, **kwargs)
 
             return call
 
@@ -284,17 +295,17 @@ class DeadlyCalls:
 
 @dataclass
 class Stays:
-    """In a child: its first step begins and does not end until it is told to."""
+    """In a child: its first step begins, and does not end before `go_on`."""
 
     folder: Path
 
     def __call__(self) -> None:
-        plain = SteadyTrainer.training_step
+        original = SteadyTrainer.training_step
 
         def step(trainer: Any, *args: Any) -> Any:
             (self.folder / "there").touch()
             forked.until((self.folder / "go on").exists)
-            return plain(trainer, *args)
+            return original(trainer, *args)
 
         SteadyTrainer.training_step = step
 
@@ -306,7 +317,7 @@ class Stays:
 
 
 def even(count: int, at_most: int) -> Iterator[int]:
-    """At most so many of 1..count, evenly spread."""
+    """At most `at_most` of the numbers 1 to `count`, evenly spread."""
     yield from sorted({1 + round(i * (count - 1) / max(1, at_most - 1)) for i in range(at_most)})
 
 

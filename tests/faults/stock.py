@@ -1,4 +1,6 @@
-"""The same damage and deaths to the stock `Trainer`, resumed as its documentation says: `resume_from_checkpoint=True`."""
+"""The same damages and deaths of the stock `Trainer`, resumed as its documentation says:
+`resume_from_checkpoint=True`.
+"""
 
 import os
 import random
@@ -17,7 +19,9 @@ KIND = "classification + LoRA"
 
 
 def count(shop: Shop, kills: int) -> dict[str, dict[str, int]]:
-    """How many of each category ended right, stopped with an error, or went on to other weights without a word."""
+    """The number of faults of each category that ended right, with an error, or with other weights
+    and no message.
+    """
     reference = shop.root / "stock"
     assert _run(shop, reference).code == 0
     expected = _weights(reference)
@@ -70,7 +74,9 @@ def _start(shop: Shop, folder: Path) -> int:
 
 
 def _trainer(shop: Shop, folder: Path) -> Callable[[], None]:
-    """In a child: train with the stock Trainer on our rows, going on from the newest checkpoint if there is one."""
+    """In a child: train with the stock Trainer on our rows, from the newest checkpoint if there is
+    one.
+    """
 
     def train() -> None:
         from transformers import Trainer, TrainingArguments

@@ -1,4 +1,6 @@
-"""Files that are gone, short, empty or changed; disks that are full or read-only; folders that vanish."""
+"""Files that are missing, cut, empty or changed; disks that are full or read-only; folders that
+vanish.
+"""
 
 import ctypes
 import errno
@@ -76,7 +78,7 @@ EXPORTS = {
 
 
 def _export(kind: str, name: str, damage: str, mended: bool) -> Fault:
-    """mended: whether the run is trained again too, which makes it whole."""
+    """mended: whether the run is trained again too, which repairs it."""
 
     def inflict(shop: Shop, folder: Path) -> Seen:
         run = folder / "runs/run"
@@ -94,7 +96,7 @@ def _export(kind: str, name: str, damage: str, mended: bool) -> Fault:
 
 
 def _threshold(damage: str) -> Fault:
-    """Of a span run: it is fitted again."""
+    """The threshold of a span run is fitted again."""
     kind = "span + LoRA"
 
     def inflict(shop: Shop, folder: Path) -> Seen:
@@ -102,7 +104,7 @@ def _threshold(damage: str) -> Fault:
         shutil.copytree(shop.reference(kind), run)
         DAMAGES[damage](run / THRESHOLD)
         words = ["run", "--model", str(run), "--output", str(folder / "out")]
-        return shop.measured(words, folder / "out", expected, "fitted again")
+        return shop.evaluated(words, folder / "out", expected, "fitted again")
 
     return Fault("storage", f"run of {kind}: {THRESHOLD} {damage}", inflict)
 
@@ -121,7 +123,7 @@ def _features(damage: str) -> Fault:
 
 
 def _partial(damage: str) -> Fault:
-    """Predictions of an evaluation that was cut off in its middle."""
+    """The predictions of an evaluation that was interrupted."""
     kind = "span + LoRA"
 
     def inflict(shop: Shop, folder: Path) -> Seen:
@@ -139,7 +141,7 @@ def _partial(damage: str) -> Fault:
 
         shop.run(words, program="eval", hook=die_late)
         DAMAGES[damage](cut)
-        return shop.measured(words, folder / "out", expected, "predicted again")
+        return shop.evaluated(words, folder / "out", expected, "predicted again")
 
     return Fault("storage", f"partial predictions {damage}", inflict)
 
@@ -147,7 +149,8 @@ def _partial(damage: str) -> Fault:
 def _on_full_disk(
     shop: Shop, words: Sequence[str], folder: Path, size: int, program: str = "llama_peft"
 ) -> Done:
-    """A command of whose files none can grow beyond `size` bytes: writing fails in the middle, as where a disk is full.
+    """A command whose files cannot grow beyond `size` bytes: writing fails in the middle, as on a
+    full disk.
 
     What it prints goes through a pipe, which has no size.
     """
@@ -177,7 +180,7 @@ def _full_disk_evaluation(size: int) -> Fault:
         seen = shop.refused(_on_full_disk(shop, words, folder, size, "eval"))
         if seen.verdict != "right":
             return seen
-        return shop.measured(words, folder / "out", expected, seen.message)
+        return shop.evaluated(words, folder / "out", expected, seen.message)
 
     return Fault("storage", f"disk full at {size} bytes a file: evaluation", inflict)
 
@@ -194,7 +197,7 @@ def _full_disk_merge() -> Fault:
 
 
 def _full_disk(kind: str, share: float, cheap: bool) -> Fault:
-    """share: of the run's largest file, how much fits."""
+    """share: the part of the run's largest file that fits."""
 
     def inflict(shop: Shop, folder: Path) -> Seen:
         made = shop.reference(kind).parent.rglob("*")
@@ -217,14 +220,14 @@ def _vanished(what: str) -> Fault:
         def hook() -> None:
             from llama_peft.training.callbacks import SealCheckpoints
 
-            plain = SealCheckpoints.on_save
+            original = SealCheckpoints.on_save
 
             def on_save(
                 self: object, args: object, state: object, *rest: object, **kw: object
             ) -> None:
                 if state.global_step == 4:  # type: ignore[attr-defined]
                     shutil.rmtree(run if what == "run folder" else run / "checkpoints")
-                plain(self, args, state, *rest, **kw)  # type: ignore[arg-type]
+                original(self, args, state, *rest, **kw)  # type: ignore[arg-type]
 
             SealCheckpoints.on_save = on_save  # type: ignore[assignment,method-assign]
 
@@ -241,7 +244,7 @@ READ_ONLY, USUAL = 0o555, 0o755
 
 
 def _no_override() -> None:
-    """A hook: a folder's mode binds root too, who elsewhere than on Linux has no power that can be given up."""
+    """A hook that makes root respect the modes of folders too; this is possible on Linux only."""
     if sys.platform != "linux":
         return
     version, dac_override = 0x20080522, 1 << 1
@@ -275,7 +278,7 @@ def _read_only_start(name: str, kind: str) -> Fault:
 
 
 def _read_only_later() -> Fault:
-    """The disk is mounted anew for reading alone, as after an error, while the training runs."""
+    """The disk is mounted again as read-only, as after an error, while the training runs."""
     kind = "classification + LoRA"
 
     def inflict(shop: Shop, folder: Path) -> Seen:
@@ -287,12 +290,12 @@ def _read_only_later() -> Fault:
             from llama_peft.training.callbacks import SealCheckpoints
 
             _no_override()
-            plain = SealCheckpoints.on_save
+            original = SealCheckpoints.on_save
 
             def on_save(
                 self: object, args: object, state: object, *rest: object, **kw: object
             ) -> None:
-                plain(self, args, state, *rest, **kw)  # type: ignore[arg-type]
+                original(self, args, state, *rest, **kw)  # type: ignore[arg-type]
                 if state.global_step == 4:  # type: ignore[attr-defined]
                     for place in places:
                         place.chmod(READ_ONLY)
@@ -324,13 +327,13 @@ def _read_only_evaluation() -> Fault:
             seen = shop.refused(shop.run(words, "eval", _no_override))
         if seen.verdict != "right":
             return seen
-        return shop.measured(words, folder / "out", expected, seen.message)
+        return shop.evaluated(words, folder / "out", expected, seen.message)
 
     return Fault("storage", "results folder is read-only", inflict)
 
 
 def _read_only_run() -> Fault:
-    """A run that one may only read, a colleague's say, is measured into another folder."""
+    """A run in a read-only folder, as of a colleague, is evaluated into another folder."""
     kind = "span + LoRA"
 
     def inflict(shop: Shop, folder: Path) -> Seen:
@@ -344,9 +347,9 @@ def _read_only_run() -> Fault:
         told = [line for line in done.text.splitlines() if "threshold is not kept" in line]
         if not told or (run / THRESHOLD).exists():
             return Seen("wrong", done.last_line)
-        return shop.measured(words, folder / "out", expected, told[0])
+        return shop.evaluated(words, folder / "out", expected, told[0])
 
-    return Fault("storage", "run folder that may only be read is measured", inflict)
+    return Fault("storage", "run folder that is read-only is evaluated", inflict)
 
 
 def _no_folder() -> Fault:

@@ -29,7 +29,9 @@ def load(folder: Path, full_precision: bool = False) -> TunedModel:
 
 
 def write_record(folder: Path, values: Mapping[str, object]) -> None:
-    """Write a record of the values, with the sum that belongs to them; what they leave out is the least."""
+    """Write a record of the values, with the sum that belongs to them; what they leave out is the
+    least.
+    """
     write_summed(folder / TRAINING, {**LEAST, **values})
 
 

@@ -1,7 +1,8 @@
 """A small Hub on 127.0.0.1, which answers the real client before and during downloads and pushes.
 
-Repositories are lists of commits, a commit a map from names to bytes. Large files go the LFS way (batch, PUT), commits come as
-NDJSON. Faults are planned ahead: the next requests to a path are refused, answered late, or cut off.
+Repositories are lists of commits, a commit a map from names to bytes. Large files go the LFS way
+(batch, PUT), commits come as NDJSON. Faults are planned ahead: the next requests to a path are
+refused, answered late, or cut off.
 """
 
 import base64
@@ -52,9 +53,11 @@ class Repo:
 
 @dataclass
 class Fault:
-    """A fault of the next `times` requests that name `path` in their path, or as the name in their body.
+    """A fault of the next `times` requests that name `path` in their path, or as the name in their
+    body.
 
-    how: an answer, silence ("hang"), a cut ("reset"), or a commit by somebody else just before ("meddle").
+    how: an answer, silence ("hang"), a cut ("reset"), or a commit by somebody else just before
+    ("meddle").
     """
 
     path: str
@@ -116,7 +119,9 @@ def serve(hub: Hub) -> Iterator[Hub]:
 
 @contextmanager
 def loopback_hub(models: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Serve `models` (name -> {"gated": bool, "files": {name: bytes or their number}}); yields the endpoint's address."""
+    """Serve `models` (name -> {"gated": bool, "files": {name: bytes or their number}}); yields the
+    endpoint's address.
+    """
     hub = Hub()
     for name, model in models.items():
         hub.add(name, model["files"], gated=model.get("gated", False))

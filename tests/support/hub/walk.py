@@ -1,8 +1,10 @@
-"""What a user does with the Hub, in a process of its own, because the client reads endpoint and cache folder on import.
+"""What a user does with the Hub, in a process of its own, because the client reads endpoint and
+cache folder on import.
 
-python -m tests.support.hub.walk push BASE FOLDER     train a run of every kind, push it, print its scores
-python -m tests.support.hub.walk fail PLANS           push and pull with obstacles; print the results and messages
-python -m tests.support.hub.walk pull NAMES           load them back by name, and as their cards say; print their scores
+python -m tests.support.hub.walk push BASE FOLDER     train a run of every kind, push it, print its
+scores python -m tests.support.hub.walk fail PLANS           push and pull with obstacles; print the
+results and messages python -m tests.support.hub.walk pull NAMES           load them back by name,
+and as their cards say; print their scores
 """
 
 import contextlib
@@ -96,7 +98,9 @@ def push_all(base: str, folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def counted(function: Callable[..., Any]) -> Iterator[list[Path]]:
-    """The first argument of every call of a function inside the block, wherever our modules have imported it."""
+    """The first argument of every call of a function inside the block, wherever our modules have
+    imported it.
+    """
     name = function.__name__
     modules = [module for key, module in sys.modules.items() if key.startswith("llama_peft")]
     holders = [module for module in modules if vars(module).get(name) is function]
@@ -215,7 +219,9 @@ def card_of(names: list[str], kind: str) -> str:
 
 
 def library_scores(run: Any, model: Any) -> list[list[float]]:
-    """The scores of the samples by the model that a card's lines load, in the form of `self_check.sample_scores`."""
+    """The scores of the samples by the model that a card's lines load, in the form of
+    `self_check.sample_scores`.
+    """
     import torch
 
     from llama_peft.tokens import spans
