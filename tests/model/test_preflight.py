@@ -1,4 +1,4 @@
-"""All problems with a base are reported before any download, by the real client on a loopback Hub."""
+"""All problems with a base are reported before any download, against a loopback Hub."""
 
 import json
 import os

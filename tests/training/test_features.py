@@ -1,4 +1,4 @@
-"""Law 5 for heads alone: cached states equal live ones, and training on them gives the same weights."""
+"""Law 5 for heads alone: cached states equal live ones, and give the same trained weights."""
 
 import json
 import shutil
@@ -387,16 +387,16 @@ def _values(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head": {"layer": 0}}, "block's number"),
-        ({"head": {"layer": -2}}, "block's number"),
+        ({"head": {"layer": 0}}, "number of a block"),
+        ({"head": {"layer": -2}}, "number of a block"),
         ({"head": {"layer": "last"}}, "auto"),
-        ({"head": {"layer": "auto"}, "lora": {"r": 4}}, "classification head alone"),
-        ({"head": {"layer": "auto", "features": "none"}}, "chooses on features"),
+        ({"head": {"layer": "auto"}, "lora": {"r": 4}}, "classification head without lora"),
+        ({"head": {"layer": "auto", "features": "none"}}, "auto needs cached features"),
         ({"head": {"layer": 1}, "task": "generative_qa", "lora": {"r": 4}}, "has no head"),
-        ({"head": {"layer": "auto"}, "task": "extractive_qa"}, "classification head alone"),
+        ({"head": {"layer": "auto"}, "task": "extractive_qa"}, "classification head without lora"),
     ],
 )
-def test_senseless_heads_are_faults(changes: dict[str, Any], message: str) -> None:
+def test_heads_that_cannot_work_are_faults(changes: dict[str, Any], message: str) -> None:
     recipe, faults = validate(_values(**changes))
     assert recipe is None and any(message in str(fault) for fault in faults), faults
 

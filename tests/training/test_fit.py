@@ -1,4 +1,4 @@
-"""Training end to end on small real models: runs load back, resume bit-identical, and refuse mistakes."""
+"""Training end to end on small real models: runs load back, resume and are bit-identical."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A run folder between commands: started again, damaged, or on another base. Finished work stays."""
+"""A run folder between commands: started again, damaged, or on another base; nothing is lost."""
 
 import json
 import os
