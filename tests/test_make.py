@@ -1,0 +1,39 @@
+"""The Makefile names folders of overridden runs by the rule by which an evaluation names its folders."""
+
+import subprocess
+
+import pytest
+
+from eval.job import slug
+from tests.support.paths import ROOT
+
+
+def run_folder(settings: str) -> str:
+    """The run folder that make would train a recipe with these settings into."""
+    done = subprocess.run(
+        ["make", "-n", "-o", ".venv/.ready", "tiny-sst2", f"SET={settings}"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first = done.stdout.splitlines()[0]
+    return first.split("train.output_dir=runs/")[1].split()[0]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.max_steps=50"],
+        ["train.learning_rate=1e-3", "model.model_name_or_path=unsloth/Llama-3.2-1B"],
+        ["lora.r=8", "dataset.labels=[bad,good]", "prompt.zero_shot={text}"],
+    ],
+)
+def test_a_run_is_named_after_what_differs(overrides: list[str]) -> None:
+    words = [slug(text.partition(".")[2]) for text in overrides]
+    assert run_folder(" ".join(overrides)) == "-".join(["tiny-sst2", *words])
+
+
+def test_quoted_values_are_one_word() -> None:
+    assert run_folder("'dataset.labels=[bad, good]'") == "tiny-sst2-labels-bad-good"
+
+
+def test_without_settings_it_is_the_recipe_s_own() -> None:
+    assert run_folder("") == "tiny-sst2"
