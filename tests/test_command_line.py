@@ -92,7 +92,7 @@ BAD_WORDS = [
     (app, ["params", "/no/such/folder"], "/no/such/folder"),
     (app, ["predict", "/no/such/run", "text"], "no finished run"),
     (eval_app, ["run"], "--task"),
-    (eval_app, ["run", "--model", "/no/such/run"], "no run folder"),
+    (eval_app, ["run", "--model", "/no/such/run"], "not a run folder"),
     (eval_app, ["run", "--task", "tiny-sst2", "--split", "train"], "eval.splits"),
     (eval_app, ["run", "--task", "tiny-sst2", "--split", "test", "--data", "x.csv"], "--split"),
     (eval_app, ["run", "--task", "tiny-sst2", "--data", "x.csv"], "x.csv"),
