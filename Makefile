@@ -12,8 +12,8 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 NAMES  := $(patsubst recipes/%.yaml,%,$(wildcard recipes/*.yaml))
 DEMO   := tiny-sst2 tiny-squad tiny-squad-span
-# Other settings make another run. Its folder's name ends with a checksum of them.
-TAG    := $(if $(strip $(SET)),+$(shell printf '%s' "$(SET)" | cksum | cut -d' ' -f1))
+# Other settings make another run. Its folder is named after them by the rule of eval/job.py: max_steps-50.
+TAG    := $(if $(strip $(SET)),-$(shell printf '%s' "$(SET)" | sed -E "s/[a-z]+\.([a-z_]+)=/\1=/g; s/[^A-Za-z0-9._-]+/-/g; s/^[-.]+//; s/[-.]+$$//" | cut -c1-120))
 IN_RUN  = $(SET) train.output_dir=runs/$*$(TAG)
 
 .PHONY: help setup test check demo bench faults wordnet push clean $(NAMES)

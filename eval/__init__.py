@@ -1,6 +1,108 @@
-"""Measures any checkpoint: predictions go to a file, numbers come from the file, tables from them.
+"""Evaluates any checkpoint: predictions go to a file, numbers come from the file, tables from the numbers.
 
-It reads what training wrote into a run folder and shares prompt, split and "no answer" with it
-through the rooms below both; it never imports what only training does, so that nothing of training
-can leak into a score.
+    from llama_peft_eval import compare, evaluate
+
+    evaluate(task="tiny-sst2")               # the untouched base: zero-shot
+    evaluate("runs/tiny-sst2")               # a run, on the data of its own recipe
+    print(compare(["runs/tiny-sst2"]))
+
+It reads what training wrote into a run folder, and shares prompts, splits and the meaning of "no answer" with it. It never
+imports what only training does, so nothing of training can reach a score. Nothing heavy is imported before a function is
+called.
 """
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from .kinds import Kind
+
+if TYPE_CHECKING:
+    from llama_peft.data import Rows
+    from llama_peft.recipe import Source
+    from llama_peft.run_folder.results import Results
+
+__all__ = ["compare", "evaluate", "score"]
+
+
+def evaluate(
+    model: str | Path | None = None,
+    *,
+    task: "Source | None" = None,
+    data: "str | Path | Rows | None" = None,
+    splits: Sequence[str] = (),
+    limit: int | None = None,
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    kind: Kind | None = None,
+) -> "Results":
+    """Evaluate a model on a task, write predictions.jsonl and results.json into `output`, and return the results.
+
+    model: a base, a run, an adapter or a whole checkpoint, by folder or Hub id; None is the base of the task's recipe.
+    task: a recipe, its name, its file or a dict; None is the recipe of the run that `model` names.
+    data: a file, a Hub name or rows to evaluate on as a whole, in place of the recipe's parts.
+    splits: parts of the recipe's data, or one split of a Hub name in `data`; empty is the recipe's `eval.splits`.
+    limit: evaluate on a random sample of this size.
+    kind: what the model is, if its files do not tell.
+
+    Raises UserError, in one line, on any mistake.
+    """
+    from llama_peft.system.quiet import python_face
+
+    with python_face():
+        from . import harness
+        from .job import make_job
+
+        file = str(data) if isinstance(data, str | Path) else None
+        job = make_job(
+            task,
+            None if model is None else str(model),
+            file,
+            list(splits) or None,
+            limit,
+            None if output is None else Path(output),
+            list(overrides),
+            kind,
+        )
+        if data is not None and file is None:
+            folder = job.output if output else job.output.with_name(f"{job.output.name}-rows")
+            job = replace(job, data_file=data, output=folder)
+        return harness.run(job)
+
+
+def score(
+    predictions: str | Path,
+    *,
+    task: "Source",
+    data: str | Path | None = None,
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> "Results":
+    """Score predictions that were made elsewhere: our predictions.jsonl, or the official {id: text}. No model is loaded."""
+    from llama_peft.system.quiet import python_face
+
+    with python_face():
+        from .job import make_job
+        from .predictions_file import score_file
+
+        file = Path(predictions)
+        folder = Path(output) if output else file.with_name(f"{file.stem}-scores")
+        truth = None if data is None else str(data)
+        job = make_job(task, None, truth, None, None, folder, list(overrides))
+        return score_file(job, file, None)
+
+
+def compare(
+    folders: Sequence[str | Path], form: Literal["rich", "markdown", "latex"] = "markdown"
+) -> str:
+    """Results side by side as a table; a run folder stands for its zero-shot and its tuned results.
+
+    Differences are to the first one, paired by example.
+    """
+    from llama_peft.system.quiet import python_face
+
+    with python_face():
+        from . import report
+
+        return report.render(report.compare([Path(folder) for folder in folders]), form)

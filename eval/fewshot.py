@@ -7,7 +7,7 @@ from itertools import chain, islice, zip_longest
 from llama_peft import data
 from llama_peft.data import Dataset, Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
-from llama_peft.run_folder.predict import Shots
+from llama_peft.inference.predict import Shots
 
 from .job import Job
 from .scoring import Material

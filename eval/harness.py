@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from llama_peft.data import Example, mark_given
+from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import RESULTS, UNFINISHED_PREDICTIONS
-from llama_peft.run_folder.predict import Prediction
 from llama_peft.run_folder.results import Results, read_results
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory, reset_peak

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llama_peft.data import Rows, is_file_name
 from llama_peft.errors import UserError
-from llama_peft.recipe import Recipe, load_recipe
+from llama_peft.recipe import Recipe, Source, load_recipe
 from llama_peft.run_folder.layout import RECIPE, TUNED, ZERO_SHOT
 from llama_peft.run_folder.run import is_run
 
@@ -49,7 +49,7 @@ class Job:
 
 
 def make_job(
-    task: str | None,
+    task: Source | None,
     model: str | None,
     data_file: str | None,
     splits: list[str] | None,
@@ -120,7 +120,7 @@ def _check_fixed(run: str, overrides: Sequence[str]) -> None:
         )
 
 
-def _local(model: str | None, task: str | None) -> str | None:
+def _local(model: str | None, task: Source | None) -> str | None:
     """Return the folder that a pushed run is downloaded to. Every other name stays as it is.
 
     With a task, the name may be that of any model, so what is wrong with it is said when it is
@@ -157,7 +157,7 @@ def _folder(recipe: Recipe, model: str | None) -> Path:
 
 def folder_words(
     recipe: Recipe,
-    task: str,
+    task: Source,
     model: str | None,
     data_words: Sequence[str],
     limit: int | None,

@@ -17,9 +17,9 @@ from pydantic import TypeAdapter
 
 from llama_peft.data import Example
 from llama_peft.errors import UserError
+from llama_peft.inference.predict import Prediction
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder.predict import Prediction
 from llama_peft.system.files import JsonObject, sha256, write_durably
 from llama_peft.system.memory import free_memory, is_out_of_memory
 

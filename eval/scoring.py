@@ -18,9 +18,9 @@ from pathlib import Path
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample
 from llama_peft.errors import UserError
+from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import GIVEN
 from llama_peft.run_folder.layout import PREDICTIONS
-from llama_peft.run_folder.predict import Prediction
 from llama_peft.run_folder.results import (
     ModelConfig,
     Results,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from llama_peft import data
 from llama_peft.data import Example
 from llama_peft.errors import UserError
+from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import UNFINISHED_VALIDATION
-from llama_peft.run_folder.predict import Prediction
 from llama_peft.run_folder.run import Run
 from llama_peft.run_folder.threshold import UNFITTED, Threshold, read_threshold, write_threshold
 

@@ -51,7 +51,7 @@ def train(
 
     pushes = loaded.hub.push_to_hub and is_main_process()
     if pushes:
-        from llama_peft.export.push import check_before_training
+        from llama_peft.export.access import check_before_training
 
         check_before_training(loaded)
     folder = fit(loaded, fresh=fresh)
@@ -172,13 +172,15 @@ def predict(
         raise UserError(
             f"{run} answers questions: write llama-peft predict {run} --question Q --context PASSAGE"
         )
-    from llama_peft.run_folder.ask import predict_one
+    from llama_peft.inference.ask import load
 
-    found = predict_one(opened, text, question, context)
+    asked = [str(text)] if labels else [(str(question), str(context))]
+    (reply,) = load(opened).predict(asked)
+    row = reply.as_dict()
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        print(json.dumps(row, ensure_ascii=False))
         return
-    values = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in found.values())
+    values = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
     print("  ".join(values))
 
 

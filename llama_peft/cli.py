@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import sys
-import warnings
 from pathlib import Path
 
 import typer
@@ -14,6 +13,7 @@ import typer
 from llama_peft.errors import Stopped, UserError
 from llama_peft.system.disk import disk_trouble
 from llama_peft.system.memory import is_out_of_memory
+from llama_peft.system.quiet import silence_libraries
 
 
 def run(app: typer.Typer) -> None:
@@ -22,11 +22,9 @@ def run(app: typer.Typer) -> None:
     The exit code is 2 after a user's mistake and if disk or memory is full, 130 after Ctrl-C, 143 after SIGTERM. A command
     without words is a mistake too: it shows the help. Any other exception is a defect of this package and is raised.
     """
-    _quiet_libraries()
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a character that the terminal cannot show is written as its number
+    _quiet_logs()
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal cannot show is written as its number.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -103,28 +101,18 @@ def _command() -> str:
     """Return the command that was typed, without --fresh, which would start from the beginning."""
     program = Path(sys.argv[0])
     words = [program.name]
-    if (
-        program.name == "__main__.py"
-    ):  # python -m: by the module's name, because its folder may have another
+    if program.name == "__main__.py":  # the folder may have another name than the module
         spec = sys.modules["__main__"].__spec__
         words = ["python", "-m", spec.parent if spec and spec.parent else program.parent.name]
     return shlex.join([*words, *(word for word in sys.argv[1:] if word != "--fresh")])
 
 
-def _quiet_libraries() -> None:
-    """Show our own log lines, and of the libraries only warnings that a user can act on. Call it before they are imported."""
+def _quiet_logs() -> None:
+    """Show our own log lines, and of the libraries only warnings that a user can act on."""
     main = os.environ.get("RANK", "0") == "0"
     # A log line that cannot be written, on a full disk for example, must not give a traceback.
     logging.raiseExceptions = False
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     for name in ("llama_peft", "eval", "llama_peft_eval"):
         logging.getLogger(name).setLevel(logging.INFO if main else logging.ERROR)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each retry twice
-    # A user cannot act on deprecations between the libraries.
-    for library in ("transformers", "trl", "peft", "accelerate", "bitsandbytes"):
-        warnings.filterwarnings("ignore", category=FutureWarning, module=library)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    silence_libraries()

@@ -1,7 +1,7 @@
 """The kinds of task: one row each, data only.
 
 What differs between tasks and is a word, a number or a name stands here once. What differs in behaviour is decided in two
-places: where training starts (`training/setup.py`) and where a predictor is opened (`run_folder/predict.py`).
+places: where training starts (`training/setup.py`) and where a predictor is opened (`inference/predict.py`).
 """
 
 from collections.abc import Mapping
@@ -49,6 +49,11 @@ class TaskKind:
     def has_labels(self) -> bool:
         """Whether an example is a text with a label; else it is a question on a passage."""
         return "label" in self.columns
+
+    @property
+    def finds_spans(self) -> bool:
+        """Whether an answer is a piece of the passage, which a head finds; else answers are written token by token."""
+        return self.head is not None and not self.has_labels
 
     def head_size(self, hidden: int, num_labels: int) -> int:
         """Parameters of the head on states of size `hidden`."""

@@ -23,6 +23,7 @@ ROWS = (
     {"data", "model"},
     {"tokens"},
     {"run_folder"},
+    {"inference"},
     {"training", "export"},
 )
 """The rooms of llama_peft, bottom row first. A room imports itself and the rows below, and nothing of its own row."""
@@ -119,8 +120,8 @@ def test_arrows_point_down() -> None:
         ("llama_peft.system.files", "llama_peft.cli"),
         ("llama_peft.tasks", "llama_peft.errors"),
         ("llama_peft.cli", "llama_peft.recipe"),
-        ("llama_peft.run_folder.predict", "llama_peft"),
-        ("llama_peft.run_folder.predict", "eval.harness"),
+        ("llama_peft.inference.predict", "llama_peft"),
+        ("llama_peft.inference.predict", "eval.harness"),
         ("llama_peft.__main__", "eval.job"),
         ("llama_peft", "eval.harness"),
         ("eval.harness", "llama_peft.training.rows"),

@@ -51,8 +51,7 @@ def test_trained_weights_in_the_table() -> None:
 
     for name, text in re.findall(r"^\| `make ([a-z0-9-]+)` \|.*\| ([\d,]+) \|$", README, re.M):
         recipe = load_recipe(name)
-        lora = None if recipe.lora is None else recipe.lora.peft_kwargs()
-        counted = counts.count(LLAMA_1B, recipe.task, 2, lora)
+        counted = counts.count(LLAMA_1B, recipe.task, 2, recipe.lora)
         assert counted.trainable == int(text.replace(",", "")), name
 
 

@@ -21,10 +21,7 @@ from transformers import (
 
 from llama_peft.data import Example, QuestionExample
 from llama_peft.errors import UserError
-from llama_peft.model import backbone
-from llama_peft.model.fingerprint import base_fingerprint
-from llama_peft.recipe import Eval, Recipe
-from llama_peft.run_folder.predict import (
+from llama_peft.inference.predict import (
     Prediction,
     ScoredWindow,
     best_answers,
@@ -33,6 +30,9 @@ from llama_peft.run_folder.predict import (
     texts,
     warn_of_cuts,
 )
+from llama_peft.model import backbone
+from llama_peft.model.fingerprint import base_fingerprint
+from llama_peft.recipe import Eval, Recipe
 from llama_peft.run_folder.results import ModelConfig
 from llama_peft.run_folder.weights import attach_adapter
 from llama_peft.tokens.generate import positions
@@ -260,7 +260,7 @@ def _load(
     )
     brought = adapter.whole if adapter is not None else frozenset()
     missing = [key for key in info["missing_keys"] if key not in brought]
-    backbone.check_loading(name, info | {"missing_keys": missing, "unexpected_keys": []}, None)
+    backbone.check_loading(name, {**info, "missing_keys": missing, "unexpected_keys": []}, None)
     model.config.pad_token_id = pad_id
     if adapter is not None:
         backbone.mend_cpu_4bit(model)

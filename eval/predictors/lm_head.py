@@ -12,9 +12,7 @@ from functools import partial
 from transformers import PreTrainedModel
 
 from llama_peft.data import Example, QuestionExample, TextExample
-from llama_peft.model import backbone
-from llama_peft.recipe import Recipe
-from llama_peft.run_folder.predict import (
+from llama_peft.inference.predict import (
     Prediction,
     Shots,
     question_prompt,
@@ -23,6 +21,8 @@ from llama_peft.run_folder.predict import (
     warn_of_cuts,
     write_answers,
 )
+from llama_peft.model import backbone
+from llama_peft.recipe import Recipe
 from llama_peft.run_folder.results import ModelConfig
 from llama_peft.tokens import generate
 from llama_peft.tokens.prompts import PromptEncoder

@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import partial
 
 from llama_peft.errors import UserError
+from llama_peft.inference.predict import Shots, predict, prompt_text
 from llama_peft.model import backbone, lora
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder.predict import Shots, predict, prompt_text
 from llama_peft.run_folder.results import ModelConfig, TrainingCost
 from llama_peft.run_folder.run import Run
 from llama_peft.run_folder.weights import TunedModel, attach_adapter, load_tuned

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llama_peft.data import Example
-from llama_peft.run_folder.predict import Prediction
+from llama_peft.inference.predict import Prediction
 from llama_peft.run_folder.results import ModelConfig
 
 

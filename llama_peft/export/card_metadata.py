@@ -1,4 +1,4 @@
-"""What the Hub itself reads of a card: its YAML metadata, and the results file that a data set's own page shows."""
+"""The parts of a push that the Hub itself reads: the card's YAML metadata, and the results that a data set's own page shows."""
 
 from llama_peft.errors import UserError
 from llama_peft.export import licences
@@ -39,7 +39,7 @@ def metadata(bundle: Bundle, repo_id: str) -> dict[str, object]:
 
 
 def _index(bundle: Bundle, part: PartComparison) -> dict[str, object]:
-    """One part's measured numbers in the form of `model-index`."""
+    """The scores on one part, in the form of `model-index`."""
     recipe = bundle.recipe
     dataset = {
         "name": f"{part.task} ({part.part})",
@@ -55,20 +55,21 @@ def _index(bundle: Bundle, part: PartComparison) -> dict[str, object]:
 
 
 def _split(recipe: Recipe, part: str) -> str:
-    """The Hub's split that a part is, or was cut from."""
+    """The Hub's split that a part is, or was taken from."""
     given = recipe.dataset.parts.given()
     return given.get(part, given["train"])
 
 
 def hub_results(bundle: Bundle) -> str:
-    """The text of `.eval_results/results.yaml`: the tuned numbers, for the data set's own page on the Hub."""
+    """The text of `.eval_results/results.yaml`: the scores of the fine-tuned model, for the data set's own page on the Hub."""
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     data = bundle.recipe.dataset
     if bundle.comparison is None or bundle.hub_data is None:
         raise UserError(
-            f"{HUB_RESULTS} needs measured results on a data set of the Hub; leave --eval-results out"
+            f"{HUB_RESULTS} needs both evaluations of a run on a data set of the Hub; "
+            "evaluate the run first, or leave --eval-results out"
         )
     entries = [
         EvalResultEntry(

@@ -1,4 +1,4 @@
-"""What the licence of a base asks of whoever passes on what was trained on it: a notice, a line, a name."""
+"""What the licence of a base asks of a person who publishes weights that were trained on it: a notice, a line, a name."""
 
 import re
 from dataclasses import dataclass
@@ -6,17 +6,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Duties:
-    """Of one family of bases."""
+    """The duties of one family of bases."""
 
     identifier: str
     """The Hub's name of the licence."""
-    says: str
-    """For the card."""
+    card_text: str
+    """The section on the licence in the card."""
     notice: str
-    """Text of the NOTICE file."""
+    """The text of the NOTICE file."""
     built_with: str = ""
+    """A line that the card must show; empty if the licence asks for none."""
     name_start: str = ""
-    """What the name of a repository must begin with."""
+    """The word that the name of a repository must begin with; empty if the licence asks for none."""
 
 
 _LLAMA = re.compile(r"(?:^|[/-])(?:meta-)?llama-?([234](?:\.\d)?)(?=-|$)", re.IGNORECASE)
@@ -24,7 +25,7 @@ _GEMMA = re.compile(r"(?:^|[/-])(?:code)?gemma(?=-|$)", re.IGNORECASE)
 
 
 def duties(base: str) -> Duties | None:
-    """Those of a base, by its name on the Hub; None where the name tells no family with duties."""
+    """The duties that come with a base, by its name on the Hub; None if the name shows no family that has duties."""
     found = _LLAMA.search(base)
     if found:
         return _llama(found.group(1))
@@ -34,20 +35,20 @@ def duties(base: str) -> Duties | None:
 def _llama(version: str) -> Duties:
     title = f"Llama {version}"
     notice = f"{title} is licensed under the {title} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
-    named = not version.startswith("2")  # Llama 2 asks for the notice alone
+    name = "" if version.startswith("2") else "Llama"  # Llama 2 asks for the notice alone
     return Duties(
         identifier=f"llama{version}",
-        says=f"{notice} Its terms and its acceptable use policy hold for what is in this repository too: "
-        f"the base's own page has both.",
+        card_text=f"{notice} The licence and its acceptable use policy also apply to the files in this repository. "
+        "Both are on the page of the base.",
         notice=notice + "\n",
-        built_with="Built with Llama" if named else "",
-        name_start="Llama" if named else "",
+        built_with=f"Built with {name}" if name else "",
+        name_start=name,
     )
 
 
+_GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
 _GEMMA_DUTIES = Duties(
     identifier="gemma",
-    says="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. They and "
-    "their prohibited use policy hold for what is in this repository too.",
-    notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n",
+    card_text=f"{_GEMMA_NOTICE}. These terms and their prohibited use policy also apply to the files in this repository.",
+    notice=_GEMMA_NOTICE + "\n",
 )

@@ -1,23 +1,50 @@
-"""How a pushed run loads without this package: the few lines of plain transformers and PEFT that its card shows.
+"""The few lines with which transformers and PEFT alone, without this package, load a pushed run; its card shows them.
 
-Only what gives this run's own scores is shown. Plain transformers pools the last token, so a head on the mean of all is for this
-package alone; so is a span head on a family without a question answering class, and anything on the embedded model.
+A card shows them only if they give the run's own scores. transformers pools the last token, so a head on the mean of all tokens
+needs this package. So does a span head on a family without a question answering class, and every run on the embedded model.
 """
 
-from llama_peft.export.stage import HEAD
+from dataclasses import dataclass
+from typing import NamedTuple
+
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
-from llama_peft.tokens.prompts import PromptEncoder
+from llama_peft.run_folder.layout import HEAD
 
 _MAPPING = r'key_mapping={r"^model\.": "transformer."}'
 """transformers' Llama for question answering calls `transformer` what every checkpoint calls `model`."""
 
 
+class Snippet(NamedTuple):
+    """What a card says about loading the run without this package."""
+
+    introduction: str
+    """What stands before the lines; if there are none, why the run cannot be loaded so."""
+    lines: list[str]
+    """Python, five lines at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushedRun:
+    """What the lines need to know of a pushed run."""
+
+    recipe: Recipe
+    repo_id: str
+    commit: str | None
+    """The base's commit on the Hub; None for the embedded base."""
+    reader: str | None
+    """From `reader_prefix`."""
+    prompt: str
+    """A sample as the model reads it, with its control tokens."""
+    pad_id: int
+
+
 def reader_prefix(recipe: Recipe) -> str | None:
-    """The name of the base inside transformers' question answering class of its family; None if there is no such class, or
-    if the task does not need one.
+    """The name of the base inside its family's question answering class in transformers.
+
+    None if there is no such class, or if the task does not need one.
     """
-    if recipe.task != "extractive_qa":
+    if not recipe.kind.finds_spans:
         return None
     from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING as CLASSES
 
@@ -25,82 +52,87 @@ def reader_prefix(recipe: Recipe) -> str | None:
     return str(CLASSES[found].base_model_prefix) if found in CLASSES else None
 
 
-def why_not(recipe: Recipe, commit: str | None, reader: str | None) -> str:
-    """Why plain transformers cannot load the run as it is; empty where it can. `reader` is from `reader_prefix`."""
-    if commit is None:
-        return "The embedded base is on no Hub, so only that package can load it."
-    if recipe.kind.has_labels and recipe.head.pooling == "mean":
+def snippet(run: PushedRun) -> Snippet:
+    """How the run is loaded without this package, or why that is not possible."""
+    obstacle = _obstacle(run)
+    if obstacle:
+        return Snippet(obstacle, [])
+    return Snippet(
+        _introduction(run), _head_lines(run) if run.recipe.lora is None else _adapter_lines(run)
+    )
+
+
+def _obstacle(run: PushedRun) -> str:
+    """Why transformers cannot load the run; empty if it can."""
+    if run.commit is None:
+        return "The embedded base is not on the Hub, so only the `llama_peft` package can load this run."
+    if run.recipe.kind.has_labels and run.recipe.head.pooling == "mean":
         return (
-            "Its head reads the mean over all tokens. Plain transformers reads the last one and would give other scores "
-            "without a word, so use that package."
+            "The head reads the mean over all tokens. transformers alone would read the last token and give other scores "
+            "without a warning, so use the `llama_peft` package."
         )
-    if recipe.task == "extractive_qa" and reader is None:
-        return "transformers has no question answering class for this base, so use that package."
+    if run.recipe.kind.finds_spans and run.reader is None:
+        return "transformers has no question answering class for this base, so use the `llama_peft` package."
     return ""
 
 
-def says(recipe: Recipe, commit: str | None, reader: str | None) -> str:
-    """What stands before the lines, or in their place."""
-    reason = why_not(recipe, commit, reader)
-    if reason:
-        return reason
-    text = f"With plain transformers{' and PEFT' if recipe.lora is not None else ''}, on the base as it is stored"
-    if recipe.task == "extractive_qa":
-        text += ". The last token's score is that of no answer; a span lies within the passage"
-        if reader == "transformer":
-            text += ". The mapping is needed: without it transformers leaves the whole base random"
-    if _layers(recipe):
-        text += f". The head reads block {recipe.head.layer}, so the blocks above are left out"
+def _introduction(run: PushedRun) -> str:
+    libraries = "transformers" if run.recipe.lora is None else "transformers and PEFT"
+    text = f"With {libraries} alone, on the base in the precision of its checkpoint"
+    if run.recipe.kind.finds_spans:
+        text += ". The score of the last token is the score of no answer; a span lies within the passage"
+        if run.reader == "transformer":
+            text += ". The mapping is needed: without it, transformers leaves the whole base random"
+    if _is_inner(run.recipe):
+        text += (
+            f". The head reads block {run.recipe.head.layer}, so the blocks above it are left out"
+        )
     return text + ":"
 
 
-def lines(
-    recipe: Recipe,
-    repo_id: str,
-    commit: str | None,
-    reader: str | None,
-    prompt: str,
-    encoder: PromptEncoder,
-) -> list[str]:
-    """Five lines at most; none where `why_not` says why. `prompt` is what the model reads, with its control tokens."""
-    if why_not(recipe, commit, reader):
-        return []
-    base = f'"{recipe.model.model_name_or_path}", revision="{commit}"'
-    arguments = _arguments(recipe, reader, encoder.tokenizer.pad_token_id)
-    name = f"ModelFor{recipe.kind.library_class}"
-    if recipe.lora is None:
-        loaded = ", ".join([base, *arguments])
-        return [
-            "from huggingface_hub import hf_hub_download",
-            "from safetensors.torch import load_file",
-            f"from transformers import Auto{name}",
-            f"model = Auto{name}.from_pretrained({loaded})",
-            f'model.load_state_dict(load_file(hf_hub_download("{repo_id}", "{HEAD}")), strict=False)',
-        ]
-    loaded = ", ".join([f'"{repo_id}"', *arguments])
-    encoded = f'**tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt")'
-    used = recipe.kind.snippet.format(inputs=encoded, max_new_tokens=recipe.eval.max_new_tokens)
+def _head_lines(run: PushedRun) -> list[str]:
+    name = f"AutoModelFor{run.recipe.kind.library_class}"
+    loaded = ", ".join([_base(run), *_arguments(run)])
     return [
-        f"from peft import AutoPeft{name}",
-        "from transformers import AutoTokenizer",
-        f"model = AutoPeft{name}.from_pretrained({loaded})",
-        f"tokenizer = AutoTokenizer.from_pretrained({base})",
-        used,
+        "from huggingface_hub import hf_hub_download",
+        "from safetensors.torch import load_file",
+        f"from transformers import {name}",
+        f"model = {name}.from_pretrained({loaded})",
+        f'model.load_state_dict(load_file(hf_hub_download("{run.repo_id}", "{HEAD}")), strict=False)',
     ]
 
 
-def _arguments(recipe: Recipe, reader: str | None, pad_id: int) -> list[str]:
-    """What an adapter or a head does not store, and the model needs."""
+def _adapter_lines(run: PushedRun) -> list[str]:
+    recipe = run.recipe
+    name = f"AutoPeftModelFor{recipe.kind.library_class}"
+    loaded = ", ".join([f'"{run.repo_id}"', *_arguments(run)])
+    encoded = f'**tokenizer({run.prompt!r}, add_special_tokens=False, return_tensors="pt")'
+    return [
+        f"from peft import {name}",
+        "from transformers import AutoTokenizer",
+        f"model = {name}.from_pretrained({loaded})",
+        f"tokenizer = AutoTokenizer.from_pretrained({_base(run)})",
+        recipe.kind.snippet.format(inputs=encoded, max_new_tokens=recipe.eval.max_new_tokens),
+    ]
+
+
+def _base(run: PushedRun) -> str:
+    return f'"{run.recipe.model.model_name_or_path}", revision="{run.commit}"'
+
+
+def _arguments(run: PushedRun) -> list[str]:
+    """Settings of the model that neither an adapter nor a head stores."""
+    recipe = run.recipe
     found = []
     if recipe.kind.has_labels:
-        found += [f"num_labels={len(recipe.dataset.labels or ())}", f"pad_token_id={pad_id}"]
-    if recipe.task == "extractive_qa" and reader == "transformer":
+        found += [f"num_labels={len(recipe.dataset.labels or ())}", f"pad_token_id={run.pad_id}"]
+    if recipe.kind.finds_spans and run.reader == "transformer":
         found.append(_MAPPING)
-    if _layers(recipe):
+    if _is_inner(recipe):
         found.append(f"num_hidden_layers={recipe.head.layer}")
     return found
 
 
-def _layers(recipe: Recipe) -> bool:
+def _is_inner(recipe: Recipe) -> bool:
     """Whether the head reads an inner block."""
     return recipe.kind.head is not None and recipe.head.layer not in (-1, "auto")

@@ -1,15 +1,14 @@
-"""A run as one whole model: its adapter merged into the base's full-precision weights, for tools that know no adapters.
+"""A run as one whole model: its adapter merged into the base in full precision, for tools that cannot load adapters.
 
-The 4-bit weights are never merged into: rounding them again would lose most of what the adapter learned. The base is loaded
-anew in float32, merged there, and written in the type that its checkpoint has; what was written is loaded back by plain
-transformers and held against the unmerged model.
+The adapter is never merged into 4-bit weights: rounding them again would lose most of what it learned. The base is loaded in
+float32, merged there, and written in the precision of its checkpoint. Then transformers alone loads the written model, whose
+scores must be those of the unmerged one.
 """
 
 import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
@@ -22,16 +21,16 @@ from llama_peft.system.disk import disk_trouble
 log = logging.getLogger(__name__)
 
 _TOLERANCE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
-"""How far a score may be from the unmerged model's, relative to the largest: what rounding to the type can cost."""
+"""The largest difference from the unmerged model's scores, relative to the largest score, that rounding can explain."""
 
 
 def merge(run: Path, output: Path) -> float:
-    """Write the merged model and its tokenizer; returns the largest relative difference of its scores from the unmerged ones.
+    """Write the merged model and its tokenizer. Returns the largest relative difference of its scores from the unmerged ones.
 
-    Raises UserError if there is nothing to merge, or if the merged model gives other scores; then nothing is left.
+    Raises UserError if there is nothing to merge, or if the merged model gives other scores; then nothing is written.
     """
     opened = open_run(run)
-    _refuse(opened, output)
+    _check_mergeable(opened, output)
     loaded = load_tuned(opened, full_precision=True)
     expected = sample_scores(loaded)
     dtype = _stored_dtype(loaded.recipe)
@@ -59,41 +58,41 @@ def merge(run: Path, output: Path) -> float:
     return difference
 
 
-def _refuse(run: Run, output: Path) -> None:
+def _check_mergeable(run: Run, output: Path) -> None:
+    """Raise UserError if the merged model would not give the scores of the run in other tools."""
     recipe = run.recipe
     reason = ""
     if output.exists():
-        reason = f"{output} is there already; name a new folder"
+        reason = f"{output} exists already; name a new folder with --output"
     elif recipe.lora is None:
-        reason = "it is a head alone, its base is untouched: there is nothing to merge"
+        reason = "it is a head alone, which did not change the base, so there is nothing to merge"
     elif recipe.lora.lora_bias:
-        reason = "its adapter has biases (lora.lora_bias), and the base has none to add them to"
-    elif recipe.task == "extractive_qa":
-        reason = "a span head's scores need the reading of llama_peft, so no other tool could use the merged model"
+        reason = "its adapter has biases (lora.lora_bias), but the base has none to add them to"
+    elif recipe.kind.finds_spans:
+        reason = "only llama_peft can read the scores of a span head, so no other tool could use the merged model"
     elif recipe.kind.has_labels and recipe.head.pooling == "mean":
-        reason = "its head reads the mean over all tokens, and every other tool would give it the last one"
+        reason = "its head reads the mean over all tokens, but every other tool would give it the last token"
     if reason:
-        raise UserError(f"{run.folder} cannot be merged: {reason}")
+        raise UserError(f"{run.folder}: this run cannot be merged: {reason}")
 
 
 def _stored_dtype(recipe: Recipe) -> str:
-    """The type of the base's checkpoint."""
+    """The precision of the base's checkpoint."""
     stored = str(getattr(backbone.load_config(recipe.model), "dtype", None))
     name = stored.removeprefix("torch.")
     return name if name in _TOLERANCE else "float32"
 
 
 def _write(loaded: TunedModel, folder: Path, dtype: str) -> None:
-    """Merge in place and save as the family's own class, head included, beside the base's own tokenizer."""
+    """Merge in place, and save the model in its family's own class, with its head and with the tokenizer of the base."""
     import torch
     from transformers import AutoTokenizer
 
-    adapted: Any = loaded.model
-    whole = adapted.merge_and_unload()
+    whole = loaded.model.merge_and_unload()
     if loaded.recipe.kind.has_labels:
         whole.config.id2label = dict(enumerate(loaded.labels))
         whole.config.label2id = {label: number for number, label in enumerate(loaded.labels)}
-        del whole.config.head_pooling  # a setting of ours; the last token is what every class reads
+        del whole.config.head_pooling  # our own setting; every other tool reads the last token
     whole.to(getattr(torch, dtype)).save_pretrained(folder)
     model = loaded.recipe.model
     AutoTokenizer.from_pretrained(
@@ -102,7 +101,7 @@ def _write(loaded: TunedModel, folder: Path, dtype: str) -> None:
 
 
 def _reloaded(loaded: TunedModel, folder: Path) -> TunedModel:
-    """The run with the model that plain transformers makes of the folder, in float32."""
+    """The run with the model that transformers alone loads from the folder, in float32."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     causal = loaded.recipe.kind.head is None
@@ -114,7 +113,7 @@ def _reloaded(loaded: TunedModel, folder: Path) -> TunedModel:
 
 
 def _relative_difference(found: TunedModel, expected: Scores) -> float:
-    """The largest difference of a score, relative to the largest score."""
+    """The largest difference from the expected scores, relative to the largest of them."""
     rows = zip(sample_scores(found), expected, strict=True)
     differences = [abs(a - b) for row, other in rows for a, b in zip(row, other, strict=True)]
     return max(differences) / max(abs(score) for row in expected for score in row)

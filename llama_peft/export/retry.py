@@ -1,7 +1,7 @@
-"""Requests to the Hub that outlast a bad moment, and end at a deadline.
+"""Requests to the Hub that are repeated after a temporary failure, and that end at a deadline.
 
-The client retries some requests, five times and without a limit on what a server asks it to wait; creating a repository and
-committing it tries once; and it waits for ever on a connection that says nothing. Here all of a push shares one deadline.
+The client repeats some requests five times, and waits as long as a server asks. It tries to create a repository and to commit
+only once, and it waits forever for a connection that sends nothing. Here all requests of a push share one deadline.
 """
 
 import json
@@ -14,26 +14,31 @@ from typing import TypeVar
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-IDLE = 60.0
+SILENCE = 60.0
 """Seconds without a byte after which a request counts as lost."""
 UNREACHABLE = 60.0
-"""Seconds that no connection may come about: a name that is not found is mostly a cable, and waiting does not plug it in."""
-_LONGEST_WAIT = 30.0
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+"""Seconds to go on if no connection can be made: the usual cause is a cable or a name, and waiting repairs neither."""
+_LONGEST_PAUSE = 30.0
+_TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
+"""Status codes after which the same request may succeed."""
 
 
-class OverTime(Exception):
-    """The deadline has passed."""
+class DeadlinePassed(Exception):
+    """The work did not end in time."""
 
 
-def within(seconds: float, work: Callable[[], Result]) -> Result:
-    """The result of `work`, done in a thread that is left behind when the time is over: a hanging request cannot be stopped."""
+def within(seconds: float, work: Callable[[float], Result]) -> Result:
+    """The result of `work(until)`, where `until` is the deadline on the clock of `time.monotonic`.
+
+    The work is done in a thread, which is left behind at the deadline, because a request that hangs cannot be stopped.
+    """
     results: list[Result] = []
     errors: list[BaseException] = []
+    until = time.monotonic() + seconds
 
     def run() -> None:
         try:
-            results.append(work())
+            results.append(work(until))
         except BaseException as error:
             errors.append(error)
 
@@ -43,17 +48,17 @@ def within(seconds: float, work: Callable[[], Result]) -> Result:
     if errors:
         raise errors[0]
     if not results:
-        raise OverTime(f"no end after {seconds:.0f} s")
+        raise DeadlinePassed(f"it did not end within {seconds:.0f} s")
     return results[0]
 
 
-def patiently(request: Callable[[], Result], until: float) -> Result:
-    """Try a request again while what fails is the network's or the server's moment, with longer and longer waits."""
+def with_retries(request: Callable[[], Result], until: float) -> Result:
+    """The result of a request, which is repeated after temporary failures, with longer and longer pauses."""
     from huggingface_hub.utils import httpx
 
-    wait, reached = 1.0, time.monotonic()
+    pause, reached = 1.0, time.monotonic()
     while True:
-        be_impatient()
+        limit_silence()
         try:
             return _unwrapped(request)
         except failures() as error:
@@ -62,16 +67,16 @@ def patiently(request: Callable[[], Result], until: float) -> Result:
                 end = min(until, reached + UNREACHABLE)
             else:
                 reached = time.monotonic()
-            pause = max(wait, _asked_to_wait(error))
-            if not _is_transient(error) or time.monotonic() + pause > end:
+            wait = max(pause, _asked_pause(error))
+            if not _is_temporary(error) or time.monotonic() + wait > end:
                 raise
-            log.info("%s; trying again in %.0f s", reason(error), pause)
-        time.sleep(pause)
-        wait = min(2 * wait, _LONGEST_WAIT)
+            log.info("%s; trying again in %.0f s", reason(error), wait)
+        time.sleep(wait)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _unwrapped(request: Callable[[], Result]) -> Result:
-    """The request's result or its own error: the client hides what fails in an upload behind a RuntimeError."""
+    """The result of a request. The client raises a RuntimeError if an upload fails; this raises the cause instead."""
     try:
         return request()
     except RuntimeError as error:
@@ -81,35 +86,35 @@ def _unwrapped(request: Callable[[], Result]) -> Result:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What goes wrong between here and the Hub."""
+    """The exceptions of a request that fails between this machine and the Hub."""
     from huggingface_hub.utils import httpx
 
-    return (httpx.HTTPError, OSError, ValueError, OverTime)
+    return (httpx.HTTPError, OSError, ValueError, DeadlinePassed)
 
 
-def be_impatient() -> None:
-    """Give the client a limit of silence: it has none of its own, and makes itself anew after connection errors."""
+def limit_silence() -> None:
+    """Set how long the client waits for a byte. It has no limit, and it forgets ours after connection errors."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import httpx
 
-    get_session().timeout = httpx.Timeout(IDLE)
+    get_session().timeout = httpx.Timeout(SILENCE)
 
 
-def _is_transient(error: Exception) -> bool:
+def _is_temporary(error: Exception) -> bool:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx
 
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in _TRANSIENT
+        return error.response.status_code in _TEMPORARY
     if isinstance(error, json.JSONDecodeError):
-        return True  # a proxy's page where the Hub's answer should be
+        return True  # a proxy sent a page instead of the Hub's answer
     return isinstance(
         error, httpx.TimeoutException | httpx.NetworkError | httpx.RemoteProtocolError
     )
 
 
-def _asked_to_wait(error: Exception) -> float:
-    """Seconds of the answer's Retry-After, 0 without one."""
+def _asked_pause(error: Exception) -> float:
+    """The seconds of the answer's Retry-After header; 0 if there is none."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if not isinstance(error, HfHubHTTPError):
@@ -119,21 +124,21 @@ def _asked_to_wait(error: Exception) -> float:
 
 
 def reason(error: Exception) -> str:
-    """An error of the client in a few words."""
+    """A few words on why a request failed, for a message."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it to push"
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        says = {
+        known = {
             401: "the Hub does not know your token; log in with `hf auth login`",
             403: "your token may not write there",
-            409: "somebody is changing the repository at this moment",
-            412: "somebody has changed the repository meanwhile; look at it first",
-            413: "the Hub finds it too large",
-            429: "the Hub asks for patience (429)",
+            409: "somebody else is changing the repository at this moment",
+            412: "somebody else has changed the repository since the push began; look at it first",
+            413: "the Hub refuses files of this size",
+            429: "the Hub gets too many requests (429)",
         }
-        return says.get(status, f"the Hub answers {status}")
+        return known.get(status, f"the Hub answers {status}")
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

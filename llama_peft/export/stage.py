@@ -1,7 +1,7 @@
-"""What of a run is pushed: a copy of the allowed files, in the layout that plain PEFT reads.
+"""The part of a run that is pushed: a copy of the allowed files, in the layout that PEFT reads.
 
     adapter_config.json  adapter_model.safetensors    at the top, where PEFT looks; or head.safetensors
-    recipe.yaml  training.json  threshold.json         what inference needs, and the sums that seal it
+    recipe.yaml  training.json  threshold.json         the settings that inference needs, and the sums that seal it
     zero-shot/results.json  tuned/results.json  comparison.json  report.html  README.md  NOTICE
 
 No checkpoint, prediction, id of an example, tokenizer, pickle or path of this machine is pushed. The base is named with the
@@ -22,8 +22,10 @@ from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.comparison import Comparison, write_comparison
 from llama_peft.run_folder.evaluations import (
+    Evaluations,
     checked_comparison,
     checked_report,
+    is_evaluated,
     read_evaluations,
     results_sums,
 )
@@ -51,7 +53,7 @@ class Bundle:
     """A staged run: its folder, and everything that its card and its push need to know."""
 
     run: Run
-    """The staged copy: no path of this machine in its recipe, the base pinned, the head's layer settled."""
+    """The staged copy: its recipe names no path of this machine, and names the commit of the base."""
     comparison: Comparison | None
     """None unless zero-shot and the tuned model were both evaluated."""
     tuned: Results | None
@@ -74,7 +76,7 @@ class Bundle:
 
 
 def stage(run: Run, folder: Path) -> Bundle:
-    """Copy what is pushed of a finished run into an empty folder. Raises UserError if nobody else could load it."""
+    """Copy the files of a finished run that are pushed into an empty folder. Raises UserError if nobody else could load it."""
     base = run.written.model.model_name_or_path
     if run.commit is None and base != "tiny":
         raise UserError(
@@ -87,11 +89,11 @@ def stage(run: Run, folder: Path) -> Bundle:
         shutil.copyfile(run.folder / HEAD, folder / HEAD)
     else:
         _stage_adapter(run, folder, pushed)
-    threshold = read_threshold(run.folder)
+    threshold = read_threshold(run.folder, run.record)
     if threshold is not None:
         shutil.copyfile(run.folder / THRESHOLD, folder / THRESHOLD)
-    comparison = checked_comparison(run.folder, run.record)
-    tuned = None if comparison is None else _stage_evaluations(run, folder, comparison)
+    evaluations = read_evaluations(run.folder, run.record) if is_evaluated(run.folder) else None
+    comparison = None if evaluations is None else _stage_evaluations(run, folder, evaluations)
     names = [name for name in (*ADAPTER_FILES, HEAD, RECIPE) if (folder / name).is_file()]
     record = run.record.model_copy(
         update={
@@ -103,7 +105,7 @@ def stage(run: Run, folder: Path) -> Bundle:
     return Bundle(
         run=Run(folder=folder, record=record, written=pushed),
         comparison=comparison,
-        tuned=tuned,
+        tuned=None if evaluations is None else evaluations.tuned,
         threshold=threshold,
         hub_data=_hub_data(run.written),
     )
@@ -124,12 +126,9 @@ def _stage_adapter(run: Run, folder: Path, pushed: Recipe) -> None:
     (folder / ADAPTER_CONFIG).write_text(text, "utf-8")
 
 
-def _stage_evaluations(run: Run, folder: Path, comparison: Comparison) -> Results:
-    """Copy the evaluations without paths of this machine; returns the tuned results.
-
-    The comparison names the sums of the results as they are pushed.
-    """
-    found = read_evaluations(run.folder, run.record)
+def _stage_evaluations(run: Run, folder: Path, found: Evaluations) -> Comparison:
+    """Copy the evaluations, and their report, without paths of this machine. Returns the comparison of the copies."""
+    comparison = checked_comparison(run.folder)
     texts = [found.zero_shot.model_dump(mode="json"), found.tuned.model_dump(mode="json")]
     names = _machine_paths(run, [text for value in texts for text in _strings(value)])
     replace = _replacement(names)
@@ -137,20 +136,21 @@ def _stage_evaluations(run: Run, folder: Path, comparison: Comparison) -> Result
         (folder / name).mkdir()
         mapped = _mapped(results.model_dump(mode="json", by_alias=True), replace)
         write_results(folder / name, Results.model_validate(mapped))
-    update: dict[str, object] = {"results_sha256": results_sums(folder)}
+    sums: dict[str, object] = {"results_sha256": results_sums(folder)}
     if (run.folder / REPORT).is_file():
         from markupsafe import escape
 
         quoted = {str(escape(path)): str(escape(name)) for path, name in names.items()}
         page = _replacement(names | quoted)(checked_report(run.folder))
         (folder / REPORT).write_text(page, "utf-8")
-        update["report_sha256"] = sha256(folder / REPORT)
-    write_comparison(folder, comparison.model_copy(update=update))
-    return found.tuned
+        sums["report_sha256"] = sha256(folder / REPORT)
+    staged = comparison.model_copy(update=sums)
+    write_comparison(folder, staged)
+    return staged
 
 
 def _portable_recipe(recipe: Recipe, commit: str | None) -> Recipe:
-    """The recipe with its base pinned and files by name alone; the run folder is wherever it is loaded to."""
+    """The recipe with the commit of its base, with files by name alone, and without the run folder, which is another elsewhere."""
     data, parts = recipe.dataset, recipe.dataset.parts
     named = {part: Path(value).name for part, value in parts.given().items() if _is_path(value)}
     dataset = data.model_copy(
@@ -173,7 +173,7 @@ def _is_path(name: str) -> bool:
 
 
 def _machine_paths(run: Run, texts: list[str]) -> dict[str, str]:
-    """Paths that results and report may quote, each with the name that replaces it."""
+    """The paths that results and report may quote, each with the name that replaces it."""
     recipe, folder = run.written, run.folder
     given = [recipe.dataset.path, *recipe.dataset.parts.given().values(), recipe.train.output_dir]
     quoted = [str(folder), str(folder.resolve()), *filter(None, given), *texts]
@@ -195,7 +195,7 @@ def _strings(value: JsonValue) -> Iterator[str]:
 
 
 def _replacement(names: Mapping[str, str]) -> Callable[[str], str]:
-    """A function that writes names for whole paths, the longest first: /td is not a path in `</td>` or in `/a/td`."""
+    """A function that replaces whole paths by names, the longest first: /td is not a path in `</td>` or in `/a/td`."""
 
     def pattern(path: str) -> str:
         return r"\s+".join(re.escape(word) for word in path.split(" "))  # YAML folds long lines

@@ -1,20 +1,21 @@
-"""The base model: loaded in 4-bit, 8-bit or unquantised, checked weight for weight, frozen, with LoRA beside it.
+"""Loads the base model in 4-bit, 8-bit or unquantised, checks every weight, and freezes it.
 
-A base whose checkpoint lacks a backbone weight, or holds one that no layer takes, is refused: transformers would fill the
-gap with random numbers and go on.
+A base whose checkpoint lacks a backbone weight, or holds one that no layer takes, is refused:
+transformers would fill the gap with random numbers and continue.
 """
 
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llama_peft import tiny
 from llama_peft.errors import UserError
-from llama_peft.recipe import Model, Quantization, Recipe
+from llama_peft.model.quantize import check_packed_shapes, mend_cpu_4bit, quantization_config
+from llama_peft.recipe import Model, Recipe
 from llama_peft.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -23,22 +24,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Passing a list replaces the library's own, so it must name the tied lm_head too.
-_NEVER_QUANTIZED = ["lm_head", "score", "qa_outputs"]
+LoadingInfo = Mapping[str, Iterable[str]]
+"""What transformers says about a load: missing_keys, unexpected_keys and mismatched_keys."""
+
 _LLAMA_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|endoftext|>")
+_ADVICE = "Use a complete safetensors checkpoint"
 
 
 def source(model: Model) -> str:
-    """The Hub id or folder that transformers loads; `tiny` is the embedded model's folder."""
+    """Return the Hub id or folder of the base that transformers loads."""
     return source_of(model.model_name_or_path)
 
 
 def source_of(name: str) -> str:
+    """Return what a name in a recipe stands for: `tiny` is the embedded model's folder."""
     return str(tiny.MODEL_DIR) if name == "tiny" else name
 
 
 def device() -> "torch.device":
-    """The accelerator of this process (by LOCAL_RANK under torchrun), or the CPU."""
+    """Return the accelerator of this process (by LOCAL_RANK under torchrun), or the CPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -47,10 +51,10 @@ def device() -> "torch.device":
 
 
 def fast_dtype(place: "torch.device") -> "torch.dtype":
-    """The narrowest type that this machine multiplies fast.
+    """Return the narrowest type that this machine multiplies fast.
 
-    bfloat16 on recent GPUs and on CPUs with bfloat16 instructions; float16 on older GPUs; float32 on any other CPU, where
-    bfloat16 was measured 20 times slower.
+    It is bfloat16 on recent GPUs and on CPUs with bfloat16 instructions, float16 on older GPUs, and
+    float32 on any other CPU, because bfloat16 was 20 times slower there.
     """
     import torch
 
@@ -61,13 +65,27 @@ def fast_dtype(place: "torch.device") -> "torch.dtype":
     return torch.bfloat16 if native else torch.float32
 
 
+def place_of(recipe: Recipe) -> "torch.device":
+    """Return the device that a recipe's model is loaded on."""
+    import torch
+
+    return torch.device("cpu") if recipe.train.use_cpu else device()
+
+
+def dtype_name(recipe: Recipe) -> str:
+    """Return the type of the weights that are not quantised, for example "bfloat16"."""
+    return recipe.model.dtype or str(fast_dtype(place_of(recipe))).removeprefix("torch.")
+
+
 def load_config(model: Model) -> "PretrainedConfig":
-    """The config of the base. Raises UserError, with what to do, where it cannot be had."""
+    """Return the config of the base. Raises UserError, with advice, if it cannot be loaded."""
     from transformers import AutoConfig
 
     name = source(model)
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
-        raise UserError(f"{name}: no config.json in this folder, so it holds no base model")
+        raise UserError(
+            f"{name}: there is no config.json in this folder, so it holds no base model"
+        )
     try:
         return AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -75,7 +93,10 @@ def load_config(model: Model) -> "PretrainedConfig":
 
 
 def commit(model: Model) -> str:
-    """The Hub's commit that a base's files are of: the cached snapshot's name, since configs do not keep it."""
+    """Return the Hub's commit of the base's files: the name of its folder in the cache.
+
+    Configs do not store the commit.
+    """
     from transformers.utils.hub import cached_file
 
     try:
@@ -86,10 +107,10 @@ def commit(model: Model) -> str:
 
 
 def load_tokenizer(model: Model, for_training: bool = True) -> "PreTrainedTokenizerBase":
-    """The base's tokenizer, with padding on the right and a padding token of its own.
+    """Return the base's tokenizer, with padding on the right and a padding token of its own.
 
-    for_training: False lets the end-of-text token be the padding if there is no other. In training this would hide the
-    labels of the end-of-text token, and a model would never stop.
+    for_training: if it is false, the end-of-text token may serve as padding if there is no other
+        token. In training this would hide the labels of that token, and the model would never stop.
     """
     return _load_tokenizer(source(model), model.revision, for_training)
 
@@ -104,7 +125,8 @@ def _load_tokenizer(name: str, revision: str, for_training: bool) -> "PreTrained
         raise UserError(f"{name}: its tokenizer does not load: {first_line(error)}") from error
     config = load_config(Model(model_name_or_path=name, revision=revision))
     size = getattr(config.get_text_config(), "vocab_size", 0)
-    # Where the files are missing, transformers makes up a tokenizer of special tokens: all text would be unknown.
+    # If the files are missing, transformers makes a tokenizer of special tokens, to which all text
+    # is unknown.
     if len(tokenizer) < size / 2:
         raise UserError(
             f"{name}: its tokenizer has {len(tokenizer):,} tokens and its config {size:,}: "
@@ -115,7 +137,10 @@ def _load_tokenizer(name: str, revision: str, for_training: bool) -> "PreTrained
         last = None if for_training else tokenizer.eos_token
         pad = next((token for token in _LLAMA_PAD_TOKENS if token in known), last)
         if pad is None:
-            raise UserError(f"{name}: its tokenizer has no token to pad with")
+            raise UserError(
+                f"{name}: its tokenizer has no token to pad with: set pad_token in its "
+                "tokenizer_config.json to a token other than the end-of-text token"
+            )
         tokenizer.pad_token = pad
     tokenizer.padding_side = "right"
     return tokenizer
@@ -124,51 +149,31 @@ def _load_tokenizer(name: str, revision: str, for_training: bool) -> "PreTrained
 def load(
     recipe: Recipe, task: Task, num_labels: int = 0, for_training: bool = True
 ) -> "PreTrainedModel":
-    """The frozen base of a recipe with the task's head, in evaluation mode; `generative_qa` has the LM head.
+    """Return the frozen base of a recipe with the task's head, in evaluation mode.
 
-    for_training: see `load_tokenizer`.
-    Heads are float32 and random by `train.seed`. Raises UserError where a weight is missing, unexpected or of another shape.
+    `generative_qa` uses the LM head. Any other head is float32, and its first weights are random
+    and depend on `train.seed` only. Raises UserError if a weight is missing, is unexpected or has
+    another shape.
+
+    for_training: as in `load_tokenizer`.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, set_seed
-    from transformers.utils import logging as transformers_logging
-
     from llama_peft.model import heads
 
+    name, head = source(recipe.model), TASKS[task].head
     config = load_config(recipe.model)
-    tokenizer = load_tokenizer(recipe.model, for_training)
-    config.pad_token_id = tokenizer.pad_token_id
-    kind = TASKS[task]
-    if kind.has_labels:
+    config.pad_token_id = load_tokenizer(recipe.model, for_training).pad_token_id
+    if TASKS[task].has_labels:
         config.num_labels = num_labels
         config.head_pooling = recipe.head.pooling
-    layer = recipe.head.layer
-    cut = layer if kind.head is not None and isinstance(layer, int) and layer > 0 else 0
-    if cut:
-        _cut(config, cut, source(recipe.model))
-    place = torch.device("cpu") if recipe.train.use_cpu else device()
-    dtype = getattr(torch, recipe.model.dtype) if recipe.model.dtype else fast_dtype(place)
-    try:
-        auto = AutoModelForCausalLM if kind.head is None else heads.model_class(config, task)
-    except KeyError:
-        raise UserError(f"{source(recipe.model)}: {config.model_type} is no causal model") from None
-    transformers_logging.disable_progress_bar()  # loading takes seconds
-    set_seed(recipe.train.seed)  # the head's first weights are drawn while loading
-    model, info = from_pretrained(
-        auto,
-        source(recipe.model),
-        config=config,
-        revision=recipe.model.revision,
-        dtype=dtype,
-        attn_implementation=recipe.model.attn_implementation,
-        quantization_config=quantization_config(recipe.quantization, dtype),
-        device_map={"": place},
-    )
-    head = kind.head
-    if cut:  # what stands above is left unread on purpose
-        info["unexpected_keys"] = [key for key in info["unexpected_keys"] if _block(key) < cut]
-    check_loading(source(recipe.model), info, head)
-    _check_packed_shapes(source(recipe.model), model)
+    blocks = _blocks_kept(recipe, task)
+    if blocks is not None:
+        _cut(config, blocks, name)
+    model, info = _load_weights(recipe, config, task)
+    if blocks is not None:  # the blocks above are not read, on purpose
+        left = [key for key in info["unexpected_keys"] if _block(key) < blocks]
+        info = {**info, "unexpected_keys": left}
+    check_loading(name, info, head)
+    check_packed_shapes(name, model)
     mend_cpu_4bit(model)
     if head:
         setattr(model, head, heads.as_float32(getattr(model, head)))
@@ -176,17 +181,48 @@ def load(
     return model.requires_grad_(False).eval()
 
 
+def _load_weights(
+    recipe: Recipe, config: "PretrainedConfig", task: Task
+) -> "tuple[PreTrainedModel, LoadingInfo]":
+    """Return the model with its weights, and what transformers says about them."""
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+    from transformers.utils import logging as transformers_logging
+
+    from llama_peft.model import heads
+
+    name = source(recipe.model)
+    dtype = getattr(torch, dtype_name(recipe))
+    lm_head = TASKS[task].head is None
+    try:
+        auto = AutoModelForCausalLM if lm_head else heads.model_class(config, task)
+    except KeyError:
+        raise UserError(f"{name}: {config.model_type} is not a causal language model") from None
+    transformers_logging.disable_progress_bar()  # loading takes seconds
+    set_seed(recipe.train.seed)  # the head's first weights are drawn while loading
+    return from_pretrained(
+        auto,
+        name,
+        config=config,
+        revision=recipe.model.revision,
+        dtype=dtype,
+        attn_implementation=recipe.model.attn_implementation,
+        quantization_config=quantization_config(recipe.quantization, dtype),
+        device_map={"": place_of(recipe)},
+    )
+
+
 def from_pretrained(
-    auto: type, name: str, **arguments: object
-) -> "tuple[PreTrainedModel, dict[str, list[str]]]":
-    """Load a safetensors checkpoint, and return what transformers says about its weights too.
+    auto: "type[PreTrainedModel]", name: str, **arguments: object
+) -> "tuple[PreTrainedModel, LoadingInfo]":
+    """Return the model of a safetensors checkpoint, and what transformers says about its weights.
 
     Raises UserError if the checkpoint cannot be read.
     """
     from safetensors import SafetensorError
 
     try:
-        model, info = auto.from_pretrained(  # type: ignore[attr-defined]
+        found: tuple[PreTrainedModel, LoadingInfo] = auto.from_pretrained(
             name,
             use_safetensors=True,
             trust_remote_code=False,
@@ -196,22 +232,30 @@ def from_pretrained(
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{name}: {first_line(error)}") from error
     except RuntimeError as error:
-        # transformers logs which weights these are, and its error says nothing else.
+        # transformers logs which weights these are; the error itself does not name them.
         if "mismatched" not in str(error):
             raise
         raise UserError(
             f"{name}: the checkpoint holds weights of another shape than its config says. "
-            "Use a complete safetensors checkpoint"
+            f"{_ADVICE} of a causal language model"
         ) from error
-    return model, info
+    return found
+
+
+def _blocks_kept(recipe: Recipe, task: Task) -> int | None:
+    """Return how many blocks the model keeps if its head reads an inner layer, else None."""
+    layer = recipe.head.layer
+    inner = isinstance(layer, int) and layer > 0 and TASKS[task].head is not None
+    return int(layer) if inner else None
 
 
 def _cut(config: "PretrainedConfig", layer: int, name: str) -> None:
-    """Make it the config of the model that ends after a block: its final norm follows, the blocks above are not loaded."""
+    """Change the config to that of the model that ends after a block and the final norm."""
     text = config.get_text_config()
     if layer > text.num_hidden_layers:
         raise UserError(
-            f"{name}: head.layer is {layer}, and it has {text.num_hidden_layers} blocks"
+            f"{name}: head.layer is {layer}, but this base has {text.num_hidden_layers} blocks: "
+            "choose a smaller number"
         )
     text.num_hidden_layers = layer
     if getattr(text, "layer_types", None):
@@ -219,13 +263,16 @@ def _cut(config: "PretrainedConfig", layer: int, name: str) -> None:
 
 
 def _block(key: str) -> int:
-    """The number of the block that a weight belongs to; -1 for one outside of the blocks."""
+    """Return the number of the block that a weight belongs to; -1 for one outside of the blocks."""
     found = re.search(r"\.layers\.(\d+)\.", key)
     return int(found.group(1)) if found else -1
 
 
-def check_loading(name: str, info: dict[str, Any], head: str | None) -> None:
-    """Refuse a checkpoint that leaves a backbone weight random or unused. Only the head may be missing, only lm_head be left over."""
+def check_loading(name: str, info: LoadingInfo, head: str | None) -> None:
+    """Refuse a checkpoint that leaves a backbone weight random or unused.
+
+    Only the head may be missing, and only lm_head may be unused.
+    """
     missing = _outside(info["missing_keys"], head)
     unexpected = _outside(info["unexpected_keys"], "lm_head")
     mismatched = [str(key) for key in info.get("mismatched_keys") or ()]
@@ -236,8 +283,7 @@ def check_loading(name: str, info: dict[str, Any], head: str | None) -> None:
     ):
         if keys:
             raise UserError(
-                f"{name}: the checkpoint {problem}: {len(keys)}, first {keys[0]}. "
-                "Use a complete safetensors checkpoint"
+                f"{name}: the checkpoint {problem}: {len(keys)}, first {keys[0]}. {_ADVICE}"
             )
 
 
@@ -245,64 +291,6 @@ def _outside(keys: Iterable[str], module: str | None) -> list[str]:
     return sorted(key for key in keys if module is None or key.split(".")[0] != module)
 
 
-def quantization_config(quantization: Quantization, dtype: "torch.dtype") -> Any:
-    """A BitsAndBytesConfig, or None where the recipe loads unquantised."""
-    import torch
-
-    # bitsandbytes reports its CPU fallbacks line by line while it is imported.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    from transformers import BitsAndBytesConfig
-
-    if quantization.load_in_4bit:
-        chosen = quantization.bnb_4bit_compute_dtype
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=getattr(torch, chosen) if chosen else dtype,
-            llm_int8_skip_modules=_NEVER_QUANTIZED,
-        )
-    if quantization.load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NEVER_QUANTIZED)
-    return None
-
-
-def _check_packed_shapes(name: str, model: "PreTrainedModel") -> None:
-    """Refuse a packed weight of another shape than its layer: it takes the checkpoint's without a word."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    for path, module in model.named_modules():
-        if isinstance(module, Linear4bit):
-            found = tuple(module.weight.quant_state.shape)
-        elif isinstance(module, Linear8bitLt):
-            found = tuple(module.weight.shape)
-        else:
-            continue
-        if found != (module.out_features, module.in_features):
-            raise UserError(
-                f"{name}: {path} has the shape {found} where its config says "
-                f"{(module.out_features, module.in_features)}, another shape than the model's"
-            )
-
-
-def mend_cpu_4bit(model: "PreTrainedModel") -> None:
-    """Keep Linear4bit from repacking its weights for AVX512 in its first forward, after which gradients are silently wrong."""
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-
-
-def count_on_meta(model: Model) -> int:
-    """Parameters of a causal model that has no formula in `counts`, built without storage."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(model)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()
-
-
 def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has no message."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""What tells one base from another of the same name."""
+"""Fingerprints that distinguish bases of the same name."""
 
 import hashlib
 import re
@@ -11,21 +11,21 @@ from llama_peft.system.files import sha256
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
 
 
 def is_commit(fingerprint: str) -> bool:
-    """Whether a fingerprint is a commit of the Hub; the fingerprint of a folder begins with `sha256:`."""
+    """Return whether a fingerprint is a commit; that of a folder begins with `sha256:`."""
     return _COMMIT.fullmatch(fingerprint) is not None
 
 
 def base_fingerprint(recipe: Recipe) -> str:
-    """The Hub's commit of the recipe's base, or a digest of the files of a folder.
+    """Return the Hub's commit of the recipe's base, or a digest of the files of a folder.
 
-    The digest of a folder covers the config, the tokenizer and all weights, because a fine-tuned checkpoint may differ
-    from another one in a single layer.
+    The digest of a folder covers the config, the tokenizer and all weights, because a fine-tuned
+    checkpoint may differ from another one in a single layer.
     """
     folder = Path(backbone.source(recipe.model))
     if not folder.is_dir():
@@ -40,5 +40,8 @@ def base_fingerprint(recipe: Recipe) -> str:
 
 @cache
 def _sum_of(path: Path, size: int, mtime_ns: int) -> str:
-    """A file's sum, computed once as long as its size and time stay the same: gigabytes take seconds."""
+    """Return a file's sum, computed once as long as its size and time stay the same.
+
+    Gigabytes take seconds.
+    """
     return sha256(path)

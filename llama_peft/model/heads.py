@@ -1,12 +1,11 @@
-"""Classification and span heads: the mathematics, for every causal family through one implementation.
+"""The mathematics of classification and span heads, in one implementation for every causal family.
 
-A head is one float32 linear layer over the backbone's last hidden states. It is never quantised, and it casts its input
-itself, because a bfloat16 head loses most of its updates and a float32 one raises on bfloat16 states.
+A head is one float32 linear layer over the backbone's last hidden states. It is never quantised,
+and it casts its input itself: a bfloat16 head would lose most of its updates, and a float32 head
+without the cast would fail on bfloat16 states.
 
 Shapes: B examples, T tokens, D hidden size, C classes.
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ from llama_peft.tasks import TASKS, Task
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32 whatever its input's type and whatever autocast says."""
+    """A linear layer that always computes in float32, whatever its input or autocast asks for."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -33,7 +32,10 @@ class Float32Linear(nn.Linear):
 
 
 def as_float32(linear: nn.Linear) -> Float32Linear:
-    """The same weights in a Float32Linear. Raises TypeError on a quantised layer, whose weights are gone."""
+    """Return the same weights in a Float32Linear.
+
+    Raises TypeError on a quantised layer, because its exact weights are lost.
+    """
     if type(linear) not in (nn.Linear, Float32Linear):
         raise TypeError(f"the head was loaded as {type(linear).__name__}, a quantised layer")
     head = Float32Linear(
@@ -48,7 +50,10 @@ def as_float32(linear: nn.Linear) -> Float32Linear:
 
 
 def pool(hidden_BTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
-    """(B, D) in float32: the last token's state, or the mean over the tokens that are not padding (on the right)."""
+    """Return (B, D) in float32: the last token's state, or the mean over the tokens.
+
+    Padding must be on the right; it is not counted.
+    """
     if pooling == "last":
         last_B = mask_BT.sum(dim=1) - 1
         rows_B = torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device)
@@ -58,27 +63,33 @@ def pool(hidden_BTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
 
 
 def class_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Mean cross-entropy over the batch."""
+    """Return the mean cross-entropy over the batch."""
     return F.cross_entropy(logits_BC.float(), labels_B)
 
 
 def span_scores(logits_BT2: Tensor, allowed_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Start and end logits (B, T); -inf where a span may not lie, so that neither loss nor search ever sees the question."""
+    """Return start and end logits (B, T), with -inf at every position that is not allowed.
+
+    So neither the loss nor the search sees the question.
+    """
     start_BT, end_BT = logits_BT2.float().unbind(dim=-1)
     forbidden = ~allowed_BT.bool()
     return start_BT.masked_fill(forbidden, -torch.inf), end_BT.masked_fill(forbidden, -torch.inf)
 
 
 def span_loss(start_BT: Tensor, end_BT: Tensor, starts_B: Tensor, ends_B: Tensor) -> Tensor:
-    """Mean of the start and the end cross-entropy. Unlike the library's loss, no position is clamped or ignored."""
+    """Return the mean of the start and the end cross-entropy.
+
+    Unlike the library's loss, it clamps and ignores no position.
+    """
     return (F.cross_entropy(start_BT, starts_B) + F.cross_entropy(end_BT, ends_B)) / 2
 
 
 class _Classification(GenericForSequenceClassification):
-    """Applies the head to the pooled state only; `config.head_pooling` says which."""
+    """Applies the head to the pooled state only; `config.head_pooling` names the pooling."""
 
-    # The loss is a mean over the batch: Trainer must divide it by the accumulation steps itself (it would otherwise
-    # multiply the gradient by them, and by the number of processes).
+    # The loss is a mean over the batch, so Trainer must divide it by the accumulation steps.
+    # Otherwise it multiplies the gradient by them, and by the number of processes.
     accepts_loss_kwargs = False
 
     def forward(
@@ -86,7 +97,7 @@ class _Classification(GenericForSequenceClassification):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> SequenceClassifierOutputWithPast:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         hidden = self.model(
@@ -98,7 +109,10 @@ class _Classification(GenericForSequenceClassification):
 
 
 class _Span(GenericForQuestionAnswering):
-    """Scores the positions that `span_mask` (B, T) allows: the window's context, and the last token for "no answer"."""
+    """Scores the positions that `span_mask` (B, T) allows.
+
+    These are the window's context, and the last token for "no answer".
+    """
 
     accepts_loss_kwargs = False
 
@@ -109,7 +123,7 @@ class _Span(GenericForQuestionAnswering):
         span_mask: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> QuestionAnsweringModelOutput:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         hidden = self.model(
@@ -123,9 +137,10 @@ class _Span(GenericForQuestionAnswering):
 
 
 def model_class(config: PretrainedConfig, task: Task) -> type[PreTrainedModel]:
-    """The family's model with the task's head. transformers' own Llama question answering model would leave the backbone random.
+    """Return the class of the family's model with the task's head.
 
-    Raises KeyError where transformers has no causal model for the config's type.
+    transformers' own Llama model for question answering would leave the backbone random. Raises
+    KeyError if transformers has no causal model for the config's type.
     """
     causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     family = next(base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel"))

@@ -1,8 +1,9 @@
-"""LoRA beside the frozen base, and the parameters of a loaded model counted."""
+"""Adds LoRA beside the frozen base, and counts the parameters of a loaded model."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llama_peft.errors import UserError
 from llama_peft.model import counts
@@ -15,26 +16,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -> "PeftModel":
-    """The model with LoRA in float32 and, in `modules_to_save`, a trainable copy of its head.
+class LiveCounts(NamedTuple):
+    """Parameters of a loaded model: all of them, and those that train."""
 
-    Raises UserError where a target names no linear layer of the backbone: PEFT says nothing if another target matches.
+    total: int
+    trainable: int
+
+
+def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -> "PeftModel":
+    """Return the model with LoRA in float32 and a trainable copy of its head (`modules_to_save`).
+
+    Raises UserError if a target names no linear layer of the backbone; PEFT reports this only if no
+    target matches.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
     check_targets(model, lora)
-    head = TASKS[task].head
-    keys = lora.peft_kwargs()
-    if head:
-        keys["modules_to_save"] = [*(lora.modules_to_save or []), head]
-        if lora.target_modules == "all-linear":  # would put LoRA on the head as well
-            excluded = lora.exclude_modules or []
-            if isinstance(excluded, str):
-                keys["exclude_modules"] = f"({excluded})|(.*\\.)?{head}"
-            else:
-                keys["exclude_modules"] = [*excluded, head]
-    # The task type only names the class that loads the adapter back; the head is already in modules_to_save.
+    # The task type only names the class that loads the adapter; the head is in modules_to_save.
     task_type = TaskType(TASKS[task].peft_task_type)
+    keys = _peft_keys(lora, TASKS[task].head)
     try:
         adapted = get_peft_model(
             model,
@@ -50,7 +50,7 @@ def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -
         ImportError,
         re.error,
     ) as error:
-        # PEFT checks its keys against a base only now, each in its own way.
+        # PEFT checks its keys against a base only now, each key in its own way.
         raise UserError(f"lora: PEFT cannot put this on the base: {first_line(error)}") from error
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -58,26 +58,44 @@ def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -
     return adapted
 
 
+def _peft_keys(lora: Lora, head: str | None) -> dict[str, object]:
+    """Return the keys of LoraConfig; a head trains whole and gets no LoRA."""
+    keys = lora.peft_kwargs()
+    if head is None:
+        return keys
+    keys["modules_to_save"] = [*(lora.modules_to_save or []), head]
+    if lora.target_modules == "all-linear":  # this would put LoRA on the head as well
+        excluded = lora.exclude_modules or []
+        if isinstance(excluded, str):
+            keys["exclude_modules"] = f"({excluded})|(.*\\.)?{head}"
+        else:
+            keys["exclude_modules"] = [*excluded, head]
+    return keys
+
+
 def check_targets(model: "PreTrainedModel", lora: Lora) -> None:
-    """Refuse names and numbers that match nothing, each on its own: PEFT passes over them."""
+    """Refuse each name or number in a recipe that matches nothing; PEFT ignores those."""
     import torch
 
-    _check_names(model, lora)
-
-    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    modules = [name for name, _ in model.named_modules() if name]
+    _check_names(modules, lora)
+    _check_nesting(modules, lora)
+    _check_biases(model, lora)
+    _check_layers(model, lora)
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     targets = lora.target_modules
     for target in [targets] if isinstance(targets, str) else targets:
-        if not any(
-            counts.matches(name, target if target is targets else [target]) for name in names
-        ):
-            known = sorted({name.split(".")[-1] for name in names if ".layers." in name})
+        wanted = target if target is targets else [target]
+        if not any(counts.matches(name, wanted) for name in linear):
+            known = sorted({name.split(".")[-1] for name in linear if ".layers." in name})
             raise UserError(
-                f"lora.target_modules: {target!r} matches no linear layer; this model has {', '.join(known)}"
+                f"lora.target_modules: {target!r} matches no linear layer of this model: "
+                f"use {', '.join(known)}"
             )
 
 
-def _check_names(model: "PreTrainedModel", lora: Lora) -> None:
-    modules = [name for name, _ in model.named_modules() if name]
+def _check_names(modules: Sequence[str], lora: Lora) -> None:
+    """Refuse names that no module ends with, and patterns that match no module."""
     excluded = [] if isinstance(lora.exclude_modules, str) else lora.exclude_modules or []
     for key, names in (
         ("modules_to_save", lora.modules_to_save or []),
@@ -85,7 +103,18 @@ def _check_names(model: "PreTrainedModel", lora: Lora) -> None:
     ):
         for name in names:
             if not any(module.endswith(name) for module in modules):
-                raise UserError(f"lora.{key}: {name!r} is no module of this model")
+                raise UserError(f"lora.{key}: this model has no module {name!r}: remove this name")
+    for key, patterns in (
+        ("rank_pattern", lora.rank_pattern),
+        ("alpha_pattern", lora.alpha_pattern),
+    ):
+        for name in patterns:
+            if not any(re.match(rf"(.*\.)?({name})$", module) for module in modules):
+                raise UserError(f"lora.{key}: {name!r} matches no module of this model: remove it")
+
+
+def _check_nesting(modules: Sequence[str], lora: Lora) -> None:
+    """Refuse to save a module inside of another one: PEFT would keep two copies."""
     saved = [
         module
         for module in modules
@@ -93,58 +122,65 @@ def _check_names(model: "PreTrainedModel", lora: Lora) -> None:
     ]
     for module in saved:
         if any(module.startswith(f"{other}.") for other in saved):
-            raise UserError(f"lora.modules_to_save: {module} stands within another one of them")
+            raise UserError(
+                f"lora.modules_to_save: {module} is inside of another one of them: remove one"
+            )
+
+
+def _check_biases(model: "PreTrainedModel", lora: Lora) -> None:
     biases = [name for name, _ in model.named_parameters() if name.endswith(".bias")]
     if lora.bias != "none" and any(".layers." in name for name in biases):
         raise UserError(
             f"lora.bias: {lora.bias} would change the base's own biases: set it to none"
         )
-    for key, patterns in (
-        ("rank_pattern", lora.rank_pattern),
-        ("alpha_pattern", lora.alpha_pattern),
-    ):
-        for name in patterns:
-            if not any(re.match(rf"(.*\.)?({name})$", module) for module in modules):
-                raise UserError(f"lora.{key}: {name!r} matches no module of this model")
+
+
+def _check_layers(model: "PreTrainedModel", lora: Lora) -> None:
     blocks = model.config.get_text_config().num_hidden_layers
     chosen = lora.layers_to_transform
     for layer in [chosen] if isinstance(chosen, int) else chosen or []:
         if layer >= blocks:
             raise UserError(
-                f"lora.layers_to_transform: {layer} is beyond the model's last block, {blocks - 1}"
+                f"lora.layers_to_transform: there is no block {layer}: "
+                f"the last block of this model is {blocks - 1}"
             )
 
 
-def live_counts(model: "PreTrainedModel", head: str | None) -> tuple[int, int]:
-    """(all, trainable) parameters of a loaded model: packed weights by their true size, a wrapped head once."""
+def live_counts(model: "PreTrainedModel", head: str | None) -> LiveCounts:
+    """Return the parameters of a loaded model.
+
+    Packed weights count by their true size, and a head that PEFT wraps counts once.
+    """
     total = trainable = 0
     for name, parameter in model.named_parameters():
         if head and f"{head}.original_module." in name:
             continue  # PEFT keeps the untrained copy beside the trained one
-        state = getattr(parameter, "quant_state", None)  # 4-bit weights hold two numbers a byte
+        state = getattr(parameter, "quant_state", None)  # a byte holds two 4-bit weights
         size = parameter.numel() if state is None else state.shape.numel()
         total += size
         trainable += size if parameter.requires_grad else 0
-    return total, trainable
+    return LiveCounts(total, trainable)
 
 
 def count_loaded(model: "PreTrainedModel", task: Task) -> counts.Counts:
-    """The counts of a base as it is about to train, LoRA and head in place, checked against the config's.
+    """Return the counts of a base that is about to train, with LoRA and head in place.
 
-    Raises RuntimeError where they differ: something was loaded, wrapped or frozen other than meant.
+    Raises RuntimeError if they differ from those of its config: then something was loaded, wrapped
+    or frozen in a wrong way.
     """
-
-    config = model.config.to_dict()
     labels = getattr(model.config, "num_labels", 2)
-    total, trainable = live_counts(model, TASKS[task].head)
+    live = live_counts(model, TASKS[task].head)
     try:
-        expected = counts.count(config, task, labels)
+        expected = counts.count(model.config.to_dict(), task, labels)
     except counts.UncountedFamily:
-        # Not from the mapping: GPT-2 calls it n_embd, and Gemma 3's stands in the text model's own config.
-        hidden = {"hidden_size": model.config.get_text_config().hidden_size}
-        head = counts.head_size(hidden, task, labels)
-        expected = counts.Counts(base=total - trainable, backbone=total - trainable, head=head)
-    counted = replace(expected, adapter=trainable - expected.head)
-    if counted.total != total:
-        raise RuntimeError(f"counted {total:,} parameters, {counted.total:,} expected")
+        # Not from the mapping: GPT-2 names it n_embd, and Gemma 3 has it in its text config.
+        hidden = model.config.get_text_config().hidden_size
+        head = TASKS[task].head_size(hidden, labels)
+        frozen = live.total - live.trainable
+        expected = counts.Counts(base=frozen, backbone=frozen, head=head)
+    counted = replace(expected, adapter=live.trainable - expected.head)
+    if counted.total != live.total:
+        raise RuntimeError(
+            f"the loaded model has {live.total:,} parameters, but {counted.total:,} are expected"
+        )
     return counted

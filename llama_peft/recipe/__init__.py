@@ -3,6 +3,7 @@
 from llama_peft.recipe.checks import Fault
 from llama_peft.recipe.load import (
     RECIPES,
+    Source,
     dump_recipe,
     find_recipe,
     is_recipe_name,
@@ -40,6 +41,7 @@ __all__ = [
     "Prompt",
     "Quantization",
     "Recipe",
+    "Source",
     "Train",
     "dump_recipe",
     "find_recipe",

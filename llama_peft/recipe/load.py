@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from llama_peft.errors import UserError
 from llama_peft.recipe import strict_yaml
@@ -27,8 +28,12 @@ RECIPES = next(
 _SUFFIXES = (".yaml", ".yml")
 
 
+Source: TypeAlias = Recipe | str | Path | Mapping[str, object]
+"""A recipe: checked, by its name or file, or as a dict of its sections."""
+
+
 def load_recipe(
-    source: str | Path | Mapping[str, object],
+    source: Source,
     overrides: Sequence[str] = (),
     given: Iterable[str] = (),
 ) -> Recipe:
@@ -41,6 +46,8 @@ def load_recipe(
     """
     values: dict[str, object]
     places: dict[KeyPath, str] = {}
+    if isinstance(source, Recipe):
+        source = source.model_dump(mode="json")
     if isinstance(source, Mapping):
         shown = "recipe"
         values = {str(key): _from_python(value) for key, value in source.items()}

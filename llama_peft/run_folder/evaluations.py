@@ -1,4 +1,4 @@
-"""What evaluations left in a run folder, read with care: a file can be damaged, missing, or about other weights.
+"""Reads the evaluations in a run folder, and checks them: a file can be damaged, missing, or about other weights.
 
 Numbers about other weights must not stand in a report or a card, so results are checked against the run before they are shown.
 Reports need no torch, so this room needs none either.
@@ -35,7 +35,7 @@ class Evaluations(NamedTuple):
 
 
 def is_evaluated(run: Path) -> bool:
-    """Whether there are two systems to compare: one alone does not tell what tuning changed."""
+    """Whether there are two systems to compare: one alone does not show what fine-tuning changed."""
     return all((run / name).is_file() for name in BOTH_RESULTS)
 
 
@@ -49,17 +49,18 @@ def read_evaluations(run: Path, record: TrainingRecord | None = None) -> Evaluat
     if tuned.adapter_sha256 not in record.files.values():
         raise UserError(
             f"{run / TUNED_RESULTS}: these results are about other weights than the run has now; "
-            f"evaluate again with: {command(run, TUNED_RESULTS)}"
+            f"{_again(run, TUNED_RESULTS)}"
         )
     zero_shot = _read(run, ZERO_SHOT_RESULTS)
-    again = f"evaluate again with: {command(run, ZERO_SHOT_RESULTS)}"
     if not zero_shot.config.model_kind.startswith("zero-shot"):
         raise UserError(
-            f"{run / ZERO_SHOT_RESULTS}: these results are about {zero_shot.config.model_kind}, not about zero-shot; {again}"
+            f"{run / ZERO_SHOT_RESULTS}: these results are about {zero_shot.config.model_kind}, not about zero-shot; "
+            f"{_again(run, ZERO_SHOT_RESULTS)}"
         )
     if zero_shot.base_revision != record.base_fingerprint:
         raise UserError(
-            f"{run / ZERO_SHOT_RESULTS}: these results are about another base than the run was trained on; {again}"
+            f"{run / ZERO_SHOT_RESULTS}: these results are about another base than the run was trained on; "
+            f"{_again(run, ZERO_SHOT_RESULTS)}"
         )
     _check_same_settings(run, zero_shot, tuned)
     return Evaluations(zero_shot, tuned)
@@ -73,18 +74,16 @@ def _check_same_settings(run: Path, zero_shot: Results, tuned: Results) -> None:
         if key in said and getattr(before, key) != getattr(after, key):
             raise UserError(
                 f"{run / ZERO_SHOT_RESULTS}: zero-shot was evaluated with another {key} than the tuned model; "
-                f"evaluate again with: {command(run, ZERO_SHOT_RESULTS)}"
+                f"{_again(run, ZERO_SHOT_RESULTS)}"
             )
 
 
-def checked_comparison(run: Path, record: TrainingRecord | None = None) -> Comparison | None:
-    """The comparison of a run's evaluations; None unless both systems were evaluated.
+def _again(run: Path, name: str) -> str:
+    return f"evaluate again with: {command(run, name)}"
 
-    Raises UserError if results are about other weights, or if there is no comparison of exactly these results.
-    """
-    if not is_evaluated(run):
-        return None
-    read_evaluations(run, record)
+
+def checked_comparison(run: Path) -> Comparison:
+    """The comparison of a run's two results. Raises UserError if there is no comparison of exactly these results."""
     again = f"make it with: {command(run, COMPARISON)}"
     if not (run / COMPARISON).is_file():
         raise UserError(f"{run}: {COMPARISON} is missing; {again}")

@@ -1,13 +1,13 @@
-"""Runs by name: a folder here, or a repository on the Hub that one was pushed to.
+"""Finds runs by name: a folder on this machine, or a repository on the Hub that a run was pushed to.
 
-Only the files that a pushed run may hold are downloaded, and they are treated as a run folder: same seals, same checks.
-`user/repo@revision` takes a branch, tag or commit.
+Only the files that a pushed run may hold are downloaded, and they are verified as those of any run folder.
+`user/repo@revision` names a branch, tag or commit.
 """
 
 from pathlib import Path
 
 from llama_peft.errors import UserError
-from llama_peft.model.preflight import hub_problem
+from llama_peft.model.hub import hub_problem
 from llama_peft.run_folder.layout import (
     ADAPTER_FILES,
     HEAD,
@@ -22,7 +22,7 @@ _NOT_LOADED = (REPORT, NOTICE, HUB_RESULTS)
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name could be a repository's, and is no folder here."""
+    """Whether a name can be a repository on the Hub, and is not a folder on this machine."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -35,20 +35,20 @@ def is_hub_name(name: str) -> bool:
 
 
 def run_folder(name: str | Path) -> Path:
-    """The folder of a run: as it is named, or fetched from the Hub. Raises UserError where the Hub has none of that name."""
+    """The folder of a run, downloaded first if the name is on the Hub. Raises UserError if there is no such run there."""
     if not is_hub_name(str(name)):
         return Path(name)
     found = fetch(str(name))
     if found is None:
         raise UserError(
-            f"{name}: this repository holds no run (no {TRAINING}); "
-            "llama-eval run --task TASK --model NAME measures adapters and whole models"
+            f"{name}: this repository is not a pushed run (it holds no {TRAINING}); "
+            "to evaluate an adapter or a whole model, use: llama-eval run --task TASK --model NAME"
         )
     return found
 
 
 def fetch(name: str) -> Path | None:
-    """The cached snapshot of a pushed run; None where the repository holds something else."""
+    """The folder of a pushed run in the Hub's cache; None if the repository holds something else."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import httpx
@@ -66,10 +66,12 @@ def fetch(name: str) -> Path | None:
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise UserError(
             f"{name}: {hub_problem(error, repo, revision or 'main')}; "
-            "`llama-peft train RECIPE` makes a run"
+            "to make a run, use: llama-peft train RECIPE"
         ) from None
     if not (folder / HEAD).is_file() and not all(
         (folder / file).is_file() for file in ADAPTER_FILES
     ):
-        raise UserError(f"{name}: holds neither {HEAD} nor {' and '.join(ADAPTER_FILES)}")
+        raise UserError(
+            f"{name}: this repository holds neither {HEAD} nor {' and '.join(ADAPTER_FILES)}, so it is not a pushed run"
+        )
     return folder

@@ -1,4 +1,4 @@
-"""threshold.json: the no-answer probability above which a span run gives no answer."""
+"""threshold.json: above this probability of no answer, a span run gives no answer."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from llama_peft.run_folder.record import Stored, TrainingRecord, read_record
 from llama_peft.system.files import read_summed, write_summed
 
 UNFITTED = 0.5
-"""The threshold without validation examples to fit it on."""
+"""The threshold of a run that has no validation examples to fit it on."""
 
 
 class Threshold(Stored):
@@ -33,8 +33,8 @@ def write_threshold(folder: Path, threshold: Threshold) -> None:
 def read_threshold(folder: Path, record: TrainingRecord | None = None) -> Threshold | None:
     """The threshold that a run was evaluated with; None before its evaluation.
 
-    record: the run's training record, if the caller has read it already. Raises UserError if the file is damaged, or
-    belongs to other weights than the run's.
+    record: the run's training record, if the caller has read it already.
+    Raises UserError if the file is damaged, or belongs to other weights than the run's.
     """
     path = folder / THRESHOLD
     if not path.is_file():

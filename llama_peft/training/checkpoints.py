@@ -1,4 +1,4 @@
-"""Checkpoints of a run in training: which one to continue from, what each one cost, and which ones to remove."""
+"""Checkpoints of a run: which one to continue from, what each one took, which to remove."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ class Origin(NamedTuple):
 
 
 def newest_sealed(checkpoints: Path) -> Path | None:
-    """The latest `checkpoint-<step>` whose seal verifies; a warning names those that are skipped."""
+    """Return the latest `checkpoint-<step>` with an intact seal, and log which ones are skipped."""
     for folder in _newest_first(checkpoints):
         if is_sealed(folder) and _has_its_best(folder):
             return folder
@@ -49,7 +49,10 @@ def _newest_first(checkpoints: Path) -> list[Path]:
 
 
 def _has_its_best(folder: Path) -> bool:
-    """Whether the checkpoint that this one names as the best so far is whole too: the training ends with it."""
+    """Return whether the checkpoint that this one names as the best is intact too.
+
+    The training ends with that one.
+    """
     try:
         state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
     except FileNotFoundError:
@@ -61,7 +64,7 @@ def _has_its_best(folder: Path) -> bool:
 
 
 def remove_newer(checkpoints: Path, than: Path | None) -> None:
-    """Remove the checkpoints that `newest_sealed` skipped: left there, they would count as the newest ones."""
+    """Remove the checkpoints that `newest_sealed` skipped; they would count as the newest ones."""
     for folder in _newest_first(checkpoints):
         if folder == than:
             return
@@ -69,14 +72,17 @@ def remove_newer(checkpoints: Path, than: Path | None) -> None:
 
 
 def rotate(checkpoints: Path, keep: int, best: str | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one. Call it after the newest one is sealed."""
+    """Remove all but the newest `keep` checkpoints and the best one.
+
+    Call it after the newest one is sealed.
+    """
     for folder in _newest_first(checkpoints)[keep:]:
         if best is None or folder.name != Path(best).name:
             _remove(folder)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint, or the link to one that somebody moved elsewhere."""
+    """Remove a checkpoint, or the link to a checkpoint that somebody moved."""
     if folder.is_symlink():
         folder.unlink()
     else:
@@ -89,7 +95,7 @@ def write_spent(folder: Path, spent: Spent, origin: Origin) -> None:
 
 
 def read_spent(folder: Path | None) -> Spent:
-    """What a run had taken at a checkpoint; nothing without one."""
+    """Return what a run had taken at a checkpoint; zeros if there is none."""
     if folder is None:
         return Spent()
     found = json.loads((folder / SPENT).read_text("utf-8"))
@@ -97,6 +103,6 @@ def read_spent(folder: Path | None) -> Spent:
 
 
 def read_origin(folder: Path) -> Origin:
-    """What a checkpoint was trained from."""
+    """Return what a checkpoint was trained from."""
     found = json.loads((folder / SPENT).read_text("utf-8"))
     return Origin(*map(found.get, Origin._fields))

@@ -1,13 +1,14 @@
 """From a recipe to a run folder: load, attach, train, save.
 
-Heads train through `Trainer`, generative question answering through TRL's `SFTTrainer`. The same command, given again,
-continues from the newest sealed checkpoint, and does nothing if the run is finished.
+Heads train through `Trainer`, generative question answering through TRL's `SFTTrainer`. The same
+command, given again, continues from the newest sealed checkpoint, and does nothing if the run is
+finished.
 """
 
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,17 +34,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, fresh: bool = False) -> Path:
-    """Train a recipe and return its run folder. Raises UserError on bad input before anything is trained.
+def train(
+    recipe: Recipe, fresh: bool = False, given: Mapping[str, data.Rows] | None = None
+) -> Path:
+    """Train a recipe and return its run folder. Raises UserError on bad input, before it trains.
 
-    fresh: forget an earlier run in the folder, with every evaluation of its weights; zero-shot results stay right.
+    fresh: remove an earlier run in the folder, with every evaluation of its weights. Zero-shot
+        results are kept, because they stay right.
+    given: rows from Python by part, as in `data.load`. The run folder records which parts.
     """
+    recipe = data.mark_given(recipe, given or {})
     folder = Path(recipe.run_folder)
     with only_process(folder, "training", hold=is_main_process()):
         if is_main_process():
             resume.bring_back(folder)
         preflight.check(recipe, long=True)
-        dataset = data.load(recipe)
+        dataset = data.load(recipe, given)
         recipe = _with_labels(recipe, dataset)
         finished = not fresh and resume.is_finished(folder, recipe, dataset)
         if not finished:
@@ -53,7 +59,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
                 resume.put_aside(folder)
             resume.write_recipe(recipe, folder)
         if finished:
-            log.info("%s is finished; --fresh trains it again", folder)
+            log.info("%s: this run is finished; add --fresh to train it again", folder)
             return folder
         if is_main_process():
             resume.write_split(folder, dataset)
@@ -66,8 +72,9 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
             if reason is None:
                 raise
             raise UserError(
-                f"{folder}: this folder cannot be written: {reason}. Make room, or set train.output_dir; "
-                "the sealed checkpoints are kept, and the same command continues from them"
+                f"{folder}: this folder cannot be written: {reason}. Make room, or set "
+                "train.output_dir; the sealed checkpoints are kept, and the same command continues "
+                "from them"
             ) from error
         if is_main_process():
             resume.forget_aside(folder)
@@ -75,7 +82,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
 
 
 def _with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
-    """The recipe with the labels that the data turned out to have, so that the run folder names them."""
+    """Return the recipe with the labels of the data, so that the run folder names them."""
     if not dataset.labels:
         return recipe
     named = recipe.dataset.model_copy(update={"labels": list(dataset.labels)})
@@ -110,7 +117,7 @@ def _run(
     started: float,
     earlier: Spent,
 ) -> None:
-    """Train to the end, with sealed checkpoints. Raises Stopped if a signal ended the training before."""
+    """Train to the end, with sealed checkpoints. Raises Stopped if a signal ends the training."""
     from llama_peft.training.callbacks import LogWhatIsSaved, SealCheckpoints, StopOnSignal
 
     trainer.accelerator.wait_for_everyone()
@@ -124,9 +131,8 @@ def _run(
     trainer.add_callback(stop)
     trainer.add_callback(LogWhatIsSaved())
     try:
-        with redirect_stdout(
-            sys.stderr
-        ):  # Trainer prints the loss; `| head` must not end a training
+        # Trainer prints the loss. A closed stdout (`| head`) must not end a training.
+        with redirect_stdout(sys.stderr):
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     finally:
         stop.restore()
@@ -176,7 +182,7 @@ def _save(
 
 
 def _mean_loss(history: Sequence[dict[str, float]]) -> float | None:
-    """The mean over all logged steps; Trainer's own mean forgets those before a resume."""
+    """Return the mean over all logged steps; Trainer's own mean misses those before a resume."""
     total, last = 0.0, 0
     for entry in history:
         if "loss" in entry:

@@ -1,7 +1,8 @@
-"""Whose run folder it is, and what of it is finished: everything that a training finds there and leaves as it was.
+"""Decides whose run a folder holds and what of it is finished, before a training changes it.
 
-A folder that holds another recipe's run, or whose data have changed, is refused. `--fresh` puts the earlier run aside until
-the new one has something to keep, so that a mistake, a stop or a kill brings it back.
+A folder is refused if it holds the run of another recipe, or if its data have changed. `--fresh`
+moves the earlier run aside until the new one has something to keep, so that a mistake, a stop or a
+kill brings it back.
 """
 
 import logging
@@ -34,25 +35,26 @@ _ASIDE, _MOVING = ".previous", ".previous.partial"
 
 
 def is_main_process() -> bool:
-    """Whether this is the first process of a job, the one that writes."""
+    """Return whether this is the first process of a job, the one that writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def recipe_sum(recipe: Recipe) -> str:
-    """A sum that tells one training from another on the same base."""
+    """Return a sum that distinguishes trainings on the same base."""
     return sha256_of(_without_folder(dump_recipe(recipe)))
 
 
 def _without_folder(text: str) -> str:
-    """A recipe without its run folder, which can be named in several ways."""
+    """Return a recipe without its run folder, which can be named in several ways."""
     return re.sub(r"^  output_dir: .*\n", "", text, flags=re.MULTILINE)
 
 
 def is_finished(folder: Path, recipe: Recipe, dataset: data.Dataset) -> bool:
-    """Whether everything that a run exports is there and whole.
+    """Return whether all exports of a run are there and intact.
 
-    Damaged texts are written again at once; damaged weights need the last checkpoint, so the run counts as unfinished.
-    Raises UserError if there is no checkpoint, or if several processes would have to agree on it.
+    Damaged texts are written again at once. Damaged weights need the last checkpoint, so then the
+    run counts as unfinished. Raises UserError if there is no checkpoint, or if several processes
+    would have to agree on it.
     """
     if not (folder / TRAINING).is_file():
         return False
@@ -72,7 +74,7 @@ def is_finished(folder: Path, recipe: Recipe, dataset: data.Dataset) -> bool:
 
 
 def _write_texts_again(folder: Path, recipe: Recipe, dataset: data.Dataset) -> bool:
-    """Write lost or damaged texts of a finished run again; returns whether everything it exported is whole then."""
+    """Write lost or damaged texts of a finished run again; return whether all is intact then."""
     texts = {
         RECIPE: dump_recipe(recipe),
         SPLIT: data.split_text(dataset),
@@ -92,8 +94,8 @@ def _write_texts_again(folder: Path, recipe: Recipe, dataset: data.Dataset) -> b
 def write_recipe(recipe: Recipe, folder: Path) -> None:
     """Record the resolved recipe.
 
-    A folder that holds a run of another recipe is refused. If nothing was trained yet, or if the record is lost or damaged
-    but the checkpoints say that they are this recipe's, it is written again.
+    A folder that holds a run of another recipe is refused. The recipe is written again if nothing
+    was trained yet, or if it is lost or damaged and the checkpoints are this recipe's.
     """
     path = folder / RECIPE
     text = dump_recipe(recipe)
@@ -106,19 +108,20 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
             old = set(kept.splitlines())
             changed = [line.strip() for line in text.splitlines() if line not in old]
             raise UserError(
-                f"{folder}: this folder holds a run of another recipe (it differs in: {'; '.join(changed[:3]) or 'a removed line'}); "
+                f"{folder}: this folder holds a run of another recipe "
+                f"(it differs in: {'; '.join(changed[:3]) or 'a removed line'}); "
                 "choose another train.output_dir, or add --fresh to train again"
             )
         if newest_sealed(folder / CHECKPOINTS) is not None:
             raise UserError(
-                f"{path}: this file is missing, and nothing else tells which recipe the checkpoints belong to; "
-                "bring it back, or add --fresh to train again"
+                f"{path}: this file is missing, and nothing else tells which recipe the checkpoints "
+                "belong to; bring it back, or add --fresh to train again"
             )
     write_durably(path, text)
 
 
 def _belongs_to(recipe: Recipe, folder: Path) -> bool:
-    """Whether the newest checkpoint, or the record of the training, says that this recipe made it."""
+    """Return whether the newest checkpoint or the training record says that this recipe made it."""
     newest = newest_sealed(folder / CHECKPOINTS)
     if newest is not None and read_origin(newest).recipe == recipe_sum(recipe):
         return True
@@ -129,7 +132,10 @@ def _belongs_to(recipe: Recipe, folder: Path) -> bool:
 
 
 def write_split(folder: Path, dataset: data.Dataset) -> None:
-    """Record the ids of each part. Raises UserError if the data have changed since the checkpoints were trained."""
+    """Record the ids of each part.
+
+    Raises UserError if the data have changed since the checkpoints were trained.
+    """
     path, text = folder / DATA_SUMS, data.record_text(dataset)
     newest = newest_sealed(folder / CHECKPOINTS)
     if newest is not None:
@@ -138,26 +144,28 @@ def write_split(folder: Path, dataset: data.Dataset) -> None:
             trained_on = path.read_text("utf-8", "replace").partition("\n")[0]
         if trained_on not in (None, data.content_sum(dataset)):
             raise UserError(
-                f"{folder}: the data are not those that its checkpoints were trained on; bring the old data back, "
-                "or add --fresh to train again"
+                f"{folder}: the data are not those that its checkpoints were trained on; "
+                "bring the old data back, or add --fresh to train again"
             )
     write_durably(path, text)
     write_durably(folder / SPLIT, data.split_text(dataset))
 
 
 def check_origin(folder: Path, resumed: Path | None, origin: Origin, base: str) -> None:
-    """Raise UserError if a checkpoint was trained from another base or recipe than the training that would continue it."""
+    """Raise UserError if a checkpoint has another base or recipe than the training."""
     if resumed is None:
         return
     found = read_origin(resumed)
     if found.base not in (None, origin.base):
         raise UserError(
-            f"{folder}: its checkpoints were trained on another {base} ({found.base}) than the one that is here now "
-            f"({origin.base}); bring the old one back (from the Hub: set model.revision), or add --fresh to train again"
+            f"{folder}: its checkpoints were trained on another {base} ({found.base}) than the one "
+            f"that is here now ({origin.base}); bring the old one back (from the Hub: set "
+            "model.revision), or add --fresh to train again"
         )
     if found.recipe not in (None, origin.recipe):
         raise UserError(
-            f"{resumed}: this checkpoint belongs to another run; remove it, or add --fresh to train again"
+            f"{resumed}: this checkpoint belongs to another run; "
+            "remove it, or add --fresh to train again"
         )
 
 
@@ -183,7 +191,7 @@ def forget_aside(folder: Path) -> None:
 
 
 def bring_back(folder: Path) -> None:
-    """Bring the earlier run back if the new one ended before it had anything to keep: by a mistake, a stop or a kill."""
+    """Bring the earlier run back if the new one ended before it had anything to keep."""
     _finish_move(folder)
     if (folder / TRAINING).is_file() or not (folder / _ASIDE).is_dir():
         return
@@ -200,7 +208,7 @@ def bring_back(folder: Path) -> None:
 
 
 def _finish_move(folder: Path) -> None:
-    """Move what a kill left between two places back into the run folder."""
+    """Move the files of a move that a kill interrupted back into the run folder."""
     moving = folder / _MOVING
     if moving.is_dir():
         for name in _files_of(moving):
@@ -209,6 +217,6 @@ def _finish_move(folder: Path) -> None:
 
 
 def _files_of(folder: Path) -> list[str]:
-    """The names of a run's own files, with evaluations of its weights under other names."""
+    """Return the names of a run's own files, with evaluations of its weights under other names."""
     evaluated = sorted(path.name for path in folder.glob(f"{TUNED}-*") if path.is_dir())
     return [name for name in (*TRAINED_FILES, *evaluated) if (folder / name).exists()]

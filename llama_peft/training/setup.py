@@ -1,4 +1,4 @@
-"""Everything that a training needs before its first step: rows, base, head or adapter, and the Trainer of the task."""
+"""Prepares what a training needs: rows, base, head or adapter, and the Trainer of the task."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ class Loaded:
     """What a training reads."""
 
     recipe: Recipe
-    """With `head.layer: auto` settled."""
+    """Its `head.layer` is a number, even if it was auto."""
     encoder: PromptEncoder
     rows: dict[str, Sequence[Row]]
     """Rows of token ids of the train and the validation part."""
@@ -57,7 +57,7 @@ class Attached:
 
 
 def load(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Loaded:
-    """Encode the data and load the base; `head.layer: auto` is settled here."""
+    """Encode the data and load the base; `head.layer: auto` becomes a number here."""
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
     sums = (recipe_sum(recipe), data.content_sum(dataset))
     rows = {
@@ -66,7 +66,7 @@ def load(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Loaded:
     }
     base = backbone.load(recipe, recipe.task, len(dataset.labels))
     if recipe.head.layer == "auto":
-        from llama_peft.training.layer_choice import choose
+        from llama_peft.training.features.layer_choice import choose
 
         texts = cast("dict[str, Sequence[ClassificationRow]]", rows)
         head = choose(recipe, base, texts, folder)
@@ -77,35 +77,36 @@ def load(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Loaded:
 
 
 def attach(loaded: Loaded, folder: Path) -> Attached:
-    """The base with LoRA and a copy of its head, or the head alone, ready to train."""
+    """Return the base with LoRA and a copy of its head, or the head alone, ready to train."""
     recipe, base = loaded.recipe, loaded.base
     model = trained_module(recipe, base)
     rows: Mapping[str, Sequence[object]] = loaded.rows
     collate: Callable[..., Mapping[str, object]]
     collate = collator(recipe, loaded.encoder.tokenizer.pad_token_id)
     if on_features(recipe):
-        from llama_peft.training import features
+        from llama_peft.training.features.cache import collate as collate_states
 
         texts = cast("dict[str, Sequence[ClassificationRow]]", loaded.rows)
         rows, model = _features(recipe, base, texts, folder)
-        collate = features.collate
+        collate = collate_states
     counted = count_loaded(base, recipe.task)
     log.info(counted.describe())
     return Attached(model=model, counted=counted, rows=rows, collate=collate)
 
 
 def trained_module(recipe: Recipe, base: "PreTrainedModel") -> "nn.Module":
-    """The module that Trainer trains: the base with LoRA, or its head alone."""
+    """Return the module that Trainer trains: the base with LoRA, or its head alone."""
     if recipe.lora is not None:
         return add_lora(base, recipe.lora, recipe.task, recipe)
-    return head_only(base, str(recipe.kind.head))
+    return _head_only(base, str(recipe.kind.head))
 
 
-def head_only(model: "PreTrainedModel", name: str) -> "nn.Module":
-    """A module whose only parameters are the head's, with the frozen base behind it.
+def _head_only(model: "PreTrainedModel", name: str) -> "nn.Module":
+    """Return a module whose only parameters are the head's, with the frozen base behind it.
 
-    Trainer refuses a quantised model without adapters, and would save the whole of it in each checkpoint. No input and no
-    weight of the base needs a gradient, so its forward builds no graph and keeps no activations.
+    Trainer refuses a quantised model without adapters, and would save all of it in each checkpoint.
+    No input and no weight of the base needs a gradient, so its forward pass builds no graph and
+    keeps no activations.
     """
     from torch import nn
 
@@ -124,7 +125,7 @@ def head_only(model: "PreTrainedModel", name: str) -> "nn.Module":
 
 
 def on_features(recipe: Recipe) -> bool:
-    """Whether a head alone trains on states that are computed once."""
+    """Return whether a head alone trains on states that are computed once."""
     alone = recipe.kind.caches_features and recipe.lora is None
     return alone and recipe.head.features != "none"
 
@@ -135,22 +136,28 @@ def _features(
     rows: Mapping[str, Sequence[ClassificationRow]],
     folder: Path,
 ) -> "tuple[dict[str, Sequence[object]], nn.Module]":
-    """The parts as states, and the head that reads them. Of several processes the first one computes the states."""
+    """Return the parts as states, and the head that reads them.
+
+    If there are several processes, the first one computes the states.
+    """
     from accelerate import PartialState
 
-    from llama_peft.training import features
+    from llama_peft.training.features.cache import FeatureHead, cache_folder, states_of
 
-    cache = features.cache_folder(folder)
+    cache = cache_folder(folder)
     with PartialState(cpu=recipe.train.use_cpu).main_process_first():
         found: dict[str, Sequence[object]] = {
-            part: features.states(recipe, base, part, its, cache) if its else []
+            part: states_of(recipe, base, part, its, cache) if its else []
             for part, its in rows.items()
         }
-    return found, features.FeatureHead(base.score)
+    return found, FeatureHead(base.score)
 
 
 def check_tree_rows(loaded: Loaded, model: "nn.Module", dataset: data.Dataset) -> None:
-    """Compare tree rows with plain ones before the first step: a wrong mask would train, and say nothing."""
+    """Compare tree rows with single examples before the first step.
+
+    With a wrong mask the training would run without an error.
+    """
     recipe, encoder = loaded.recipe, loaded.encoder
     if recipe.train.packing != "prefix_tree":
         return
@@ -163,7 +170,7 @@ def check_tree_rows(loaded: Loaded, model: "nn.Module", dataset: data.Dataset) -
     fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
     if fitting:
         found = self_check(model, fitting, limit)
-        log.info("self-check: loss %.5f as a tree, %.5f one by one", *found)
+        log.info("self-check: the loss is %.5f as a tree, and %.5f one by one", *found)
 
 
 def build_trainer(
@@ -175,14 +182,13 @@ def build_trainer(
     collate: Callable[..., Mapping[str, object]],
     folder: Path,
 ) -> "Trainer":
-    """A Trainer or SFTTrainer that writes history.jsonl and keeps the best checkpoint by validation loss."""
+    """Return a Trainer that writes the history and keeps the checkpoint of best validation loss."""
     from transformers import TrainingArguments
 
     from llama_peft.training.trainer import SteadyTrainer
 
     arguments = training_arguments(recipe, bool(validation_rows), folder)
     callbacks = _callbacks(recipe, bool(arguments["load_best_model_at_end"]), folder)
-
     if recipe.kind.head is not None:
         return SteadyTrainer(
             model=model,
@@ -192,6 +198,21 @@ def build_trainer(
             eval_dataset=validation_rows or None,
             callbacks=callbacks,
         )
+    rows = train_rows, validation_rows
+    return _answer_trainer(recipe, model, encoder, *rows, collate, arguments, callbacks)
+
+
+def _answer_trainer(
+    recipe: Recipe,
+    model: "nn.Module",
+    encoder: PromptEncoder,
+    train_rows: Sequence[object],
+    validation_rows: Sequence[object],
+    collate: Callable[..., Mapping[str, object]],
+    arguments: Mapping[str, object],
+    callbacks: "list[TrainerCallback]",
+) -> "Trainer":
+    """Return TRL's SFTTrainer for questions and answers, with a float32 adapter."""
     from datasets import Dataset
     from trl import SFTConfig
 
@@ -221,21 +242,18 @@ def build_trainer(
 def _callbacks(recipe: Recipe, keeps_best: bool, folder: Path) -> "list[TrainerCallback]":
     from transformers import EarlyStoppingCallback
 
-    from llama_peft.training.callbacks import History
+    from llama_peft.training.callbacks import FindBest, History
 
-    callbacks: list[TrainerCallback] = [History(folder / HISTORY)]
+    callbacks: list[TrainerCallback] = [FindBest(), History(folder / HISTORY)]
     if recipe.train.early_stopping_patience is not None and keeps_best:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
     return callbacks
 
 
 def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[str, object]:
-    """Keyword arguments of TrainingArguments; validation and saving happen at the same steps."""
-    import torch
-
+    """Return arguments of TrainingArguments. Validation and saving happen at the same steps."""
     given = recipe.train.model_dump(exclude=_OWN_KEYS)
-    place = torch.device("cpu") if recipe.train.use_cpu else backbone.device()
-    dtype = recipe.model.dtype or str(backbone.fast_dtype(place)).removeprefix("torch.")
+    place, dtype = backbone.place_of(recipe), backbone.dtype_name(recipe)
     steps = recipe.train.eval_steps
     strategy = "epoch" if steps is None else "steps"
     return {
@@ -255,7 +273,7 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "load_best_model_at_end": validates,
         "metric_for_best_model": "eval_loss" if validates else None,
         "greater_is_better": False if validates else None,
-        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
+        "restore_callback_states_from_checkpoint": True,  # early stopping continues to count
         "save_total_limit": None,  # SealCheckpoints removes old ones, after the new one is sealed
         # States all have one size, so their batches can be random.
         "train_sampling_strategy": "random" if on_features(recipe) else "group_by_length",

@@ -1,6 +1,6 @@
-"""The SFTTrainer for answers, on prefix-tree rows or plain ones.
+"""The SFTTrainer for answers, on prefix-tree rows or on one example a row.
 
-Importing this module imports trl, which takes seconds, so import it where training starts.
+Importing this module imports trl, which takes seconds, so only the start of a training does it.
 """
 
 from collections.abc import Mapping

@@ -18,7 +18,7 @@ from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training import setup
-from llama_peft.training.features import FeatureHead, collate, states
+from llama_peft.training.features.cache import FeatureHead, collate, states_of
 from llama_peft.training.rows import ClassificationRow, collator, encode_part
 
 from . import measure
@@ -99,7 +99,7 @@ def _once(settings: Recipe, encoder: PromptEncoder, rows: list[ClassificationRow
 
     def train() -> Any:
         with folder:
-            kept = states(settings, model, "train", rows, Path(folder.name))
+            kept = states_of(settings, model, "train", rows, Path(folder.name))
             head = FeatureHead(model.score)
             return _trained(settings, head, encoder, kept, collate, Path(folder.name))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_peft import data, tiny
-from llama_peft.run_folder import predict
+from llama_peft.inference import predict
 from llama_peft.training import fit as training
 from tests.support import runs
 

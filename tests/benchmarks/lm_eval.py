@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics.squad_v2 import squad_scores
-from llama_peft.run_folder.predict import write_answers
+from llama_peft.inference.predict import write_answers
 from llama_peft.tokens.prompts import answer_text, without_no_answer
 
 from . import measure

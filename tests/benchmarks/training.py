@@ -276,6 +276,7 @@ def _epoch_gradient(trainer: SFTTrainer) -> Total:
     trainer.model.train()
     loss, labels = 0.0, 0
     for batch in trainer.get_train_dataloader():
+        batch.pop("ids", None)
         batch = trainer._prepare_inputs(batch)
         labels += int((batch["labels"] != prefix_tree.IGNORE_INDEX).sum())
         with trainer.compute_loss_context_manager():

@@ -23,10 +23,10 @@ from eval.predictors.recognise import identify
 from llama_peft import data
 from llama_peft.data import Example
 from llama_peft.errors import UserError
+from llama_peft.inference.predict import Prediction
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder import layout
-from llama_peft.run_folder.predict import Prediction
 from llama_peft.run_folder.results import ModelConfig
 from tests.support import forked
 from tests.support.eval.jobs import changed, job_for

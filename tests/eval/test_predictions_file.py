@@ -13,8 +13,8 @@ from eval.predictions_file import read_predictions, score_file
 from llama_peft import data
 from llama_peft.data import Example, QuestionExample
 from llama_peft.errors import UserError
+from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe, load_recipe
-from llama_peft.run_folder.predict import Prediction
 from llama_peft.run_folder.results import ModelConfig
 
 SMALL = ["dataset.parts={train: 24, validation: 8, test: 16}"]

@@ -10,8 +10,8 @@ import pytest
 
 from eval import scoring
 from llama_peft import data
+from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder.predict import Prediction
 from llama_peft.run_folder.results import Scores, read_results
 from tests.support.eval.jobs import changed, job_for
 

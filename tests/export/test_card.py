@@ -1,4 +1,4 @@
-"""The card: one whole one pinned, and what it must not claim."""
+"""The card: a whole one is pinned, and it claims nothing that was not evaluated."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from eval import report
 from eval.metrics.measure import classification_results
 from llama_peft.errors import UserError
 from llama_peft.export import card, card_metadata, licences, stage
-from llama_peft.export.push import default_name
+from llama_peft.export.access import default_name
 from llama_peft.export.stage import Bundle
 from llama_peft.model import backbone
 from llama_peft.recipe import Model, Recipe, dump_recipe, load_recipe
@@ -31,11 +31,11 @@ from tests.support.paths import ROOT
 LABELS = ["negative", "positive"]
 COMMIT = ("c0ffee" * 7)[:40]
 REPO = "me/Llama-3.2-1B-sst2-head"
-PINNED = ROOT / "tests" / "support" / "pinned_card.txt"
+PINNED = ROOT / "tests" / "support" / "hub" / "pinned_card.txt"
 GOLDS = {f"validation-{i:03}": LABELS[i % 2] for i in range(872)}
 
 
-def measured(
+def write_evaluation(
     folder: Path, part: str, wrong: int, kind: str, weights: str | None, **facts: Any
 ) -> None:
     """Results and predictions as the harness leaves them, the first `wrong` of them wrong."""
@@ -68,7 +68,7 @@ def measured(
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of the published baseline as a GPU leaves it: 4,096 weights, a long curve, measured on the official dev set."""
+    """A run of the published baseline as a GPU leaves it: 4,096 weights, a long curve, evaluated on the official dev set."""
     folder = tmp_path / "runs/sst2-head"
     overrides = ["dataset.labels=[negative, positive]", "hub.language=en"]
     recipe = load_recipe("sst2-head", [*overrides, f"train.output_dir={folder}"])
@@ -82,8 +82,10 @@ def run(tmp_path: Path) -> Path:
     sums = {name: sha256(folder / name) for name in names}
     weights = sums["head.safetensors"]
     base = {"model": "meta-llama/Llama-3.2-1B"}
-    measured(folder / "zero-shot", "official", 300, "zero-shot verbalizer", None, **base)
-    measured(folder / "tuned", "official", 100, "classification head", weights, run=str(folder))
+    write_evaluation(folder / "zero-shot", "official", 300, "zero-shot verbalizer", None, **base)
+    write_evaluation(
+        folder / "tuned", "official", 100, "classification head", weights, run=str(folder)
+    )
     facts = {
         "parameters": {"total": 1235818496, "trainable": 4096, "base": 1235814400},
         "examples": {"train": 52801, "validation": 1078},
@@ -124,7 +126,7 @@ def test_a_whole_card(staged: Bundle, run: Path) -> None:
 
 
 def test_what_it_was_trained_on_stands_beside_the_numbers(run: Path, tmp_path: Path) -> None:
-    """How many of the measured examples it knows; nothing where there are none, or nobody counted."""
+    """The number of evaluated examples that it was trained on; nothing if there are none, or if they were not counted."""
     path = run / "tuned/results.json"
     config = json.loads(path.read_text())["config"]
     for seen, shown in ((None, ""), ({"official": 0}, ""), ({"official": 38}, " (38 of them read")):
@@ -177,7 +179,9 @@ def test_old_or_missing_comparisons_are_refused(run: Path, tmp_path: Path) -> No
         staged_card(run, tmp_path / "again")
 
 
-def test_plain_loading_is_promised_only_where_it_gives_the_same(staged: Bundle, run: Path) -> None:
+def test_loading_without_the_package_is_promised_only_if_it_gives_the_same(
+    staged: Bundle, run: Path
+) -> None:
     def python(one: Bundle, reader: str | None = None) -> list[str]:
         text = card.render(one, REPO, encoder(one.recipe), reader)
         return re.findall(r"```python\n(.*?)```", text, re.S)
@@ -208,14 +212,15 @@ def test_eval_results_are_the_tuned_numbers_of_a_hub_data_set(staged: Bundle, ru
 
 
 def test_a_zero_shot_of_other_examples_is_called_so(run: Path, tmp_path: Path) -> None:
-    """As where the data were split anew in between."""
+    """As after a new split of the data."""
     for name in ("results.json", "predictions.jsonl"):
         path = run / "zero-shot" / name
         path.write_text(path.read_text().replace("validation-", "others-"))
     report.write_html(run)
     text = staged_card(run, tmp_path / "again")
     assert (
-        "tuned was evaluated on other examples (872 examples, 0 in common) than zero-shot" in text
+        "the fine-tuned model was evaluated on other examples (872 examples, 0 in common) than zero-shot"
+        in text
     )
     assert "p = " not in text
 
@@ -233,11 +238,11 @@ def staged_card(run: Path, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("missing", ["zero-shot", "tuned"])
-def test_half_a_measurement_is_none(run: Path, tmp_path: Path, missing: str) -> None:
-    """So that weights are brought to safety between training and measuring."""
+def test_one_evaluation_of_two_is_not_shown(run: Path, tmp_path: Path, missing: str) -> None:
+    """So that weights can be pushed between training and evaluation."""
     (run / missing / "results.json").unlink()
     text = staged_card(run, tmp_path / "half")
-    assert "Not measured yet" in text and "model-index" not in text
+    assert "Not evaluated yet" in text and "model-index" not in text
     left = {path.name for path in (tmp_path / "half").rglob("*")}
     assert not left & {"zero-shot", "tuned", "comparison.json", "report.html"}
 
@@ -304,7 +309,7 @@ def test_numbers_of_other_weights_are_not_shown(
         ("report.html", b"<p>accuracy 0.99</p>", "llama-eval html"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_makes_it_anew(
+def test_a_damaged_file_is_named_with_the_command_that_makes_it_again(
     run: Path, tmp_path: Path, name: str, content: bytes, again: str
 ) -> None:
     (run / name).write_bytes(content)
@@ -320,7 +325,7 @@ def test_a_damaged_file_is_named_with_what_makes_it_anew(
 def test_other_paths_become_names_and_nothing_else_is_changed(
     run: Path, tmp_path: Path, path: str
 ) -> None:
-    """In the results and, in HTML's own writing, in the report; no tag, prompt or label is taken for a path."""
+    """In the results and, escaped, in the report; no tag, prompt or label is taken for a path."""
     before = (run / "report.html").read_text()
     file = run / "zero-shot/results.json"
     content = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Merged models: plain checkpoint folders that say what base and adapter say together, or one line why not."""
+"""Merged models: checkpoint folders that give the scores of base and adapter, or one line that says why not."""
 
 import resource
 from collections.abc import Callable
@@ -32,7 +32,7 @@ LEARN = {"max_steps": 3, "learning_rate": 0.02, "warmup_steps": 0}
         ("generative_qa", "llama", 4, {}),
     ],
 )
-def test_a_merged_folder_is_a_plain_checkpoint(
+def test_transformers_alone_loads_a_merged_folder(
     make_base: Callable[..., Path],
     make_recipe: Callable[..., Recipe],
     tmp_path: Path,
@@ -67,7 +67,7 @@ def test_a_merged_folder_is_a_plain_checkpoint(
 def test_an_adapter_counts_in_a_merged_model(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """The merged weights differ from the base's, in full precision, by no rounding to 4 bits."""
+    """The merged weights differ from the base's only where the adapter is, not by rounding to 4 bits."""
     base = make_base()
     keys = LEARN | {"output_dir": str(tmp_path / "run")}
     lora = {"r": 4, "target_modules": ["q_proj"]}
@@ -97,7 +97,7 @@ def test_what_cannot_be_merged_says_why(
         run = train(make_recipe(task, base, lora=lora, head=head, train=keys))
         with pytest.raises(UserError, match=why):
             merging.merge(run, tmp_path / "merged")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         merging.merge(run, tmp_path)
 
 

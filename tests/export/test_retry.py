@@ -1,4 +1,4 @@
-"""Which failures are waited out, how long, and what is said of them."""
+"""Which requests are repeated after a failure, for how long, and which reason is given."""
 
 import socket
 
@@ -10,7 +10,7 @@ from llama_peft.export import retry
 
 
 class Clock:
-    """Time that passes where somebody sleeps, and nowhere else."""
+    """A clock that moves only when somebody sleeps."""
 
     now = 0.0
 
@@ -35,7 +35,7 @@ def test_a_hub_that_cannot_be_reached_is_not_waited_for_until_the_deadline(
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
         with pytest.raises(httpx.ConnectError):
-            retry.patiently(lambda: httpx.get(address), 900)
+            retry.with_retries(lambda: httpx.get(address), 900)
     assert clock.now == 1 + 2 + 4 + 8 + 16 and clock.now + 30 > retry.UNREACHABLE
 
 
@@ -64,7 +64,7 @@ def test_what_the_client_wraps_counts_as_its_cause(
         raise RuntimeError("Error while uploading") from cause
 
     with pytest.raises(retry.failures()) as said:
-        retry.patiently(upload, 1.5)
+        retry.with_retries(upload, 1.5)
     assert retry.reason(said.value) == says and tried == tries
 
 
@@ -73,4 +73,4 @@ def test_a_fault_of_our_own_is_shown_as_it_is(clock: Clock) -> None:
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        retry.patiently(fault, 9)
+        retry.with_retries(fault, 9)

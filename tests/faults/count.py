@@ -6,20 +6,21 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 
-from . import behaviour, deaths, inputs, storage
+from . import behaviour, deaths, evaluation, hostile, inputs, models, storage
 from .shop import Fault, Seen, Shop
 
+ROOMS = (inputs, models, hostile, storage, behaviour, evaluation, deaths)
 VERDICTS = ("right", "lost", "wrong", "traceback")
 
 
 def every(full: bool) -> Iterator[Fault]:
-    """All of them, or those that a test suite has time for."""
-    found = chain.from_iterable(room.faults(full) for room in (inputs, storage, behaviour, deaths))
+    """All faults, or those that the test suite has time for."""
+    found = chain.from_iterable(room.faults(full) for room in ROOMS)
     return (fault for fault in found if full or fault.cheap)
 
 
 def inflict(shop: Shop, fault: Fault, number: int) -> Seen:
-    """One fault in a folder of its own, which is removed when all went right."""
+    """Inflict one fault in a folder of its own, which is removed if all went right."""
     folder = shop.root / f"fault-{number}"
     folder.mkdir()
     try:
@@ -53,7 +54,7 @@ class Tally:
         return all(seen.verdict == "right" for _, seen in self.seen)
 
     def table(self) -> str:
-        """A line a category."""
+        """A line for each category."""
         lines = [f"{'':<18}" + "".join(f"{name:>12}" for name in ("faults", *VERDICTS))]
         for category in self.categories:
             numbers = [self.counts[category, verdict] for verdict in VERDICTS]

@@ -26,7 +26,7 @@ SHARED = (
     "transformers.models.llama.modeling_llama",
     "transformers.trainer",
     "llama_peft.__main__",
-    "llama_peft.training.features",
+    "llama_peft.training.features.cache",
     "llama_peft.training.trainer",
     "llama_peft.training.fit",
     "llama_peft.training.tree_trainer",

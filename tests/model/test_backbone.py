@@ -1,4 +1,4 @@
-"""Law 1: no backbone weight is ever silently random; and what loading must leave frozen, unpacked and counted."""
+"""Law 1: no backbone weight is ever silently random; what loads is frozen and complete."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ TASKS = ["classification", "extractive_qa", "generative_qa"]
 
 
 def edited(base: Path, to: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
-    """A copy of a base with its weights changed."""
+    """Return a copy of a base with changed weights."""
     shutil.copytree(base, to)
     tensors = load_file(to / "model.safetensors")
     edit(tensors)
@@ -29,7 +29,7 @@ def edited(base: Path, to: Path, edit: Callable[[dict[str, torch.Tensor]], objec
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("task", TASKS)
-def test_every_backbone_weight_is_the_checkpoint_s(
+def test_every_backbone_weight_is_that_of_the_checkpoint(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], family: str, task: str
 ) -> None:
     """transformers' own Llama question answering model fails here: its whole backbone is random."""
@@ -78,14 +78,14 @@ def test_pickled_weights_and_missing_files_are_refused(
         backbone.load(make_recipe("classification", folder), "classification", 2)
 
 
-def test_a_module_within_another_that_trains_whole_is_refused(
+def test_a_module_inside_another_saved_module_is_refused(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
 ) -> None:
     """PEFT would keep two copies of it."""
     lora = {"r": 4, "modules_to_save": ["layers.1", "up_proj"]}
     recipe = make_recipe("classification", make_base(), lora=lora)
     model = backbone.load(recipe, "classification", 2)
-    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj stands within another"):
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj is inside of another"):
         add_lora(model, recipe.lora, "classification", recipe)
 
 
@@ -107,7 +107,7 @@ def test_only_adapter_and_head_train(
 def test_cpu_4bit_weights_are_never_repacked(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
 ) -> None:
-    """Trap 22: after a repacking forward, gradients through Linear4bit are wrong without an error."""
+    """Trap 22: after repacking, gradients through Linear4bit are wrong, and no error says so."""
     from bitsandbytes.nn import Linear4bit
 
     model = backbone.load(
@@ -162,7 +162,7 @@ def test_tokenizer_pads_with_a_token_of_its_own(
     assert tokenizer.pad_token_id < json.loads((folder / "config.json").read_text())["vocab_size"]
 
 
-def test_what_peft_refuses_is_one_line(
+def test_a_refusal_by_peft_is_one_line(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
 ) -> None:
     recipe = make_recipe("generative_qa", make_base(), lora={"r": 4, "exclude_modules": ["q_proj"]})

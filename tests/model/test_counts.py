@@ -10,7 +10,7 @@ import pytest
 
 from llama_peft.model import backbone, counts, params
 from llama_peft.model.lora import add_lora, count_loaded, live_counts
-from llama_peft.recipe import Recipe
+from llama_peft.recipe import Lora, Recipe
 from llama_peft.tasks import TASKS
 
 GEMMA_3_1B = {
@@ -47,8 +47,9 @@ def test_published_bases(config: dict, base: int, classification: int, spans: in
 
 
 def test_lora_of_the_1b() -> None:
-    lora = {"r": 16, "target_modules": "all-linear"}
-    assert counts.count(LLAMA_1B, lora=lora).adapter == 11_272_192
+    assert (
+        counts.count(LLAMA_1B, lora=Lora(r=16, target_modules="all-linear")).adapter == 11_272_192
+    )
 
 
 def test_params_command_answers_from_the_config_alone(shared: Path) -> None:
@@ -76,7 +77,7 @@ def test_formula_equals_the_loaded_model(
     tied: bool,
     bits: int,
 ) -> None:
-    """`count_loaded` raises where formula and model differ; LoRA and head are in place."""
+    """`count_loaded` raises if formula and model differ; LoRA and head are in place."""
     if not tied and family != "llama":
         pytest.skip("Gemma is always tied")
     if bits == 4 and not tied:
@@ -90,7 +91,7 @@ def test_formula_equals_the_loaded_model(
         assert recipe.lora is not None
         add_lora(model, recipe.lora, task, recipe)
         counted = count_loaded(model, task)
-        expected = counts.count(config, task, 3, recipe.lora.peft_kwargs())
+        expected = counts.count(config, task, 3, recipe.lora)
         assert counted == expected
         assert before == expected.total - expected.adapter
 
@@ -136,7 +137,7 @@ def test_what_trains_beside_the_matrices_is_counted(
     assert recipe.lora is not None
     add_lora(model, recipe.lora, task, recipe)
     config = json.loads((folder / "config.json").read_text())
-    expected = counts.count(config, task, 3, recipe.lora.peft_kwargs())
+    expected = counts.count(config, task, 3, recipe.lora)
     assert count_loaded(model, task) == expected
 
 

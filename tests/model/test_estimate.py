@@ -1,4 +1,4 @@
-"""What a run is said to take is what a real one takes."""
+"""The estimate of a run equals what a real model takes."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ TOKENS = 128
 
 
 def kept(model: Any, autocast: bool) -> int:
-    """Bytes that autograd keeps of one full row, weights aside."""
+    """Return the bytes that autograd keeps of one full row, without weights."""
     own = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
     held: dict[int, int] = {}
     alive = []
@@ -80,11 +80,11 @@ def test_activations_are_what_autograd_keeps(
     )
     config = counts.text_config(json.loads((base / "config.json").read_text()))
     said = Activations(recipe, config, 4 if dtype == "float32" else 2, "cpu").bytes(1)
-    measured = kept(model.train(), dtype == "bfloat16")
+    held = kept(model.train(), dtype == "bfloat16")
     # bfloat16 keeps casts of the adapter's weights too, which do not grow with the tokens
-    casts = 2 * counts.count(config, lora=recipe.lora.peft_kwargs()).adapter
-    measured -= casts if dtype == "bfloat16" else 0
-    assert abs(said - measured) <= 0.06 * measured
+    casts = 2 * counts.count_text(config, lora=recipe.lora).adapter
+    held -= casts if dtype == "bfloat16" else 0
+    assert abs(said - held) <= 0.06 * held
 
 
 def test_checkpointing_keeps_the_input_of_each_block(
@@ -101,8 +101,8 @@ def test_checkpointing_keeps_the_input_of_each_block(
     model.enable_input_require_grads()
     config = counts.text_config(json.loads((base / "config.json").read_text()))
     term = Activations(recipe, config, 4, "cpu")
-    measured = kept(model.train(), False)
-    assert abs(term.bytes(1) - TOKENS * term.a_token() - measured) <= 0.06 * measured
+    held = kept(model.train(), False)
+    assert abs(term.bytes(1) - TOKENS * term.a_token() - held) <= 0.06 * held
 
 
 @pytest.mark.parametrize("bits", [4, 32])
@@ -114,7 +114,7 @@ def test_weights_are_what_the_loaded_base_holds(
     found = estimate(recipe, json.loads((base / "config.json").read_text()), "float32", "cpu")
     model = backbone.load(recipe, "classification", 2)
     held = sum(each.nbytes for name, each in model.named_parameters() if "score" not in name)
-    # the scales of 4-bit weights are no parameters
+    # the scales of 4-bit weights are not parameters
     assert held <= found.memory[0].bytes <= (1.04 if bits == 4 else 1) * held
 
 

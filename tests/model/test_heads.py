@@ -86,7 +86,7 @@ def test_a_quantised_head_is_refused() -> None:
 
 
 def test_head_keeps_its_updates_on_bfloat16_states_and_under_autocast() -> None:
-    """Trap: a bfloat16 head loses most updates at a small learning rate, a float32 one raises on bfloat16 states."""
+    """Trap: a bfloat16 head loses most small updates, and a float32 head fails on bfloat16 states."""
     head = heads.as_float32(torch.nn.Linear(64, 2, bias=False))
     before = head.weight.detach().clone()
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-5, weight_decay=0.0)

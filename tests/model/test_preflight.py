@@ -1,4 +1,4 @@
-"""What stands in the way of a base is said at once, before any download, by the real Hub client on a loopback Hub."""
+"""All problems with a base are reported before any download, by the real client on a loopback Hub."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from llama_peft.errors import UserError
 from llama_peft.model import preflight
 from llama_peft.recipe import Recipe
-from tests.support.hub_server import loopback_hub
+from tests.support.hub.server import loopback_hub
 from tests.support.paths import ROOT
 
 GB = 10**9
@@ -57,7 +57,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
-def test_each_obstacle_says_what_to_do(said: dict[str, str]) -> None:
+def test_each_problem_says_what_to_do(said: dict[str, str]) -> None:
     assert "licence must be accepted" in said["meta/gated"]
     assert "hf auth login" in said["meta/gated"] and "ungated" in said["meta/gated"]
     assert "no GPU here" in said["open/large"] and "make demo" in said["open/large"]
@@ -66,7 +66,7 @@ def test_each_obstacle_says_what_to_do(said: dict[str, str]) -> None:
     assert "no revision 'v9'" in said["open/large@v9"]
 
 
-def test_several_obstacles_are_said_together(said: dict[str, str]) -> None:
+def test_several_problems_are_reported_together(said: dict[str, str]) -> None:
     lines = said["open/huge"].splitlines()
     assert "no GPU here" in lines[1] and "GB free" in lines[2] and "of memory" in lines[3]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from llama_peft import data
+from llama_peft.inference import ask
+from llama_peft.inference.predict import Prediction, predict
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder import ask
-from llama_peft.run_folder.predict import Prediction, predict
 from llama_peft.run_folder.run import open_run
 from llama_peft.training import fit as training
 from tests.support import runs

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from llama_peft.run_folder.layout import TRAINING
+from llama_peft.run_folder.layout import CARD, TRAINING
 from llama_peft.run_folder.record import TrainingRecord
 from llama_peft.run_folder.run import open_run
 from llama_peft.run_folder.weights import TunedModel, load_tuned
-from llama_peft.system.files import write_summed
+from llama_peft.system.files import sha256, write_summed
 
 LEAST: dict[str, object] = {
     "files": {},
@@ -31,3 +31,9 @@ def load(folder: Path, full_precision: bool = False) -> TunedModel:
 def write_record(folder: Path, values: Mapping[str, object]) -> None:
     """Write a record of the values, with the sum that belongs to them; what they leave out is the least."""
     write_summed(folder / TRAINING, {**LEAST, **values})
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """The sum of every file of a run, except its card, which names the repository."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CARD]
+    return {str(path.relative_to(folder)): sha256(path) for path in files}

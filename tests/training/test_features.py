@@ -1,4 +1,4 @@
-"""Law 5 for heads alone: states computed once are those that the live model reads, and training on them is the same training."""
+"""Law 5 for heads alone: cached states equal live ones, and training on them gives the same weights."""
 
 import json
 import shutil
@@ -19,8 +19,9 @@ from llama_peft.system import seal
 from llama_peft.system.files import with_sum
 from llama_peft.tokens.batches import pad
 from llama_peft.tokens.prompts import PromptEncoder
-from llama_peft.training import features, layer_choice, setup
 from llama_peft.training import fit as training
+from llama_peft.training import setup
+from llama_peft.training.features import cache, layer_choice, states
 from llama_peft.training.rows import encode_part
 from tests.support import runs
 
@@ -34,7 +35,7 @@ Made = tuple[Recipe, Any, list[dict[str, Any]]]
 def make(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> Callable[..., Made]:
-    """A recipe of a head alone, its base, and encoded rows."""
+    """Returns a recipe of a head alone, its base, and encoded rows."""
 
     def build(family: str = "llama", bits: int = 32, rows: int = 40, **head: Any) -> Made:
         recipe = make_recipe(
@@ -54,7 +55,7 @@ def make(
 
 
 def live(recipe: Recipe, model: Any, rows: list[dict[str, Any]], layer: int) -> torch.Tensor:
-    """Pooled states of each text alone, by the bare model cut off after a block: (N, D)."""
+    """Return the pooled states (N, D) of each text alone, by the bare model up to a block."""
     found = []
     for row in rows:
         input_ids, mask = pad([row["input_ids"]], 0)
@@ -72,7 +73,7 @@ def live(recipe: Recipe, model: Any, rows: list[dict[str, Any]], layer: int) -> 
     return torch.stack(found)
 
 
-def stacked(states: features.States) -> torch.Tensor:
+def stacked(states: cache.States) -> torch.Tensor:
     return torch.stack([states[i]["features"] for i in range(len(states))])
 
 
@@ -91,18 +92,18 @@ def test_cached_states_are_the_live_ones(
     bits: int,
     tolerance: float,
 ) -> None:
-    """At every layer, and at the last one of a base that was cut there."""
+    """At every layer, and at the last layer of a base that ends there."""
     recipe, model, rows = make(family, bits, pooling=pooling, features=grouping)
     stem = rows[0]["input_ids"][:6]  # texts that differ by one token, and one that ends inside
     rows += [{**rows[0], "input_ids": (*stem, *end)} for end in ((9,), (11,), (12, 13), ())]
-    keys = tuple(features.Key(layer, pooling) for layer in (*range(1, LAYERS + 1), -1))
-    folder = features.compute(recipe, model, "train", rows, tmp_path / "cache", keys)
+    keys = tuple(states.Key(layer, pooling) for layer in (*range(1, LAYERS + 1), -1))
+    folder = cache.compute(recipe, model, "train", rows, tmp_path / "cache", keys)
     for key in keys:
         expected = live(recipe, model, rows, key.layer)
         assert expected.std(0).mean() > 0.005, (
             "texts differ, so that rows in another order would show"
         )
-        found = stacked(features.States(rows, folder, key))
+        found = stacked(cache.States(rows, folder, key))
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
         if key.layer > 0:
             cut, shallow, _ = make(
@@ -110,7 +111,7 @@ def test_cached_states_are_the_live_ones(
             )
             assert shallow.config.get_text_config().num_hidden_layers == key.layer
             assert len(shallow.model.layers) == key.layer
-            again = features.states(cut, shallow, "train", rows, tmp_path / "cache")
+            again = cache.states_of(cut, shallow, "train", rows, tmp_path / "cache")
             assert (stacked(again) - expected).abs().max() <= tolerance * expected.abs().max()
             input_ids, mask = pad([row["input_ids"] for row in rows], 0)
             with torch.inference_mode():
@@ -130,7 +131,7 @@ def test_shared_beginnings_are_computed_once(
         lambda _, args: seen.append(args[0].numel())
     )
     rows = [{**row, "input_ids": rows[0]["input_ids"][:9] + row["input_ids"][1:]} for row in rows]
-    features.states(recipe, model, "train", rows, tmp_path)
+    cache.states_of(recipe, model, "train", rows, tmp_path)
     tokens = sum(len(row["input_ids"]) for row in rows)
     assert sum(seen) <= tokens - 8 * (len(rows) - 1)
     assert "MB of disk" in caplog.text and "prefix trees" in caplog.text
@@ -146,8 +147,8 @@ def test_same_key_is_computed_once_and_another_key_again(
 
     def computed(recipe: Recipe = recipe, rows: list[dict[str, Any]] = rows) -> bool:
         calls.clear()
-        key = features.Key(-1, recipe.head.pooling)
-        features.compute(recipe, model, "train", rows, tmp_path, (key,))
+        key = states.Key(-1, recipe.head.pooling)
+        cache.compute(recipe, model, "train", rows, tmp_path, (key,))
         return bool(calls)
 
     def changed(section: str, **keys: Any) -> Recipe:
@@ -170,32 +171,32 @@ def test_another_base_of_the_same_name_is_another_key(
     make: Callable[..., Made], tmp_path: Path
 ) -> None:
     recipe, model, rows = make()
-    key = (features.Key(-1, "last"),)
-    first = features.compute(recipe, model, "train", rows, tmp_path, key)
+    key = (states.Key(-1, "last"),)
+    first = cache.compute(recipe, model, "train", rows, tmp_path, key)
     file = Path(recipe.model.model_name_or_path) / "model.safetensors"
     tensors = load_file(file)
     tensors["model.norm.weight"] = tensors["model.norm.weight"] * 2
     save_file(tensors, file, {"format": "pt"})
-    second = features.compute(recipe, model, "train", rows, tmp_path, key)
+    second = cache.compute(recipe, model, "train", rows, tmp_path, key)
     tensors["model.norm.weight"] = tensors["model.norm.weight"] / 2
     save_file(tensors, file, {"format": "pt"})
     assert first != second
 
 
-def test_a_killed_pass_goes_on_behind_its_last_shard(
+def test_a_killed_pass_continues_after_its_last_shard(
     make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "SHARD", 8)
-    monkeypatch.setattr(features, "ROW_TOKENS", 64)
+    monkeypatch.setattr(cache, "SHARD", 8)
+    monkeypatch.setattr(states, "ROW_TOKENS", 64)
     recipe, model, rows = make()
-    key = (features.Key(-1, "last"),)
-    whole = features.compute(recipe, model, "train", rows, tmp_path / "whole", key)
+    key = (states.Key(-1, "last"),)
+    whole = cache.compute(recipe, model, "train", rows, tmp_path / "whole", key)
     shards = sorted(whole.glob("states-*"))
     assert len(shards) > 3
     for kept in range(len(shards) + 1):
         cut = tmp_path / str(kept) / whole.name
         cut.mkdir(parents=True)
-        for file in (whole / features.SUMS, *(shards if kept % 2 else shards[:kept])):
+        for file in (whole / cache.SUMS, *(shards if kept % 2 else shards[:kept])):
             shutil.copy(file, cut)
         if kept == 3:  # the disk changed a bit of a finished one
             first = cut / shards[0].name
@@ -206,9 +207,9 @@ def test_a_killed_pass_goes_on_behind_its_last_shard(
             last = cut / shards[kept - 1].name
             last.write_bytes(last.read_bytes()[:-5])  # the one that was being written
         (cut / ".partial").write_bytes(b"cut off")
-        again = features.compute(recipe, model, "train", rows, cut.parent, key)
+        again = cache.compute(recipe, model, "train", rows, cut.parent, key)
         assert seal.is_sealed(again)
-        found, expected = (stacked(features.States(rows, f, key[0])) for f in (again, whole))
+        found, expected = (stacked(cache.States(rows, f, key[0])) for f in (again, whole))
         assert torch.equal(found, expected)
 
 
@@ -216,17 +217,17 @@ def test_damaged_states_are_computed_again(
     make: Callable[..., Made], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe, model, rows = make()
-    key = features.Key(-1, "last")
-    folder = features.compute(recipe, model, "train", rows, tmp_path, (key,))
-    expected = stacked(features.States(rows, folder, key)).clone()
+    key = states.Key(-1, "last")
+    folder = cache.compute(recipe, model, "train", rows, tmp_path, (key,))
+    expected = stacked(cache.States(rows, folder, key)).clone()
     shard = next(folder.glob("states-*"))
     held = bytearray(shard.read_bytes())
     held[-3] ^= 1
     shard.unlink()
     shard.write_bytes(held)
-    assert features.compute(recipe, model, "train", rows, tmp_path, (key,)) == folder
+    assert cache.compute(recipe, model, "train", rows, tmp_path, (key,)) == folder
     assert "damaged" in caplog.text
-    assert torch.equal(stacked(features.States(rows, folder, key)), expected)
+    assert torch.equal(stacked(cache.States(rows, folder, key)), expected)
 
 
 def test_too_small_a_disk_is_said_before(
@@ -236,26 +237,26 @@ def test_too_small_a_disk_is_said_before(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(UserError, match=r"0\.001 MB are free.*head\.features: none"):
-        features.states(recipe, model, "train", rows, tmp_path)
+        cache.states_of(recipe, model, "train", rows, tmp_path)
     assert not list(tmp_path.rglob("states-*"))
 
 
-def test_a_pass_that_goes_on_asks_for_the_rest_only(
+def test_a_continued_pass_needs_disk_for_the_rest_only(
     make: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own finished shards are what fills the disk."""
-    monkeypatch.setattr(features, "SHARD", 8)
-    monkeypatch.setattr(features, "ROW_TOKENS", 64)
+    """Its own finished shards fill the disk."""
+    monkeypatch.setattr(cache, "SHARD", 8)
+    monkeypatch.setattr(states, "ROW_TOKENS", 64)
     recipe, model, rows = make()
-    key = (features.Key(-1, "last"),)
-    whole = features.compute(recipe, model, "train", rows, tmp_path / "whole", key)
+    key = (states.Key(-1, "last"),)
+    whole = cache.compute(recipe, model, "train", rows, tmp_path / "whole", key)
     last = sorted(whole.glob("states-*"))[-1]
     usage = namedtuple("usage", "total used free")
     rest = 2 * last.stat().st_size
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - rest, rest))
     for name in (seal.SEAL, last.name):
         (whole / name).unlink()
-    assert features.compute(recipe, model, "train", rows, tmp_path / "whole", key) == whole
+    assert cache.compute(recipe, model, "train", rows, tmp_path / "whole", key) == whole
 
 
 def test_head_on_states_trains_as_with_the_backbone_in_the_loop(
@@ -316,7 +317,7 @@ def test_auto_chooses_says_so_and_loads_back(
 
 
 def test_auto_keeps_its_choice(make: Callable[..., Made]) -> None:
-    """A run that goes on does not choose again, whatever was computed since."""
+    """A resumed run does not choose again, whatever was computed since."""
     recipe, model, rows = make(layer="auto")
     run = Path(recipe.train.output_dir)
     run.mkdir(parents=True)
@@ -338,14 +339,14 @@ def test_auto_finds_the_layer_that_knows(
 ) -> None:
     """A label that is written in the states of block 2 alone is found there."""
     recipe, model, rows = make(layer="auto", rows=200)
-    plain = features._layer_states
+    plain = states.layer_states
 
     def marked(model: Any, inputs: dict[str, Any], wanted: set[int]) -> dict[int, torch.Tensor]:
         found = plain(model, inputs, wanted)
         sign = (inputs["input_ids"] % 2 * 2 - 1).unsqueeze(-1)
         return {k: v + sign * (k == 2) * 3 for k, v in found.items()}
 
-    monkeypatch.setattr(features, "_layer_states", marked)
+    monkeypatch.setattr(states, "layer_states", marked)
     named = [{**row, "labels": int(row["input_ids"][-1] % 2)} for row in _with_ends(rows)]
     run = Path(recipe.train.output_dir)
     run.mkdir(parents=True)
@@ -356,7 +357,7 @@ def test_auto_finds_the_layer_that_knows(
 
 
 def _with_ends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that end on an even or an odd token at random."""
+    """Return rows that end with an even or an odd token, at random."""
     generator = torch.Generator().manual_seed(0)
     ends = torch.randint(20, 200, (len(rows),), generator=generator).tolist()
     return [
@@ -367,7 +368,7 @@ def _with_ends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_frozen_backbone_of_a_span_head_keeps_no_graph(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
 ) -> None:
-    """Its states are too many to keep, so it streams: one forward pass, and a backward pass through the head alone."""
+    """Its states are too many to keep, so the backbone runs; only the head has a backward pass."""
     recipe = make_recipe("extractive_qa", make_base())
     base = backbone.load(recipe, "extractive_qa")
     model = setup.trained_module(recipe, base)
@@ -401,7 +402,7 @@ def test_senseless_heads_are_faults(changes: dict[str, Any], message: str) -> No
 
 
 def test_a_layer_the_base_does_not_have(make: Callable[..., Made]) -> None:
-    with pytest.raises(UserError, match=r"head\.layer is 4, and it has 3 blocks"):
+    with pytest.raises(UserError, match=r"head\.layer is 4, but this base has 3 blocks"):
         make(layer=4)
 
 

@@ -1,4 +1,4 @@
-"""Training end to end on small real models: what is saved loads back, what is cut off goes on, what is wrong is refused."""
+"""Training end to end on small real models: runs load back, resume bit-identical, and refuse mistakes."""
 
 import json
 import os
@@ -15,12 +15,9 @@ from safetensors.torch import load_file
 
 from llama_peft import data
 from llama_peft.errors import UserError
-from llama_peft.model import backbone
-from llama_peft.recipe import Recipe
-from llama_peft.run_folder import predict
+from llama_peft.inference import predict
+from llama_peft.recipe import GIVEN, Recipe, load_recipe
 from llama_peft.training import fit as training
-from llama_peft.training import rows
-from llama_peft.training.trainer import SteadyTrainer
 from tests.support import forked, runs
 from tests.support.paths import ROOT
 
@@ -39,7 +36,7 @@ def run_of(
     make_recipe: Callable[..., Recipe],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., tuple[Recipe, Path]]:
-    """Trains each case once a module, in 4-bit."""
+    """Trains each case once in this module, in 4-bit."""
     done: dict[str, tuple[Recipe, Path]] = {}
 
     def run(task: str, lora: dict[str, Any] | None) -> tuple[Recipe, Path]:
@@ -63,7 +60,7 @@ def outputs(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("task", "lora"), CASES)
-def test_run_folder_is_whole_and_loads_back(
+def test_run_folder_is_complete_and_loads_back(
     run_of: Callable[..., tuple[Recipe, Path]], task: str, lora: dict[str, Any] | None
 ) -> None:
     _, folder = run_of(task, lora)
@@ -127,7 +124,7 @@ def test_resume_is_bit_identical(
     task: str,
     lora: dict[str, Any] | None,
 ) -> None:
-    """Cut off after its second sealed checkpoint of four, with the third one damaged, a run ends as one that was not."""
+    """A run was cut off, and its third checkpoint of four is damaged: it ends as one without that."""
     recipe, _ = run_of(task, lora)
 
     def four_steps(folder: Path) -> Recipe:
@@ -192,34 +189,6 @@ def test_resume_in_a_later_epoch_takes_up_its_order(
     assert (resumed / last).read_bytes() == (whole / last).read_bytes()
 
 
-def test_each_epoch_has_an_order_of_its_own_and_every_row_once(
-    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
-    recipe = make_recipe(
-        "classification",
-        make_base(),
-        lora={"r": 2},
-        train={
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 9,
-            "per_device_train_batch_size": 8,
-        },
-    )
-    seen: list[list[str]] = []
-    step = SteadyTrainer.training_step
-
-    def noting(self: SteadyTrainer, model: Any, inputs: Any, *rest: Any) -> Any:
-        seen.append([id_ for row in inputs["ids"] for id_ in row])
-        return step(self, model, inputs, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SteadyTrainer, "training_step", noting)
-        training.train(recipe)
-    epochs = [[*a, *b, *c] for a, b, c in (seen[0:3], seen[3:6], seen[6:9])]
-    assert all(len(set(epoch)) == 24 for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-
-
 def test_accumulation_does_not_change_the_step(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
@@ -280,7 +249,7 @@ def test_two_processes_take_the_step_of_one(
 def test_tree_rows_and_plain_rows_train_alike(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """Same examples in one step: same loss and gradient, whichever way they are laid out."""
+    """The same examples in one step give the same loss and gradient, in either kind of row."""
     first = {}
     for packing in ("none", "prefix_tree"):
         keys = {
@@ -292,42 +261,6 @@ def test_tree_rows_and_plain_rows_train_alike(
         first[packing] = json.loads(history[0])
     for name in ("loss", "grad_norm"):
         assert first["none"][name] == pytest.approx(first["prefix_tree"][name], rel=1e-4)
-
-
-def test_examples_that_fit_no_row_are_counted(
-    make_base: Callable[..., Path],
-    make_recipe: Callable[..., Recipe],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    recipe = make_recipe("generative_qa", make_base(), lora={"r": 4})
-    encoder = predict.PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
-    examples = data.load(recipe).parts["train"]
-    lengths = sorted(len(encoder.encode(e, True).prompt) for e in examples)
-    short = recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"max_length": lengths[12]})}
-    )
-    found = rows.encode_part(short, encoder, "train", examples)
-    kept = {id_ for row in found for id_ in row["ids"]}
-    assert f"{len(examples) - len(kept)} of {len(examples)} examples are longer" in caplog.text
-    none = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_length": 8})})
-    with pytest.raises(UserError, match="no example fits"):
-        rows.encode_part(none, encoder, "train", examples)
-
-
-def test_a_loss_that_is_no_number_stops_the_run(
-    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
-    keys = {
-        "learning_rate": 1e30,
-        "max_steps": 6,
-        "output_dir": str(tmp_path / "run"),
-        "max_grad_norm": 0.0,
-    }
-    recipe = make_recipe("classification", make_base(), lora={"r": 4}, train=keys)
-    with pytest.raises(UserError, match=r"is (nan|inf)"):
-        training.train(recipe)
-    assert not (tmp_path / "run/training.json").exists()
 
 
 def test_second_process_on_a_run_folder_is_refused(
@@ -344,7 +277,7 @@ def test_second_process_on_a_run_folder_is_refused(
         training.train(recipe)
 
 
-def test_a_fresh_start_forgets_what_was_measured_of_the_old_weights(
+def test_a_fresh_start_removes_evaluations_of_the_old_weights(
     make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     """Results of the untouched base stay right; those of the old weights and their report do not."""
@@ -361,41 +294,6 @@ def test_a_fresh_start_forgets_what_was_measured_of_the_old_weights(
 @pytest.fixture(scope="module")
 def base(make_base: Callable[..., Path]) -> Path:
     return make_base()
-
-
-MISTAKES: list[tuple[str, dict[str, Any], str]] = [
-    ("lora", {"modules_to_save": ["nonsense"]}, "lora.modules_to_save: 'nonsense' is no module"),
-    ("lora", {"exclude_modules": ["nonsense"]}, "lora.exclude_modules: 'nonsense' is no module"),
-    ("lora", {"rank_pattern": {"nonsense": 3}}, "lora.rank_pattern: 'nonsense' matches no module"),
-    ("lora", {"layers_to_transform": [0, 99]}, "lora.layers_to_transform: 99 is beyond"),
-    ("lora", {"trainable_token_indices": [999_999]}, "lora: PEFT cannot put this on the base"),
-    ("train", {"report_to": ["tensorboard"]}, "train: .*[tT]ensorboard"),
-    ("train", {"lr_scheduler_kwargs": {"foo": 1}}, "train.lr_scheduler_type.*foo"),
-    ("model", {"attn_implementation": "flex_attention"}, "flex_attention needs CUDA"),
-]
-
-
-@pytest.mark.parametrize(("section", "keys", "said"), MISTAKES, ids=[m[2][:28] for m in MISTAKES])
-def test_what_only_the_libraries_know_is_one_line_and_costs_no_earlier_run(
-    make_recipe: Callable[..., Recipe],
-    base: Path,
-    tmp_path: Path,
-    section: str,
-    keys: dict[str, Any],
-    said: str,
-) -> None:
-    sections: dict[str, Any] = {"lora": {"r": 2}, "train": {"output_dir": str(tmp_path / "run")}}
-    run = training.train(make_recipe("classification", base, **sections))
-    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
-    sections[section] = {**sections.get(section, {}), **keys}
-    with pytest.raises(UserError, match=said):
-        training.train(make_recipe("classification", base, **sections), fresh=True)
-    assert {
-        p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"
-    } == before
-    training.train(make_recipe("classification", base, lora={"r": 4}, train=sections["train"] | {
-        "report_to": [], "optim": "adamw_torch", "lr_scheduler_kwargs": {}}), fresh=True)  # fmt: skip
-    assert not (run / ".previous").exists()
 
 
 def test_a_mended_recipe_follows_a_first_try_that_trained_nothing(
@@ -426,41 +324,35 @@ def test_a_finished_run_outlives_a_change_of_its_data(
     runs.record_of(run)
 
 
-@pytest.mark.parametrize("task", ["classification", "extractive_qa"])
-def test_activation_checkpointing_of_a_head_alone_is_nothing(
-    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, task: str
+def test_rows_from_python_train_like_the_same_file(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
 ) -> None:
-    keys = {
-        "output_dir": str(tmp_path / "run"),
-        "activation_checkpointing": True,
-        "max_length": 300,
-    }
-    training.train(make_recipe(task, base, train=keys))
+    import datasets
+    import pandas
 
+    rows = [{"text": f"text number {i}", "label": "np"[i % 2]} for i in range(40)]
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "".join(f"{x['text']},{x['label']}\n" for x in rows))
 
-def test_a_cut_off_run_does_not_go_on_with_other_data(
-    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The ids are the same, the labels are not."""
-    file = tmp_path / "x.csv"
-    file.write_text("text,label\n" + "".join(f"text number {i},{i % 2}\n" for i in range(40)))
-    dataset = {"path": str(file), "name": None, "parts": {}, "stratify": False}
-    keys = {"output_dir": str(tmp_path / "run"), "eval_steps": 1, "max_steps": 3}
-    recipe = make_recipe("classification", base, lora={"r": 2}, train=keys, dataset=dataset)
-    right = SteadyTrainer.training_step
+    def recipe_in(name: str) -> Recipe:
+        dataset = {"path": None, "name": None, "parts": {"train": str(file)}}
+        keys = {"output_dir": str(tmp_path / name / "run")}
+        return make_recipe("classification", base, train=keys, dataset=dataset)
 
-    def cut_off(self: Any, *args: Any) -> Any:
-        if self.state.global_step == 2:
-            raise RuntimeError("the power goes out")
-        return right(self, *args)
-
-    monkeypatch.setattr(SteadyTrainer, "training_step", cut_off)
-    with pytest.raises(RuntimeError, match="power"):
-        training.train(recipe)
-    monkeypatch.undo()
-    whole = file.read_text()
-    file.write_text("text,label\n" + "".join(f"text number {i},{1 - i % 2}\n" for i in range(40)))
-    with pytest.raises(UserError, match="the data are not those"):
-        training.train(recipe)
-    file.write_text(whole)
-    training.train(recipe)
+    expected = (training.train(recipe_in("file")) / "head.safetensors").read_bytes()
+    kinds = {
+        "list": rows, "DataFrame": pandas.DataFrame(rows), "Dataset": datasets.Dataset.from_list(rows),
+    }  # fmt: skip
+    for name, given in kinds.items():
+        recipe = recipe_in(name)
+        if name == "list":
+            recipe = data.mark_given(recipe, ["train"])
+        run = training.train(recipe, given={"train": given})
+        assert (run / "head.safetensors").read_bytes() == expected, name
+        written = load_recipe(run / "recipe.yaml")
+        assert written.dataset.parts.train == GIVEN
+        assert training.train(written, given={"train": given}) == run, "it is finished"
+        with pytest.raises(
+            UserError, match=r"dataset\.parts\.train: its rows were given from Python"
+        ):
+            training.train(written)

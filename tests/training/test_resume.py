@@ -1,4 +1,4 @@
-"""A run folder between commands: started again, half lost, on another base; what is finished stays, and says what it is of."""
+"""A run folder between commands: started again, damaged, or on another base. Finished work stays."""
 
 import json
 import os
@@ -17,14 +17,16 @@ from llama_peft.recipe import Recipe, dump_recipe, load_recipe
 from llama_peft.system.lock import only_process
 from llama_peft.training import fit as training
 from llama_peft.training import resume
+from llama_peft.training.trainer import SteadyTrainer
 from tests.support import forked, runs
+from tests.support.trainings import recipe_of
 
 STEPS = 6
 
 
 @pytest.fixture
 def base(make_base: Callable[..., Path], tmp_path: Path) -> Path:
-    """A copy to be changed."""
+    """A copy of a base, which a test may change."""
     return Path(shutil.copytree(make_base(), tmp_path / "base"))
 
 
@@ -57,7 +59,7 @@ def head_of(run: Path) -> bytes:
     return (run / "head.safetensors").read_bytes()
 
 
-def test_another_base_is_no_base_to_go_on_with(
+def test_a_run_does_not_continue_on_another_base(
     recipe_in: Callable[..., Recipe], base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_in("run")
@@ -87,7 +89,7 @@ def test_another_tokenizer_is_another_base(
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_fresh_that_is_cut_off_before_it_has_anything_costs_no_finished_run(
+def test_fresh_that_is_cut_off_before_its_first_checkpoint_costs_no_finished_run(
     recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
     """By Ctrl-C the finished run comes back at once; after a kill, when it is started again."""
@@ -113,7 +115,7 @@ def test_fresh_that_is_cut_off_before_it_has_anything_costs_no_finished_run(
 def test_a_kill_between_two_moves_of_fresh_loses_nothing(
     recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the way out as on the way back."""
+    """While the files are moved aside, and while they are moved back."""
     run = training.train(recipe_in("run"))
     harness.run(make_job(None, str(run), None, None, None, None, []))
 
@@ -149,7 +151,7 @@ def test_a_kill_between_two_moves_of_fresh_loses_nothing(
     assert moves > 15
 
 
-def test_without_its_recipe_a_run_is_not_taken_for_one_of_another(
+def test_without_its_recipe_file_a_run_is_not_continued_with_another_recipe(
     recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = training.train(recipe_in("run"))
@@ -160,13 +162,13 @@ def test_without_its_recipe_a_run_is_not_taken_for_one_of_another(
     assert training.train(recipe_in("run")) == run and (run / "recipe.yaml").read_bytes() == right
     (run / "recipe.yaml").unlink()
     (run / "training.json").unlink()
-    with pytest.raises(UserError, match=r"recipe\.yaml is missing"):
+    with pytest.raises(UserError, match=r"recipe\.yaml: this file is missing"):
         training.train(recipe_in("run", learning_rate=1e-5))
     facts = runs.record_of(training.train(recipe_in("run", learning_rate=1e-5, seed=3), fresh=True))
     assert facts.resumed_from is None and head_of(run) != before
 
 
-def test_fresh_takes_every_measurement_of_the_old_weights_away(
+def test_fresh_removes_every_evaluation_of_the_old_weights(
     recipe_in: Callable[..., Recipe],
 ) -> None:
     run = training.train(recipe_in("run"))
@@ -178,7 +180,7 @@ def test_fresh_takes_every_measurement_of_the_old_weights_away(
     assert not [*run.glob("tuned*")]
 
 
-def test_fresh_waits_for_no_evaluation_and_disturbs_none(
+def test_fresh_is_refused_while_an_evaluation_runs(
     recipe_in: Callable[..., Recipe],
 ) -> None:
     run = training.train(recipe_in("run"))
@@ -195,7 +197,7 @@ def test_fresh_waits_for_no_evaluation_and_disturbs_none(
 def test_a_resumed_run_logs_the_losses_of_one_that_was_not(
     recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, often: int | None
 ) -> None:
-    """Also those between the last log and the checkpoint, which Trainer forgets."""
+    """Also those between the last log and the checkpoint, which Trainer does not save."""
     keys = {"logging_steps": 5, "max_steps": 9, "eval_steps": often}
     keys["per_device_train_batch_size"] = 8  # three steps an epoch
     whole = training.train(recipe_in("whole", **keys))
@@ -214,7 +216,7 @@ def test_a_resumed_run_logs_the_losses_of_one_that_was_not(
     assert one == pytest.approx(other, rel=1e-9)
 
 
-def test_a_reader_that_leaves_ends_no_training(
+def test_a_closed_stdout_does_not_end_a_training(
     recipe_in: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     """As in `llama-peft train RECIPE | head`."""
@@ -237,7 +239,7 @@ def test_a_reader_that_leaves_ends_no_training(
 def test_a_damaged_export_is_made_again_from_the_last_checkpoint(
     recipe_in: Callable[..., Recipe], tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    """To the same bits; without a checkpoint the user is told that it must be trained anew."""
+    """It is bit-identical; without a checkpoint the user is told to train again."""
     recipe = recipe_in("run")
     run = training.train(recipe)
     weights = run / "head.safetensors"
@@ -254,7 +256,7 @@ def test_a_damaged_export_is_made_again_from_the_last_checkpoint(
         training.train(recipe)
 
 
-def test_a_checkpoint_of_another_run_is_not_gone_on_from(
+def test_a_run_does_not_continue_from_a_checkpoint_of_another_run(
     recipe_in: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     other, recipe = recipe_in("other", seed=7), recipe_in("run")
@@ -273,7 +275,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(
 def test_a_damaged_record_is_written_again_without_a_checkpoint(
     recipe_in: Callable[..., Recipe], name: str
 ) -> None:
-    """The weights are whole: nothing is trained."""
+    """The weights are intact, so nothing is trained."""
     recipe = recipe_in("run")
     run = training.train(recipe)
     shutil.rmtree(run / "checkpoints")
@@ -287,13 +289,77 @@ def test_a_damaged_record_is_written_again_without_a_checkpoint(
         assert {path: path.read_bytes() for path in before} == before
 
 
-def test_several_processes_mend_nothing(
+def test_several_processes_repair_nothing(
     recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of them would see the damage at another moment."""
+    """They would see the damage at different moments."""
     recipe = recipe_in("run")
     run = training.train(recipe)
     (run / "split.json").write_text("{}")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="run the command that trained it again, in one process"):
         training.train(recipe)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_fresh_with_a_mistake_costs_no_finished_run(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    run = training.train(recipe_of(make_recipe, base, "classification", tmp_path / "run"))
+    before = contents(run)
+    mistakes: list[dict[str, Any]] = [
+        {"model": {"model_name_or_path": str(tmp_path / "typo")}},
+        {"dataset": {"path": None, "name": None, "parts": {"train": "typo.csv"}}},
+    ]
+    for mistake in mistakes:
+        keys = {"train": {"output_dir": str(run)}, "lora": {"r": 4}} | mistake
+        with pytest.raises(UserError, match="typo"):
+            training.train(make_recipe("classification", base, **keys), fresh=True)
+        assert contents(run) == before
+    training.train(recipe_of(make_recipe, base, "classification", run, seed=7), fresh=True)
+    assert (
+        contents(run)["adapter/adapter_model.safetensors"]
+        != before["adapter/adapter_model.safetensors"]
+    )
+
+
+def test_fresh_removes_nothing_if_there_is_no_run(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "README.md"
+    mine.write_text("mine")
+    (tmp_path / "adapter").mkdir()
+    training.train(recipe_of(make_recipe, base, "classification", tmp_path), fresh=True)
+    assert mine.read_text() == "mine"
+
+
+def test_a_cut_off_run_does_not_continue_with_other_data(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids are the same, but the labels are different."""
+    file = tmp_path / "x.csv"
+    file.write_text("text,label\n" + "".join(f"text number {i},{i % 2}\n" for i in range(40)))
+    dataset = {"path": str(file), "name": None, "parts": {}, "stratify": False}
+    keys = {"output_dir": str(tmp_path / "run"), "eval_steps": 1, "max_steps": 3}
+    recipe = make_recipe("classification", base, lora={"r": 2}, train=keys, dataset=dataset)
+    right = SteadyTrainer.training_step
+
+    def cut_off(self: Any, *args: Any) -> Any:
+        if self.state.global_step == 2:
+            raise RuntimeError("the power goes out")
+        return right(self, *args)
+
+    monkeypatch.setattr(SteadyTrainer, "training_step", cut_off)
+    with pytest.raises(RuntimeError, match="power"):
+        training.train(recipe)
+    monkeypatch.undo()
+    whole = file.read_text()
+    file.write_text("text,label\n" + "".join(f"text number {i},{1 - i % 2}\n" for i in range(40)))
+    with pytest.raises(UserError, match="the data are not those"):
+        training.train(recipe)
+    file.write_text(whole)
+    training.train(recipe)

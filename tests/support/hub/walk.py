@@ -1,8 +1,8 @@
-"""What a user does with the Hub, in a process of its own: the client reads endpoint and cache folder when it is imported.
+"""What a user does with the Hub, in a process of its own, because the client reads endpoint and cache folder on import.
 
-python tests/support/hub_walk.py push BASE FOLDER     train a run of every kind, push it, print what it answers
-python tests/support/hub_walk.py fail PLANS           push and pull where something is in the way; print what was said
-python tests/support/hub_walk.py pull NAMES           load them back by name, and as their cards say; print what they answer
+python -m tests.support.hub.walk push BASE FOLDER     train a run of every kind, push it, print its scores
+python -m tests.support.hub.walk fail PLANS           push and pull with obstacles; print the results and messages
+python -m tests.support.hub.walk pull NAMES           load them back by name, and as their cards say; print their scores
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ def push_all(base: str, folder: Path) -> dict[str, Any]:
     from eval import harness, report
     from eval.job import Job
     from llama_peft.export import push as hub
+    from llama_peft.model import backbone
+    from llama_peft.recipe import load_recipe
+    from llama_peft.run_folder.record import read_record
     from llama_peft.training.fit import train
 
     found = {}
@@ -73,13 +77,43 @@ def push_all(base: str, folder: Path) -> dict[str, Any]:
             harness.run(Job(recipe=recipe, model=base, output=run / "zero-shot"))
             harness.run(Job(recipe=recipe, model=str(run), output=run / "tuned"))
             report.write_html(run)
-        pushed = hub.push(run)
+        with (
+            counted(backbone.load) as loads,
+            counted(read_record) as records,
+            counted(load_recipe) as recipes,
+        ):
+            pushed = hub.push(run)
         found[pushed.repo_id] = {
+            "base_loads": len(loads),
+            "record_reads": records.count(run),
+            "recipe_reads": recipes.count(run / layout.RECIPE),
             "kind": kind,
             "outputs": self_check.sample_scores(runs.load(run)),
             "bytes": sum(pushed.files.values()),
         }
     return found
+
+
+@contextlib.contextmanager
+def counted(function: Callable[..., Any]) -> Iterator[list[Path]]:
+    """The first argument of every call of a function inside the block, wherever our modules have imported it."""
+    name = function.__name__
+    modules = [module for key, module in sys.modules.items() if key.startswith("llama_peft")]
+    holders = [module for module in modules if vars(module).get(name) is function]
+    assert holders
+    calls = []
+
+    def counting(*args: Any, **keys: Any) -> Any:
+        calls.append(args[0])
+        return function(*args, **keys)
+
+    for module in holders:
+        setattr(module, name, counting)
+    try:
+        yield calls
+    finally:
+        for module in holders:
+            setattr(module, name, function)
 
 
 def blocks(card: str, language: str) -> list[str]:
@@ -102,14 +136,14 @@ def pull_all(names: list[str]) -> dict[str, Any]:
         found[name] = {
             "files": sorted(path.name for path in folder.rglob("*") if path.is_file()),
             "outputs": self_check.sample_scores(run),
-            "plain": plainly(run, space["model"].eval()),
+            "library": library_scores(run, space["model"].eval()),
             "lines": len(code.splitlines()),
         }
     return found | {"said": commands(blocks(card_of(names, "classification"), "bash")[0])}
 
 
-class Impatient:
-    """A clock on which waiting for another try takes no time: a slow machine loses no try to a deadline."""
+class SkippingClock:
+    """A clock on which pauses take no time, so that a slow machine loses no try to a deadline."""
 
     skipped = 0.0
 
@@ -148,13 +182,13 @@ def fail_all(plans: list[dict[str, Any]]) -> dict[str, Any]:
         runs.write_record(folder, made.run.record.model_dump() | {"files": files})
         return made
 
-    retry.time = hub.time = Impatient()
+    retry.time = SkippingClock()
     usual = os.environ["HF_TOKEN"]
     for plan in plans:
         os.environ["HF_TOKEN"] = plan.get("token", usual)
         hub.stage = spoiled if plan.get("spoiled") else stage
         constants.HF_HUB_OFFLINE = plan.get("offline", False)
-        retry.IDLE = plan.get("idle", 60.0)
+        retry.SILENCE = plan.get("silence", 60.0)
         try:
             if "run" in plan:
                 deadline = plan.get("deadline", 60.0)
@@ -180,8 +214,8 @@ def card_of(names: list[str], kind: str) -> str:
     return Path(hf_hub_download(name, "README.md")).read_text("utf-8")
 
 
-def plainly(run: Any, model: Any) -> list[list[float]]:
-    """What the model of a card's lines says of the samples, in the form of `self_check.sample_scores`."""
+def library_scores(run: Any, model: Any) -> list[list[float]]:
+    """The scores of the samples by the model that a card's lines load, in the form of `self_check.sample_scores`."""
     import torch
 
     from llama_peft.tokens import spans
@@ -191,12 +225,12 @@ def plainly(run: Any, model: Any) -> list[list[float]]:
         ids = self_check.input_ids(run.encoder, run.recipe, example)
         with torch.inference_mode():
             output = model(input_ids=torch.tensor([ids]))
-        if run.recipe.task == "extractive_qa":
+        if run.recipe.kind.finds_spans:
             window = next(spans.windows(run.encoder, example, 512, 128))
             rows.append(torch.cat([output.start_logits[0], output.end_logits[0]]).tolist())
             assert len(window.input_ids) == len(ids)
         else:
-            last = output.logits[0] if run.recipe.task == "classification" else output.logits[0, -1]
+            last = output.logits[0] if run.recipe.kind.has_labels else output.logits[0, -1]
             rows.append(last.tolist())
     return rows
 

@@ -1,6 +1,7 @@
-"""`head.layer: auto`: which block's states a head alone should read, chosen by the validation loss of a linear probe.
+"""`head.layer: auto`: chooses the block whose states a head alone reads.
 
-Every layer and pooling of a sample of rows is computed in one pass. The choice is kept in the run folder.
+The validation loss of a linear probe decides. The states of a sample of rows, at every layer and
+with every pooling, are computed in one pass. The run folder keeps the choice.
 """
 
 import logging
@@ -16,7 +17,8 @@ from llama_peft.recipe import Head, Recipe
 from llama_peft.run_folder.layout import LAYER_CHOICE
 from llama_peft.run_folder.record import Stored
 from llama_peft.system.files import read_summed, write_summed
-from llama_peft.training.features import Key, States, cache_folder, compute
+from llama_peft.training.features.cache import States, cache_folder, compute
+from llama_peft.training.features.states import Key
 from llama_peft.training.rows import ClassificationRow as Row
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ log = logging.getLogger(__name__)
 
 POOLINGS: tuple[Literal["last", "mean"], ...] = ("last", "mean")
 SAMPLE = 2000
-"""Train rows that a layer is chosen on."""
+"""How many train rows a layer is chosen on."""
 
 
 class Candidate(Stored):
@@ -43,7 +45,7 @@ class Choice(Stored):
 
     tried: list[Candidate]
     rows: int
-    """Train rows that each probe was fitted on."""
+    """How many train rows each probe was fitted on."""
 
 
 class _Labelled(NamedTuple):
@@ -54,7 +56,7 @@ class _Labelled(NamedTuple):
 def choose(
     recipe: Recipe, model: "PreTrainedModel", rows: Mapping[str, Sequence[Row]], run: Path
 ) -> Head:
-    """The head section with `layer: auto` replaced by the best candidate. Says what was tried."""
+    """Return the head section with the best candidate in the place of `layer: auto`, and log it."""
     found = _kept(run)
     if found is None:
         found = _tried(recipe, model, rows, cache_folder(run))
@@ -62,14 +64,14 @@ def choose(
     best = found.tried[0]
     listed = ", ".join(f"{one.layer} {one.pooling} {one.loss:.4f}" for one in found.tried[:5])
     log.info(
-        "layer auto: %d candidates were tried on %d rows; validation loss of the best: %s",
+        "head.layer auto: %d candidates were tried on %d rows; validation loss of the best: %s",
         *(len(found.tried), found.rows, listed),
     )
     return recipe.head.model_copy(update={"layer": best.layer, "pooling": best.pooling})
 
 
 def _kept(run: Path) -> Choice | None:
-    """An earlier choice; None if there is none, or if it is damaged."""
+    """Return an earlier choice; None if there is none, or if it is damaged."""
     try:
         return Choice.model_validate(read_summed(run / LAYER_CHOICE))
     except (OSError, ValueError):
@@ -79,7 +81,7 @@ def _kept(run: Path) -> Choice | None:
 def _tried(
     recipe: Recipe, model: "PreTrainedModel", rows: Mapping[str, Sequence[Row]], folder: Path
 ) -> Choice:
-    """Every layer and pooling with its validation loss, the best one first."""
+    """Return every layer and pooling with its validation loss, the best one first."""
     depth = model.config.get_text_config().num_hidden_layers
     keys = tuple(Key(layer, pooling) for layer in range(1, depth + 1) for pooling in POOLINGS)
     sampler = random.Random(recipe.dataset.seed)
@@ -99,7 +101,7 @@ def _tried(
 
 
 def probe_loss(train: States, validation: States) -> float:
-    """Validation cross-entropy of a logistic regression on standardised states."""
+    """Return the validation cross-entropy of a logistic regression on standardised states."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
     from sklearn.pipeline import make_pipeline

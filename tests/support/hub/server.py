@@ -1,4 +1,4 @@
-"""A small loopback Hub: what the real client asks before a download, in one, and in a push, answered over HTTP on 127.0.0.1.
+"""A small Hub on 127.0.0.1, which answers the real client before and during downloads and pushes.
 
 Repositories are lists of commits, a commit a map from names to bytes. Large files go the LFS way (batch, PUT), commits come as
 NDJSON. Faults are planned ahead: the next requests to a path are refused, answered late, or cut off.
@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 File = bytes | int
-"""A file's bytes; of files that nobody reads, their number."""
+"""The bytes of a file; for files that nobody reads, only their number."""
 
 
 @dataclass
@@ -52,9 +52,9 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests whose path, or the name in whose body, holds `path`.
+    """A fault of the next `times` requests that name `path` in their path, or as the name in their body.
 
-    how: an answer, silence ("hang"), a cut ("reset"), or somebody else's commit just before ("meddle").
+    how: an answer, silence ("hang"), a cut ("reset"), or a commit by somebody else just before ("meddle").
     """
 
     path: str
@@ -90,7 +90,7 @@ def size(file: File) -> int:
 
 
 def etag(name: str, file: bytes) -> str:
-    """Git's id, or of a large file the sha256."""
+    """Git's id of a file; the sha256 of a large one."""
     if is_large(name):
         return hashlib.sha256(file).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(file) + file).hexdigest()

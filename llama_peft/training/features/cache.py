@@ -1,0 +1,272 @@
+"""The states of every text on disk, computed in one pass, and the head that trains on them.
+
+The published baseline ran the frozen backbone again in every epoch. States are written to sealed
+shards beside the runs, in a folder named after a digest of all that they depend on, and are
+memory-mapped. A pass that was killed continues after its last shard.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from llama_peft.errors import UserError
+from llama_peft.model import heads
+from llama_peft.model.fingerprint import base_fingerprint
+from llama_peft.recipe import Recipe
+from llama_peft.system.disk import free_disk
+from llama_peft.system.files import fsync, sha256, write_durably
+from llama_peft.system.formatting import disk_space
+from llama_peft.system.seal import SEAL, is_sealed, seal
+from llama_peft.training.features.states import Group, Key, grouped, pooled
+from llama_peft.training.rows import ClassificationRow as Row
+
+log = logging.getLogger(__name__)
+
+SHARD = 4096
+"""Texts in a shard: a kill costs no more than these."""
+SUMS = "sums.json"
+"""The sums of the shards of a pass that is not finished yet."""
+ORDER = "order.json"
+"""The numbers of the rows, in the order of the shards."""
+
+
+class FeatureRow(TypedDict):
+    """The pooled state (D,) of a text, and the number of its label."""
+
+    ids: list[str]
+    features: Tensor
+    labels: int
+
+
+class FeatureBatch(TypedDict):
+    """Feature rows as tensors, and the example ids of each row."""
+
+    features: Tensor
+    labels: Tensor
+    ids: list[list[str]]
+
+
+class States(Dataset[FeatureRow]):
+    """The states of one part's rows, in the order of the rows."""
+
+    def __init__(self, rows: Sequence[Row], folder: Path, key: Key) -> None:
+        self._rows = rows
+        self._shards = [_mapped(path)[_name(key)] for path in _shards(folder)]
+        order = json.loads((folder / ORDER).read_text("utf-8"))
+        places = [(s, i) for s, shard in enumerate(self._shards) for i in range(len(shard))]
+        self._place = dict(zip(order, places, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> FeatureRow:
+        row = self._rows[index]
+        shard, place = self._place[index]
+        return FeatureRow(ids=row["ids"], features=self._shards[shard][place], labels=row["labels"])
+
+
+class FeatureHead(nn.Module):
+    """The head alone, on states that are computed already."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, score: nn.Module) -> None:
+        super().__init__()
+        self.score = score.requires_grad_(True)
+
+    def forward(self, features: Tensor, labels: Tensor) -> SequenceClassifierOutput:
+        logits = self.score(features)
+        return SequenceClassifierOutput(loss=heads.class_loss(logits, labels), logits=logits)
+
+
+def collate(rows: Sequence[FeatureRow]) -> FeatureBatch:
+    """Return states and labels as a batch."""
+    return FeatureBatch(
+        features=torch.stack([row["features"] for row in rows]),
+        labels=torch.tensor([row["labels"] for row in rows]),
+        ids=[row["ids"] for row in rows],
+    )
+
+
+def cache_folder(run: Path) -> Path:
+    """Return the folder of all states: beside the runs, so that other runs can use it."""
+    return run.parent / "features"
+
+
+def states_of(
+    recipe: Recipe, model: PreTrainedModel, part: str, rows: Sequence[Row], cache: Path
+) -> States:
+    """Return the states of a part's rows, from the cache or computed and added to it.
+
+    Raises UserError if the disk is too small.
+    """
+    key = Key(-1, recipe.head.pooling)  # the loaded model ends at the chosen layer
+    return States(rows, compute(recipe, model, part, rows, cache, (key,)), key)
+
+
+def compute(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    part: str,
+    rows: Sequence[Row],
+    cache: Path,
+    keys: tuple[Key, ...],
+) -> Path:
+    """Return the folder of the sealed shards with the rows' states; missing states are computed."""
+    folder = cache / _digest(recipe, rows, keys, str(model.dtype))
+    folder.mkdir(parents=True, exist_ok=True)
+    # Another run on the same texts waits, and then finds the states.
+    with FileLock(folder.with_suffix(".lock")):
+        if is_sealed(folder):
+            log.info("%s: features of %d texts are there already (%s)", part, len(rows), folder)
+            return folder
+        if (folder / SEAL).is_file():
+            log.warning("%s is damaged; its features are computed again", folder)
+            for path in (*_shards(folder), folder / SEAL):
+                path.unlink()
+        groups = grouped(recipe, rows, model)
+        done = _finished(folder, groups)
+        _check_disk(folder, (len(rows) - done) * len(keys), model)
+        log.info("%s: features of %d texts, %d of them done (%s)", part, len(rows), done, folder)
+        _fill(model, groups, folder, keys, done)
+        order = [index for group in groups for index in group.members]
+        write_durably(folder / ORDER, json.dumps(order))
+        seal(folder)
+    return folder
+
+
+def _digest(recipe: Recipe, rows: Sequence[Row], keys: tuple[Key, ...], dtype: str) -> str:
+    settings = {
+        "base": base_fingerprint(recipe),
+        "layer": recipe.head.layer,
+        "quantization": recipe.quantization.model_dump(),
+        "dtype": dtype,
+        "attention": recipe.model.attn_implementation,
+        "rows": recipe.head.features,
+        "keys": keys,
+        "format": 1,
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for row in rows:  # token ids depend on the prompt, the tokenizer and max_length
+        digest.update(json.dumps([row["ids"], row["input_ids"]]).encode())
+    return digest.hexdigest()[:24]
+
+
+def _check_disk(folder: Path, states: int, model: PreTrainedModel) -> None:
+    hidden = model.config.get_text_config().hidden_size
+    size = states * hidden * torch.finfo(model.dtype).bits // 8
+    free = free_disk(folder)
+    log.info("features take %.1f MB of disk", size / 1e6)
+    if size > 0.95 * free:
+        raise UserError(
+            f"{folder}: features take {disk_space(size)}, but {disk_space(free)} are free: make "
+            "room, or set head.features: none, which runs the backbone in every epoch"
+        )
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("states-*.safetensors"))
+
+
+def _shard_name(number: int) -> str:
+    return f"states-{number:05d}.safetensors"
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file, memory-mapped."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _name(key: Key) -> str:
+    return f"layer {key.layer}, {key.pooling}"
+
+
+def _finished(folder: Path, groups: Sequence[Group]) -> int:
+    """Return how many texts the whole shards hold; shards after the first gap are removed."""
+    limits = {0, *_limits(groups)}
+    sums = _sums(folder)
+    done = 0
+    for number, path in enumerate(_shards(folder)):
+        size = 0
+        if path.name == _shard_name(number) and sums.get(path.name) == sha256(path):
+            size = len(next(iter(_mapped(path).values())))
+        if size and done + size in limits:
+            done += size
+        else:
+            path.unlink()
+            limits = set()
+    return done
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Return the sums of the finished shards; a shard without a sum is computed again."""
+    try:
+        return dict(json.loads((folder / SUMS).read_text("utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _limits(groups: Sequence[Group]) -> Iterator[int]:
+    """Yield after how many texts each shard ends: after the group that fills it."""
+    held = total = 0
+    for group in groups:
+        held, total = held + len(group.members), total + len(group.members)
+        if held >= SHARD:
+            yield total
+            held = 0
+    if held:
+        yield total
+
+
+def _fill(
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    folder: Path,
+    keys: tuple[Key, ...],
+    done: int,
+) -> None:
+    """Compute the groups after the first `done` texts, and write their shards."""
+    from tqdm import tqdm
+
+    limits = set(_limits(groups))
+    number = sum(limit <= done for limit in limits)
+    seen = 0
+    held: list[list[Tensor]] = []
+    was_training = model.training
+    model.eval()
+    for group in tqdm(groups, desc="features", unit="row", disable=None):
+        seen += len(group.members)
+        if seen <= done:
+            continue
+        held.append(pooled(model, group, keys))
+        if seen in limits:
+            tensors = {
+                _name(key): torch.cat([each[i] for each in held]).to(model.dtype).cpu().contiguous()
+                for i, key in enumerate(keys)
+            }
+            _write_shard(folder, _shard_name(number), tensors)
+            held, number = [], number + 1
+    model.train(was_training)
+
+
+def _write_shard(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
+    partial = folder / ".partial"
+    save_file(tensors, partial)
+    fsync(partial)
+    sums = _sums(folder) | {name: sha256(partial)}
+    os.replace(partial, folder / name)
+    write_durably(folder / SUMS, json.dumps(sums))
