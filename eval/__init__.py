@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .kinds import Kind
+from .predictors.kinds import Kind
 
 if TYPE_CHECKING:
     from llama_peft.data import Rows
