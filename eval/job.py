@@ -72,7 +72,7 @@ def make_job(
     name, model = model, _local(model, task)
     if task is None:
         if model is None or not is_run(model):
-            raise UserError(f"{model} is not a run folder; name the recipe to use with --task")
+            raise UserError(f"{model}: this is not a run folder; name the recipe with --task")
         task = str(Path(model, RECIPE))
         _check_fixed(str(name), overrides)
     data_split = _data_split(data_file, splits) if data_file and splits else None

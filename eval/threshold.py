@@ -102,4 +102,4 @@ def _keep(run: Run, recipe: Recipe, validation: Sequence[Example], threshold: fl
     try:
         write_threshold(run.folder, record)
     except OSError as error:  # a run of somebody else: its threshold is fitted each time
-        log.warning("%s: the fitted threshold cannot be kept (%s)", run.folder, error.strerror)
+        log.warning("%s: the fitted threshold is not kept (%s)", run.folder, error.strerror)

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from llama_peft import data
-from llama_peft.inference import ask
 from llama_peft.inference.predict import Prediction, predict
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder.run import open_run
 from llama_peft.training import fit as training
 from tests.support import runs
 
@@ -49,5 +47,3 @@ def test_what_is_computed_together_comes_together(
     batches = list(predict(tuned, examples, 6))
     assert [len(batch) for batch in batches] == [6, 6, 4]
     assert list(predict(tuned, [])) == []
-    found = ask.predict_one(open_run(tmp_path / "run"), text="A fine film.")
-    assert set(found) == {"prediction", "negative", "positive"}
