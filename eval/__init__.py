@@ -1,4 +1,4 @@
-"""Evaluates any checkpoint: predictions go to a file, numbers come from the file, tables from the numbers.
+"""Evaluates any checkpoint: predictions go to a file, and numbers and tables come from the file.
 
     from llama_peft_eval import compare, evaluate
 
@@ -6,9 +6,9 @@
     evaluate("runs/tiny-sst2")               # a run, on the data of its own recipe
     print(compare(["runs/tiny-sst2"]))
 
-It reads what training wrote into a run folder, and shares prompts, splits and the meaning of "no answer" with it. It never
-imports what only training does, so nothing of training can reach a score. Nothing heavy is imported before a function is
-called.
+It reads what training wrote into a run folder, and shares prompts, splits and the meaning of "no
+answer" with it. It never imports what only training does, so nothing of training can reach a score.
+Nothing heavy is imported before a function is called.
 """
 
 from collections.abc import Sequence
@@ -37,12 +37,16 @@ def evaluate(
     overrides: Sequence[str] = (),
     kind: Kind | None = None,
 ) -> "Results":
-    """Evaluate a model on a task, write predictions.jsonl and results.json into `output`, and return the results.
+    """Evaluate a model on a task, and return its results.
 
-    model: a base, a run, an adapter or a whole checkpoint, by folder or Hub id; None is the base of the task's recipe.
+    predictions.jsonl and results.json are written into `output`.
+
+    model: a base, a run, an adapter or a whole checkpoint, by folder or Hub id; None is the base of
+    the task's recipe.
     task: a recipe, its name, its file or a dict; None is the recipe of the run that `model` names.
     data: a file, a Hub name or rows to evaluate on as a whole, in place of the recipe's parts.
-    splits: parts of the recipe's data, or one split of a Hub name in `data`; empty is the recipe's `eval.splits`.
+    splits: parts of the recipe's data, or one split of a Hub name in `data`; empty is the recipe's
+    `eval.splits`.
     limit: evaluate on a random sample of this size.
     kind: what the model is, if its files do not tell.
 
@@ -79,7 +83,10 @@ def score(
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> "Results":
-    """Score predictions that were made elsewhere: our predictions.jsonl, or the official {id: text}. No model is loaded."""
+    """Score predictions that were made elsewhere. No model is loaded.
+
+    predictions: our predictions.jsonl, or the official {id: text}.
+    """
     from llama_peft.system.quiet import python_face
 
     with python_face():

@@ -123,7 +123,9 @@ def _check_folders(jobs: "list[Job]") -> None:
 
 
 def _inside(output: Path | None, model: str | None, models: list[str | None]) -> Path | None:
-    """Return the folder of one model's results: `output` itself, or one inside it if there are several models."""
+    """Return the folder of one model's results: `output` itself, or one inside it if there are
+    several models.
+    """
     from .job import slug
 
     if output is None or model is None or len(models) == 1:

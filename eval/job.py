@@ -14,7 +14,9 @@ from llama_peft.run_folder.run import is_run
 from .predictors.kinds import Kind
 
 OWN_KEYS = ("eval.", "dataset.", "train.per_device_eval_batch_size")
-"""The beginnings of the keys that an evaluation of a run may set. The others were fixed by training."""
+"""The beginnings of the keys that an evaluation of a run may set. The others were fixed by
+training.
+"""
 _NAMED = ("eval.splits", "eval.limit", "eval.num_fewshot")
 """Keys that have words of their own in the name of a folder."""
 _CHANGING = (

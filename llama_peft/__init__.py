@@ -5,7 +5,8 @@
     run = train("tiny-sst2")
     print(predict(run, ["A warm film.", "Not worth the time."]))
 
-`llama_peft_eval` (in a checkout: `eval`) evaluates. Nothing heavy is imported before a function is called.
+`llama_peft_eval` (in a checkout: `eval`) evaluates. Nothing heavy is imported before a function is
+called.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,8 @@ __all__ = ["UserError", "load_recipe", "load_run", "predict", "train"]
 
 
 def load_recipe(source: "Source", overrides: Sequence[str] = ()) -> "Recipe":
-    """The checked recipe of a file, of a recipe's name, or of a dict. Raises UserError with every fault at once.
+    """The checked recipe of a file, of a recipe's name, or of a dict. Raises UserError with every
+    fault at once.
 
     overrides: words such as "train.max_steps=100" that replace what the source says.
     """
@@ -42,7 +44,8 @@ def train(
 ) -> Path:
     """Train a recipe and return its run folder. The same call continues a run that was interrupted.
 
-    data: rows to train on in place of the recipe's own data, as a list of dicts, a pandas DataFrame or a datasets.Dataset;
+    data: rows to train on in place of the recipe's own data, as a list of dicts, a pandas DataFrame
+    or a datasets.Dataset;
         or such rows by part: {"train": ..., "validation": ..., "test": ...}.
     overrides: words such as "train.max_steps=100" that replace what the recipe says.
     fresh: train again from the beginning, whatever the run folder holds.
@@ -74,7 +77,8 @@ def predict(run: "LoadedRun | str | Path", inputs: "Inputs") -> "list[Reply]":
     """One reply for each text or question, in the order given.
 
     run: a loaded run, or the name of one; the last one stays loaded between calls.
-    inputs: texts, or questions as {"question": ..., "context": ...}; or a DataFrame or Dataset with the recipe's columns.
+    inputs: texts, or questions as {"question": ..., "context": ...}; or a DataFrame or Dataset with
+    the recipe's columns.
 
     Raises UserError, in one line, if an input is not what the run was trained on.
     """

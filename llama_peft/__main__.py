@@ -1,7 +1,7 @@
 """llama-peft: check a recipe, train it, count its parameters, and use the finished run.
 
-Each command imports what it needs when it runs, so that `--help` answers at once. The help is plain text, because rich
-alone takes three times as long to load as all the rest.
+Each command imports what it needs when it runs, so that `--help` answers at once. The help is plain
+text, because rich alone takes three times as long to load as all the rest.
 """
 
 import json
@@ -61,7 +61,9 @@ def train(
 
 
 def _push_trained(folder: Path) -> None:
-    """Push the run. A push that fails gives a warning only, because the training is finished and kept."""
+    """Push the run. A push that fails gives a warning only, because the training is finished and
+    kept.
+    """
     from llama_peft.errors import UserError
     from llama_peft.export import push as hub
 
@@ -211,7 +213,8 @@ def push(
 ) -> None:
     """Push a finished run to the Hub.
 
-    The commit holds the weights, the recipe, the results, the report, and a card that shows the results.
+    The commit holds the weights, the recipe, the results, the report, and a card that shows the
+    results.
     """
     from llama_peft.recipe import load_recipe
 

@@ -1,4 +1,4 @@
-"""What both command lines share: short log lines, and for a user's mistake one line and exit code 2."""
+"""What both command lines share: short log lines, and one line and exit code 2 for a mistake."""
 
 import io
 import logging
@@ -19,8 +19,9 @@ from llama_peft.system.quiet import silence_libraries
 def run(app: typer.Typer) -> None:
     """Run an app on the words of the command line, and exit.
 
-    The exit code is 2 after a user's mistake and if disk or memory is full, 130 after Ctrl-C, 143 after SIGTERM. A command
-    without words is a mistake too: it shows the help. Any other exception is a defect of this package and is raised.
+    The exit code is 2 after a user's mistake and if disk or memory is full, 130 after Ctrl-C, 143
+    after SIGTERM. A command without words is a mistake too: it shows the help. Any other exception
+    is a defect of this package and is raised.
     """
     _quiet_logs()
     for stream in (sys.stdout, sys.stderr):
@@ -58,7 +59,8 @@ def run(app: typer.Typer) -> None:
 def _words() -> list[str]:
     """Return the words of the command line.
 
-    Bytes that are not UTF-8 arrive as unpaired surrogates, which no file or tokenizer accepts, so they are refused.
+    Bytes that are not UTF-8 arrive as unpaired surrogates, which no file or tokenizer accepts, so
+    they are refused.
     """
     for word in sys.argv[1:]:
         try:

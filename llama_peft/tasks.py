@@ -1,7 +1,8 @@
 """The kinds of task: one row each, data only.
 
-What differs between tasks and is a word, a number or a name stands here once. What differs in behaviour is decided in two
-places: where training starts (`training/setup.py`) and where a predictor is opened (`inference/predict.py`).
+What differs between tasks and is a word, a number or a name stands here once. What differs in
+behaviour is decided in two places: where training starts (`training/setup.py`) and where a
+predictor is opened (`inference/predict.py`).
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,9 @@ class TaskKind:
     columns: tuple[str, ...]
     """The columns of `dataset.columns` that every row needs."""
     head: str | None
-    """The module name of the head, the one that transformers uses; None for the language model's own head."""
+    """The module name of the head, the one that transformers uses; None for the language model's
+    own head.
+    """
     head_outputs: int | None
     """Outputs of the head; None is one for each label."""
     head_bias: bool
@@ -33,7 +36,9 @@ class TaskKind:
     packs_prefix_trees: bool
     """Whether `train.packing: prefix_tree` works: the answers must follow the shared text."""
     caches_features: bool
-    """Whether a head alone can train on states that are computed once; a span head's would be too large."""
+    """Whether a head alone can train on states that are computed once; a span head's would be too
+    large.
+    """
     fits_threshold: bool
     """Whether "no answer" is decided by a threshold that is fitted on validation."""
     tuned_name: str
@@ -52,7 +57,9 @@ class TaskKind:
 
     @property
     def finds_spans(self) -> bool:
-        """Whether an answer is a piece of the passage, which a head finds; else answers are written token by token."""
+        """Whether an answer is a piece of the passage, which a head finds; else answers are written
+        token by token.
+        """
         return self.head is not None and not self.has_labels
 
     def head_size(self, hidden: int, num_labels: int) -> int:

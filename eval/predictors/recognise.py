@@ -1,4 +1,6 @@
-"""Says what a model is, from its files. No weight is loaded, so what does not fit is refused in seconds."""
+"""Says what a model is, from its files. No weight is loaded, so what does not fit is refused in
+seconds.
+"""
 
 import json
 from collections.abc import Mapping

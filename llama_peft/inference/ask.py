@@ -1,4 +1,4 @@
-"""A finished run that stays loaded, and its labels and answers for texts and questions from anywhere."""
+"""A finished run that stays loaded, and its replies to texts and questions from anywhere."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -58,7 +58,9 @@ class LoadedRun:
     """Above this no-answer probability a span run gives no answer."""
 
     def predict(self, inputs: "Inputs") -> list[Reply]:
-        """One reply for each input, in the order given. Raises UserError if an input is not what the run was trained on."""
+        """One reply for each input, in the order given. Raises UserError if an input is not what
+        the run was trained on.
+        """
         examples = list(_examples(self.run, inputs))
         batches = predict(self.tuned, examples)
         found = {one.id: self._reply(one) for batch in batches for one in batch}
@@ -81,7 +83,8 @@ _in_memory: dict[tuple[Path, str], TunedModel] = {}
 def load_run(name: str | Path) -> LoadedRun:
     """Load a finished run by its folder, or by the Hub's user/repo[@revision].
 
-    The last model stays in memory: loading it again costs nothing unless it was trained again in between.
+    The last model stays in memory: loading it again costs nothing unless it was trained again in
+    between.
     """
     if not isinstance(name, str | Path):
         raise UserError(f"a run is named by its folder or its Hub name, not by {_shown(name)}")

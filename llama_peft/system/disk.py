@@ -17,7 +17,8 @@ _TROUBLES = {
 def disk_trouble(error: BaseException) -> str | None:
     """Why a disk refused to read or write; None for an error of another kind.
 
-    Python's own errors carry a number; the libraries that write tensors and tokenizers keep it in their text.
+    Python's own errors carry a number; the libraries that write tensors and tokenizers keep it in
+    their text.
     """
     if isinstance(error, OSError) and error.errno in _TROUBLES:
         return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"

@@ -46,8 +46,9 @@ def write_summed(path: Path, values: Mapping[str, object]) -> None:
 def read_summed(path: Path, required: bool = True) -> JsonObject:
     """The values of a JSON file without their sum.
 
-    required: whether a file without a sum is refused; files of other tools have none. Raises OSError or ValueError
-    (RecursionError becomes one) if the file cannot be read, is not an object, or has a wrong sum.
+    required: whether a file without a sum is refused; files of other tools have none. Raises
+    OSError or ValueError (RecursionError becomes one) if the file cannot be read, is not an object,
+    or has a wrong sum.
     """
     try:
         values = json.loads(path.read_text("utf-8"))

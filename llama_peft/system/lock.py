@@ -10,10 +10,12 @@ from llama_peft.errors import UserError
 
 @contextmanager
 def only_process(folder: Path, doing: str, hold: bool = True) -> Iterator[None]:
-    """Hold a folder, which is made if it does not exist. Raises UserError if another process holds it.
+    """Hold a folder, which is made if it does not exist. Raises UserError if another process holds
+    it.
 
-    doing: what this process does in the folder, for the other one's message. hold: False for the other processes of one
-    job, whose first process holds the folder. The system releases the lock of a killed process.
+    doing: what this process does in the folder, for the other one's message. hold: False for the
+    other processes of one job, whose first process holds the folder. The system releases the lock
+    of a killed process.
     """
     from filelock import FileLock, Timeout
 

@@ -10,7 +10,9 @@ _STATUS = Path("/proc/self/status")
 
 
 def reset_peak() -> None:
-    """Forget the peak so far, so that `peak_memory` is about what follows. On CPUs this works on Linux only."""
+    """Forget the peak so far, so that `peak_memory` is about what follows. On CPUs this works on
+    Linux only.
+    """
     import torch
 
     gc.collect()
@@ -42,7 +44,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def free_memory() -> None:
-    """Free unused memory. Call it after the exception is gone: its traceback holds the tensors that did not fit."""
+    """Free unused memory. Call it after the exception is gone: its traceback holds the tensors that
+    did not fit.
+    """
     import torch
 
     gc.collect()

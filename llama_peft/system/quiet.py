@@ -41,7 +41,9 @@ def _ignore_deprecations() -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence the libraries for a while, in a process that is not ours: a notebook, or somebody's program."""
+    """Silence the libraries for a while, in a process that is not ours: a notebook, or somebody's
+    program.
+    """
     levels = {name: logging.getLogger(name).level for name in (*_LEVELS, "transformers")}
     unset = [name for name in _ENVIRONMENT if name not in os.environ]
     with warnings.catch_warnings():

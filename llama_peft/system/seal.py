@@ -1,7 +1,8 @@
 """Sealed folders: a manifest of sums, written last, proves that every file in a folder is whole.
 
-A seal is renamed into place after everything that it names has reached the disk. A folder without a seal that verifies
-counts as absent, so a kill at any moment loses at most the work since the last seal.
+A seal is renamed into place after everything that it names has reached the disk. A folder without a
+seal that verifies counts as absent, so a kill at any moment loses at most the work since the last
+seal.
 """
 
 import json
@@ -41,13 +42,16 @@ def is_sealed(folder: Path) -> bool:
 def damaged(folder: Path, sums: Mapping[str, str]) -> list[str]:
     """The names of the files whose sum is wrong.
 
-    Raises OSError if a file is missing, and ValueError if a name or a symbolic link leads out of the folder.
+    Raises OSError if a file is missing, and ValueError if a name or a symbolic link leads out of
+    the folder.
     """
     return [name for name, digest in sums.items() if sha256(_inside(folder, name)) != digest]
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A file of a folder. A snapshot in the Hub's cache is a folder of links to the blobs beside it."""
+    """A file of a folder. A snapshot in the Hub's cache is a folder of links to the blobs beside
+    it.
+    """
     path, home = folder / name, folder.resolve()
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if ".." in Path(name).parts or not any(path.resolve().is_relative_to(each) for each in homes):
