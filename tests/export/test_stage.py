@@ -69,5 +69,5 @@ def test_a_pushed_run_is_evaluated_on_its_own_split_or_not_at_all(
     harness.run(job)
     assert runs.sums(staged.folder) == before
     other = staged.recipe.dataset.model_copy(update={"seed": 7})
-    with pytest.raises(UserError, match="no longer give the split that it was trained on"):
+    with pytest.raises(UserError, match="no longer give the split that this run was trained on"):
         harness.run(replace(job, recipe=staged.recipe.model_copy(update={"dataset": other})))
