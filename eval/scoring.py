@@ -9,7 +9,7 @@ import json
 import random
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -145,7 +145,7 @@ def score(
     predictions = {line.id: line.prediction for line in lines}
     if labels:
         names = {example.id: str(gold(example, labels)) for example in examples}
-        return {**classification_results(predictions, names, labels)}
+        return _as_json(classification_results(predictions, names, labels))
     golds = {example.id: list(gold(example, labels)) for example in examples}
     chances = {
         line.id: line.no_answer_probability
@@ -153,7 +153,11 @@ def score(
         if line.no_answer_probability is not None
     }
     before = {line.id: _before(line, no_answer) for line in lines}
-    return {**answer_results(predictions, golds, chances or None, before=before)}
+    return _as_json(answer_results(predictions, golds, chances or None, before=before))
+
+
+def _as_json(scores: Mapping[str, float | list[float]]) -> Scores:
+    return {name: [*value] if isinstance(value, list) else value for name, value in scores.items()}
 
 
 def _before(line: PredictionLine, no_answer: str) -> str:

@@ -11,7 +11,7 @@ from llama_peft.system.files import read_summed, write_summed
 VERSION = 1
 """The newest form of the file that this package reads."""
 
-Scores = dict[str, int | float | list[float] | None]
+Scores = dict[str, JsonValue]
 """Scores, counts and thresholds by name; `<name>_ci95` is the interval [low, high] of a score."""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from eval import report
 from eval.metrics.measure import answer_results, classification_results
-from llama_peft.run_folder.weights import write_facts
+from tests.support import runs
 
 LABELS = ["negative", "positive"]
 
@@ -67,7 +67,7 @@ def trained(run: Path) -> Path:
     run.mkdir(parents=True)
     (run / "head.safetensors").touch()
     files = {"head.safetensors": hashlib.sha256().hexdigest()}
-    write_facts(run, {"files": files, "base_fingerprint": "sha256:0"})
+    runs.write_record(run, {"files": files, "base_fingerprint": "sha256:0"})
     return run
 
 

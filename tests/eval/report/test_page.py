@@ -7,8 +7,8 @@ import pytest
 
 from eval import report
 from llama_peft.errors import UserError
-from llama_peft.run_folder.weights import write_facts
 from llama_peft.system.files import sha256
+from tests.support import runs
 from tests.support.evaluations import EVIL, GOLDS, LABELS, spoil, write
 from tests.support.html import CheckedPage
 
@@ -70,7 +70,7 @@ def test_nothing_in_the_data_becomes_markup_and_nothing_is_fetched(evil):
 def test_a_damaged_curve_is_left_out_with_a_word(run, caplog, damage):
     history(run)
     facts = json.loads((run / "training.json").read_text())
-    write_facts(run, facts | {"history_sha256": sha256(run / "history.jsonl")})
+    runs.write_record(run, facts | {"history_sha256": sha256(run / "history.jsonl")})
     report.write_html(run)
     assert "<svg" in (run / "report.html").read_text() and not caplog.messages
     spoil(run / "history.jsonl", damage)

@@ -24,7 +24,7 @@ def spoilt_interval(text, bad):
             "tuned/results.json",
             '"wall_seconds": 75.0',
             '"wall_seconds": 15.0',
-            "not what was written",
+            "its sum is wrong",
         ),
         ("tuned/predictions.jsonl", '"raw": "neg', '"raw": "Neg', "not what was written"),
     ],
