@@ -1,5 +1,7 @@
 """The Makefile names folders of overridden runs by the rule by which an evaluation names its folders."""
 
+import os
+import re
 import subprocess
 
 import pytest
@@ -9,13 +11,19 @@ from tests.support.paths import ROOT
 
 
 def run_folder(settings: str) -> str:
-    """The run folder that make would train a recipe with these settings into."""
+    """The run folder that make would train a recipe with these settings into.
+
+    -B: also if an earlier run is there already. The settings of an outer make are left out.
+    """
+    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
     done = subprocess.run(
-        ["make", "-n", "-o", ".venv/.ready", "tiny-sst2", f"SET={settings}"],
+        ["make", "-n", "-B", "-o", ".venv/.ready", "tiny-sst2", f"SET={settings}"],
         cwd=ROOT, capture_output=True, text=True, check=True,
+        env={name: value for name, value in os.environ.items() if name not in outer},
     )  # fmt: skip
-    first = done.stdout.splitlines()[0]
-    return first.split("train.output_dir=runs/")[1].split()[0]
+    folder = re.search(r"train\.output_dir=runs/(\S+)", done.stdout)
+    assert folder is not None, done.stdout
+    return folder[1]
 
 
 @pytest.mark.parametrize(

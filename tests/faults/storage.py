@@ -344,7 +344,7 @@ def _read_only_run() -> Fault:
         words = ["run", "--model", str(run), "--output", str(folder / "out")]
         with _only_to_read(run):
             done = shop.run(words, "eval", _no_override)
-        told = [line for line in done.text.splitlines() if "threshold cannot be kept" in line]
+        told = [line for line in done.text.splitlines() if "threshold is not kept" in line]
         if not told or (run / THRESHOLD).exists():
             return Seen("wrong", done.last_line)
         return shop.evaluated(words, folder / "out", expected, told[0])
