@@ -13,8 +13,6 @@ from llama_peft.data.dataset import (
 )
 from llama_peft.data.examples import Example, QuestionExample, TextExample
 from llama_peft.data.fingerprint import (
-    RECORD,
-    SPLIT_SUM,
     asked_sum,
     asked_sums,
     content_sum,
@@ -27,8 +25,6 @@ from llama_peft.data.sources import Rows, is_file_name
 
 __all__ = [
     "PARTS",
-    "RECORD",
-    "SPLIT_SUM",
     "TRAINED_ON",
     "Answer",
     "Dataset",

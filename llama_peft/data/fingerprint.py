@@ -8,11 +8,6 @@ from functools import lru_cache
 from llama_peft.data.dataset import TRAINED_ON, Dataset
 from llama_peft.data.examples import Example
 
-SPLIT_SUM = "split_sha256"
-"""The key in training.json of a pushed run whose value is the sum of its split.json."""
-RECORD = "data.sha256"
-"""A run's record of its data: the sum of all examples, then the sums of what it was trained on."""
-
 
 def split_ids(dataset: Dataset) -> dict[str, list[str]]:
     """Return the ids of each part."""

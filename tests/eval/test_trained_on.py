@@ -129,7 +129,7 @@ def test_a_run_without_a_record_says_that_it_knows_nothing(
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     facts = json.loads((copy / "training.json").read_text())
-    del facts["files"][data.RECORD]
+    del facts["files"]["data.sha256"]
     runs.write_record(copy, facts)
     write(tmp_path / "mine.csv", [("A dull film, seen 0 times", 0), ("New.", 1)])
     job = make_job(None, str(copy), str(tmp_path / "mine.csv"), None, None, tmp_path / "out", [])

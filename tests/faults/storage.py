@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from llama_peft.data import RECORD
-from llama_peft.run_folder.layout import THRESHOLD
+from llama_peft.run_folder.layout import DATA_SUMS, THRESHOLD
 
 from .shop import DAMAGES, KINDS, STEPS, Done, Fault, Seen, Shop, newest_step
 
@@ -71,7 +70,7 @@ def _checkpoint(kind: str, name: str, damage: str, cheap: bool) -> Fault:
 EXPORTS = {
     "classification + LoRA": (
         "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "recipe.yaml",
-        "training.json", "split.json", RECORD,
+        "training.json", "split.json", DATA_SUMS,
     ),
     "classification head": ("head.safetensors",),
 }  # fmt: skip
