@@ -20,7 +20,7 @@ from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
-from llama_peft.system.files import JsonObject, sha256, write_durably
+from llama_peft.system.files import JsonObject, sha256, write_text
 from llama_peft.system.memory import free_memory, is_out_of_memory
 
 from .job import Job
@@ -176,7 +176,7 @@ def _resume(partial: Path, key: str) -> list[Prediction]:
     kept = lines[1:] if lines and lines[0] == {"key": key} else []
     while kept and kept[-1].get("more", True):
         kept.pop()
-    write_durably(partial, _signed({"key": key}) + "".join(map(_signed, kept)))
+    write_text(partial.parent, partial.name, _signed({"key": key}) + "".join(map(_signed, kept)))
     return list(map(_PREDICTION.validate_python, kept))
 
 

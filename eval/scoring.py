@@ -29,7 +29,7 @@ from llama_peft.run_folder.results import (
     TaskSettings,
     write_results,
 )
-from llama_peft.system.files import sha256, write_durably
+from llama_peft.system.files import sha256, write_text
 from llama_peft.tokens.prompts import parse_answer
 
 from .job import Job
@@ -193,7 +193,7 @@ def finish(
         for part, its in found.parts.items()
     }
     job.output.mkdir(parents=True, exist_ok=True)
-    write_durably(job.output / PREDICTIONS, "".join(map(_json, ordered)))
+    write_text(job.output, PREDICTIONS, "".join(map(_json, ordered)))
     results = Results(
         results=scores,
         configs=dict.fromkeys(scores, _settings(job, found.labels, threshold)),

@@ -37,7 +37,7 @@ from llama_peft.run_folder.layout import CARD, HUB_RESULTS, NOTICE
 from llama_peft.run_folder.run import Run, open_run
 from llama_peft.run_folder.self_check import largest_difference, sample_scores
 from llama_peft.run_folder.weights import load_tuned, replace_weights
-from llama_peft.system.files import write_durably
+from llama_peft.system.files import write_text
 from llama_peft.tokens.prompts import PromptEncoder
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def _keep_card(run: Path, text: str) -> Path | None:
     """Write the card into the run too. A failure is only a warning, because the push goes on."""
     path = run / CARD
     try:
-        write_durably(path, text)
+        write_text(path.parent, path.name, text)
     except OSError as error:
         log.warning("%s: the card cannot be written here: %s", path, error.strerror)
         return None

@@ -53,9 +53,9 @@ class Comparison(Stored):
 
 def write_comparison(run: Path, comparison: Comparison) -> None:
     """Write `comparison.json` into a run folder."""
-    write_summed(run / COMPARISON, comparison.model_dump(mode="json", exclude_unset=True))
+    write_summed(run, COMPARISON, comparison.model_dump(mode="json", exclude_unset=True))
 
 
 def read_comparison(run: Path) -> Comparison:
     """The comparison of a run. Raises OSError or ValueError if there is none that can be read."""
-    return Comparison.model_validate(read_summed(run / COMPARISON, required=False))
+    return Comparison.model_validate(read_summed(run, COMPARISON, required=False))

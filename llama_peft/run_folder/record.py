@@ -74,7 +74,7 @@ class TrainingRecord(Stored):
 
 def write_record(folder: Path, record: TrainingRecord) -> None:
     """Write `training.json`, last of all."""
-    write_summed(folder / TRAINING, record.model_dump(mode="json"))
+    write_summed(folder, TRAINING, record.model_dump(mode="json"))
 
 
 def read_record(folder: Path) -> TrainingRecord:
@@ -83,7 +83,7 @@ def read_record(folder: Path) -> TrainingRecord:
     """
     path = folder / TRAINING
     try:
-        record = TrainingRecord.model_validate(read_summed(path))
+        record = TrainingRecord.model_validate(read_summed(path.parent, path.name))
         if record.version > VERSION:
             raise ValueError(f"version {record.version} is newer than this package reads")
     except FileNotFoundError:

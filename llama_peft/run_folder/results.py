@@ -112,7 +112,7 @@ class Results(Stored):
 
 def write_results(folder: Path, results: Results) -> None:
     """Write `results.json` into the folder of an evaluation."""
-    write_summed(folder / RESULTS, results.model_dump(mode="json", by_alias=True))
+    write_summed(folder, RESULTS, results.model_dump(mode="json", by_alias=True))
 
 
 def read_results(path: Path) -> Results:
@@ -122,7 +122,7 @@ def read_results(path: Path) -> Results:
     this package.
     """
     try:
-        found = Results.model_validate(read_summed(path, required=False))
+        found = Results.model_validate(read_summed(path.parent, path.name, required=False))
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -27,7 +27,7 @@ class Threshold(Stored):
 
 def write_threshold(folder: Path, threshold: Threshold) -> None:
     """Keep a fitted threshold in its run folder. Raises OSError if the folder cannot be written to."""
-    write_summed(folder / THRESHOLD, threshold.model_dump(mode="json"))
+    write_summed(folder, THRESHOLD, threshold.model_dump(mode="json"))
 
 
 def read_threshold(folder: Path, record: TrainingRecord | None = None) -> Threshold | None:
@@ -40,7 +40,7 @@ def read_threshold(folder: Path, record: TrainingRecord | None = None) -> Thresh
     if not path.is_file():
         return None
     try:
-        found = Threshold.model_validate(read_summed(path, required=False))
+        found = Threshold.model_validate(read_summed(path.parent, path.name, required=False))
         if not -1 <= found.no_answer_threshold <= 1:
             raise ValueError("it is not a probability")
         weights = found.adapter_sha256

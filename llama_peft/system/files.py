@@ -1,22 +1,122 @@
-"""Files that survive a crash: each is whole or absent, and known by its sum."""
+"""The one reader and writer of files in folders that a stranger may have made.
+
+A run folder can come from anybody, with links, pipes and devices in it. So nothing is read unless
+it is a regular file below the folder's real path, and nothing is written through a link: the text
+goes to a new file whose name nobody can guess, which is then renamed. After a crash each file is
+whole or absent.
+
+Functions take a folder and the name of a file in it ("tuned/results.json"). Only the folder itself
+may be a link, because its user named it.
+"""
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Mapping
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from llama_peft.errors import UserError
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
 JsonObject = dict[str, "JsonValue"]
 
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
+"""Names of files and folders that are not written to their end. They are ours, whatever they hold."""
+_FLAGS = os.O_CLOEXEC if hasattr(os, "O_CLOEXEC") else 0
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # to open a pipe without a writer would wait for ever
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The real path of a file of a folder, which need not exist.
+
+    A snapshot in the Hub's cache is a folder of links to the blobs beside it; those are inside too.
+    Raises UserError if the name or a link leads out of the folder.
+    """
+    home = folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    try:
+        found = (home / name).resolve()
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise UserError(f"{folder / name}: this path cannot be followed: {_why(error)}") from None
+    if ".." in Path(name).parts or not any(found.is_relative_to(each) for each in homes):
+        raise UserError(
+            f"{folder / name}: this path leads out of {folder}; a link there is not followed, so "
+            "put the file itself there"
+        )
+    return found
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file to read its bytes. Links are followed, because the user named this path.
+
+    Raises UserError for what is not a regular file: a pipe would wait, a device would never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | _FLAGS | _NO_WAIT | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: this is not a regular file")
+    return open(descriptor, "rb")
+
+
+def read_bytes(folder: Path, name: str) -> bytes:
+    """The bytes of a file of a folder. Raises OSError, or UserError as `inside`."""
+    with open_regular(inside(folder, name)) as file:
+        return file.read()
+
+
+def read_text(folder: Path, name: str, errors: str = "strict") -> str:
+    """The text of a UTF-8 file of a folder. Raises OSError, ValueError, or UserError as `inside`.
+
+    errors: what to do with other bytes, as in `bytes.decode`.
+    """
+    return read_bytes(folder, name).decode("utf-8", errors)
+
+
+def read_json(folder: Path, name: str) -> "JsonValue":
+    """The value of a JSON file of a folder. NaN and Infinity are refused, because JSON has neither.
+
+    Raises OSError, ValueError (RecursionError becomes one), or UserError as `inside`.
+    """
+    return parse_json(read_text(folder, name))
+
+
+def parse_json(text: str) -> "JsonValue":
+    """The value of a JSON text. Raises ValueError, for NaN, Infinity and deep nesting too."""
+    try:
+        value: JsonValue = json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def is_file(folder: Path, name: str) -> bool:
+    """Whether a folder holds a regular file of this name. Raises UserError as `inside`."""
+    return inside(folder, name).is_file()
+
 
 def sha256(path: Path) -> str:
     """The sum of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sum_of(folder: Path, name: str) -> str:
+    """The sum of the bytes of a file of a folder."""
+    return sha256(inside(folder, name))
 
 
 def sha256_of(text: str) -> str:
@@ -37,40 +137,129 @@ def check_sum(values: object) -> None:
         raise ValueError("its sum is wrong, so it was changed after it was written")
 
 
-def write_summed(path: Path, values: Mapping[str, object]) -> None:
+def write_summed(folder: Path, name: str, values: Mapping[str, object]) -> None:
     """Write values as JSON with their sum."""
-    text = json.dumps(with_sum(values), indent=1, ensure_ascii=False)
-    write_durably(path, text)
+    write_text(folder, name, json.dumps(with_sum(values), indent=1, ensure_ascii=False))
 
 
-def read_summed(path: Path, required: bool = True) -> JsonObject:
+def read_summed(folder: Path, name: str, required: bool = True) -> JsonObject:
     """The values of a JSON file without their sum.
 
     required: whether a file without a sum is refused; files of other tools have none. Raises
-    OSError or ValueError (RecursionError becomes one) if the file cannot be read, is not an object,
-    or has a wrong sum.
+    OSError, UserError as `inside`, or ValueError if the file is not an object or has a wrong sum.
     """
-    try:
-        values = json.loads(path.read_text("utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it does not hold a JSON object")
-        if required or "sum" in values:
-            check_sum(values)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    values = read_json(folder, name)
+    if not isinstance(values, dict):
+        raise ValueError("it does not hold a JSON object")
+    if required or "sum" in values:
+        check_sum(values)
     values.pop("sum", None)
     return values
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Replace a file at once: after a crash it holds either the old text or the new."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+def write_text(folder: Path, name: str, text: str) -> None:
+    """Replace a file of a folder at once: after a crash it holds either the old text or the new.
+
+    Raises OSError, or UserError as `inside`.
+    """
+    with new_file(folder, name) as path, _created(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    fsync(path.parent)
+
+
+@contextmanager
+def new_file(folder: Path, name: str) -> Iterator[Path]:
+    """A path to write a file to; afterwards the file gets its name. After an error it is removed."""
+    place = _place(folder, name)
+    partial = place.with_name(_unfinished(place.name))
+    try:
+        yield partial
+        fsync(partial)
+        partial.replace(place)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    fsync(place.parent)
+
+
+@contextmanager
+def new_folder(folder: Path, name: str) -> Iterator[Path]:
+    """An empty folder to write to; afterwards it takes the place of the folder of this name.
+
+    Links in its way are removed, never followed. After an error the new folder is removed.
+    """
+    place = _place(folder, name)
+    partial = place.with_name(_unfinished(place.name))
+    partial.mkdir()
+    try:
+        yield partial
+        remove_tree(folder, name)
+        partial.rename(place)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    fsync(place.parent)
+
+
+def append(folder: Path, name: str) -> TextIO:
+    """Open a file of a folder to write behind its text. A link is not followed: OSError."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS | _NO_LINK | _NO_WAIT
+    descriptor = os.open(_place(folder, name), flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{folder / name}: this is not a regular file")
+    return os.fdopen(descriptor, "a", encoding="utf-8", newline="\n")
+
+
+def make_folder(folder: Path, name: str) -> Path:
+    """Make a folder in a folder, if it is not there. Raises UserError as `inside`."""
+    path = inside(folder, name)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def remove_file(folder: Path, name: str) -> None:
+    """Remove a file, or a link itself; one that is absent is no error. Raises UserError as `inside`."""
+    _place(folder, name).unlink(missing_ok=True)
+
+
+def remove_tree(folder: Path, name: str) -> None:
+    """Remove a folder with all that it holds, a file, or a link itself. Raises UserError as
+    `inside`.
+    """
+    place = _place(folder, name)
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def move(folder: Path, names: Iterable[str], source: str, target: str) -> None:
+    """Move files from one folder inside a folder to another; folders that become empty are removed.
+
+    source, target: names of folders inside `folder`; "." is the folder itself.
+    """
+    emptied = set()
+    for name in names:
+        old, new = _place(folder, f"{source}/{name}"), f"{target}/{name}"
+        make_folder(folder, str(Path(new).parent))
+        old.rename(_place(folder, new))
+        emptied |= {folder / source / parent for parent in Path(name).parents if parent.name}
+    for path in sorted(emptied, key=lambda path: -len(path.parts)):
+        with suppress(OSError):  # it holds something else
+            path.rmdir()
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a name is that of a file or folder that a killed process left behind."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left in a folder. Call it only while no other process writes."""
+    for path in list(folder.iterdir()):
+        if is_unfinished(path.name):
+            remove_tree(folder, path.name)
 
 
 def fsync(path: Path) -> None:
@@ -80,3 +269,22 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Where to put, move or remove a file: its real parent and its name, which is not followed."""
+    return inside(folder, str(Path(name).parent)) / Path(name).name
+
+
+def _unfinished(name: str) -> str:
+    return f".{name[-100:].lstrip('.')}.{secrets.token_hex(8)}.partial"
+
+
+def _created(path: Path) -> TextIO:
+    """Open a new file; one that exists, or a link, is an error."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS | _NO_LINK
+    return os.fdopen(os.open(path, flags, 0o666), "w", encoding="utf-8", newline="\n")
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

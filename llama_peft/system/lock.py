@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llama_peft.errors import UserError
+from llama_peft.system import files
+
+LOCK, HOLDER = ".lock", ".holder"
 
 
 @contextmanager
@@ -15,7 +18,7 @@ def only_process(folder: Path, doing: str, hold: bool = True) -> Iterator[None]:
 
     doing: what this process does in the folder, for the other one's message. hold: False for the
     other processes of one job, whose first process holds the folder. The system releases the lock
-    of a killed process.
+    of a killed process. What such a process left half written in the folder is removed.
     """
     from filelock import FileLock, Timeout
 
@@ -26,24 +29,26 @@ def only_process(folder: Path, doing: str, hold: bool = True) -> Iterator[None]:
     if not hold:
         yield
         return
-    holder = folder / ".holder"
+    if (folder / LOCK).is_symlink():  # filelock would empty the file that it points to
+        raise UserError(f"{folder / LOCK}: this is a link, which nothing of ours is; remove it")
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            holder.write_text(str(os.getpid()), "utf-8")
+        with FileLock(folder / LOCK, timeout=0):
+            files.write_text(folder, HOLDER, str(os.getpid()))
             try:
+                files.sweep(folder)
                 yield
             finally:
-                holder.unlink(missing_ok=True)
+                files.remove_file(folder, HOLDER)
     except Timeout:
         raise UserError(
-            f"{folder}: {_name_of(holder)} is {doing} here; wait until it ends, or stop it"
+            f"{folder}: {_name_of_holder(folder)} is {doing} here; wait until it ends, or stop it"
         ) from None
 
 
-def _name_of(holder: Path) -> str:
+def _name_of_holder(folder: Path) -> str:
     """The process that holds a folder. It may end at any time, and its file with it."""
     try:
-        number = holder.read_text("utf-8")
-    except OSError:
+        number = files.read_text(folder, HOLDER)
+    except (OSError, ValueError, UserError):
         number = ""
-    return f"process {number}" if number else "another process"
+    return f"process {number}" if number.isdecimal() else "another process"

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from llama_peft.system.files import write_durably
+from llama_peft.system.files import write_text
 from llama_peft.system.memory import peak_memory
 from llama_peft.system.seal import seal
 from llama_peft.training.checkpoints import Origin, Spent, rotate, write_spent
@@ -40,7 +40,7 @@ class History(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             lines = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
-            write_durably(self.path, lines)
+            write_text(self.path.parent, self.path.name, lines)
 
     def on_log(
         self,

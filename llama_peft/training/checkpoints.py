@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llama_peft.run_folder.layout import SPENT
-from llama_peft.system.files import write_durably
+from llama_peft.system.files import write_text
 from llama_peft.system.seal import is_sealed
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _remove(folder: Path) -> None:
 
 def write_spent(folder: Path, spent: Spent, origin: Origin) -> None:
     """Write into a checkpoint what the run has taken so far, and what it is trained from."""
-    write_durably(folder / SPENT, json.dumps({**spent._asdict(), **origin._asdict()}))
+    write_text(folder, SPENT, json.dumps({**spent._asdict(), **origin._asdict()}))
 
 
 def read_spent(folder: Path | None) -> Spent:

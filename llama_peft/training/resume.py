@@ -25,7 +25,7 @@ from llama_peft.run_folder.layout import (
     TUNED,
 )
 from llama_peft.run_folder.record import read_record, verify_exports
-from llama_peft.system.files import sha256_of, write_durably
+from llama_peft.system.files import sha256_of, write_text
 from llama_peft.system.lock import only_process
 from llama_peft.training.checkpoints import Origin, newest_sealed, read_origin
 
@@ -84,7 +84,7 @@ def _write_texts_again(folder: Path, recipe: Recipe, dataset: data.Dataset) -> b
         record = read_record(folder)
         for name, text in texts.items():
             if record.files.get(name) == sha256_of(text):
-                write_durably(folder / name, text)
+                write_text(folder, name, text)
         verify_exports(folder, record)
         return True
     except UserError:
@@ -117,7 +117,7 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
                 f"{path}: this file is missing, and nothing else tells which recipe the checkpoints "
                 "belong to; bring it back, or add --fresh to train again"
             )
-    write_durably(path, text)
+    write_text(path.parent, path.name, text)
 
 
 def _belongs_to(recipe: Recipe, folder: Path) -> bool:
@@ -147,8 +147,8 @@ def write_split(folder: Path, dataset: data.Dataset) -> None:
                 f"{folder}: the data are not those that its checkpoints were trained on; "
                 "bring the old data back, or add --fresh to train again"
             )
-    write_durably(path, text)
-    write_durably(folder / SPLIT, data.split_text(dataset))
+    write_text(path.parent, path.name, text)
+    write_text(folder, SPLIT, data.split_text(dataset))
 
 
 def check_origin(folder: Path, resumed: Path | None, origin: Origin, base: str) -> None:

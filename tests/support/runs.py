@@ -32,7 +32,7 @@ def write_record(folder: Path, values: Mapping[str, object]) -> None:
     """Write a record of the values, with the sum that belongs to them; what they leave out is the
     least.
     """
-    write_summed(folder / TRAINING, {**LEAST, **values})
+    write_summed(folder, TRAINING, {**LEAST, **values})
 
 
 def sums(folder: Path) -> dict[str, str]:

@@ -27,7 +27,7 @@ from llama_peft.model import heads
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
-from llama_peft.system.files import fsync, sha256, write_durably
+from llama_peft.system.files import fsync, sha256, write_text
 from llama_peft.system.formatting import disk_space
 from llama_peft.system.seal import SEAL, is_sealed, seal
 from llama_peft.training.features.states import Group, Key, grouped, pooled
@@ -143,7 +143,7 @@ def compute(
         log.info("%s: features of %d texts, %d of them done (%s)", part, len(rows), done, folder)
         _fill(model, groups, folder, keys, done)
         order = [index for group in groups for index in group.members]
-        write_durably(folder / ORDER, json.dumps(order))
+        write_text(folder, ORDER, json.dumps(order))
         seal(folder)
     return folder
 
@@ -269,4 +269,4 @@ def _write_shard(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
     fsync(partial)
     sums = _sums(folder) | {name: sha256(partial)}
     os.replace(partial, folder / name)
-    write_durably(folder / SUMS, json.dumps(sums))
+    write_text(folder, SUMS, json.dumps(sums))

@@ -60,7 +60,7 @@ def choose(
     found = _kept(run)
     if found is None:
         found = _tried(recipe, model, rows, cache_folder(run))
-        write_summed(run / LAYER_CHOICE, found.model_dump(mode="json"))
+        write_summed(run, LAYER_CHOICE, found.model_dump(mode="json"))
     best = found.tried[0]
     listed = ", ".join(f"{one.layer} {one.pooling} {one.loss:.4f}" for one in found.tried[:5])
     log.info(
@@ -73,7 +73,7 @@ def choose(
 def _kept(run: Path) -> Choice | None:
     """Return an earlier choice; None if there is none, or if it is damaged."""
     try:
-        return Choice.model_validate(read_summed(run / LAYER_CHOICE))
+        return Choice.model_validate(read_summed(run, LAYER_CHOICE))
     except (OSError, ValueError):
         return None
 
