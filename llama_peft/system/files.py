@@ -12,6 +12,7 @@ may be a link, because its user named it.
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import secrets
@@ -83,7 +84,8 @@ def read_text(folder: Path, name: str, errors: str = "strict") -> str:
 
 
 def read_json(folder: Path, name: str) -> "JsonValue":
-    """The value of a JSON file of a folder. NaN and Infinity are refused, because JSON has neither.
+    """The value of a JSON file of a folder. NaN and Infinity are refused, because JSON has neither,
+    and numbers that are too large to be one.
 
     Raises OSError, ValueError (RecursionError becomes one), or UserError as `inside`.
     """
@@ -91,9 +93,9 @@ def read_json(folder: Path, name: str) -> "JsonValue":
 
 
 def parse_json(text: str) -> "JsonValue":
-    """The value of a JSON text. Raises ValueError, for NaN, Infinity and deep nesting too."""
+    """The value of a JSON text. Raises ValueError, for NaN, Infinity, 1e999 and deep nesting too."""
     try:
-        value: JsonValue = json.loads(text, parse_constant=_refuse)
+        value: JsonValue = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return value
@@ -101,6 +103,11 @@ def parse_json(text: str) -> "JsonValue":
 
 def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not a number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _refuse(digits[:40])
 
 
 def is_file(folder: Path, name: str) -> bool:
