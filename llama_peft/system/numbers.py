@@ -30,9 +30,7 @@ def _ordered(interval: list[float]) -> list[float]:
     return interval
 
 
-Interval = Annotated[
-    list[Finite], Field(min_length=2, max_length=2), AfterValidator(_ordered)
-]
+Interval = Annotated[list[Finite], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
 """[low, high], 95 %."""
 
 

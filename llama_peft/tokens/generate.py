@@ -86,7 +86,7 @@ def greedy_plain(
     import torch
     from transformers import GenerationConfig
 
-    best: "list[Tensor]" = []
+    best: list[Tensor] = []
 
     def note_best(ids: "Tensor", scores: "Tensor") -> "Tensor":
         best.append(scores.amax(-1))  # NaN counts as the highest

@@ -4,12 +4,19 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import TypeAdapter
+
+from llama_peft.errors import UserError
+from llama_peft.model.backbone import first_line
 from llama_peft.run_folder.layout import SPENT
-from llama_peft.system.files import write_text
+from llama_peft.system.files import read_json, write_text
+from llama_peft.system.numbers import Count, NotNegative
 from llama_peft.system.seal import is_sealed
+from llama_peft.training.checkpoint_state import Fit, best_of, trouble
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +26,8 @@ _STEP = re.compile(r"checkpoint-[0-9]+")
 class Spent(NamedTuple):
     """What a run has taken up to a checkpoint, over all its starts."""
 
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
+    seconds: NotNegative = 0.0
+    peak_memory_bytes: Count = 0
 
 
 class Origin(NamedTuple):
@@ -34,12 +41,20 @@ class Origin(NamedTuple):
     """The sum of all examples."""
 
 
-def newest_sealed(checkpoints: Path) -> Path | None:
-    """Return the latest `checkpoint-<step>` with an intact seal, and log which ones are skipped."""
+_SPENT, _ORIGIN = TypeAdapter(Spent), TypeAdapter(Origin)
+
+
+def newest_sealed(checkpoints: Path, fit: Fit | None = None) -> Path | None:
+    """Return the latest `checkpoint-<step>` that a training can continue from, and log why others
+    are skipped.
+
+    fit: the training that would continue from it, if it is known.
+    """
     for folder in _newest_first(checkpoints):
-        if is_sealed(folder) and _has_its_best(folder):
+        reason = _why_not(folder, fit)
+        if reason is None:
             return folder
-        log.warning("%s is incomplete or damaged, so it is skipped", folder)
+        log.warning("%s is incomplete or damaged, so it is skipped: %s", folder, reason)
     return None
 
 
@@ -48,19 +63,27 @@ def _newest_first(checkpoints: Path) -> list[Path]:
     return sorted(numbered, key=lambda path: -int(path.name[11:]))
 
 
-def _has_its_best(folder: Path) -> bool:
-    """Return whether the checkpoint that this one names as the best is intact too.
+def _why_not(folder: Path, fit: Fit | None) -> str | None:
+    """Return why no training can continue from a checkpoint; None if one can.
 
-    The training ends with that one.
+    The checkpoint that it names as the best must be usable too, because the training ends with it.
     """
+    reason = _fault(folder, fit)
+    best = None if reason else best_of(folder)
+    if best is None or best == folder.name:
+        return reason
+    reason = _fault(folder.parent / best, fit)
+    return reason and f"its best checkpoint is {best}: {reason}"
+
+
+def _fault(folder: Path, fit: Fit | None) -> str | None:
+    if not is_sealed(folder):
+        return "its seal is missing, or a file was changed"
     try:
-        state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
-    except FileNotFoundError:
-        return True
-    best = state.get("best_model_checkpoint")
-    if best is None or Path(best).name == folder.name:
-        return True
-    return is_sealed(folder.parent / Path(best).name)
+        read_spent(folder), read_origin(folder)
+    except (OSError, ValueError, UserError) as error:
+        return f"{SPENT}: {first_line(error)}"
+    return trouble(folder, fit)
 
 
 def remove_newer(checkpoints: Path, than: Path | None) -> None:
@@ -96,13 +119,23 @@ def write_spent(folder: Path, spent: Spent, origin: Origin) -> None:
 
 def read_spent(folder: Path | None) -> Spent:
     """Return what a run had taken at a checkpoint; zeros if there is none."""
-    if folder is None:
-        return Spent()
-    found = json.loads((folder / SPENT).read_text("utf-8"))
-    return Spent(**{name: found[name] for name in Spent._fields})
+    return (
+        Spent()
+        if folder is None
+        else _SPENT.validate_python(_stored(folder, Spent._fields), strict=True)
+    )
 
 
 def read_origin(folder: Path) -> Origin:
-    """Return what a checkpoint was trained from."""
-    found = json.loads((folder / SPENT).read_text("utf-8"))
-    return Origin(*map(found.get, Origin._fields))
+    """Return what a checkpoint was trained from. Raises OSError or ValueError."""
+    return _ORIGIN.validate_python(
+        dict.fromkeys(Origin._fields) | _stored(folder, Origin._fields), strict=True
+    )
+
+
+def _stored(folder: Path, names: Sequence[str]) -> dict[str, object]:
+    """Return values of spent.json by their names."""
+    found = read_json(folder, SPENT)
+    if not isinstance(found, dict):
+        raise ValueError("it does not hold a JSON object")
+    return {name: found[name] for name in names if name in found}
