@@ -196,21 +196,27 @@ def naming(resumed: Path | None, trainer: "Trainer") -> Iterator[None]:
 def trouble(folder: Path, fit: Fit | None = None) -> str | None:
     """Why no training can continue from a sealed checkpoint; None if one can.
 
-    fit: the training that would continue from it, if it is known.
+    fit: the training that would continue from it; without it only the records are read, which needs
+        no torch.
     """
     name = STATE
     try:
         names = _names(folder)
         _check_state(read_state(folder), folder, fit)
-        for name in sorted(names):
-            _check_file(folder, name, fit)
-    except ValidationError as error:
-        first = error.errors()[0]
-        return f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        if fit is not None:
+            for name in sorted(names):
+                _check_file(folder, name, fit)
     except Exception as error:  # whatever the bytes of a stranger raise in the libraries
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return f"{name}: {reason[0]}"
+        return f"{name}: {reason(error)}"
     return None
+
+
+def reason(error: Exception) -> str:
+    """An error about the content of a file, in one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return first_line(error)
 
 
 def best_of(folder: Path) -> str | None:
@@ -221,15 +227,10 @@ def best_of(folder: Path) -> str | None:
 
 def read_state(folder: Path) -> TrainerRecord:
     """The trainer_state.json of a checkpoint. Raises OSError, ValueError or UserError."""
-    from transformers import TrainerState
-
     try:
         values = json.loads(read_text(folder, STATE))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    unknown = set(values) - {field.name for field in fields(TrainerState)}
-    if unknown:
-        raise ValueError(f"the key {min(unknown)} is unknown")
     return TrainerRecord.model_validate(values)
 
 
@@ -263,8 +264,10 @@ def _check_state(state: TrainerRecord, folder: Path, fit: Fit | None) -> None:
         raise ValueError("best_model_checkpoint is not the one of best_global_step")
 
 
-def _check_file(folder: Path, name: str, fit: Fit | None) -> None:
-    if name in (ADAPTER_WEIGHTS, HEAD_WEIGHTS):
+def _check_file(folder: Path, name: str, fit: Fit) -> None:
+    if name == STATE:
+        _check_keys(read_state(folder))
+    elif name in (ADAPTER_WEIGHTS, HEAD_WEIGHTS):
         _check_weights(inside(folder, name), fit)
     elif name == OPTIMIZER:
         _check_optimizer(_Optimizer.model_validate(_loaded(folder, name)))
@@ -276,14 +279,22 @@ def _check_file(folder: Path, name: str, fit: Fit | None) -> None:
         _check_rng(_RngState.validate_python(_loaded(folder, name)))
 
 
-def _check_weights(path: Path, fit: Fit | None) -> None:
+def _check_keys(state: TrainerRecord) -> None:
+    from transformers import TrainerState
+
+    unknown = (state.model_extra or {}).keys() - {field.name for field in fields(TrainerState)}
+    if unknown:
+        raise ValueError(f"the key {min(unknown)} is unknown")
+
+
+def _check_weights(path: Path, fit: Fit) -> None:
     from safetensors.torch import load_file
 
     tensors = load_file(path)
     odd = first_not_finite(tensors)
     if odd is not None:
         raise ValueError(f"the weights in {odd} are not numbers")
-    for name, shape in ({} if fit is None else fit.shapes).items():
+    for name, shape in fit.shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             raise ValueError(f"its {name} is missing or has another shape than the training's")
 

@@ -11,12 +11,11 @@ from typing import NamedTuple
 from pydantic import TypeAdapter
 
 from llama_peft.errors import UserError
-from llama_peft.model.backbone import first_line
 from llama_peft.run_folder.layout import SPENT
 from llama_peft.system.files import read_json, write_text
 from llama_peft.system.numbers import Count, NotNegative
 from llama_peft.system.seal import is_sealed
-from llama_peft.training.checkpoint_state import Fit, best_of, trouble
+from llama_peft.training.checkpoint_state import Fit, best_of, reason, trouble
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +47,13 @@ def newest_sealed(checkpoints: Path, fit: Fit | None = None) -> Path | None:
     """Return the latest `checkpoint-<step>` that a training can continue from, and log why others
     are skipped.
 
-    fit: the training that would continue from it, if it is known.
+    fit: the training that would continue from it, as in `trouble`.
     """
     for folder in _newest_first(checkpoints):
-        reason = _why_not(folder, fit)
-        if reason is None:
+        fault = _why_not(folder, fit)
+        if fault is None:
             return folder
-        log.warning("%s is incomplete or damaged, so it is skipped: %s", folder, reason)
+        log.warning("%s is incomplete or damaged, so it is skipped: %s", folder, fault)
     return None
 
 
@@ -68,12 +67,12 @@ def _why_not(folder: Path, fit: Fit | None) -> str | None:
 
     The checkpoint that it names as the best must be usable too, because the training ends with it.
     """
-    reason = _fault(folder, fit)
-    best = None if reason else best_of(folder)
+    fault = _fault(folder, fit)
+    best = None if fault else best_of(folder)
     if best is None or best == folder.name:
-        return reason
-    reason = _fault(folder.parent / best, fit)
-    return reason and f"its best checkpoint is {best}: {reason}"
+        return fault
+    fault = _fault(folder.parent / best, fit)
+    return fault and f"{best}, the best one: {fault}"
 
 
 def _fault(folder: Path, fit: Fit | None) -> str | None:
@@ -82,7 +81,7 @@ def _fault(folder: Path, fit: Fit | None) -> str | None:
     try:
         read_spent(folder), read_origin(folder)
     except (OSError, ValueError, UserError) as error:
-        return f"{SPENT}: {first_line(error)}"
+        return f"{SPENT}: {reason(error)}"
     return trouble(folder, fit)
 
 

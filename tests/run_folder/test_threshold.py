@@ -11,7 +11,6 @@ from llama_peft.run_folder import layout, threshold
 from llama_peft.system.files import with_sum
 from tests.support import runs
 
-
 ITS = "1" * 64
 """The sum of the run's weights."""
 
