@@ -118,7 +118,7 @@ class TrainerRecord(_Typed):
     total_flos: Annotated[Finite, Field(ge=0)] = 0
     log_history: list[_LogEntry] = []
     best_metric: Finite | None = None
-    best_global_step: Step | None = None
+    best_global_step: Annotated[Step, Field(ge=1)] | None = None
     best_model_checkpoint: str | None = None
     is_local_process_zero: bool = True
     is_world_process_zero: bool = True
@@ -165,9 +165,12 @@ def fit_of(trainer: "Trainer") -> Fit:
     from peft import PeftModel, get_peft_model_state_dict
 
     model, args = trainer.model, trainer.args
-    state = model.state_dict()
-    if isinstance(model, PeftModel):
-        state = get_peft_model_state_dict(model, state, save_embedding_layers=False)
+    adapted = isinstance(model, PeftModel)
+    state = (
+        get_peft_model_state_dict(model, save_embedding_layers=False)
+        if adapted
+        else model.state_dict()
+    )
     shapes = {name: tuple(one.shape) for name, one in state.items()}
     steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
     # With more processes than before, the same data make fewer steps.
