@@ -21,7 +21,7 @@ from llama_peft.model.backbone import first_line
 from llama_peft.run_folder.layout import ADAPTER_WEIGHTS, SPENT
 from llama_peft.system.files import inside, read_json, read_text
 from llama_peft.system.memory import is_out_of_memory
-from llama_peft.system.numbers import Count, Finite, NotNegative, Step, first_not_finite
+from llama_peft.system.numbers import Count, Finite, NotNegative, Step, first_not_finite, is_finite
 from llama_peft.system.seal import SEAL
 
 if TYPE_CHECKING:
@@ -360,7 +360,7 @@ def _check_values(value: object, size: int) -> None:
                 raise ValueError("it holds a tensor of another kind")
             if one.nbytes > min(size, one.untyped_storage().nbytes()):
                 raise ValueError("it holds a tensor that is larger than the file")
-            if one.is_floating_point() and not bool(one.isfinite().all()):
+            if not is_finite(one):
                 raise ValueError("it holds numbers that are not finite")
         elif isinstance(one, Mapping):
             waiting += [*one.keys(), *one.values()]
