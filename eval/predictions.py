@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pydantic import TypeAdapter
@@ -20,7 +21,7 @@ from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
-from llama_peft.system.files import JsonObject, sha256, write_text
+from llama_peft.system.files import append, parse_json, read_text, sum_of, write_text
 from llama_peft.system.memory import free_memory, is_out_of_memory
 
 from .job import Job
@@ -31,6 +32,22 @@ from .scoring import Material, check_ids, gold
 log = logging.getLogger(__name__)
 
 _PREDICTION = TypeAdapter(Prediction)
+
+
+class Unfinished(NamedTuple):
+    """A file of predictions that are being made: its folder, and its name there."""
+
+    folder: Path
+    name: str
+
+
+class _Line(NamedTuple):
+    """One prediction of such a file."""
+
+    prediction: Prediction
+    more: bool
+    """Whether other predictions of its batch follow."""
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +76,7 @@ def evaluation_key(
     place = torch.device("cpu") if recipe.train.use_cpu else backbone.device()
     settings = {
         "facts": facts.model_dump(include={"model", "base_fingerprint", "adapter_sha256"}),
-        "adapter_config": None if adapter_config is None else sha256(adapter_config),
+        "adapter_config": _sum(adapter_config),
         "threshold": threshold_digest(recipe, validation),
         "kind": predictor.kind,
         "labels": predictor.labels,
@@ -79,6 +96,10 @@ def evaluation_key(
     return digest.hexdigest()
 
 
+def _sum(path: Path | None) -> str | None:
+    return None if path is None else sum_of(path.parent, path.name)
+
+
 def threshold_digest(recipe: Recipe, validation: Sequence[Example]) -> str:
     """Return a digest of what a fitted threshold depends on, beside the model."""
     settings = [recipe.eval.n_best_size, recipe.eval.max_answer_length]
@@ -87,7 +108,11 @@ def threshold_digest(recipe: Recipe, validation: Sequence[Example]) -> str:
 
 
 def predict(
-    predictor: Predictor, examples: Sequence[Example], partial: Path, key: str, batch_size: int = 32
+    predictor: Predictor,
+    examples: Sequence[Example],
+    partial: Unfinished,
+    key: str,
+    batch_size: int = 32,
 ) -> list[Prediction]:
     """Return one prediction for each example. Those in the file `partial` are not computed again.
 
@@ -103,7 +128,7 @@ def predict(
     bar = tqdm(
         total=len(examples), initial=len(found), desc=predictor.kind, unit="ex", disable=None
     )
-    with partial.open("a", encoding="utf-8") as file, bar:
+    with append(*partial) as file, bar:
         while waiting := _without(examples, found):
             try:
                 for batch in predictor.predict(waiting, batch_size):
@@ -162,22 +187,45 @@ def _stored(
     return {**known, "more": more, "gold": gold(example, labels), "text": example.asked[0]}
 
 
-def _resume(partial: Path, key: str) -> list[Prediction]:
+def _resume(partial: Unfinished, key: str) -> list[Prediction]:
     """Return the finished predictions under the key, and leave only them in the file.
 
-    A file of another key, a torn line and a batch that is not whole are dropped.
+    A file of another key, a damaged line and a batch that is not whole are dropped.
     """
-    lines: list[JsonObject] = []
-    if partial.is_file():
-        for text in partial.read_text("utf-8", errors="replace").split("\n"):
-            if _checksum(text[9:]) != text[:8]:
-                break  # this line was torn or changed, so what follows it does not count
-            lines.append(json.loads(text[9:]))
-    kept = lines[1:] if lines and lines[0] == {"key": key} else []
-    while kept and kept[-1].get("more", True):
-        kept.pop()
-    write_text(partial.parent, partial.name, _signed({"key": key}) + "".join(map(_signed, kept)))
-    return list(map(_PREDICTION.validate_python, kept))
+    begin, *texts = _whole_lines(partial)
+    lines = []
+    if begin == _signed({"key": key}):
+        for text in texts:
+            line = _line(text)
+            if line is None:
+                break  # what follows a damaged line does not count
+            lines.append(line)
+    while lines and lines[-1].more:
+        lines.pop()
+    write_text(*partial, _signed({"key": key}) + "".join(line.text for line in lines))
+    return [line.prediction for line in lines]
+
+
+def _whole_lines(partial: Unfinished) -> list[str]:
+    """Return the lines of an unfinished file, with their ends; one empty line if there is no file."""
+    try:
+        return read_text(*partial, errors="replace").splitlines(keepends=True) or [""]
+    except FileNotFoundError:
+        return [""]
+    except ValueError as error:
+        raise UserError(f"{partial.folder / partial.name}: {error}; remove this file") from None
+
+
+def _line(text: str) -> _Line | None:
+    """Return the prediction of a line; None if the line was torn or changed."""
+    try:
+        values = parse_json(text[9:])
+        if text != f"{_checksum(text[9:-1])} {text[9:]}" or not isinstance(values, dict):
+            return None
+        more = values.get("more", True) is not False
+        return _Line(_PREDICTION.validate_python(values), more, text)
+    except ValueError:
+        return None
 
 
 def _signed(line: Mapping[str, object]) -> str:
