@@ -11,6 +11,7 @@ from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import UNFINISHED_PREDICTIONS
+from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.results import Results, read_results
 from llama_peft.system.files import remove_file
 from llama_peft.system.lock import only_process
@@ -18,8 +19,8 @@ from llama_peft.system.memory import peak_memory, reset_peak
 
 from . import trained_on
 from .fewshot import worked_examples
-from .job import Job, check_output
-from .predictions import Evaluation, Unfinished, evaluation_key, predict
+from .job import Job
+from .predictions import Evaluation, evaluation_key, predict
 from .predictors.open import as_trained, open_predictor
 from .predictors.recognise import Subject, identify
 from .scoring import finish, gold, lines_of, material
@@ -36,7 +37,7 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
     identified already. Raises UserError, before any example is predicted, if model, data and task
     do not fit together, or if `job.output` holds files that are not ours.
     """
-    check_output(job.output)
+    check_evaluation_folder(job.output)
     started = time.monotonic()
     reset_peak()
     subject = subject or identify(job.model, job.recipe, job.kind)
@@ -56,7 +57,7 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             return finished
         threshold = fitted_threshold(evaluation, validation)
         size = job.recipe.train.per_device_eval_batch_size
-        partial = Unfinished(job.output, UNFINISHED_PREDICTIONS)
+        partial = job.output / UNFINISHED_PREDICTIONS
         predictions = predict(predictor, found.examples, partial, key, size)
         _show(evaluation, found.examples[:show], predictions)
         results = finish(
@@ -68,7 +69,7 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             threshold=threshold,
             peak_memory_bytes=peak_memory(),
         )
-        remove_file(*partial)
+        remove_file(job.output, UNFINISHED_PREDICTIONS)
     return results
 
 

@@ -34,15 +34,8 @@ log = logging.getLogger(__name__)
 _PREDICTION = TypeAdapter(Prediction)
 
 
-class Unfinished(NamedTuple):
-    """A file of predictions that are being made: its folder, and its name there."""
-
-    folder: Path
-    name: str
-
-
 class _Line(NamedTuple):
-    """One prediction of such a file."""
+    """A line of an unfinished file."""
 
     prediction: Prediction
     more: bool
@@ -108,11 +101,7 @@ def threshold_digest(recipe: Recipe, validation: Sequence[Example]) -> str:
 
 
 def predict(
-    predictor: Predictor,
-    examples: Sequence[Example],
-    partial: Unfinished,
-    key: str,
-    batch_size: int = 32,
+    predictor: Predictor, examples: Sequence[Example], partial: Path, key: str, batch_size: int = 32
 ) -> list[Prediction]:
     """Return one prediction for each example. Those in the file `partial` are not computed again.
 
@@ -128,7 +117,7 @@ def predict(
     bar = tqdm(
         total=len(examples), initial=len(found), desc=predictor.kind, unit="ex", disable=None
     )
-    with append(*partial) as file, bar:
+    with append(partial.parent, partial.name) as file, bar:
         while waiting := _without(examples, found):
             try:
                 for batch in predictor.predict(waiting, batch_size):
@@ -187,44 +176,44 @@ def _stored(
     return {**known, "more": more, "gold": gold(example, labels), "text": example.asked[0]}
 
 
-def _resume(partial: Unfinished, key: str) -> list[Prediction]:
+def _resume(partial: Path, key: str) -> list[Prediction]:
     """Return the finished predictions under the key, and leave only them in the file.
 
     A file of another key, a damaged line and a batch that is not whole are dropped.
     """
-    begin, *texts = _whole_lines(partial)
-    lines = []
-    if begin == _signed({"key": key}):
-        for text in texts:
-            line = _line(text)
-            if line is None:
-                break  # what follows a damaged line does not count
-            lines.append(line)
-    while lines and lines[-1].more:
-        lines.pop()
-    write_text(*partial, _signed({"key": key}) + "".join(line.text for line in lines))
-    return [line.prediction for line in lines]
+    begin, *texts = _texts(partial)
+    beginning, kept = _signed({"key": key}), []
+    for text in texts if f"{begin}\n" == beginning else ():
+        line = _line(text)
+        if line is None:
+            break  # what follows a damaged line does not count
+        kept.append(line)
+    while kept and kept[-1].more:
+        kept.pop()
+    written = "".join(f"{line.text}\n" for line in kept)
+    write_text(partial.parent, partial.name, beginning + written)
+    return [line.prediction for line in kept]
 
 
-def _whole_lines(partial: Unfinished) -> list[str]:
-    """Return the lines of an unfinished file, with their ends; one empty line if there is no file."""
+def _texts(partial: Path) -> list[str]:
+    """Return the lines of an unfinished file; one empty line if there is no file."""
     try:
-        return read_text(*partial, errors="replace").splitlines(keepends=True) or [""]
+        return read_text(partial.parent, partial.name, errors="replace").split("\n")
     except FileNotFoundError:
         return [""]
     except ValueError as error:
-        raise UserError(f"{partial.folder / partial.name}: {error}; remove this file") from None
+        raise UserError(f"{partial}: {error}; remove this file") from None
 
 
 def _line(text: str) -> _Line | None:
-    """Return the prediction of a line; None if the line was torn or changed."""
+    """Return a line as a prediction; None if it was torn or changed."""
+    if _checksum(text[9:]) != text[:8]:
+        return None
     try:
         values = parse_json(text[9:])
-        if text != f"{_checksum(text[9:-1])} {text[9:]}" or not isinstance(values, dict):
-            return None
-        more = values.get("more", True) is not False
-        return _Line(_PREDICTION.validate_python(values), more, text)
-    except ValueError:
+        more = values.get("more", True) if isinstance(values, dict) else True
+        return _Line(_PREDICTION.validate_python(values), more is not False, text)
+    except ValueError:  # the sum has no key, so a stranger can write any line
         return None
 
 

@@ -14,7 +14,7 @@ from llama_peft.run_folder.threshold import UNFITTED, Threshold, read_threshold,
 from llama_peft.system.files import remove_file
 
 from .metrics.squad_v2 import fit_threshold
-from .predictions import Evaluation, Unfinished, evaluation_key, predict, threshold_digest
+from .predictions import Evaluation, evaluation_key, predict, threshold_digest
 from .scoring import gold
 
 log = logging.getLogger(__name__)
@@ -54,12 +54,12 @@ def fitted_threshold(evaluation: Evaluation, validation: Sequence[Example]) -> f
         return UNFITTED
     job, predictor = evaluation.job, evaluation.predictor
     key = evaluation_key(evaluation, {"validation": validation})
-    partial = Unfinished(job.output, UNFINISHED_VALIDATION)
+    partial = job.output / UNFINISHED_VALIDATION
     size = job.recipe.train.per_device_eval_batch_size
     threshold = _fit(predict(predictor, validation, partial, key, size), validation)
     if evaluation.subject.run is not None and not job.fetched:
         _keep(evaluation.subject.run, job.recipe, validation, threshold)
-    remove_file(*partial)
+    remove_file(job.output, UNFINISHED_VALIDATION)
     return threshold
 
 

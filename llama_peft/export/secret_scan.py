@@ -67,5 +67,10 @@ def _texts(run: Path) -> Iterator[Path]:
     """
     for file in sorted(run.rglob("*")):
         searched = file.relative_to(run).parts[0] != CHECKPOINTS and file.suffix != WEIGHTS_SUFFIX
-        if searched and not file.is_symlink() and file.is_file() and file.stat().st_size <= _LARGEST:
+        if (
+            searched
+            and not file.is_symlink()
+            and file.is_file()
+            and file.stat().st_size <= _LARGEST
+        ):
             yield file

@@ -74,27 +74,31 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def read_whole(path: Path, largest: int = LARGEST) -> bytes:
-    """The bytes of a file that the user named. Raises OSError, ValueError if it is larger than
-    `largest`, or UserError as `open_regular`.
+    """The bytes of a file that the user named. Raises OSError, or UserError as `open_regular`.
+
+    largest: bytes; a larger file is refused with a UserError.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > largest:
-            raise ValueError(f"its {size:,} bytes are more than the {largest:,} that are read")
+            raise UserError(
+                f"{path}: this file is too large: it has {size:,} bytes, and at most {largest:,} "
+                "are read"
+            )
         return file.read()
 
 
 def read_bytes(folder: Path, name: str, largest: int = LARGEST) -> bytes:
-    """The bytes of a file of a folder. Raises as `read_whole`, or UserError as `inside`."""
+    """The bytes of a file of a folder. Raises OSError, or UserError as `read_whole` and `inside`."""
     return read_whole(inside(folder, name), largest)
 
 
-def read_text(folder: Path, name: str, errors: str = "strict") -> str:
-    """The text of a UTF-8 file of a folder. Raises OSError, ValueError, or UserError as `inside`.
+def read_text(folder: Path, name: str, errors: str = "strict", largest: int = LARGEST) -> str:
+    """The text of a UTF-8 file of a folder. Raises ValueError, or as `read_bytes`.
 
-    errors: what to do with other bytes, as in `bytes.decode`.
+    errors: what to do with other bytes, as in `bytes.decode`. largest: as in `read_whole`.
     """
-    return read_bytes(folder, name).decode("utf-8", errors)
+    return read_bytes(folder, name, largest).decode("utf-8", errors)
 
 
 def read_json(folder: Path, name: str) -> "JsonValue":
