@@ -10,7 +10,7 @@ from llama_peft.data import Example, mark_given
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder.layout import UNFINISHED_PREDICTIONS
+from llama_peft.run_folder.layout import RESULTS, UNFINISHED_PREDICTIONS
 from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.results import Results, read_results
 from llama_peft.system.files import remove_file
@@ -82,7 +82,7 @@ def _recipe(job: Job, subject: Subject) -> Recipe:
 def _finished(output: Path, key: str) -> Results | None:
     """Return the results of exactly this evaluation, if a folder holds them."""
     try:
-        results = read_results(output)
+        results = read_results(output / RESULTS)
     except (OSError, ValueError, UserError):
         return None
     return results if results.config.key == key else None

@@ -132,7 +132,8 @@ def result_folders(folder: Path) -> list[Path]:
 
 def read_systems(folder: Path) -> list[SystemResults]:
     """Every task of a results folder. Raises UserError if one of its files cannot be trusted."""
-    results, lines = _read_results(folder), _read_predictions(folder)
+    results = _read_results(folder / RESULTS)
+    lines = _read_predictions(folder / PREDICTIONS)
     try:
         if results.predictions_sha256 not in (None, sum_of(folder, PREDICTIONS)):
             raise ValueError(f"{PREDICTIONS} is not what was written")
@@ -141,10 +142,9 @@ def read_systems(folder: Path) -> list[SystemResults]:
         raise _broken(folder / RESULTS, f"does not fit its predictions ({error})") from error
 
 
-def _read_results(folder: Path) -> Results:
-    path = folder / RESULTS
+def _read_results(path: Path) -> Results:
     try:
-        return read_results(folder)
+        return read_results(path)
     except FileNotFoundError:
         raise _broken(path, "is missing") from None
     except OSError as error:
@@ -198,8 +198,7 @@ def _bounds(value: object) -> tuple[float, float] | None:
     return (low, high) if isfinite(low) and isfinite(high) and low <= high else None
 
 
-def _read_predictions(folder: Path) -> list[PredictionLine]:
-    path = folder / PREDICTIONS
+def _read_predictions(path: Path) -> list[PredictionLine]:
     lines: list[PredictionLine] = []
     for number, text in enumerate(_lines(_text(path)), start=1):
         try:

@@ -24,7 +24,7 @@ from llama_peft.run_folder.layout import (
 )
 from llama_peft.run_folder.record import TrainingRecord, read_record
 from llama_peft.run_folder.results import Results, read_results
-from llama_peft.system.files import read_text, sha256_of, sum_of
+from llama_peft.system.files import inside, read_text, sha256_of, sum_of
 
 _COMPARABLE = ("prompt", "quantization", "dtype", "max_length", "doc_stride")
 """Settings that both evaluations must share."""
@@ -169,7 +169,7 @@ def check_markup(page: str) -> None:
 
 def _read(run: Path, name: str) -> Results:
     try:
-        return read_results(run, name)
+        return read_results(inside(run, name))
     except (OSError, ValueError) as error:
         raise damaged(run, name, error) from None
 

@@ -115,14 +115,14 @@ def write_results(folder: Path, results: Results) -> None:
     write_summed(folder, RESULTS, results.model_dump(mode="json", by_alias=True))
 
 
-def read_results(folder: Path, name: str = RESULTS) -> Results:
-    """The results in a file of a folder.
+def read_results(path: Path) -> Results:
+    """The results in a file.
 
     Raises OSError if it cannot be read, ValueError, in one line, if it is damaged or newer than
-    this package, and UserError if it leads out of the folder.
+    this package, and UserError if it leads out of its folder.
     """
     try:
-        found = Results.model_validate(read_summed(folder, name, required=False))
+        found = Results.model_validate(read_summed(path.parent, path.name, required=False))
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
