@@ -66,18 +66,18 @@ def _save_adapter(model: "nn.Module", recipe: Recipe, folder: Path) -> list[Path
     with files.scratch(folder) as scratch:
         # Saving embedding layers "auto" would ask the Hub for the base's vocabulary.
         model.save_pretrained(scratch, safe_serialization=True, save_embedding_layers=False)
-        _name_base(scratch / ADAPTER_CONFIG, recipe)
+        _name_base(scratch, recipe)
         # Not PEFT's own card, which lacks our numbers. The record of the training is written later,
         # so after a kill between the two moves the adapter is exported again.
         files.move(folder, ADAPTER_FILES, scratch.name, ADAPTER)
     return [folder / ADAPTER / name for name in ADAPTER_FILES]
 
 
-def _name_base(path: Path, recipe: Recipe) -> None:
+def _name_base(folder: Path, recipe: Recipe) -> None:
     """Write the base as the recipe names it: PEFT writes the folder that it loaded the base from."""
-    config = json.loads(path.read_text("utf-8"))
+    config = json.loads(files.read_text(folder, ADAPTER_CONFIG))
     config["base_model_name_or_path"] = recipe.model.model_name_or_path
-    path.write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
+    files.write_text(folder, ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True))
 
 
 def _save_head(model: "nn.Module", recipe: Recipe, folder: Path) -> list[Path]:
@@ -216,7 +216,7 @@ def _check_tensors(model: "PeftModel", folder: Path) -> None:
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     places: Mapping[str, tuple[int, ...]] = {key: tuple(v.shape) for key, v in state.items()}
-    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+    with safe_open(files.inside(folder, ADAPTER_WEIGHTS), "pt") as file:
         held = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     if places != held:
         odd = sorted(set(places.items()) ^ set(held.items()))[0][0]

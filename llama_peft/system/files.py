@@ -274,6 +274,19 @@ def _remove_emptied(folder: Path, names: Iterable[str]) -> None:
             (folder / parent).rmdir()
 
 
+def rename(folder: Path, old: str, new: str) -> None:
+    """Give a file or folder of a folder another name there. A link is renamed itself."""
+    _place(folder, old).rename(_place(folder, new))
+
+
+def prune(folder: Path, name: str) -> None:
+    """Remove the empty folders in a folder, and the folder if nothing is left in it."""
+    place = _place(folder, name)
+    for path in [*sorted(place.rglob("*"), reverse=True), place]:
+        with suppress(OSError):  # it is not an empty folder
+            path.rmdir()
+
+
 def is_unfinished(name: str) -> bool:
     """Whether a name is that of a file or folder that a killed process left behind."""
     return _UNFINISHED.fullmatch(name) is not None

@@ -2,13 +2,12 @@
 
 import json
 import logging
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from llama_peft.run_folder.layout import CHECKPOINT, SPENT
 from llama_peft.run_folder.ownership import checkpoint_files
-from llama_peft.system.files import read_text, remove_files, write_text
+from llama_peft.system.files import prune, read_text, remove_file, remove_files, write_text
 from llama_peft.system.seal import is_sealed
 
 log = logging.getLogger(__name__)
@@ -91,11 +90,10 @@ def rotate(checkpoints: Path, keep: int, best: str | None) -> None:
 def _remove(folder: Path) -> None:
     """Remove a checkpoint, or the link to a checkpoint that somebody moved. Notes in it stay."""
     if folder.is_symlink():
-        folder.unlink()
+        remove_file(folder.parent, folder.name)
         return
     remove_files(folder, checkpoint_files(folder))
-    with suppress(OSError):
-        folder.rmdir()
+    prune(folder.parent, folder.name)
 
 
 def write_spent(folder: Path, spent: Spent, origin: Origin) -> None:

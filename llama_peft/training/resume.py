@@ -8,7 +8,7 @@ kill brings it back.
 import logging
 import os
 import re
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from llama_peft import data
@@ -180,9 +180,9 @@ def put_aside(folder: Path) -> None:
             evaluations.enter_context(only_process(path, "evaluating"))
         forget_aside(folder)
         _check_free(folder / PREVIOUS)
-        (folder / MOVING).mkdir()
+        files.make_folder(folder, MOVING)
         files.move(folder, run_files(folder), ".", MOVING)
-        (folder / MOVING).rename(folder / PREVIOUS)
+        files.rename(folder, MOVING, PREVIOUS)
 
 
 def forget_aside(folder: Path) -> None:
@@ -198,7 +198,7 @@ def bring_back(folder: Path) -> None:
     if newest_sealed(folder / CHECKPOINTS):
         return
     files.remove_files(folder, run_files(folder))
-    (folder / PREVIOUS).rename(folder / MOVING)
+    files.rename(folder, PREVIOUS, MOVING)
     _finish_move(folder)
 
 
@@ -212,9 +212,7 @@ def _finish_move(folder: Path) -> None:
 def _remove_run(folder: Path, place: str) -> None:
     """Remove a run that was put aside, with each folder in which nothing else is."""
     files.remove_files(folder, [f"{place}/{name}" for name in run_files(folder, place)])
-    for path in [*sorted((folder / place).rglob("*"), reverse=True), folder / place]:
-        with suppress(OSError):  # it is not an empty folder
-            path.rmdir()
+    files.prune(folder, place)
 
 
 def _check_free(place: Path) -> None:
