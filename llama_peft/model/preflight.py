@@ -6,7 +6,6 @@ reported at once, each with what to do.
 """
 
 import logging
-import os
 from pathlib import Path
 
 from llama_peft.errors import UserError
@@ -17,6 +16,7 @@ from llama_peft.model.hub import Weights, hub_weights, local_weights, read_confi
 from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
 from llama_peft.system.formatting import disk_space
+from llama_peft.system.memory import available as _host_memory
 
 log = logging.getLogger(__name__)
 
@@ -152,13 +152,3 @@ def _bytes_per_weight(recipe: Recipe) -> float:
     if recipe.quantization.load_in_8bit:
         return _BYTES["8bit"]
     return _BYTES["32bit" if recipe.model.dtype == "float32" else "16bit"]
-
-
-def _host_memory() -> int:
-    """Return the bytes that a new process can have without swapping."""
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        available = next(line for line in lines if line.startswith("MemAvailable"))
-        return 1024 * int(available.split()[1])
-    except OSError:  # not Linux: all of the memory, used or free
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
