@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from llama_peft.model import patterns
+from llama_peft.model import bounds
 from llama_peft.recipe import Lora
 from llama_peft.tasks import LANGUAGE_MODELLING, TASKS, Task
 
@@ -221,7 +221,7 @@ def count_text(
     if TASKS[task].head is not None:  # a model with a head has no lm_head
         del modules[LM_HEAD]
     if lora is not None:
-        patterns.check(lora.model_dump(), modules, "lora.")
+        bounds.check_patterns(lora.model_dump(), modules, "lora.")
     return Counts(
         base=backbone + untied,
         backbone=backbone,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llama_peft.errors import UserError
-from llama_peft.model import counts, patterns
+from llama_peft.model import bounds, counts
 from llama_peft.model.backbone import first_line
 from llama_peft.recipe import Lora, Recipe
 from llama_peft.tasks import TASKS, Task
@@ -83,7 +83,7 @@ def check_adapter(
     """
     from safetensors import safe_open
 
-    patterns.check(config.to_dict(), _module_names(model), f"{source}: ")
+    bounds.check_patterns(config.to_dict(), _module_names(model), f"{source}: ")
     if config.layer_replication:
         raise UserError(
             f"{source}: layer_replication: adapters that repeat blocks of the base are not loaded"
@@ -112,7 +112,7 @@ def check_targets(model: "PreTrainedModel", lora: Lora) -> None:
     import torch
 
     modules = _module_names(model)
-    patterns.check(lora.model_dump(), modules, "lora.")
+    bounds.check_patterns(lora.model_dump(), modules, "lora.")
     _check_names(modules, lora)
     _check_nesting(modules, lora)
     _check_biases(model, lora)
