@@ -37,10 +37,12 @@ _CONFIG_BYTES = 10_000_000
 _MOST_BYTES = 200_000_000
 """The most bytes of a file of settings; a large tokenizer takes 35 MB."""
 _SETTINGS = (".json", ".jinja", ".txt", ".model")
-_MOST_LAYERS = 1_000
-_MOST = 2**31
-_COUNTED = re.compile(r"num_|n_|.*(_size|_dim|_embeddings|_positions)$")
-"""The keys of a config that decide how much transformers builds."""
+_MOST = {
+    r".*layers?$": 1_000,
+    r"num_|n_": 1_000_000,
+    r".*(_size|_dim|_embeddings|_positions)$": 2**31,
+}
+"""The most that a config may say, by its keys: transformers builds as many blocks, labels, numbers."""
 _SKIPPED = ("modules_to_not_convert", "llm_int8_skip_modules")
 """The keys of a quantisation that transformers reads as expressions."""
 
@@ -51,8 +53,8 @@ def read_config(file: Path) -> dict[str, object]:
     """
     config = _object(file, _CONFIG_BYTES)
     for key, value in _values(config):
-        most = _MOST_LAYERS if "layers" in key or key == "n_layer" else _MOST
-        if isinstance(value, int) and value > most and _COUNTED.match(key):
+        most = next((most for name, most in _MOST.items() if re.match(name, key)), None)
+        if isinstance(value, int) and most is not None and value > most:
             raise UserError(f"{file}: {key} is more than {most:,}, which no base has")
         odd = [text for text in _texts(value) if key in _SKIPPED and not is_name(text)]
         if odd:

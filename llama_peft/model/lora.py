@@ -84,10 +84,9 @@ def check_adapter(
     from safetensors import safe_open
 
     bounds.check_patterns(config.to_dict(), _module_names(model), f"{source}: ")
-    if config.layer_replication:
-        raise UserError(
-            f"{source}: layer_replication: adapters that repeat blocks of the base are not loaded"
-        )
+    for key in ("layer_replication", "monteclora_config", "arrow_config"):
+        if getattr(config, key):
+            raise UserError(f"{source}: adapters with {key} are not loaded")
     rounds = str(config.init_lora_weights).partition("_niter_")[2]  # pissa_niter_16
     if len(rounds) > len("999") or config.init_lora_weights == "loftq":
         raise UserError(

@@ -141,7 +141,8 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (
         RuntimeError,
-        KeyError,
+        LookupError,
+        ImportError,
         AttributeError,
         TypeError,
         ValueError,
