@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_peft.errors import UserError
-from llama_peft.model import backbone, preflight
+from llama_peft.model import backbone, lora, preflight
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import (
@@ -152,12 +152,15 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
         if not files.is_file(folder, name):
             raise UserError(f"{folder}: {name} is missing; pickled adapters are not loaded")
     try:
-        if type(PeftConfig.from_pretrained(str(folder))) is not LoraConfig:
+        config = PeftConfig.from_pretrained(str(folder))
+        if type(config) is not LoraConfig:
             raise UserError(f"{folder}: this is not a LoRA adapter")
+        lora.check_adapter(model, config, folder / ADAPTER_WEIGHTS, str(folder / ADAPTER_CONFIG))
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (
         RuntimeError,
-        KeyError,
+        LookupError,
+        ImportError,
         AttributeError,
         TypeError,
         ValueError,
