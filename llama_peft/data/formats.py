@@ -7,6 +7,7 @@ that is not what it claims to be is refused with the line that is wrong.
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -118,8 +119,8 @@ def check_room(path: str, needed: int) -> None:
     free = available() - _RESERVE
     if needed > free:
         raise UserError(
-            f"{path}: its rows take at least {memory(needed)} of memory, but {memory(max(free, 0))} "
-            "are free: use a smaller file"
+            f"{path}: its rows do not fit into the memory of this machine "
+            f"({memory(max(free, 0))} are free): use a smaller file"
         )
 
 
@@ -137,7 +138,7 @@ def _is_empty(path: str) -> UserError:
 
 def check_names(source: str, columns: Sequence[str]) -> None:
     """Raise UserError if two columns have one name."""
-    if repeated := sorted({name for name in columns if columns.count(name) > 1}):
+    if repeated := sorted(name for name, count in Counter(columns).items() if count > 1):
         raise UserError(f"{source}: the header contains {', '.join(repeated)} twice")
 
 

@@ -70,8 +70,12 @@ def is_file_name(path: str) -> bool:
 def _check_file(path: str, file: Path) -> None:
     if file.is_dir():
         raise UserError(f"{path}: is a folder: name a file in it")
+    if file.exists() and not file.is_file():  # a socket cannot even be opened
+        raise UserError(f"{path}: this is not a regular file")
     if file.exists():
         return
+    if file.is_symlink():
+        raise UserError(f"{path}: this is a link to itself or to a file that does not exist")
     if not file.parent.is_dir():
         raise UserError(f"{path}: no such file: there is no folder {file.parent}")
     names = [entry.name for entry in file.parent.iterdir()]
