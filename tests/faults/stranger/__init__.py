@@ -5,10 +5,10 @@ from itertools import chain
 
 from tests.faults.shop import Fault
 
-from . import card, checkpoints, endless, foreign, links, numbers, templates, terminal, unclear
+from . import card, checkpoints, endless, foreign, links, numbers, terminal, unclear
 from .case import as_faults
 
-KINDS = (links, foreign, terminal, card, endless, templates, numbers, checkpoints, unclear)
+KINDS = (links, foreign, terminal, card, endless, numbers, checkpoints, unclear)
 
 
 def faults(full: bool) -> Iterator[Fault]:

@@ -18,6 +18,7 @@ from tests.support import runs
 from .case import GENERATIVE, LORA, SECRET, SPAN, Case, Plan, Scene, goes_on
 from .stage import change_adapter, change_json, change_recipe, evaluated
 
+BASE = "model: {model_name_or_path: tiny}\n"
 ORDERS = {
     "a colour": "\x1b[31m", "the clipboard": "\x1b]52;c;cm0=\x07", "a hyperlink": "\x1b]8;;file:/x\x1b\\",
     "a bell": "\x07", "a C1 sequence": "\x9b31m", "right to left": "\u202e", "an isolate": "\u2066",
@@ -220,12 +221,14 @@ def _metric(values: dict[str, Any]) -> None:
         scores[ALL] = scores["accuracy"]
 
 
-def _scored(line: dict[str, object]) -> Callable[[Scene], Plan]:
+def _scored(**keys: object) -> Callable[[Scene], Plan]:
     def plan(scene: Scene) -> Plan:
+        tuned = scene.shop.tuned(LORA)
+        lines = [json.loads(line) for line in (tuned / "predictions.jsonl").open()]
         path = scene.folder / "mine.jsonl"
-        path.write_text(json.dumps(line) + "\n")
-        recipe = str(scene.shop.reference(LORA) / "recipe.yaml")
-        words = ["score", "--task", recipe, "--predictions", str(path), "--output", str(scene.out)]
+        path.write_text("".join(json.dumps({**line, **keys}) + "\n" for line in lines))
+        task = ["--task", str(tuned.parent / "recipe.yaml")]
+        words = ["score", *task, "--predictions", str(path), "--output", str(scene.out)]
         return Plan(words, "eval")
 
     return plan
@@ -267,12 +270,14 @@ SHOWN: dict[str, Callable[[Scene], Plan]] = {
     "the id of a question": _questions(squad([{"text": "Ada", "answer_start": 7}], id=ALL)),
     "an answer that is not there": _questions(squad([{"text": ALL, "answer_start": 0}])),
     "a broken line of JSON": _questions(b"[{" + ALL.encode()),
-    "a missing data file": _words("validate", "tiny-sst2", f"dataset.path=/no/{NAME}.csv", "dataset.name=null"),
+    "a missing data file": lambda scene: Plan(
+        ["validate", recipe_on(scene, scene.folder / f"{NAME}.csv")], says="no such file"
+    ),
     "a data file of an unknown kind": _data(f"{NAME}.xlsx", ("a", "b")),
     "an unknown key of a recipe": _recipe(f"task: classification\n{_quoted(ALL)}: 1\n"),
     "a value of a recipe": _recipe(f"task: {_quoted(ALL)}\ndataset: {{path: tiny}}\n"),
-    "the name of a recipe": _recipe(f"name: {_quoted(ALL)}\ntask: classification\ndataset: {{path: tiny, {PARTS}}}\n"),
-    "a data set's name": _recipe(f"task: classification\ndataset: {{path: tiny, name: {_quoted(ALL)}, {PARTS}}}\n"),
+    "the name of a recipe": _recipe(f"name: {_quoted(ALL)}\ntask: classification\ndataset: {{path: tiny, name: reviews, {PARTS}}}\n{BASE}"),
+    "a data set's name": _recipe(f"task: classification\ndataset: {{path: tiny, name: {_quoted(ALL)}, {PARTS}}}\n{BASE}"),
     "a broken recipe": _recipe(f"task: [\n{ALL}: }}\n"),
     "a recipe that is missing": _words("train", f"/no/{NAME}.yaml"),
     "an override": _words("validate", "tiny-sst2", f"{NAME}=1"),
@@ -287,7 +292,7 @@ SHOWN: dict[str, Callable[[Scene], Plan]] = {
     "missing predictions": _words("score", "--task", "tiny-sst2", "--predictions", f"/no/{NAME}", program="eval"),
     "missing results": _words("compare", f"/no/{NAME}", program="eval"),
     "the family of a base": _base(_edit("config.json", model_type=ALL), "params"),
-    "the class of a tokenizer": _base(_edit("tokenizer_config.json", tokenizer_class=ALL)),
+    "the class of a tokenizer": _base(_edit("tokenizer_config.json", tokenizer_class=ALL), "params"),
     "the precision of a base": _base(_edit("config.json", dtype=ALL, torch_dtype=ALL)),
     "a template's own error": _base(_edit("tokenizer_config.json", chat_template=f"{{{{ raise_exception({ALL!r}) }}}}")),
     "a file in the record": _predict(_named_file),
@@ -303,8 +308,8 @@ SHOWN: dict[str, Callable[[Scene], Plan]] = {
     "a metric's name in compare": _compared(_metric),
     "a task's name in compare": _compared(lambda v: v.update(results={ALL: next(iter(v["results"].values()))})),
     "the date of results in compare": _compared(lambda values: values.update(date=ALL)),
-    "an unknown prediction": _scored({"id": ALL, "prediction": "0"}),
-    "a prediction that is not a label": _scored({"id": "0", "prediction": ALL}),
+    "an unknown prediction": _scored(id=ALL),
+    "a prediction that is not a label": _scored(prediction=ALL),
     "weights of another run in html": _page,
     "a folder that exists": _existing,
     "the folder of a training": _trained,
@@ -320,7 +325,7 @@ URLS = {
 }
 URL_PLACES: dict[str, tuple[str, ...]] = {
     "the model": ("train", "tiny-sst2", "model.model_name_or_path=URL", "train.output_dir=OUT"),
-    "the data": ("validate", "tiny-sst2", "dataset.path=URL", "dataset.name=null"),
+    "the data": ("eval", "run", "--task", "tiny-sst2", "--data", "URL"),
     "the recipe": ("validate", "URL"),
     "the run": ("predict", "URL", "text"),
     "params": ("params", "URL"),
@@ -331,7 +336,8 @@ URL_PLACES: dict[str, tuple[str, ...]] = {
 def _secret(name: str, url: str, place: str, words: tuple[str, ...]) -> Case:
     def plan(scene: Scene) -> Plan:
         given = [word.replace("URL", url).replace("OUT", str(scene.run)) for word in words]
-        return Plan(given, hidden=(PASSWORD,))
+        program = given.pop(0) if given[0] == "eval" else "llama_peft"
+        return Plan(given, program, hidden=(PASSWORD,))
 
     return Case(f"secret: {name} in the name of {place}", plan, cheap=place == "the model")
 
