@@ -2,6 +2,7 @@
 also fail, or look for what they must not see.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
