@@ -1,13 +1,12 @@
 """Links, pipes and folders that are planted where a command writes, reads or removes."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .case import HEAD, LORA, SPAN, Case, Plan, Scene, goes_on, predicts, trains
-from .stage import evaluated
+from .stage import change_json, evaluated
 
 Plant = Callable[[Scene, Path], object]
 PLANTS: dict[str, Plant] = {
@@ -158,10 +157,7 @@ def _report_of_this_machine(scene: Scene) -> Plan:
     """The comparison no longer names the sum of the report, so the report may be any file."""
     run = evaluated(scene)
     plant(scene, "a link", run / "report.html")
-    path = run / "comparison.json"
-    values = json.loads(path.read_text())
-    del values["report_sha256"]
-    path.write_text(json.dumps(values))
+    change_json(run / "comparison.json", lambda values: values.pop("report_sha256"))
     return Plan(["push", str(run), "--dry-run"], same=goes_on)
 
 
