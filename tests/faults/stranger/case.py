@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from huggingface_hub.constants import HF_HOME
+
 from tests.faults.shop import Done, Fault, Hook, Seen, Shop
 
 from .guard import Guard, changes, seal_of
@@ -118,7 +120,7 @@ def _inflict(case: Case, shop: Shop, folder: Path) -> Seen:
         folder.with_name(folder.name + end) for end in (".notes", ".log", ".tmp")
     )
     temporary.mkdir()
-    own = (folder.resolve(), temporary.resolve(), log.resolve())
+    own = (folder.resolve(), temporary.resolve(), log.resolve(), Path(HF_HOME).resolve())
     guard = Guard(notes, own, scene.outside.resolve())
 
     def hook() -> None:

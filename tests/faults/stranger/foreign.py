@@ -69,7 +69,7 @@ def _trained(name: str, files: tuple[str, ...], fresh: bool) -> Case:
     def plan(scene: Scene) -> Plan:
         mine = write(scene.run, *files)
         words = [*scene.again(), *(["--fresh"] if fresh else [])]
-        return Plan(words, same=trains(LORA), mine=mine)
+        return Plan(words, same=goes_on, mine=mine)
 
     cheap = name == "a Trainer's output"
     return Case(
@@ -81,7 +81,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "notes": ("notes.txt", "notes/ideas.txt"),
     "notes in our folders": ("tuned/notes.txt", "checkpoints/notes.txt", "adapter/notes.txt"),
     "a checkpoint of another tool": (
-        "checkpoints/checkpoint-500/optimizer.pt",
+        "checkpoints/step-500/optimizer.pt",
         "checkpoints/best/model.bin",
     ),
     "an evaluation of another tool": ("tuned-by-hand/results.json", "tuned-2/notes.txt"),

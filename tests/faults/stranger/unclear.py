@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from llama_peft.system.lock import only_process
 from tests.faults.inputs import PARTS
@@ -21,6 +22,9 @@ def cases() -> Iterator[Case]:
     for left in ((), ("recipe.yaml",), ("checkpoints",), ("recipe.yaml", "checkpoints")):
         name = f"unclear: an evaluation beside train --fresh, with {left or 'nothing'}"
         yield Case(name, _beside_fresh(*left), cheap=not left)
+    yield Case(
+        "unclear: an adapter that train --fresh moves meanwhile", _moved_meanwhile, cheap=True
+    )
     yield Case("unclear: an evaluation of an unfinished run", _unfinished)
     yield Case("unclear: a table that is a link to itself", _loop, cheap=True)
     yield Case("unclear: a run folder that is a link to itself", _loop_run)
@@ -85,9 +89,29 @@ def _beside_fresh(*left: str) -> Callable[[Scene], Plan]:
                 shutil.move(path, run / ".previous" / path.name)
         scene.around = only_process(run, "training")
         words = ["run", "--model", str(run), "--output", str(scene.out)]
-        return Plan(words, "eval", says="unfinished|no finished run|training")
+        return Plan(words, "eval", says="no finished run|not a run folder|training")
 
     return plan
+
+
+def _moved_meanwhile(scene: Scene) -> Plan:
+    """The training begins, and moves the adapter, after the evaluation has opened the run."""
+    run = scene.finished()
+
+    def hook() -> None:
+        from llama_peft.model import backbone
+
+        original = backbone.load
+
+        def load(*words: Any, **keys: Any) -> Any:
+            shutil.move(run / "adapter", run / ".previous.adapter")
+            return original(*words, **keys)
+
+        backbone.load = load
+
+    scene.hook = hook
+    words = ["run", "--model", str(run), "--output", str(scene.out)]
+    return Plan(words, "eval", says="^(?!.*pickled)")
 
 
 def _unfinished(scene: Scene) -> Plan:
@@ -117,10 +141,8 @@ def _loftq(scene: Scene) -> Plan:
 def _adapter_of_loftq(scene: Scene) -> Plan:
     run = scene.finished()
     change_adapter(run, init_lora_weights="loftq", loftq_config={"loftq_bits": 4})
-    return Plan(
-        ["predict", str(run), "a film"],
-        same=prints(["predict", str(scene.shop.reference(LORA)), "a film"]),
-    )
+    words = ["predict", str(scene.shop.reference(LORA)), "a film"]
+    return Plan(["predict", str(run), "a film"], same=prints(words), says="init_lora_weights|LoftQ")
 
 
 def _long_name(length: int, command: str) -> Case:
@@ -130,6 +152,7 @@ def _long_name(length: int, command: str) -> Case:
             f"name: {'n' * length}\ntask: classification\nmodel: {{model_name_or_path: tiny}}\n"
             f"dataset: {{path: tiny, name: reviews, {PARTS}}}\n"
         )
+        scene.hook = lambda: os.chdir(scene.folder)
         return Plan([command, str(path)], says=r"\bname\b")
 
     return Case(
