@@ -78,5 +78,6 @@ def use_hub(hub: Hub, cache: Path, token: str) -> None:
         hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     )
     constants.HF_HUB_OFFLINE = False
+    constants.HF_HUB_DISABLE_XET = True
     constants.HF_HUB_CACHE = str(cache)
     os.environ["HF_TOKEN"] = token
