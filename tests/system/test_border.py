@@ -47,6 +47,14 @@ PROGRAMS = {
 PROGRAM_STARTS = ("subprocess.", "os.exec", "os.spawn", "ctypes.", "multiprocessing.")
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("llama_peft.training.features.cache", "save_file"): "writes to the path that files.new_file gives",
+    ("llama_peft.run_folder.weights", "save_file"): "writes to the path that files.new_file gives",
+    ("llama_peft.run_folder.weights", "save_pretrained"): "writes into the folder that files.scratch gives",
+    ("llama_peft.export.merge", "save_pretrained"): "writes into the folder that files.new_folder gives",
+    ("llama_peft.export.merge", "mkdir"): "makes the parents of the folder that the user named",
+    ("llama_peft.export.stage", "mkdir"): "the staged copy is a temporary folder of its own",
+    ("eval.scoring", "mkdir"): "makes the folder that the user named",
+    ("eval.report.text", "print"): "draws into a text, which the command line prints",
     ("eval.metrics.wordnet", "extractall"): "unpacks a download whose sum was checked, in a temporary folder",
     ("eval.metrics.wordnet", "shutil.copytree"): "WordNet's folder belongs to NLTK and is not a run",
     ("eval.metrics.wordnet", "write_text"): "WordNet's folder belongs to NLTK and is not a run",

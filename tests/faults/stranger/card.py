@@ -39,7 +39,7 @@ RAW = (
 
 def cases() -> Iterator[Case]:
     for name, text in MARKUP.items():
-        yield _labels(name, text, cheap=name in ("a script", "a backtick"))
+        yield _labels(name, text, cheap=name in ("a script",))
     for place, change in PLACES.items():
         for name in ("a script", "a line", "front matter"):
             yield _place(place, change, name)

@@ -54,8 +54,8 @@ def cases() -> Iterator[Case]:
 
 EVALUATED = [
     (".holder", "a link", True), (".holder", "a link to nothing", False), (".holder", "a hard link", False),
-    (".lock", "a link", True), (".lock", "a link to nothing", False),
-    ("results.json.partial", "a link", True), ("predictions.jsonl.partial", "a link", False),
+    (".lock", "a link", False), (".lock", "a link to nothing", False),
+    ("results.json.partial", "a link", False), ("predictions.jsonl.partial", "a link", False),
     ("predictions.partial.jsonl", "a link", True), ("predictions.partial.jsonl", "a link to nothing", False),
     ("predictions.partial.jsonl", "a hard link", False), ("predictions.partial.jsonl", "a pipe", False),
     ("predictions.partial.jsonl.partial", "a link", False), ("validation.partial.jsonl", "a link", False),
@@ -76,9 +76,9 @@ def _evaluated(name: str, how: str, cheap: bool) -> Case:
 
 TRAINED = [
     (LORA, ".holder", "a link", False), (LORA, ".lock", "a link", False), (LORA, ".lock", "a pipe", False),
-    (LORA, "recipe.yaml.partial", "a link", True), (LORA, "recipe.yaml", "a link", False),
+    (LORA, "recipe.yaml.partial", "a link", False), (LORA, "recipe.yaml", "a link", False),
     (LORA, "recipe.yaml", "a pipe", False), (LORA, "split.json", "a link", False),
-    (LORA, "data.sha256", "a link", True), (LORA, "history.jsonl", "a link", False),
+    (LORA, "data.sha256", "a link", False), (LORA, "history.jsonl", "a link", False),
     (LORA, "history.jsonl", "a hard link", False), (LORA, "history.jsonl", "a pipe", False),
     (LORA, "history.jsonl", "a link to nothing", False), (LORA, "training.json", "a link", False),
     (LORA, "training.json", "a link to nothing", False), (LORA, "adapter", "a link to a folder", True),
