@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llama_peft.errors import UserError
 from llama_peft.model import backbone, lora, preflight
@@ -23,6 +25,7 @@ from llama_peft.run_folder.layout import (
 from llama_peft.run_folder.record import TrainingRecord, read_record, write_record
 from llama_peft.run_folder.run import Run
 from llama_peft.system import files
+from llama_peft.system.numbers import Finite, Probability, first_not_finite
 from llama_peft.system.seal import file_sums
 from llama_peft.tokens.prompts import PromptEncoder
 
@@ -30,6 +33,30 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+
+_COPY = "use another copy of it"
+_RANKED = ("lora_A", "lora_embedding_A")
+"""Tensors with one row for each rank."""
+
+_Rank = Annotated[int, Field(ge=1, le=10**6)]
+_Alpha = Annotated[Finite, Field(ge=0, le=10**6)]
+
+
+class _Numbers(BaseModel):
+    """The numbers of an adapter's config that change its size or its output."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    r: _Rank = 8
+    lora_alpha: _Alpha = 8
+    lora_dropout: Probability = 0.0
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
+
+    @property
+    def largest_rank(self) -> int:
+        return max(self.r, *(self.rank_pattern or {}).values(), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +81,34 @@ def save_weights(
 
     record: makes the record of the training from the sums of the exported files.
     """
+    _check_finite(
+        _trained(model, recipe),
+        f"{folder}: nothing is exported, because the trained weights are not numbers",
+        "lower train.learning_rate, and train again with --fresh",
+    )
     save = _save_head if recipe.lora is None else _save_adapter
     exported = save(model, recipe, folder)
     sealed = [*exported, *(folder / name for name in (RECIPE, SPLIT, DATA_SUMS))]
     written = record(file_sums(folder, sealed))
     write_record(folder, written)
     return written
+
+
+def _trained(model: "nn.Module", recipe: Recipe) -> "Mapping[str, Tensor]":
+    """The tensors that a run exports."""
+    from peft import get_peft_model_state_dict
+
+    if recipe.lora is None:
+        state: Mapping[str, Tensor] = getattr(model, str(recipe.kind.head)).state_dict()
+    else:
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return state
+
+
+def _check_finite(tensors: "Mapping[str, Tensor]", fault: str, advice: str) -> None:
+    odd = first_not_finite(tensors)
+    if odd is not None:
+        raise UserError(f"{fault} (first in {odd}); {advice}")
 
 
 def _save_adapter(model: "nn.Module", recipe: Recipe, folder: Path) -> list[Path]:
@@ -151,6 +200,7 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     for name in ADAPTER_FILES:
         if not files.is_file(folder, name):
             raise UserError(f"{folder}: {name} is missing; pickled adapters are not loaded")
+    _check_numbers(folder)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         if type(config) is not LoraConfig:
@@ -193,6 +243,7 @@ def _replace_adapter(model: "PeftModel", folder: Path) -> None:
     from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    _check_numbers(folder)
     if _settings(PeftConfig.from_pretrained(str(folder))) != _settings(model.active_peft_config):
         raise UserError(f"{folder / ADAPTER_CONFIG}: the settings of this adapter are different")
     _check_tensors(model, folder)
@@ -232,8 +283,42 @@ def attach_head(model: "PreTrainedModel", path: Path, name: str) -> None:
 
     tensors = load_file(files.inside(path.parent, path.name))
     state = {key.removeprefix(f"{name}."): value for key, value in tensors.items()}
+    _check_finite(state, f"{path}: its weights are not numbers", _COPY)
     try:
         getattr(model, name).load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: this head does not fit the base: {reason}") from None
+
+
+def _check_numbers(folder: Path) -> None:
+    """Raise UserError unless an adapter's config and weights hold numbers within their ranges, and
+    its config asks for no larger rank than its weights have.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        numbers = _Numbers.model_validate(files.read_json(folder, ADAPTER_CONFIG))
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise _refused(folder / ADAPTER_CONFIG, f"{place}: {first['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise _refused(folder / ADAPTER_CONFIG, str(error)) from None
+    except SafetensorError as error:
+        raise _refused(folder / ADAPTER_WEIGHTS, str(error)) from None
+    ranks = [len(one) for name, one in tensors.items() if one.dim() and _is_ranked(name)]
+    if ranks and numbers.largest_rank > max(ranks):
+        reason = f"it asks for rank {numbers.largest_rank}, and its weights have {max(ranks)}"
+        raise _refused(folder / ADAPTER_CONFIG, reason)
+    _check_finite(tensors, f"{folder / ADAPTER_WEIGHTS}: its weights are not numbers", _COPY)
+
+
+def _is_ranked(name: str) -> bool:
+    return any(part in _RANKED for part in name.split("."))
+
+
+def _refused(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: this adapter cannot be used: {reason}; {_COPY}")

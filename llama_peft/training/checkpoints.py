@@ -2,13 +2,19 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import TypeAdapter
+
+from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import CHECKPOINT, SPENT
 from llama_peft.run_folder.ownership import checkpoint_files
-from llama_peft.system.files import prune, read_text, remove_file, remove_files, write_text
+from llama_peft.system.files import prune, read_json, remove_file, remove_files, write_text
+from llama_peft.system.numbers import Count, NotNegative
 from llama_peft.system.seal import is_sealed
+from llama_peft.training.checkpoint_state import Fit, best_of, reason, trouble
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +22,8 @@ log = logging.getLogger(__name__)
 class Spent(NamedTuple):
     """What a run has taken up to a checkpoint, over all its starts."""
 
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
+    seconds: NotNegative = 0.0
+    peak_memory_bytes: Count = 0
 
 
 class Origin(NamedTuple):
@@ -31,12 +37,20 @@ class Origin(NamedTuple):
     """The sum of all examples."""
 
 
-def newest_sealed(checkpoints: Path) -> Path | None:
-    """Return the latest `checkpoint-<step>` with an intact seal, and log which ones are skipped."""
+_SPENT, _ORIGIN = TypeAdapter(Spent), TypeAdapter(Origin)
+
+
+def newest_sealed(checkpoints: Path, fit: Fit | None = None) -> Path | None:
+    """Return the latest `checkpoint-<step>` that a training can continue from, and log why others
+    are skipped.
+
+    fit: the training that would continue from it, as in `trouble`.
+    """
     for folder in newest_first(checkpoints):
-        if is_sealed(folder) and _has_its_best(folder):
+        fault = _why_not(folder, fit)
+        if fault is None:
             return folder
-        log.warning("%s is incomplete or damaged, so it is skipped", folder)
+        log.warning("%s is incomplete or damaged, so it is skipped: %s", folder, fault)
     return None
 
 
@@ -54,19 +68,27 @@ def _holds_training(folder: Path) -> bool:
     return folder.is_dir() and (bool(checkpoint_files(folder)) or not any(folder.iterdir()))
 
 
-def _has_its_best(folder: Path) -> bool:
-    """Return whether the checkpoint that this one names as the best is intact too.
+def _why_not(folder: Path, fit: Fit | None) -> str | None:
+    """Return why no training can continue from a checkpoint; None if one can.
 
-    The training ends with that one.
+    The checkpoint that it names as the best must be usable too, because the training ends with it.
     """
+    fault = _fault(folder, fit)
+    best = None if fault else best_of(folder)
+    if best is None or best == folder.name:
+        return fault
+    fault = _fault(folder.parent / best, fit)
+    return fault and f"{best}, the best one: {fault}"
+
+
+def _fault(folder: Path, fit: Fit | None) -> str | None:
+    if not is_sealed(folder):
+        return "its seal is missing, or a file was changed"
     try:
-        state = json.loads(read_text(folder, "trainer_state.json"))
-    except FileNotFoundError:
-        return True
-    best = state.get("best_model_checkpoint")
-    if best is None or Path(best).name == folder.name:
-        return True
-    return is_sealed(folder.parent / Path(best).name)
+        read_spent(folder), read_origin(folder)
+    except (OSError, ValueError, UserError) as error:
+        return f"{SPENT}: {reason(error)}"
+    return trouble(folder, fit)
 
 
 def remove_newer(checkpoints: Path, than: Path | None) -> None:
@@ -103,13 +125,23 @@ def write_spent(folder: Path, spent: Spent, origin: Origin) -> None:
 
 def read_spent(folder: Path | None) -> Spent:
     """Return what a run had taken at a checkpoint; zeros if there is none."""
-    if folder is None:
-        return Spent()
-    found = json.loads(read_text(folder, SPENT))
-    return Spent(**{name: found[name] for name in Spent._fields})
+    return (
+        Spent()
+        if folder is None
+        else _SPENT.validate_python(_stored(folder, Spent._fields), strict=True)
+    )
 
 
 def read_origin(folder: Path) -> Origin:
-    """Return what a checkpoint was trained from."""
-    found = json.loads(read_text(folder, SPENT))
-    return Origin(*map(found.get, Origin._fields))
+    """Return what a checkpoint was trained from. Raises OSError or ValueError."""
+    return _ORIGIN.validate_python(
+        dict.fromkeys(Origin._fields) | _stored(folder, Origin._fields), strict=True
+    )
+
+
+def _stored(folder: Path, names: Sequence[str]) -> dict[str, object]:
+    """Return values of spent.json by their names."""
+    found = read_json(folder, SPENT)
+    if not isinstance(found, dict):
+        raise ValueError("it does not hold a JSON object")
+    return {name: found[name] for name in names if name in found}

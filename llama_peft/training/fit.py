@@ -26,6 +26,7 @@ from llama_peft.system.files import sum_of
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory
 from llama_peft.training import resume, setup
+from llama_peft.training.checkpoint_state import fit_of, naming
 from llama_peft.training.checkpoints import Spent, newest_sealed, read_spent, remove_newer
 from llama_peft.training.resume import is_main_process
 
@@ -105,6 +106,9 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> None:
         trainer = setup.build_trainer(
             loaded.recipe, attached.model, loaded.encoder, *rows, attached.collate, folder
         )
+    if resumed is not None:  # only now it is known what a checkpoint must fit
+        resumed = newest_sealed(folder / CHECKPOINTS, fit_of(trainer))
+        resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
     setup.check_tree_rows(loaded, attached.model, dataset)
     earlier = read_spent(resumed)
     _run(trainer, loaded, folder, resumed, started, earlier)
@@ -135,7 +139,7 @@ def _run(
     trainer.add_callback(LogWhatIsSaved())
     try:
         # Trainer prints the loss. A closed stdout (`| head`) must not end a training.
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), naming(resumed, trainer):
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     finally:
         stop.restore()
