@@ -35,9 +35,7 @@ def check(recipe: Recipe, long: bool) -> None:
     weights = local_weights(folder) if folder.is_dir() else hub_weights(recipe.model)
     problems = [*weights.problems, *_machine_problems(recipe, weights, long)]
     if problems:
-        raise UserError(
-            "\n".join([f"{recipe.model.model_name_or_path} cannot be used:", *problems])
-        )
+        raise UserError(f"{recipe.model.model_name_or_path} cannot be used:", *problems)
 
 
 def room(recipe: Recipe, folder: Path) -> None:
