@@ -5,7 +5,6 @@ way.
 import re
 from collections.abc import Sequence
 from typing import Literal
-from urllib.parse import quote
 
 from llama_peft.system.terminal import one_line
 
@@ -79,5 +78,7 @@ def as_code(text: str) -> str:
 
 
 def hub_link(name: str, kind: Literal["", "datasets/"] = "") -> str:
-    """A link in Markdown to a model or data set on the Hub."""
-    return f"[{in_markdown(name)}](https://huggingface.co/{kind}{quote(name)})"
+    """A link in Markdown to a model or data set; what cannot be a name on the Hub is only shown."""
+    is_name = re.fullmatch(r"(?a:[\w.-]+/)?(?a:[\w.-]+)", name)
+    shown = in_markdown(name)
+    return f"[{shown}](https://huggingface.co/{kind}{name})" if is_name else shown
