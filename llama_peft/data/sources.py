@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -122,11 +123,32 @@ def read_hub(
     """
     import datasets
 
+    _check_meaning(path)
     try:
         rows = datasets.load_dataset(path, name, split=split, revision=data.revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{path}: {_hub_advice(path, error, advice)}") from None
     return _of_dataset(f"{path} ({split})", rows, data)
+
+
+def _check_meaning(path: str) -> None:
+    """Raise UserError for a name that the library takes for something else than the user may mean."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if path in _PACKAGED_DATASETS_MODULES:
+        raise UserError(
+            f"{path}: this is a file format of the datasets library, which would read the working "
+            f"directory; write ./{path} for a folder, or owner/name for a data set on the Hub"
+        )
+    with suppress(HFValidationError):  # what cannot be a name on the Hub is a folder
+        validate_repo_id(path)
+        if Path(path).is_dir():
+            raise UserError(
+                f"{path}: this can be a folder here or a data set on the Hub; write ./{path} for "
+                "the folder, or work in another directory for the data set"
+            )
 
 
 def _of_dataset(source: str, rows: "datasets.Dataset", data: Data) -> Table:

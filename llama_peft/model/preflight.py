@@ -39,9 +39,7 @@ def check(recipe: Recipe, long: bool) -> None:
         *(_shape_problems(folder, weights) if folder.is_dir() else ()),
     ]
     if problems:
-        raise UserError(
-            "\n".join([f"{recipe.model.model_name_or_path} cannot be used:", *problems])
-        )
+        raise UserError(f"{recipe.model.model_name_or_path} cannot be used:", *problems)
 
 
 def room(recipe: Recipe, folder: Path) -> None:

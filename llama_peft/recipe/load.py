@@ -138,7 +138,7 @@ def _from_python(value: object) -> object:
 
 def _user_error(source: str, lines: Sequence[str]) -> UserError:
     count = f"{len(lines)} fault{'s' if len(lines) > 1 else ''}"
-    return UserError("\n  ".join([f"{source}: {count}", *lines]))
+    return UserError(f"{source}: {count}", *lines)
 
 
 def _apply(
