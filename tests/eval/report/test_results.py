@@ -67,6 +67,30 @@ def test_a_change_that_no_number_betrays_is_seen_by_the_sums(run, name, old, new
             for bad in ("null", "[1]", '"x"', "[0.9, 0.1]")
         ),
         ("results.json", lambda text: spoilt_interval(text, "[NaN, 1.0]"), "NaN is not"),
+        *(
+            ("results.json", lambda text, bad=bad: text.replace('"sst2"', bad, 1), fault)
+            for bad, fault in {
+                '"x": 1' + "0" * 400 + ', "sst2"': "is not a finite number",
+                '"x": 1e999, "sst2"': "1e999 is not a finite number",
+                '"x": ' + "[" * 100_000: "nested too deeply",
+                '"x": ' + "[" * 60 + "]" * 60 + ', "sst2"': "nested too deeply",
+                '"\\ud800"': "surrogates not allowed",
+            }.items()
+        ),
+        *(
+            (
+                "predictions.jsonl",
+                lambda text, bad=bad: text.replace('"id"', f'{bad}, "id"', 1),
+                "line 1",
+            )
+            for bad in (
+                '"probabilities": [NaN]',
+                '"no_answer_probability": 1e999',
+                '"x": ' + "[" * 100_000,
+                '"text": "\\ud800"',
+                '"probabilities": "high"',
+            )
+        ),
         (
             "results.json",
             lambda text: text.replace('"trainable": 4096', '"trainable": "x"'),
