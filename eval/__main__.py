@@ -112,8 +112,11 @@ def _evaluate(jobs: "list[Job]", show: int) -> None:
 
 
 def _check_folders(jobs: "list[Job]") -> None:
-    """Refuse two models that would write their results to the same folder."""
+    """Refuse folders that are not ours, and two models that would write to the same folder."""
+    from llama_peft.run_folder.ownership import check_evaluation_folder
+
     for number, job in enumerate(jobs):
+        check_evaluation_folder(job.output)
         for other in jobs[:number]:
             if job.output.resolve() == other.output.resolve():
                 raise UserError(
@@ -169,9 +172,9 @@ def score(
 ) -> None:
     """Score predictions from a file, without loading a model."""
     from .job import make_job
-    from .predictions_file import score_file
+    from .predictions_file import score_file, scores_folder
 
-    folder = output or predictions.with_name(f"{predictions.stem}-scores")
+    folder = output or scores_folder(predictions)
     job = make_job(task, None, data, split, None, folder, overrides or [])
     score_file(job, predictions, no_answer_probabilities)
     _print_table([folder])

@@ -10,13 +10,13 @@ from functools import cached_property
 from math import isfinite
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import PREDICTIONS, RESULTS, TUNED, ZERO_SHOT
 from llama_peft.run_folder.record import Stored
 from llama_peft.run_folder.results import ModelConfig, Results, read_results
-from llama_peft.system.files import sha256
+from llama_peft.system.files import inside, read_text, sum_of
 
 from .metrics.bootstrap import Evidence, scores_of
 from .metrics.catalogue import INTERVAL_SUFFIX, Side, metrics_of
@@ -28,6 +28,8 @@ from .metrics.squad_v2 import squad_evidence
 
 class PredictionLine(Stored):
     """One example of predictions.jsonl."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     id: str
     prediction: str
@@ -124,7 +126,7 @@ class SystemResults:
 
 def result_folders(folder: Path) -> list[Path]:
     """The zero-shot and tuned folders of a run folder; any other folder itself."""
-    inner = [path for name in (ZERO_SHOT, TUNED) if (path := folder / name).is_dir()]
+    inner = [folder / name for name in (ZERO_SHOT, TUNED) if inside(folder, name).is_dir()]
     return inner if inner and not (folder / RESULTS).is_file() else [folder]
 
 
@@ -133,7 +135,7 @@ def read_systems(folder: Path) -> list[SystemResults]:
     results = _read_results(folder / RESULTS)
     lines = _read_predictions(folder / PREDICTIONS)
     try:
-        if results.predictions_sha256 not in (None, sha256(folder / PREDICTIONS)):
+        if results.predictions_sha256 not in (None, sum_of(folder, PREDICTIONS)):
             raise ValueError(f"{PREDICTIONS} is not what was written")
         return [_system(folder, task, results, lines) for task in results.results]
     except ValueError as error:
@@ -224,7 +226,7 @@ def _reason(error: ValueError) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return read_text(path.parent, path.name)
     except FileNotFoundError:
         raise _broken(path, "is missing") from None
     except (OSError, UnicodeDecodeError) as error:

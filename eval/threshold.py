@@ -11,6 +11,7 @@ from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import UNFINISHED_VALIDATION
 from llama_peft.run_folder.run import Run
 from llama_peft.run_folder.threshold import UNFITTED, Threshold, read_threshold, write_threshold
+from llama_peft.system.files import remove_file
 
 from .metrics.squad_v2 import fit_threshold
 from .predictions import Evaluation, evaluation_key, predict, threshold_digest
@@ -58,7 +59,7 @@ def fitted_threshold(evaluation: Evaluation, validation: Sequence[Example]) -> f
     threshold = _fit(predict(predictor, validation, partial, key, size), validation)
     if evaluation.subject.run is not None and not job.fetched:
         _keep(evaluation.subject.run, job.recipe, validation, threshold)
-    partial.unlink(missing_ok=True)
+    remove_file(job.output, UNFINISHED_VALIDATION)
     return threshold
 
 

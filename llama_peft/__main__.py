@@ -201,7 +201,7 @@ def push(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option(help="List the files and write the card, but send nothing.")
+        bool, typer.Option(help="List the files and show the card, but send nothing.")
     ] = False,
     eval_results: Annotated[
         bool,
@@ -221,13 +221,15 @@ def push(
     if if_asked and not load_recipe(run / "recipe.yaml").hub.push_to_hub:
         return
     from llama_peft.export import push as hub
+    from llama_peft.system.terminal import say
 
     pushed = hub.push(run, repo_id, private, dry_run, eval_results)
+    if dry_run:
+        say(pushed.card)
     for name, size in pushed.files.items():
         print(f"{size:>12,}  {name}")
     print(f"{sum(pushed.files.values()):>12,}  bytes in all, for {pushed.repo_id}")
-    where = f"; the card is {pushed.card}" if pushed.card else ""
-    print(pushed.commit_url or f"nothing was sent{where}")
+    print(pushed.commit_url or "nothing was sent")
 
 
 @app.command()

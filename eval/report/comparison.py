@@ -7,15 +7,16 @@ of, so that a reader sees whether they have changed since.
 from collections.abc import Sequence
 from pathlib import Path
 
+from llama_peft.errors import UserError
 from llama_peft.run_folder.comparison import (
     Comparison,
     MetricComparison,
     PartComparison,
     write_comparison,
 )
-from llama_peft.run_folder.evaluations import results_sums
-from llama_peft.run_folder.layout import REPORT
-from llama_peft.system.files import sha256
+from llama_peft.run_folder.evaluations import REPORT_POLICY, results_sums
+from llama_peft.run_folder.layout import COMPARISON, REPORT
+from llama_peft.system.files import read_text, sum_of
 
 from ..metrics.bootstrap import Paired
 from ..metrics.catalogue import Metric
@@ -27,10 +28,39 @@ def write_compared(run: Path, pairs: Sequence[tuple[SystemResults, SystemResults
     """Write the run's comparison.json from its zero-shot and tuned systems by part."""
     comparison = Comparison(
         results_sha256=results_sums(run),
-        report_sha256=sha256(run / REPORT),
+        report_sha256=sum_of(run, REPORT),
         parts=[_part(before, after) for before, after in pairs],
     )
     write_comparison(run, comparison)
+
+
+def check_replaceable(run: Path) -> None:
+    """Raise UserError if the run holds a report or a comparison that is not ours.
+
+    A damaged one is ours if it holds words that every one of ours holds, or, for the report, if the
+    comparison records that there was one.
+    """
+    compared, page = _text(run, COMPARISON), _text(run, REPORT)
+    if compared and '"results_sha256"' not in compared:
+        raise _not_ours(run / COMPARISON)
+    if page and REPORT_POLICY not in page and '"report_sha256": "' not in compared:
+        raise _not_ours(run / REPORT)
+
+
+def _text(run: Path, name: str) -> str:
+    try:
+        return read_text(run, name, errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise UserError(f"{run / name}: this file cannot be read: {error.strerror}") from None
+
+
+def _not_ours(path: Path) -> UserError:
+    return UserError(
+        f"{path}: llama-eval did not write this file, so it is not replaced; move it elsewhere, and "
+        "run the same command again"
+    )
 
 
 def _part(before: SystemResults, after: SystemResults) -> PartComparison:

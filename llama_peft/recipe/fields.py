@@ -77,7 +77,7 @@ def _warmup(value: float) -> float:
 
 def _init_name(value: bool | str) -> bool | str:
     names = "gaussian|olora|orthogonal|pissa"
-    if isinstance(value, str) and not re.fullmatch(rf"{names}|pissa_niter_\d+", value):
+    if isinstance(value, str) and not re.fullmatch(rf"{names}|pissa_niter_\d{{1,3}}", value):
         listed = names.replace("|", ", ")
         raise ValueError(f"must be true, false, {listed} or pissa_niter_<number>")
     return value

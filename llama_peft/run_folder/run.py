@@ -7,6 +7,7 @@ from llama_peft.model.fingerprint import is_commit
 from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder.layout import ADAPTER, RECIPE
 from llama_peft.run_folder.record import TrainingRecord, read_record, verify_exports
+from llama_peft.system.files import inside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Run:
     def adapter(self) -> Path:
         """The folder of the adapter: `adapter/`, or in a pushed run its top, where PEFT looks."""
         inner = self.folder / ADAPTER
-        return inner if inner.is_dir() else self.folder
+        return inner if inside(self.folder, ADAPTER).is_dir() else self.folder
 
 
 def open_run(folder: Path) -> Run:
@@ -53,6 +54,7 @@ def open_run(folder: Path) -> Run:
     """
     record = read_record(folder)
     verify_exports(folder, record)
+    inside(folder, RECIPE)  # the record of a stranger need not name it
     return Run(folder=folder, record=record, written=load_recipe(folder / RECIPE))
 
 

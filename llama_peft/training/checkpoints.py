@@ -2,18 +2,15 @@
 
 import json
 import logging
-import re
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from llama_peft.run_folder.layout import SPENT
-from llama_peft.system.files import write_text
+from llama_peft.run_folder.layout import CHECKPOINT, SPENT
+from llama_peft.run_folder.ownership import checkpoint_files
+from llama_peft.system.files import prune, read_text, remove_file, remove_files, write_text
 from llama_peft.system.seal import is_sealed
 
 log = logging.getLogger(__name__)
-
-_STEP = re.compile(r"checkpoint-[0-9]+")
 
 
 class Spent(NamedTuple):
@@ -36,16 +33,25 @@ class Origin(NamedTuple):
 
 def newest_sealed(checkpoints: Path) -> Path | None:
     """Return the latest `checkpoint-<step>` with an intact seal, and log which ones are skipped."""
-    for folder in _newest_first(checkpoints):
+    for folder in newest_first(checkpoints):
         if is_sealed(folder) and _has_its_best(folder):
             return folder
         log.warning("%s is incomplete or damaged, so it is skipped", folder)
     return None
 
 
-def _newest_first(checkpoints: Path) -> list[Path]:
-    numbered = [path for path in checkpoints.glob("checkpoint-*") if _STEP.fullmatch(path.name)]
-    return sorted(numbered, key=lambda path: -int(path.name[11:]))
+def newest_first(checkpoints: Path) -> list[Path]:
+    """Return the checkpoints, whole or not. A folder with nothing but a user's notes is not one."""
+    numbered = [
+        path for path in checkpoints.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)
+    ]
+    held = [path for path in numbered if path.is_symlink() or _holds_training(path)]
+    return sorted(held, key=lambda path: -int(path.name[11:]))
+
+
+def _holds_training(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint. A kill may have left it empty."""
+    return folder.is_dir() and (bool(checkpoint_files(folder)) or not any(folder.iterdir()))
 
 
 def _has_its_best(folder: Path) -> bool:
@@ -54,7 +60,7 @@ def _has_its_best(folder: Path) -> bool:
     The training ends with that one.
     """
     try:
-        state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
+        state = json.loads(read_text(folder, "trainer_state.json"))
     except FileNotFoundError:
         return True
     best = state.get("best_model_checkpoint")
@@ -65,7 +71,7 @@ def _has_its_best(folder: Path) -> bool:
 
 def remove_newer(checkpoints: Path, than: Path | None) -> None:
     """Remove the checkpoints that `newest_sealed` skipped; they would count as the newest ones."""
-    for folder in _newest_first(checkpoints):
+    for folder in newest_first(checkpoints):
         if folder == than:
             return
         _remove(folder)
@@ -76,17 +82,18 @@ def rotate(checkpoints: Path, keep: int, best: str | None) -> None:
 
     Call it after the newest one is sealed.
     """
-    for folder in _newest_first(checkpoints)[keep:]:
+    for folder in newest_first(checkpoints)[keep:]:
         if best is None or folder.name != Path(best).name:
             _remove(folder)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint, or the link to a checkpoint that somebody moved."""
+    """Remove a checkpoint, or the link to a checkpoint that somebody moved. Notes in it stay."""
     if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder)
+        remove_file(folder.parent, folder.name)
+        return
+    remove_files(folder, checkpoint_files(folder))
+    prune(folder.parent, folder.name)
 
 
 def write_spent(folder: Path, spent: Spent, origin: Origin) -> None:
@@ -98,11 +105,11 @@ def read_spent(folder: Path | None) -> Spent:
     """Return what a run had taken at a checkpoint; zeros if there is none."""
     if folder is None:
         return Spent()
-    found = json.loads((folder / SPENT).read_text("utf-8"))
+    found = json.loads(read_text(folder, SPENT))
     return Spent(**{name: found[name] for name in Spent._fields})
 
 
 def read_origin(folder: Path) -> Origin:
     """Return what a checkpoint was trained from."""
-    found = json.loads((folder / SPENT).read_text("utf-8"))
+    found = json.loads(read_text(folder, SPENT))
     return Origin(*map(found.get, Origin._fields))

@@ -274,8 +274,8 @@ class DeadlyCalls:
         calls = 0
         write_seal = callbacks.seal
 
-        def told(folder: Path) -> None:
-            write_seal(folder)
+        def told(folder: Path, names: Sequence[str]) -> None:
+            write_seal(folder, names)
             if self.sealed is not None and folder.name.startswith("checkpoint-"):
                 with self.sealed.open("a") as file:
                     file.write(f"{folder.name[11:]}\n")

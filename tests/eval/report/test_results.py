@@ -52,7 +52,11 @@ def test_a_change_that_no_number_betrays_is_seen_by_the_sums(run, name, old, new
         ("results.json", lambda text: "{}", "is damaged (results: Field required)"),
         ("results.json", lambda text: text.replace('"labels"', '"names"'), "is damaged"),
         ("results.json", lambda text: text.replace('"accuracy": 0.8', '"accuracy": 0.9'), "0.9"),
-        ("results.json", lambda text: text.replace('"accuracy": 0.8', '"accuracy": NaN'), "nan"),
+        (
+            "results.json",
+            lambda text: text.replace('"accuracy": 0.8', '"accuracy": NaN'),
+            "NaN is not",
+        ),
         (
             "results.json",
             lambda text: re.sub(r'"recall_macro": [\d.]+', '"recall_macro": "x"', text),
@@ -60,8 +64,9 @@ def test_a_change_that_no_number_betrays_is_seen_by_the_sums(run, name, old, new
         ),
         *(
             ("results.json", lambda text, bad=bad: spoilt_interval(text, bad), "accuracy_ci95 of")
-            for bad in ("null", "[1]", '"x"', "[NaN, 1.0]", "[0.9, 0.1]")
+            for bad in ("null", "[1]", '"x"', "[0.9, 0.1]")
         ),
+        ("results.json", lambda text: spoilt_interval(text, "[NaN, 1.0]"), "NaN is not"),
         (
             "results.json",
             lambda text: text.replace('"trainable": 4096', '"trainable": "x"'),
