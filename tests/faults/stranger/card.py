@@ -1,7 +1,10 @@
 """Markup from data and recipes, in the card and in the report."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import yaml
 
 from tests.faults.shop import Done
 from tests.support.hub.server import Hub, serve
@@ -23,18 +26,13 @@ MARKUP = {
     "an entity": "&lt;script&gt;&#x3c;",
     "an HTML comment": "<!-- hidden",
 }
-RAW = (
-    "<script",
-    "<img",
-    "\n# Owned",
-    "](javascript:",
-    "\nlicense: evil",
-    "\x1b",
-    "\x07",
-    "\u202e",
-    "<!-- hidden",
-    "\n| z",
+RAW = re.compile(
+    r"(?<!\\)<(?:script|img|!--)|(?<!\\)\]\(javascript:|^# Owned|^\| z|[\x1b\x07\u202e]",
+    re.MULTILINE,
 )
+FRONT = re.compile(r"^---\n(.*?)\n---\n", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^```.*?^```|(`+)[^`\n]+\1(?!`)", re.MULTILINE | re.DOTALL)
+"""In code, markup is text."""
 
 
 def cases() -> Iterator[Case]:
@@ -50,7 +48,10 @@ def cases() -> Iterator[Case]:
 
 def wrong(text: str) -> str:
     """What a card must not hold as it stands."""
-    found = [raw for raw in RAW if raw in text]
+    front = FRONT.search(text)
+    if front and "evil" in str(yaml.safe_load(front[1]).get("license")):
+        return "the licence is the stranger's"
+    found = RAW.search(CODE.sub("", FRONT.sub("", text)))
     return f"the card holds {found[0]!r}" if found else ""
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from llama_peft.system.seal import seal
 from tests.faults.hostile import Evil
 
-from .case import HEAD, LORA, Case, Plan, Scene, trains
+from .case import HEAD, LORA, Case, Plan, Scene, goes_on, trains
 from .stage import change_json
 
 NEWEST = "checkpoints/checkpoint-7"
@@ -29,6 +29,7 @@ def cases() -> Iterator[Case]:
         yield _newest(f"{name} of a head alone", change, HEAD)
     yield Case("checkpoint: a pickle in the only one", _only)
     yield Case("checkpoint: an unknown key in every one", _every)
+    yield Case("checkpoint: trainer_state.json with a best one elsewhere", _best_elsewhere)
 
 
 PICKLES = (
@@ -145,9 +146,6 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "trainer_state.json with a history of numbers": _state(lambda v: v.update(log_history=[1, 2])),
     "trainer_state.json without a history": _state(lambda v: v.pop("log_history")),
     "trainer_state.json without a step": _state(lambda v: v.pop("global_step")),
-    "trainer_state.json with a best one elsewhere": _state(
-        lambda v: v.update(best_model_checkpoint="../../../outside/folder/checkpoint-6", best_global_step=6)
-    ),
     "trainer_state.json with a best one that is a number": _state(lambda v: v.update(best_model_checkpoint=7)),
     "trainer_state.json that is a list": _text("trainer_state.json", "[]"),
     "trainer_state.json that is empty": _text("trainer_state.json", ""),
@@ -201,3 +199,13 @@ def _every(scene: Scene) -> Plan:
         _state(lambda v: v.update(nobody=1))(path)
         seal(path)
     return Plan(words, same=trains(LORA))
+
+
+def _best_elsewhere(scene: Scene) -> Plan:
+    """Which of a run's checkpoints is the best may be anything, but it is one of the run."""
+    words = scene.unfinished()
+    best = str(scene.outside / "folder/checkpoint-6")
+    newest = scene.run / NEWEST
+    _state(lambda v: v.update(best_model_checkpoint=best, best_global_step=6))(newest)
+    seal(newest)
+    return Plan(words, same=goes_on)
