@@ -98,7 +98,7 @@ def _given(value: JsonValue, place: str, recipe: Recipe, labels: Sequence[str]) 
     if labels:
         text = _label(text, labels)
     if not isinstance(text, str) or "id" not in fields:
-        wanted = f"one of the labels {", ".join(labels)}" if labels else "a text"
+        wanted = "one of the labels " + ", ".join(labels) if labels else "a text"
         raise UserError(f"{place} is not an object with an id and a prediction that is {wanted}")
     if not labels:
         text = without_no_answer(text, recipe.prompt.no_answer)
