@@ -16,8 +16,7 @@ from torch import zeros
 from eval import report
 from eval.metrics.measure import classification_results
 from llama_peft.errors import UserError
-from llama_peft.export import card, card_metadata, licences, stage
-from llama_peft.export.access import default_name
+from llama_peft.export import card, card_metadata, stage
 from llama_peft.export.stage import Bundle
 from llama_peft.model import backbone
 from llama_peft.recipe import Model, Recipe, dump_recipe, load_recipe
@@ -26,7 +25,7 @@ from llama_peft.run_folder.run import open_run
 from llama_peft.system.files import sha256, with_sum
 from llama_peft.tokens.prompts import PromptEncoder
 from tests.support import runs
-from tests.support.markdown import EVIL, GOOD, rendered
+from tests.support.html import EVIL, GOOD, rendered
 from tests.support.paths import ROOT
 
 LABELS = ["negative", "positive"]
@@ -421,31 +420,3 @@ def test_other_paths_become_names_and_nothing_else_is_changed(
     assert html.endswith(
         f"<p>{escape(name)}{end}</p><p>a{escape(path)} and {escape(name)}{end}.</p></td>"
     )
-
-
-@pytest.mark.parametrize(
-    ("base", "licence", "start"),
-    [
-        ("meta-llama/Llama-3.2-1B", "llama3.2", "Llama"),
-        ("unsloth/Llama-3.2-1B", "llama3.2", "Llama"),
-        ("meta-llama/Meta-Llama-3-8B-Instruct", "llama3", "Llama"),
-        ("NousResearch/Hermes-3-Llama-3.1-8B", "llama3.1", "Llama"),
-        ("meta-llama/Llama-2-7b-hf", "llama2", ""),
-        ("google/gemma-3-1b-pt", "gemma", ""),
-        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", None, ""),
-        ("openlm-research/open_llama_3b", None, ""),
-        ("acme/llama-farm", None, ""),
-        ("tiny", None, ""),
-    ],
-)
-def test_licences_go_by_the_base(base: str, licence: str | None, start: str) -> None:
-    found = licences.duties(base)
-    assert (found.identifier if found else None) == licence
-    assert (found.name_start if found else "") == start
-    assert found is None or (bool(found.built_with) == bool(start) and found.notice)
-
-
-def test_names_begin_as_the_licence_asks() -> None:
-    assert default_name(load_recipe("sst2")) == "Llama-3.2-1B-sst2"
-    assert default_name(load_recipe("gemma-sst2")) == "gemma-sst2"
-    assert default_name(load_recipe("sst2", ["hub.hub_model_id=org/x"])) == "org/x"

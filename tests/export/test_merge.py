@@ -128,7 +128,7 @@ def test_a_merged_model_that_answers_otherwise_is_not_left(
         (tmp_path / "taken/mine").touch()
 
     monkeypatch.setattr(merging, "_write", late)
-    with pytest.raises(UserError, match="taken: this folder cannot be written: .*not empty"):
+    with pytest.raises(UserError, match=r"taken: this folder cannot be written: .*not empty"):
         merging.merge(run, tmp_path / "taken")
     assert {path.name for path in tmp_path.iterdir()} == {"run", "taken"}
     shutil.rmtree(tmp_path / "taken")
