@@ -169,7 +169,7 @@ def _dry_card(scene: Scene) -> Plan:
     mine = write(run, "README.md")
 
     def prints_card(scene: Scene, done: Done) -> str:
-        return "" if "library_name: peft" in done.text else "the card was not printed"
+        return "" if "\nlibrary_name: peft\n" in done.text else "the card was not printed"
 
     return Plan(["push", str(run), "--dry-run"], same=prints_card, mine=mine)
 

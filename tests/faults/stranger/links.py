@@ -53,7 +53,7 @@ def cases() -> Iterator[Case]:
 
 
 EVALUATED = [
-    (".holder", "a link", True), (".holder", "a link to nothing", False), (".holder", "a hard link", False),
+    (".holder", "a link", False), (".holder", "a link to nothing", False), (".holder", "a hard link", False),
     (".lock", "a link", False), (".lock", "a link to nothing", False),
     ("results.json.partial", "a link", False), ("predictions.jsonl.partial", "a link", False),
     ("predictions.partial.jsonl", "a link", True), ("predictions.partial.jsonl", "a link to nothing", False),
@@ -81,8 +81,8 @@ TRAINED = [
     (LORA, "data.sha256", "a link", False), (LORA, "history.jsonl", "a link", False),
     (LORA, "history.jsonl", "a hard link", False), (LORA, "history.jsonl", "a pipe", False),
     (LORA, "history.jsonl", "a link to nothing", False), (LORA, "training.json", "a link", False),
-    (LORA, "training.json", "a link to nothing", False), (LORA, "adapter", "a link to a folder", True),
-    (LORA, "checkpoints", "a link to a folder", True), (LORA, "checkpoints/checkpoint-99", "a link to a folder", True),
+    (LORA, "training.json", "a link to nothing", False), (LORA, "adapter", "a link to a folder", False),
+    (LORA, "checkpoints", "a link to a folder", True), (LORA, "checkpoints/checkpoint-99", "a link to a folder", False),
     (LORA, "checkpoints/checkpoint-8", "a link", False), (LORA, "checkpoints/checkpoint-7", "a link to a folder", False),
     (LORA, "adapter.partial", "a link to a folder", False), (LORA, ".previous", "a link to a folder", False),
     (LORA, ".previous.partial", "a link to a folder", False), (LORA, "training.json.partial", "a link", False),

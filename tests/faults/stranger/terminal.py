@@ -339,7 +339,11 @@ def _secret(name: str, url: str, place: str, words: tuple[str, ...]) -> Case:
         program = given.pop(0) if given[0] == "eval" else "llama_peft"
         return Plan(given, program, hidden=(PASSWORD,))
 
-    return Case(f"secret: {name} in the name of {place}", plan, cheap=place == "the model")
+    return Case(
+        f"secret: {name} in the name of {place}",
+        plan,
+        cheap=(name, place) == ("a token", "the model"),
+    )
 
 
 def _own_token(scene: Scene) -> Plan:

@@ -16,7 +16,7 @@ from .terminal import recipe_on, write_csv
 
 
 def cases() -> Iterator[Case]:
-    yield Case("unclear: a model's address with a password", _address, cheap=True)
+    yield Case("unclear: a model's address with a password", _address)
     for name, files in NAMED_FILES.items():
         yield _files(name, files, cheap=name == "no files")
     for left in ((), ("recipe.yaml",), ("checkpoints",), ("recipe.yaml", "checkpoints")):
