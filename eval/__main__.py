@@ -10,6 +10,7 @@ import typer
 
 from llama_peft import cli
 from llama_peft.errors import UserError
+from llama_peft.system.terminal import say
 
 from .predictors.kinds import Kind
 
@@ -49,7 +50,8 @@ def run(
         list[str] | None,
         typer.Option(
             help="The model, as a folder or a Hub name: a base, a run, an adapter, or a whole checkpoint with a "
-            "classification or question answering head. Give it again to compare several. Default: the recipe's base."
+            "classification or question answering head. Give it again to compare several. Default: the recipe's base.",
+            callback=cli.names,
         ),
     ] = None,
     kind: Annotated[
@@ -57,7 +59,10 @@ def run(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="A file or Hub name to evaluate on, in place of the recipe's data."),
+        typer.Option(
+            help="A file or Hub name to evaluate on, in place of the recipe's data.",
+            callback=cli.name,
+        ),
     ] = None,
     split: Split = None,
     limit: Annotated[
@@ -139,9 +144,9 @@ def _inside(output: Path | None, model: str | None, models: list[str | None]) ->
 def _print_table(folders: list[Path]) -> None:
     from . import report
 
-    print(report.render(report.compare(folders), "rich"))
+    say(*report.render(report.compare(folders), "rich").split("\n"))
     for folder in folders:
-        print(folder)
+        say(folder)
 
 
 @app.command()
@@ -196,7 +201,7 @@ def compare(
     """
     from . import report
 
-    print(report.render(report.compare(folders), format))
+    say(*report.render(report.compare(folders), format).split("\n"))
 
 
 @app.command()
@@ -208,7 +213,7 @@ def wordnet() -> None:
     from .metrics.wordnet import get
 
     try:
-        print(get())
+        say(get())
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -220,7 +225,7 @@ def html(
     """Write report.html into a run folder."""
     from . import report
 
-    print(report.write_html(run))
+    say(report.write_html(run))
 
 
 def main() -> None:

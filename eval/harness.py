@@ -95,11 +95,9 @@ def _show(
     predicted = {prediction.id: prediction for prediction in predictions}
     for example in examples:
         its = predicted[example.id]
-        log.info(
-            "--- %s\n%s\n>>> %r\nprediction %r, gold %r",
-            example.id,
-            evaluation.predictor.prompt(example),
-            its.raw,
-            its.prediction,
-            gold(example, evaluation.found.labels),
-        )
+        log.info("--- %s", example.id)
+        for line in evaluation.predictor.prompt(example).split("\n"):
+            log.info("| %s", line)
+        log.info(">>> %r", its.raw)
+        truth = gold(example, evaluation.found.labels)
+        log.info("prediction %r, gold %r", its.prediction, truth)

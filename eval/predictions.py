@@ -6,7 +6,6 @@ A file is resumed only if it has the same key: the same model, adapter, prompts,
 import hashlib
 import json
 import logging
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -122,7 +121,6 @@ def predict(
             try:
                 for batch in predictor.predict(waiting, batch_size):
                     for number, prediction in enumerate(batch, start=1):
-                        _check_numbers(prediction)
                         example, more = by_id[prediction.id], number < len(batch)
                         file.write(_signed(_stored(prediction, example, predictor.labels, more)))
                         file.flush()
@@ -141,16 +139,6 @@ def predict(
 def _without(examples: Sequence[Example], found: Sequence[Prediction]) -> list[Example]:
     predicted = {prediction.id for prediction in found}
     return [example for example in examples if example.id not in predicted]
-
-
-def _check_numbers(prediction: Prediction) -> None:
-    """Refuse scores that are not numbers, because they would make an arbitrary answer the best."""
-    scores = [*(prediction.probabilities or ()), prediction.no_answer_probability or 0.0]
-    if not all(map(math.isfinite, scores)):
-        raise UserError(
-            f"{prediction.id}: the model's scores are not numbers, so there is no prediction; its "
-            "weights are damaged, or model.dtype is too narrow for them"
-        )
 
 
 def _halved(batch_size: int) -> int:

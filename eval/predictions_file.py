@@ -16,7 +16,6 @@ from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.results import ModelConfig, Results
 from llama_peft.system.files import JsonObject, read_whole
 from llama_peft.system.lock import only_process
-from llama_peft.system.terminal import listed
 from llama_peft.tokens.prompts import without_no_answer
 
 from .job import Job, unnamed_folder
@@ -99,7 +98,7 @@ def _given(value: JsonValue, place: str, recipe: Recipe, labels: Sequence[str]) 
     if labels:
         text = _label(text, labels)
     if not isinstance(text, str) or "id" not in fields:
-        wanted = f"one of the labels {listed(labels)}" if labels else "a text"
+        wanted = "one of the labels " + ", ".join(labels) if labels else "a text"
         raise UserError(f"{place} is not an object with an id and a prediction that is {wanted}")
     if not labels:
         text = without_no_answer(text, recipe.prompt.no_answer)

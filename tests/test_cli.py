@@ -2,12 +2,14 @@
 
 import re
 import signal
+import subprocess
 
 import pytest
 import torch
 import typer
 
 from llama_peft import cli
+from llama_peft.system.terminal import one_line
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,18 @@ def test_a_full_machine_is_one_line(
         signal.signal(number, handler)
     found = capsys.readouterr().err.strip()
     assert re.search(f"^error: .*{said}", found) and "\n" not in found
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["a b", "it's", "a\nb", "t\x1b'\\n", "\u202e\t", "prompt.zero_shot=Text: {text}\nLabel:"],
+)
+def test_the_command_to_continue_is_one_line_that_a_shell_reads_back(
+    word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["llama-peft", "train", word, "--fresh"])
+    command = cli._command()
+    assert one_line(command) == command
+    printed = f"printf '%s' {command.removeprefix('llama-peft train ')}"
+    done = subprocess.run(["bash", "-c", printed], capture_output=True, env={"LC_ALL": "C.UTF-8"})
+    assert done.stdout.decode() == word

@@ -34,13 +34,8 @@ def scan(pushed: Path, run: Path) -> None:
             found.append(f"{file} holds {what}")
     if found:
         raise UserError(
-            "\n  ".join(
-                [
-                    "nothing is pushed; remove these secrets or paths from the files, and revoke "
-                    "every secret:",
-                    *found,
-                ]
-            )
+            "nothing is pushed; remove these secrets or paths from the files, and revoke every secret:",
+            *found,
         )
 
 

@@ -15,6 +15,7 @@ from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.recipe import Eval, Recipe
 from llama_peft.run_folder.self_check import input_ids
 from llama_peft.run_folder.weights import TunedModel
+from llama_peft.system.numbers import check_scores
 from llama_peft.tokens import generate, spans
 from llama_peft.tokens.batches import batches, grouped, pad
 from llama_peft.tokens.prompts import Encoded, PromptEncoder, parse_answer
@@ -41,6 +42,10 @@ class Prediction:
     no_answer_probability: float | None = None
     raw: str = ""
     """The model's output before it was parsed."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError unless the scores are numbers."""
+        check_scores([*(self.probabilities or ()), self.no_answer_probability or 0.0], self.id)
 
 
 class HasIds(Protocol):
@@ -113,10 +118,13 @@ def classify_rows(
         ids, mask = pad([ids for _, ids in batch], pad_id)
         with torch.inference_mode():
             output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-        shares = output.logits[:, list(order)].float().softmax(-1).tolist()
+        logits = output.logits[:, list(order)].float()
+        shares = logits.softmax(-1)
+        # A logit of minus infinity would leave shares that look well.
+        found = torch.where(logits.isfinite(), shares, torch.nan).tolist()
         yield [
             Prediction(id=id_, prediction=labels[row.index(max(row))], probabilities=tuple(row))
-            for (id_, _), row in zip(batch, shares, strict=True)
+            for (id_, _), row in zip(batch, found, strict=True)
         ]
 
 
@@ -172,6 +180,10 @@ def best_answers(
 def _best_answer(
     example: QuestionExample, scored: Sequence[ScoredWindow], settings: Eval
 ) -> Prediction:
+    for window, starts, ends in scored:
+        first, last = window.context_start, window.context_start + len(window.offsets)
+        for row in (starts, ends):
+            check_scores([*row[first:last], row[window.null]], example.id)
     best = spans.best_span(
         [one.window for one in scored],
         [one.starts for one in scored],

@@ -21,6 +21,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from llama_peft.prefix_tree.loss import answer_logits
 from llama_peft.prefix_tree.mask import Masks, attention_inputs, by_layer_type, dense_mask
 from llama_peft.prefix_tree.pack import TreeRow, collate, pack
+from llama_peft.system.numbers import check_scores
 
 # Shapes: K keys in the cache, Q queries of a step (one for each unfinished branch), V vocabulary.
 
@@ -99,16 +100,23 @@ def _rows(requests: Sequence[_Request], max_tokens_per_row: int) -> list[TreeRow
 def _decode(
     model: PreTrainedModel, row: TreeRow, stop_token_ids: Sequence[int], max_new_tokens: int
 ) -> list[tuple[int, ...]]:
-    """Return the tokens that each branch of a row of prompts generates."""
+    """Return the tokens that each branch of a row of prompts generates.
+
+    Raises UserError if a score that decided on a token is no number.
+    """
     config = model.config.get_text_config()
     cache = DynamicCache()  # without a config, its sliding layers evict nothing
     stop = torch.tensor(stop_token_ids, device=model.device)
     logits_QV, live, position_K = _prefill(model, row, cache)
     generated: list[list[int]] = [[] for _ in row["starts"]]
+    owners: list[str] = []
+    scores = []  # looked at once, at the end: each look would wait for the device
     for step in range(max_new_tokens):
-        token_Q = logits_QV.argmax(dim=-1)
+        token_Q = logits_QV.argmax(dim=-1)  # NaN counts as the highest
+        scores.append(logits_QV.gather(-1, token_Q[:, None])[:, 0])
         for index, token in zip(live.index_Q.tolist(), token_Q.tolist(), strict=True):
             generated[index].append(token)
+            owners.append(row["ids"][index])
         go_Q = ~torch.isin(token_Q, stop)
         live, token_Q = live.keep(go_Q), token_Q[go_Q]
         if not len(token_Q) or step == max_new_tokens - 1:
@@ -121,6 +129,8 @@ def _decode(
             attention_mask=_step_masks(config, live, position_K, model.dtype),
             past_key_values=cache,
         ).logits[0]
+    for name, score in zip(owners, torch.cat(scores).tolist(), strict=True):
+        check_scores([score], name)
     return [tuple(tokens) for tokens in generated]
 
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from llama_peft.run_folder.layout import COMPARISON
 from llama_peft.run_folder.record import Stored
 from llama_peft.system.files import read_summed, write_summed
-
-Interval = list[float]
-"""[low, high], 95 %."""
+from llama_peft.system.numbers import Count, Finite, Interval, Probability
 
 
 class MetricComparison(Stored):
@@ -18,13 +16,13 @@ class MetricComparison(Stored):
     name: str
     percent: bool
     """Whether the values are percentages; else they are fractions of 1."""
-    zero_shot: float | None = None
+    zero_shot: Finite | None = None
     zero_shot_ci95: Interval | None = None
-    tuned: float | None = None
+    tuned: Finite | None = None
     tuned_ci95: Interval | None = None
-    difference: float | None = None
+    difference: Finite | None = None
     difference_ci95: Interval | None = None
-    p: float | None = None
+    p: Probability | None = None
 
 
 class PartComparison(Stored):
@@ -32,10 +30,10 @@ class PartComparison(Stored):
 
     task: str
     part: str
-    examples: int
+    examples: Count
     not_comparable: str = ""
     """Why there is no difference; empty if there is one."""
-    seen_in_training: int | None = None
+    seen_in_training: Count | None = None
     """The number of examples that read the same as one that the model was trained on; None if that
     is not known.
     """

@@ -103,14 +103,13 @@ def is_ours(folder: Path) -> bool:
 
 
 def _has_record(folder: Path, place: str) -> bool:
-    return (
-        _is_resolved(_text(folder, f"{place}/{RECIPE}"))
-        or any(key in _text(folder, f"{place}/{TRAINING}") for key in _RECORD_KEYS)
-        or any(
-            _has_keys(_text(path, SPENT), _SPENT_KEYS)
-            for path in checkpoint_folders(folder / place / CHECKPOINTS)
-        )
-    )
+    record = _text(folder, f"{place}/{TRAINING}")
+    if any(key in record for key in _RECORD_KEYS):
+        return True
+    checkpoints = checkpoint_folders(folder / place / CHECKPOINTS)
+    if any(_has_keys(_text(path, SPENT), _SPENT_KEYS) for path in checkpoints):
+        return True
+    return _is_resolved(_text(folder, f"{place}/{RECIPE}"))
 
 
 def _text(folder: Path, name: str) -> str:
@@ -181,26 +180,35 @@ def _is_our_summary(text: str) -> bool | None:
     return isinstance(config, dict) and "model_kind" in config
 
 
-def run_files(folder: Path) -> list[str]:
+def run_files(folder: Path, place: str = ".") -> list[str]:
     """The names of all files in a run folder that a training wrote, or an evaluation of its weights.
 
     Zero-shot results are not among them, because they stay right when the run is trained again; and
-    the folder's own lock is not.
+    the folder's own lock is not. place: the run's place in the folder, if it was put aside.
     """
+    run = folder / place
+    if place != "." and not _is_folder(run):
+        return []
     names = [*TRAINED_FILES, *(f"{ADAPTER}/{name}" for name in ADAPTER_FILES)]
-    for path in checkpoint_folders(folder / CHECKPOINTS):
+    for path in checkpoint_folders(run / CHECKPOINTS):
         names += [f"{CHECKPOINTS}/{path.name}/{name}" for name in checkpoint_files(path)]
-    for path in _folders(folder):
-        if path.name == TUNED or path.name.startswith(f"{TUNED}-"):
-            names += [f"{path.name}/{name}" for name in (*EVALUATION_FILES, LOCK, HOLDER)]
+    for path in tuned_folders(run):
+        names += [f"{path.name}/{name}" for name in (*EVALUATION_FILES, LOCK, HOLDER)]
     cards = [CARD, f"{CHECKPOINTS}/{CARD}", f"{ADAPTER}/{CARD}"]
-    names += [name for name in cards if _is_card(folder, name)]
-    return [name for name in names if _is_file(folder, name)]
+    names += [name for name in cards if _is_card(run, name)]
+    return [name for name in names if _is_file(run, name)]
+
+
+def tuned_folders(folder: Path) -> list[Path]:
+    """The folders of the evaluations of a run's own weights. Links are not among them."""
+    tuned = re.compile(rf"{TUNED}(-.*)?")
+    return [path for path in _folders(folder) if tuned.fullmatch(path.name)]
 
 
 def checkpoint_folders(checkpoints: Path) -> list[Path]:
     """The folders `checkpoint-<step>`, the newest first. Links are not among them."""
-    found = [path for path in _folders(checkpoints) if CHECKPOINT.fullmatch(path.name)]
+    inner = _folders(checkpoints) if _is_folder(checkpoints) else []
+    found = [path for path in inner if CHECKPOINT.fullmatch(path.name)]
     return sorted(found, key=lambda path: -int(path.name.partition("-")[2]))
 
 
@@ -244,8 +252,7 @@ def _is_card(folder: Path, name: str) -> bool:
 
 def _folders(folder: Path) -> list[Path]:
     """The folders in a folder, without links; none if there is no such folder."""
-    inner = folder.iterdir() if _is_folder(folder) else ()
-    return sorted(path for path in inner if _is_folder(path))
+    return sorted(path for path in folder.iterdir() if _is_folder(path)) if folder.is_dir() else []
 
 
 def _is_folder(path: Path) -> bool:
@@ -254,8 +261,10 @@ def _is_folder(path: Path) -> bool:
 
 def _is_file(folder: Path, name: str) -> bool:
     """Whether a folder holds a file of this name, or a link in its place."""
-    path = folder / name
-    return _is_folder(path.parent) and (path.is_symlink() or path.is_file())
+    path, above = folder / name, list(Path(name).parents)[:-1]
+    return all(_is_folder(folder / each) for each in above) and (
+        path.is_symlink() or path.is_file()
+    )
 
 
 def _size(path: Path) -> int:

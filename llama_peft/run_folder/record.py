@@ -1,13 +1,21 @@
 """training.json: the record of a finished training, which also seals what the run exported."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from llama_peft.errors import UserError
-from llama_peft.run_folder.layout import TRAINING, WEIGHTS_SUFFIX
+from llama_peft.run_folder.layout import (
+    ADAPTER,
+    ADAPTER_FILES,
+    HEAD,
+    RECIPE,
+    TRAINING,
+    WEIGHTS_SUFFIX,
+)
 from llama_peft.system.files import read_summed, write_summed
+from llama_peft.system.numbers import Count, Finite, NotNegative, Sha256, Step, Version
 from llama_peft.system.seal import damaged
 
 VERSION = 1
@@ -25,43 +33,53 @@ class Stored(BaseModel):
 class Parameters(Stored):
     """Numbers of parameters."""
 
-    total: int
-    trainable: int
-    base: int
+    total: Count
+    trainable: Count
+    base: Count
 
 
 class HeadChoice(Stored):
     """The layer and the pooling that the head reads; for `head.layer: auto`, the chosen ones."""
 
-    layer: int | Literal["auto"] = -1
+    layer: Annotated[int, Field(ge=-1, le=10_000)] | Literal["auto"] = -1
     pooling: Literal["last", "mean"] = "last"
+
+
+def _complete(files: dict[str, str]) -> dict[str, str]:
+    """Refuse sums that leave out what a run is made of: what has no sum would not be verified."""
+    weights = [(HEAD,), ADAPTER_FILES, tuple(f"{ADAPTER}/{name}" for name in ADAPTER_FILES)]
+    if RECIPE not in files:
+        raise ValueError(f"there is no sum of {RECIPE}")
+    if not any(set(names) <= files.keys() for names in weights):
+        raise ValueError(f"there are no sums of {HEAD}, or of {' and '.join(ADAPTER_FILES)}")
+    return files
 
 
 class TrainingRecord(Stored):
     """The record of a finished training."""
 
-    version: int = VERSION
-    files: dict[str, str]
+    version: Version = VERSION
+    files: Annotated[dict[str, Sha256], AfterValidator(_complete)]
     """The sum of every exported file, by its name in the run folder."""
     base_fingerprint: str
     """The Hub's commit of the base, or `sha256:` and a digest of its folder."""
     parameters: Parameters
     head: HeadChoice
-    examples: dict[str, int] = {}
+    examples: dict[str, Count] = {}
     """Examples of the train and the validation part."""
-    rows: dict[str, int] = {}
-    steps: int = 0
-    epochs: float | None = None
-    train_loss: float | None = None
+    rows: dict[str, Count] = {}
+    steps: Step = 0
+    epochs: NotNegative | None = None
+    train_loss: Finite | None = None
     """Mean over all steps, those before a resume included."""
-    history_sha256: str | None = None
-    best_validation_loss: float | None = None
-    best_step: int | None = None
+    history_sha256: Sha256 | None = None
+    best_validation_loss: Finite | None = None
+    best_step: Step | None = None
     resumed_from: str | None = None
-    wall_seconds: float = 0.0
+    wall_seconds: NotNegative = 0.0
     """Over all starts of the run."""
-    peak_memory_bytes: int | None = None
-    split_sha256: str | None = None
+    peak_memory_bytes: Count | None = None
+    split_sha256: Sha256 | None = None
     """In a pushed run only: the sum of split.json, whose ids stay private. The same data give the
     same split again.
     """

@@ -1,26 +1,44 @@
 """results.json: the scores of an evaluation, in the format of lm-evaluation-harness."""
 
+import math
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import AliasChoices, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, AliasChoices, Field, JsonValue, TypeAdapter, ValidationError
 
 from llama_peft.run_folder.layout import RESULTS
 from llama_peft.run_folder.record import Stored
 from llama_peft.system.files import read_summed, write_summed
+from llama_peft.system.numbers import Count, Finite, Interval, NotNegative, Step, Version
 
 VERSION = 1
 """The newest form of the file that this package reads."""
 
-Scores = dict[str, JsonValue]
+_INTERVAL: TypeAdapter[list[float]] = TypeAdapter(Interval, config=Stored.model_config)
+_COUNT: TypeAdapter[int] = TypeAdapter(Count, config=Stored.model_config)
+
+
+def _plausible(scores: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    for name, value in scores.items():
+        if name.endswith("_ci95"):
+            _INTERVAL.validate_python(value)
+        elif name.split("_")[-1] == "total":
+            _COUNT.validate_python(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is not a number")
+    return scores
+
+
+Scores = Annotated[dict[str, JsonValue], AfterValidator(_plausible)]
 """Scores, counts and thresholds by name; `<name>_ci95` is the interval [low, high] of a score."""
 
 
 class TrainingCost(Stored):
     """The cost of the training of a tuned model."""
 
-    wall_seconds: float | None = None
-    peak_memory_bytes: int | None = None
-    steps: int | None = None
+    wall_seconds: NotNegative | None = None
+    peak_memory_bytes: Count | None = None
+    steps: Step | None = None
 
 
 class ModelConfig(Stored):
@@ -32,7 +50,7 @@ class ModelConfig(Stored):
     """Name of the recipe."""
     model: str | None = None
     """The base, by its Hub id or folder."""
-    parameters: dict[str, int] = Field(default_factory=dict)
+    parameters: dict[str, Count] = Field(default_factory=dict)
     base_fingerprint: str | None = None
     adapter_sha256: str | None = None
     run: str | None = None
@@ -41,7 +59,7 @@ class ModelConfig(Stored):
     """The folder of somebody else's adapter."""
     training: TrainingCost = TrainingCost()
     fewshot_from: str | None = None
-    seen_in_training: dict[str, int] | None = None
+    seen_in_training: dict[str, Count] | None = None
     """For each part, examples that read the same as one that the model was trained on; None if that
     is not known.
     """
@@ -63,18 +81,18 @@ class TaskSettings(Stored):
     prompt: dict[str, JsonValue] | None = None
     quantization: dict[str, JsonValue] | None = None
     dtype: str | None = None
-    max_length: int | None = None
-    doc_stride: int | None = None
+    max_length: Count | None = None
+    doc_stride: Count | None = None
     eval: dict[str, JsonValue] = Field(default_factory=dict)
-    no_answer_threshold: float | None = None
+    no_answer_threshold: Finite | None = None
     bleu_signature: str | None = None
 
 
 class SampleCount(Stored):
     """Examples of a part, and how many of them were evaluated."""
 
-    original: int
-    effective: int
+    original: Count
+    effective: Count
 
 
 class Results(Stored):
@@ -82,7 +100,7 @@ class Results(Stored):
     evaluated part.
     """
 
-    version: int = VERSION
+    version: Version = VERSION
     results: dict[str, Scores]
     configs: dict[str, TaskSettings]
     config: ModelConfig
@@ -99,8 +117,8 @@ class Results(Stored):
     adapter_sha256: str | None = None
     base_revision: str | None = None
     """The fingerprint of the base."""
-    peak_memory_bytes: int | None = None
-    wall_seconds: float | None = None
+    peak_memory_bytes: Count | None = None
+    wall_seconds: NotNegative | None = None
     predictions_sha256: str | None = None
     """None in results of other tools, which have no sum of their own either."""
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_peft.errors import UserError
 from llama_peft.model.fingerprint import is_commit
 from llama_peft.recipe import Recipe, load_recipe
-from llama_peft.run_folder.layout import ADAPTER, RECIPE
+from llama_peft.run_folder.layout import ADAPTER, ADAPTER_FILES, HEAD, RECIPE, TRAINING
 from llama_peft.run_folder.record import TrainingRecord, read_record, verify_exports
+from llama_peft.system.files import inside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,14 @@ class Run:
     def adapter(self) -> Path:
         """The folder of the adapter: `adapter/`, or in a pushed run its top, where PEFT looks."""
         inner = self.folder / ADAPTER
-        return inner if inner.is_dir() else self.folder
+        return inner if inside(self.folder, ADAPTER).is_dir() else self.folder
+
+    @property
+    def weights(self) -> list[Path]:
+        """The files that are put on the base: those of the adapter, or the head's."""
+        if self.written.lora is None:
+            return [self.folder / HEAD]
+        return [self.adapter / name for name in ADAPTER_FILES]
 
 
 def open_run(folder: Path) -> Run:
@@ -53,7 +62,15 @@ def open_run(folder: Path) -> Run:
     """
     record = read_record(folder)
     verify_exports(folder, record)
-    return Run(folder=folder, record=record, written=load_recipe(folder / RECIPE))
+    inside(folder, RECIPE)  # the record of a stranger need not name it
+    run = Run(folder=folder, record=record, written=load_recipe(folder / RECIPE))
+    for path in run.weights:
+        if path.relative_to(folder).as_posix() not in record.files:
+            raise UserError(
+                f"{path}: {TRAINING} has no sum of this file, so it is not known to be the run's; "
+                "run the command that trained it again"
+            )
+    return run
 
 
 def is_run(folder: str | Path) -> bool:

@@ -1,11 +1,15 @@
 """threshold.json: above this probability of no answer, a span run gives no answer."""
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import THRESHOLD
 from llama_peft.run_folder.record import Stored, TrainingRecord, read_record
 from llama_peft.system.files import read_summed, write_summed
+from llama_peft.system.numbers import Count, Finite
 
 UNFITTED = 0.5
 """The threshold of a run that has no validation examples to fit it on."""
@@ -14,9 +18,9 @@ UNFITTED = 0.5
 class Threshold(Stored):
     """A fitted threshold, and what it was fitted for."""
 
-    no_answer_threshold: float
+    no_answer_threshold: Annotated[Finite, Field(ge=-1, le=1)]
     """Below 0 if giving no answer at all is best."""
-    fitted_on: int = 0
+    fitted_on: Count = 0
     """Validation examples."""
     metric: str = "f1"
     fitted_for: str | None = None
@@ -38,8 +42,6 @@ def read_threshold(folder: Path, record: TrainingRecord | None = None) -> Thresh
     """
     try:
         found = Threshold.model_validate(read_summed(folder, THRESHOLD, required=False))
-        if not -1 <= found.no_answer_threshold <= 1:
-            raise ValueError("it is not a probability")
         weights = found.adapter_sha256
         if weights is not None and weights not in (record or read_record(folder)).files.values():
             raise ValueError("it belongs to other weights")

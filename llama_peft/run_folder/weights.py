@@ -1,27 +1,31 @@
 """The trained weights of a run: written once training ends, and loaded back onto the base."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llama_peft.errors import UserError
-from llama_peft.model import backbone, preflight
+from llama_peft.model import backbone, lora, preflight
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import (
     ADAPTER,
     ADAPTER_CONFIG,
+    ADAPTER_FILES,
     ADAPTER_WEIGHTS,
     DATA_SUMS,
     HEAD,
     RECIPE,
     SPLIT,
 )
-from llama_peft.run_folder.record import TrainingRecord, write_record
+from llama_peft.run_folder.record import TrainingRecord, read_record, write_record
 from llama_peft.run_folder.run import Run
+from llama_peft.system import files
+from llama_peft.system.numbers import Finite, Probability, first_not_finite
 from llama_peft.system.seal import file_sums
 from llama_peft.tokens.prompts import PromptEncoder
 
@@ -29,6 +33,30 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+
+_COPY = "use another copy of it"
+_RANKED = ("lora_A", "lora_embedding_A")
+"""Tensors with one row for each rank."""
+
+_Rank = Annotated[int, Field(ge=1, le=10**6)]
+_Alpha = Annotated[Finite, Field(ge=0, le=10**6)]
+
+
+class _Numbers(BaseModel):
+    """The numbers of an adapter's config that change its size or its output."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    r: _Rank = 8
+    lora_alpha: _Alpha = 8
+    lora_dropout: Probability = 0.0
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
+
+    @property
+    def largest_rank(self) -> int:
+        return max(self.r, *(self.rank_pattern or {}).values(), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,31 +81,52 @@ def save_weights(
 
     record: makes the record of the training from the sums of the exported files.
     """
+    _check_finite(
+        _trained(model, recipe),
+        f"{folder}: nothing is exported, because the trained weights are not numbers",
+        "lower train.learning_rate, and train again with --fresh",
+    )
     save = _save_head if recipe.lora is None else _save_adapter
-    files = save(model, recipe, folder)
-    sealed = [*files, *(folder / name for name in (RECIPE, SPLIT, DATA_SUMS))]
+    exported = save(model, recipe, folder)
+    sealed = [*exported, *(folder / name for name in (RECIPE, SPLIT, DATA_SUMS))]
     written = record(file_sums(folder, sealed))
     write_record(folder, written)
     return written
 
 
+def _trained(model: "nn.Module", recipe: Recipe) -> "Mapping[str, Tensor]":
+    """The tensors that a run exports."""
+    from peft import get_peft_model_state_dict
+
+    if recipe.lora is None:
+        state: Mapping[str, Tensor] = getattr(model, str(recipe.kind.head)).state_dict()
+    else:
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return state
+
+
+def _check_finite(tensors: "Mapping[str, Tensor]", fault: str, advice: str) -> None:
+    odd = first_not_finite(tensors)
+    if odd is not None:
+        raise UserError(f"{fault} (first in {odd}); {advice}")
+
+
 def _save_adapter(model: "nn.Module", recipe: Recipe, folder: Path) -> list[Path]:
-    partial, final = folder / f".{ADAPTER}.partial", folder / ADAPTER
-    shutil.rmtree(partial, ignore_errors=True)
-    # Saving embedding layers "auto" would ask the Hub for the base's vocabulary.
-    model.save_pretrained(partial, safe_serialization=True, save_embedding_layers=False)
-    (partial / "README.md").unlink(missing_ok=True)  # PEFT's own card, which lacks our numbers
-    _name_base(partial / ADAPTER_CONFIG, recipe)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    return list(final.iterdir())
+    with files.scratch(folder) as scratch:
+        # Saving embedding layers "auto" would ask the Hub for the base's vocabulary.
+        model.save_pretrained(scratch, safe_serialization=True, save_embedding_layers=False)
+        _name_base(scratch, recipe)
+        # Not PEFT's own card, which lacks our numbers. The record of the training is written later,
+        # so after a kill between the two moves the adapter is exported again.
+        files.move(folder, ADAPTER_FILES, scratch.name, ADAPTER)
+    return [folder / ADAPTER / name for name in ADAPTER_FILES]
 
 
-def _name_base(path: Path, recipe: Recipe) -> None:
+def _name_base(folder: Path, recipe: Recipe) -> None:
     """Write the base as the recipe names it: PEFT writes the folder that it loaded the base from."""
-    config = json.loads(path.read_text("utf-8"))
+    config = json.loads(files.read_text(folder, ADAPTER_CONFIG))
     config["base_model_name_or_path"] = recipe.model.model_name_or_path
-    path.write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
+    files.write_text(folder, ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True))
 
 
 def _save_head(model: "nn.Module", recipe: Recipe, folder: Path) -> list[Path]:
@@ -86,7 +135,8 @@ def _save_head(model: "nn.Module", recipe: Recipe, folder: Path) -> list[Path]:
     name = str(recipe.kind.head)
     state = getattr(model, name).state_dict()
     tensors = {f"{name}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
-    save_file(tensors, folder / HEAD, metadata={"format": "pt"})
+    with files.new_file(folder, HEAD) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
     return [folder / HEAD]
 
 
@@ -104,12 +154,28 @@ def load_tuned(run: Run, full_precision: bool = False) -> TunedModel:
             f"({run.record.base_fingerprint}) than the one that is here now ({found})"
         )
     model = backbone.load(recipe, recipe.task, len(run.labels))
-    if recipe.lora is not None:
-        model = attach_adapter(model, run.adapter)
-    else:
-        attach_head(model, run.folder / HEAD, str(recipe.kind.head))
+    try:
+        if recipe.lora is not None:
+            model = attach_adapter(model, run.adapter)
+        else:
+            attach_head(model, run.folder / HEAD, str(recipe.kind.head))
+    finally:
+        _check_unchanged(run)
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
     return TunedModel(recipe=recipe, labels=run.labels, model=model.eval(), encoder=encoder)
+
+
+def _check_unchanged(run: Run) -> None:
+    """Raise UserError if the run has other weights now than when it was opened, or none."""
+    try:
+        unchanged = read_record(run.folder).files == run.record.files
+    except UserError:
+        unchanged = False
+    if not unchanged:
+        raise UserError(
+            f"{run.folder}: this run is being trained again, or was just now; use it when the "
+            "training has ended"
+        )
 
 
 def _in_float32(recipe: Recipe) -> Recipe:
@@ -131,15 +197,20 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     from peft import LoraConfig, PeftConfig, PeftModel
     from safetensors import SafetensorError
 
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise UserError(f"{folder}: {ADAPTER_WEIGHTS} is missing; pickled adapters are not loaded")
+    for name in ADAPTER_FILES:
+        if not files.is_file(folder, name):
+            raise UserError(f"{folder}: {name} is missing; pickled adapters are not loaded")
+    _check_numbers(folder)
     try:
-        if type(PeftConfig.from_pretrained(str(folder))) is not LoraConfig:
+        config = PeftConfig.from_pretrained(str(folder))
+        if type(config) is not LoraConfig:
             raise UserError(f"{folder}: this is not a LoRA adapter")
+        lora.check_adapter(model, config, folder / ADAPTER_WEIGHTS, str(folder / ADAPTER_CONFIG))
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (
         RuntimeError,
-        KeyError,
+        LookupError,
+        ImportError,
         AttributeError,
         TypeError,
         ValueError,
@@ -172,11 +243,12 @@ def _replace_adapter(model: "PeftModel", folder: Path) -> None:
     from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    _check_numbers(folder)
     if _settings(PeftConfig.from_pretrained(str(folder))) != _settings(model.active_peft_config):
         raise UserError(f"{folder / ADAPTER_CONFIG}: the settings of this adapter are different")
     _check_tensors(model, folder)
     _erase(get_peft_model_state_dict(model, save_embedding_layers=False))
-    set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+    set_peft_model_state_dict(model, load_file(files.inside(folder, ADAPTER_WEIGHTS)))
 
 
 def _settings(config: "PeftConfig") -> dict[str, object]:
@@ -198,7 +270,7 @@ def _check_tensors(model: "PeftModel", folder: Path) -> None:
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     places: Mapping[str, tuple[int, ...]] = {key: tuple(v.shape) for key, v in state.items()}
-    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+    with safe_open(files.inside(folder, ADAPTER_WEIGHTS), "pt") as file:
         held = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     if places != held:
         odd = sorted(set(places.items()) ^ set(held.items()))[0][0]
@@ -209,9 +281,44 @@ def attach_head(model: "PreTrainedModel", path: Path, name: str) -> None:
     """Put the weights of a file into the model's head. Raises UserError if they have another shape."""
     from safetensors.torch import load_file
 
-    state = {key.removeprefix(f"{name}."): value for key, value in load_file(path).items()}
+    tensors = load_file(files.inside(path.parent, path.name))
+    state = {key.removeprefix(f"{name}."): value for key, value in tensors.items()}
+    _check_finite(state, f"{path}: its weights are not numbers", _COPY)
     try:
         getattr(model, name).load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: this head does not fit the base: {reason}") from None
+
+
+def _check_numbers(folder: Path) -> None:
+    """Raise UserError unless an adapter's config and weights hold numbers within their ranges, and
+    its config asks for no larger rank than its weights have.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        numbers = _Numbers.model_validate(files.read_json(folder, ADAPTER_CONFIG))
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise _refused(folder / ADAPTER_CONFIG, f"{place}: {first['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise _refused(folder / ADAPTER_CONFIG, str(error)) from None
+    except SafetensorError as error:
+        raise _refused(folder / ADAPTER_WEIGHTS, str(error)) from None
+    ranks = [len(one) for name, one in tensors.items() if one.dim() and _is_ranked(name)]
+    if ranks and numbers.largest_rank > max(ranks):
+        reason = f"it asks for rank {numbers.largest_rank}, and its weights have {max(ranks)}"
+        raise _refused(folder / ADAPTER_CONFIG, reason)
+    _check_finite(tensors, f"{folder / ADAPTER_WEIGHTS}: its weights are not numbers", _COPY)
+
+
+def _is_ranked(name: str) -> bool:
+    return any(part in _RANKED for part in name.split("."))
+
+
+def _refused(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: this adapter cannot be used: {reason}; {_COPY}")

@@ -227,6 +227,17 @@ def new_file(folder: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder in a folder, to write to; afterwards it is removed."""
+    path = folder / _unfinished("scratch")
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
 def new_folder(folder: Path, name: str, replace: bool = True) -> Iterator[Path]:
     """An empty folder to write to; afterwards it takes the place of the folder of this name.
 
@@ -291,14 +302,40 @@ def move(folder: Path, names: Iterable[str], source: str, target: str) -> None:
 
     source, target: names of folders inside `folder`; "." is the folder itself.
     """
-    emptied = set()
-    for name in names:
+    moved = list(names)
+    for name in moved:
         old, new = _place(folder, f"{source}/{name}"), f"{target}/{name}"
         make_folder(folder, str(Path(new).parent))
         old.rename(_place(folder, new))
-        emptied |= {folder / source / parent for parent in Path(name).parents if parent.name}
-    for path in sorted(emptied, key=lambda path: -len(path.parts)):
-        with suppress(OSError):  # it holds something else
+    _remove_emptied(folder / source, moved)
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of a folder, and the folders in it that become empty."""
+    removed = list(names)
+    for name in removed:
+        remove_file(folder, name)
+    _remove_emptied(folder, removed)
+
+
+def _remove_emptied(folder: Path, names: Iterable[str]) -> None:
+    """Remove the folders that held files of these names, unless something else is in them."""
+    emptied = {parent for name in names for parent in Path(name).parents if parent.name}
+    for parent in sorted(emptied, key=lambda path: -len(path.parts)):
+        with suppress(OSError):
+            (folder / parent).rmdir()
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    """Give a file or folder of a folder another name there. A link is renamed itself."""
+    _place(folder, old).rename(_place(folder, new))
+
+
+def prune(folder: Path, name: str) -> None:
+    """Remove the empty folders in a folder, and the folder if nothing is left in it."""
+    place = _place(folder, name)
+    for path in [*sorted(place.rglob("*"), reverse=True), place]:
+        with suppress(OSError):  # it is not an empty folder
             path.rmdir()
 
 

@@ -24,9 +24,14 @@ def file_sums(folder: Path, files: Iterable[Path]) -> dict[str, str]:
     return sums
 
 
-def seal(folder: Path) -> None:
-    """Write the folder's manifest, last."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != SEAL]
+def seal(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Write the folder's manifest, last.
+
+    names: the files that it vouches for; None for all that the folder holds.
+    """
+    held = [path for path in folder.rglob("*") if path.is_file()]
+    files = [folder / name for name in names] if names is not None else held
+    files = [path for path in files if path != folder / SEAL]
     write_text(folder, SEAL, json.dumps(file_sums(folder, files), indent=1))
     fsync(folder.parent)
 

@@ -4,13 +4,16 @@ The recipe's `eval.decoding` chooses. The plain functions are the slow twins of 
 `prefix_tree/decode.py`: in float32 both write the same tokens.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from llama_peft.system.numbers import check_scores
 from llama_peft.tokens.batches import batches, pad
 from llama_peft.tokens.prompts import Encoded
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Decoding = Literal["prefix_tree", "plain"]
@@ -37,7 +40,10 @@ def greedy(
     stop_token_ids: Collection[int],
     max_new_tokens: int,
 ) -> Iterator[Written]:
-    """Yield (id, generated ids) of each prompt, in the order in which they are computed."""
+    """Yield (id, generated ids) of each prompt, in the order in which they are computed.
+
+    Raises UserError if the model's scores are not numbers: it would write token 0 for ever.
+    """
     from llama_peft.prefix_tree import decode
 
     write: Callable[..., Iterator[Written]]
@@ -48,11 +54,12 @@ def greedy(
 def loglikelihoods(
     model: "PreTrainedModel", requests: Sequence[Request], *, decoding: Decoding
 ) -> list[float]:
-    """Return log p(continuation | prompt) of each request."""
+    """Return log p(continuation | prompt) of each request; NaN if it is infinite."""
     from llama_peft.prefix_tree import decode
 
     shared = _shares_prefixes(model, decoding)
-    return (decode.loglikelihoods if shared else loglikelihoods_plain)(model, requests)
+    scores = (decode.loglikelihoods if shared else loglikelihoods_plain)(model, requests)
+    return [score if math.isfinite(score) else math.nan for score in scores]
 
 
 def _shares_prefixes(model: "PreTrainedModel", decoding: Decoding) -> bool:
@@ -79,6 +86,12 @@ def greedy_plain(
     import torch
     from transformers import GenerationConfig
 
+    best: list[Tensor] = []
+
+    def note_best(ids: "Tensor", scores: "Tensor") -> "Tensor":
+        best.append(scores.amax(-1))  # NaN counts as the highest
+        return scores
+
     stop = sorted(stop_token_ids)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
@@ -90,7 +103,11 @@ def greedy_plain(
                 input_ids=input_ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 generation_config=settings,
+                logits_processor=[note_best],
             )
+        for (id_, _), scores in zip(batch, torch.stack(best, dim=1).tolist(), strict=True):
+            check_scores(scores, id_)
+        best.clear()
         written = output[:, input_ids.shape[1] :].tolist()
         for (id_, _), ids in zip(batch, written, strict=True):
             last = next((i for i, token in enumerate(ids) if token in stop_token_ids), len(ids))

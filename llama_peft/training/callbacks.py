@@ -13,7 +13,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from llama_peft.system.files import write_text
+from llama_peft.run_folder.ownership import checkpoint_files
+from llama_peft.system.files import append, write_text
 from llama_peft.system.memory import peak_memory
 from llama_peft.system.seal import seal
 from llama_peft.training.checkpoints import Origin, Spent, rotate, write_spent
@@ -50,7 +51,7 @@ class History(TrainerCallback):
         **kwargs: object,
     ) -> None:
         if state.is_world_process_zero and state.log_history:
-            with self.path.open("a", encoding="utf-8") as file:
+            with append(self.path.parent, self.path.name) as file:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
 
 
@@ -93,7 +94,7 @@ class SealCheckpoints(TrainerCallback):
             seconds = self.earlier.seconds + time.monotonic() - self.started
             peak = max(self.earlier.peak_memory_bytes, peak_memory())
             write_spent(folder, Spent(seconds, peak), self.origin)
-            seal(folder)
+            seal(folder, checkpoint_files(folder))
             rotate(checkpoints, self.keep, state.best_model_checkpoint)
 
 

@@ -2,25 +2,28 @@
 
 import json
 import logging
-import re
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llama_peft.run_folder.layout import SPENT
-from llama_peft.system.files import write_text
+from pydantic import TypeAdapter
+
+from llama_peft.errors import UserError
+from llama_peft.run_folder.layout import CHECKPOINT, SPENT
+from llama_peft.run_folder.ownership import checkpoint_files
+from llama_peft.system.files import prune, read_json, remove_file, remove_files, write_text
+from llama_peft.system.numbers import Count, NotNegative
 from llama_peft.system.seal import is_sealed
+from llama_peft.training.checkpoint_state import Fit, best_of, reason, trouble
 
 log = logging.getLogger(__name__)
-
-_STEP = re.compile(r"checkpoint-[0-9]+")
 
 
 class Spent(NamedTuple):
     """What a run has taken up to a checkpoint, over all its starts."""
 
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
+    seconds: NotNegative = 0.0
+    peak_memory_bytes: Count = 0
 
 
 class Origin(NamedTuple):
@@ -34,38 +37,63 @@ class Origin(NamedTuple):
     """The sum of all examples."""
 
 
-def newest_sealed(checkpoints: Path) -> Path | None:
-    """Return the latest `checkpoint-<step>` with an intact seal, and log which ones are skipped."""
-    for folder in _newest_first(checkpoints):
-        if is_sealed(folder) and _has_its_best(folder):
+_SPENT, _ORIGIN = TypeAdapter(Spent), TypeAdapter(Origin)
+
+
+def newest_sealed(checkpoints: Path, fit: Fit | None = None) -> Path | None:
+    """Return the latest `checkpoint-<step>` that a training can continue from, and log why others
+    are skipped.
+
+    fit: the training that would continue from it, as in `trouble`.
+    """
+    for folder in newest_first(checkpoints):
+        fault = _why_not(folder, fit)
+        if fault is None:
             return folder
-        log.warning("%s is incomplete or damaged, so it is skipped", folder)
+        log.warning("%s is incomplete or damaged, so it is skipped: %s", folder, fault)
     return None
 
 
-def _newest_first(checkpoints: Path) -> list[Path]:
-    numbered = [path for path in checkpoints.glob("checkpoint-*") if _STEP.fullmatch(path.name)]
-    return sorted(numbered, key=lambda path: -int(path.name[11:]))
+def newest_first(checkpoints: Path) -> list[Path]:
+    """Return the checkpoints, whole or not. A folder with nothing but a user's notes is not one."""
+    numbered = [
+        path for path in checkpoints.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)
+    ]
+    held = [path for path in numbered if path.is_symlink() or _holds_training(path)]
+    return sorted(held, key=lambda path: -int(path.name[11:]))
 
 
-def _has_its_best(folder: Path) -> bool:
-    """Return whether the checkpoint that this one names as the best is intact too.
+def _holds_training(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint. A kill may have left it empty."""
+    return folder.is_dir() and (bool(checkpoint_files(folder)) or not any(folder.iterdir()))
 
-    The training ends with that one.
+
+def _why_not(folder: Path, fit: Fit | None) -> str | None:
+    """Return why no training can continue from a checkpoint; None if one can.
+
+    The checkpoint that it names as the best must be usable too, because the training ends with it.
     """
+    fault = _fault(folder, fit)
+    best = None if fault else best_of(folder)
+    if best is None or best == folder.name:
+        return fault
+    fault = _fault(folder.parent / best, fit)
+    return fault and f"{best}, the best one: {fault}"
+
+
+def _fault(folder: Path, fit: Fit | None) -> str | None:
+    if not is_sealed(folder):
+        return "its seal is missing, or a file was changed"
     try:
-        state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
-    except FileNotFoundError:
-        return True
-    best = state.get("best_model_checkpoint")
-    if best is None or Path(best).name == folder.name:
-        return True
-    return is_sealed(folder.parent / Path(best).name)
+        read_spent(folder), read_origin(folder)
+    except (OSError, ValueError, UserError) as error:
+        return f"{SPENT}: {reason(error)}"
+    return trouble(folder, fit)
 
 
 def remove_newer(checkpoints: Path, than: Path | None) -> None:
     """Remove the checkpoints that `newest_sealed` skipped; they would count as the newest ones."""
-    for folder in _newest_first(checkpoints):
+    for folder in newest_first(checkpoints):
         if folder == than:
             return
         _remove(folder)
@@ -76,17 +104,18 @@ def rotate(checkpoints: Path, keep: int, best: str | None) -> None:
 
     Call it after the newest one is sealed.
     """
-    for folder in _newest_first(checkpoints)[keep:]:
+    for folder in newest_first(checkpoints)[keep:]:
         if best is None or folder.name != Path(best).name:
             _remove(folder)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint, or the link to a checkpoint that somebody moved."""
+    """Remove a checkpoint, or the link to a checkpoint that somebody moved. Notes in it stay."""
     if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder)
+        remove_file(folder.parent, folder.name)
+        return
+    remove_files(folder, checkpoint_files(folder))
+    prune(folder.parent, folder.name)
 
 
 def write_spent(folder: Path, spent: Spent, origin: Origin) -> None:
@@ -96,13 +125,23 @@ def write_spent(folder: Path, spent: Spent, origin: Origin) -> None:
 
 def read_spent(folder: Path | None) -> Spent:
     """Return what a run had taken at a checkpoint; zeros if there is none."""
-    if folder is None:
-        return Spent()
-    found = json.loads((folder / SPENT).read_text("utf-8"))
-    return Spent(**{name: found[name] for name in Spent._fields})
+    return (
+        Spent()
+        if folder is None
+        else _SPENT.validate_python(_stored(folder, Spent._fields), strict=True)
+    )
 
 
 def read_origin(folder: Path) -> Origin:
-    """Return what a checkpoint was trained from."""
-    found = json.loads((folder / SPENT).read_text("utf-8"))
-    return Origin(*map(found.get, Origin._fields))
+    """Return what a checkpoint was trained from. Raises OSError or ValueError."""
+    return _ORIGIN.validate_python(
+        dict.fromkeys(Origin._fields) | _stored(folder, Origin._fields), strict=True
+    )
+
+
+def _stored(folder: Path, names: Sequence[str]) -> dict[str, object]:
+    """Return values of spent.json by their names."""
+    found = read_json(folder, SPENT)
+    if not isinstance(found, dict):
+        raise ValueError("it does not hold a JSON object")
+    return {name: found[name] for name in names if name in found}

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from llama_peft.run_folder.layout import CARD, TRAINING
+from llama_peft.run_folder.layout import CARD, HEAD, RECIPE, TRAINING
 from llama_peft.run_folder.record import TrainingRecord
 from llama_peft.run_folder.run import open_run
 from llama_peft.run_folder.weights import TunedModel, load_tuned
 from llama_peft.system.files import sha256, write_summed
 
 LEAST: dict[str, object] = {
-    "files": {},
+    "files": {RECIPE: "0" * 64, HEAD: "0" * 64},
     "base_fingerprint": "sha256:0",
     "parameters": {"total": 8, "trainable": 4, "base": 4},
     "head": {"layer": -1, "pooling": "last"},

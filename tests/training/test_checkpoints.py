@@ -1,5 +1,6 @@
 """Which checkpoint a run continues from, which ones it removes, and what they record."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,13 @@ def base(make_base: Callable[..., Path]) -> Path:
 
 
 def folder_of(path: Path) -> Path:
+    """A sealed checkpoint whose records are right; its other files are never loaded here."""
     path.mkdir(parents=True)
-    (path / "weights").write_bytes(bytes(range(200)))
-    (path / "state.json").write_text("{}")
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (path / name).write_bytes(bytes(range(200)))
+    step = int(path.name[11:])
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": 99}))
+    checkpoints.write_spent(path, checkpoints.Spent(), checkpoints.Origin(None, None, None))
     seal.seal(path)
     return path
 
@@ -38,7 +43,7 @@ def test_the_newest_intact_checkpoint_is_used(
     (tmp_path / "checkpoint-11").mkdir()
     assert checkpoints.newest_sealed(tmp_path) == tmp_path / "checkpoint-10"
     assert "checkpoint-11 is incomplete" in caplog.text
-    (tmp_path / "checkpoint-10/weights").unlink()
+    (tmp_path / "checkpoint-10/optimizer.pt").unlink()
     assert checkpoints.newest_sealed(tmp_path) == tmp_path / "checkpoint-9"
     assert checkpoints.newest_sealed(tmp_path / "none") is None
 
@@ -67,6 +72,23 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "checkpoint-1", "checkpoint-3", "checkpoint-10",
     }  # fmt: skip
+
+
+def test_removing_a_checkpoint_leaves_what_its_user_put_there(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        folder_of(tmp_path / f"checkpoint-{step}")
+        (tmp_path / f"checkpoint-{step}/plots").mkdir()
+    note, outside = tmp_path / "checkpoint-1/notes.txt", tmp_path / "outside"
+    note.write_text("mine")
+    outside.write_text("mine")
+    (tmp_path / "checkpoint-4/optimizer.pt").symlink_to(outside)
+    checkpoints.remove_newer(tmp_path, tmp_path / "checkpoint-3")
+    checkpoints.rotate(tmp_path, 1, best=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-1", "checkpoint-3", "outside",
+    ]  # fmt: skip
+    assert [*note.parent.iterdir()] == [note] and note.read_text() == outside.read_text() == "mine"
+    assert checkpoints.newest_first(tmp_path) == [tmp_path / "checkpoint-3"]
 
 
 def test_a_run_never_ends_with_a_damaged_best_checkpoint(
@@ -100,17 +122,12 @@ def test_a_run_never_ends_with_a_damaged_best_checkpoint(
 
 def test_skipped_checkpoints_do_not_push_out_sealed_ones(tmp_path: Path) -> None:
     for step in (5, 10):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "weights").write_text(str(step))
-    seal.seal(tmp_path / "checkpoint-5")
+        folder_of(tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-10" / seal.SEAL).unlink()
     resumed = checkpoints.newest_sealed(tmp_path)
     assert resumed == tmp_path / "checkpoint-5"
     checkpoints.remove_newer(tmp_path, resumed)
-    seven = tmp_path / "checkpoint-7"
-    seven.mkdir()
-    (seven / "weights").write_text("7")
-    seal.seal(seven)
+    folder_of(tmp_path / "checkpoint-7")
     checkpoints.rotate(tmp_path, 1, None)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-7"]
 
@@ -133,8 +150,8 @@ def test_a_resumed_run_records_what_all_its_starts_took(
     monkeypatch.undo()
     path = checkpoints.newest_sealed(tmp_path / "cut/checkpoints")
     assert path is not None
-    checkpoints.write_spent(path, checkpoints.Spent(1000.0, 2**50), checkpoints.read_origin(path))
+    checkpoints.write_spent(path, checkpoints.Spent(1000.0, 2**49), checkpoints.read_origin(path))
     seal.seal(path)
     cut = runs.record_of(training.train(recipe(tmp_path / "cut")))
     assert cut.train_loss == pytest.approx(whole.train_loss, rel=1e-6)
-    assert 1000 < cut.wall_seconds < 1300 and cut.peak_memory_bytes == 2**50
+    assert 1000 < cut.wall_seconds < 1300 and cut.peak_memory_bytes == 2**49
