@@ -3,7 +3,7 @@
 import ast
 
 from llama_peft.export import load_snippet
-from tests.support.markdown import EVIL, GOOD
+from tests.support.html import EVIL, GOOD
 
 
 def test_a_literal_is_the_text_that_python_reads() -> None:

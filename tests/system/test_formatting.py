@@ -7,7 +7,7 @@ import pytest
 
 from llama_peft.system.formatting import as_code, hub_link, in_markdown
 from llama_peft.system.terminal import one_line
-from tests.support.markdown import EVIL, GOOD, rendered
+from tests.support.html import EVIL, GOOD, rendered
 
 
 @pytest.mark.parametrize("text", [*EVIL, *GOOD])
