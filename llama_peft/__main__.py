@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llama_peft import cli
-from llama_peft.system.terminal import say, say_json
+from llama_peft.system.terminal import listed, say, say_json
 
 app = typer.Typer(
     help="Fine-tune a small Llama or Gemma in 4-bit for classification or question answering.",
@@ -93,7 +93,7 @@ def validate(
         for part, examples in dataset.parts.items():
             say(f"{part}: {len(examples)} examples")
         if dataset.labels:
-            say(f"labels: {', '.join(dataset.labels)}")
+            say(f"labels: {listed(dataset.labels)}")
     say(f"{loaded.name}: {loaded.task} on {loaded.model.model_name_or_path}, valid")
 
 

@@ -16,6 +16,7 @@ from llama_peft.recipe.fields import (
     ContextTemplate,
     Count,
     DataName,
+    Epochs,
     EvalSteps,
     Folder,
     Instruction,
@@ -156,7 +157,7 @@ class Train(Section):
 
     output_dir: Folder | None = None
     "The run folder. null means runs/<name of the recipe>."
-    num_train_epochs: Positive = 3.0
+    num_train_epochs: Epochs = 3.0
     "Number of passes over the train part."
     max_steps: MaxSteps = -1
     "Number of optimizer steps. With -1, num_train_epochs decides."

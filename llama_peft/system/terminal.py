@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 import traceback
+from collections.abc import Iterable
 from types import TracebackType
 
 from llama_peft.system.secrets import masked
@@ -52,6 +53,11 @@ def say(*lines: object) -> None:
 def complain(*lines: object) -> None:
     """Print lines on standard error."""
     print("\n".join(map(printable, lines)), file=sys.stderr)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names from data in one line, with commas."""
+    return ", ".join(map(one_line, names))
 
 
 def say_json(value: object, indent: int | None = None) -> None:

@@ -79,7 +79,7 @@ class _ControlState(_Typed):
 
 class _Patience(_Typed):
     model_config = ConfigDict(extra="forbid")
-    early_stopping_patience: Step
+    early_stopping_patience: Annotated[int, Field(ge=1)]
     early_stopping_threshold: Finite | None = None
 
 
@@ -100,6 +100,8 @@ class _Callbacks(_Typed):
     patience: _PatienceState | None = Field(None, alias="EarlyStoppingCallback")
 
 
+_Size = Annotated[Finite, Field(ge=0)]
+"""A number of the recipe's, which may be as large as its user likes."""
 _Interval = Annotated[Finite, Field(ge=1)]
 
 
@@ -107,15 +109,15 @@ class TrainerRecord(_Typed):
     """trainer_state.json: where a training is, and what it has logged."""
 
     global_step: Step
-    max_steps: Step
+    max_steps: Annotated[int, Field(ge=0)]
     epoch: NotNegative = 0
     logging_steps: _Interval = 500
     eval_steps: _Interval = 500
     save_steps: _Interval = 500
     train_batch_size: Count | None = None
-    num_train_epochs: NotNegative = 0
+    num_train_epochs: _Size = 0
     num_input_tokens_seen: Count = 0
-    total_flos: Annotated[Finite, Field(ge=0)] = 0
+    total_flos: _Size = 0
     log_history: list[_LogEntry] = []
     best_metric: Finite | None = None
     best_global_step: Annotated[Step, Field(ge=1)] | None = None

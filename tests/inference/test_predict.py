@@ -1,15 +1,19 @@
 """Predictions of a finished run: one at a time or in batches, with shared prefixes or without, the same ones."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llama_peft import data
+from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction, predict
 from llama_peft.recipe import Recipe
+from llama_peft.run_folder.weights import TunedModel
 from llama_peft.training import fit as training
 from tests.support import runs
 
@@ -47,3 +51,76 @@ def test_what_is_computed_together_comes_together(
     batches = list(predict(tuned, examples, 6))
     assert [len(batch) for batch in batches] == [6, 6, 4]
     assert list(predict(tuned, [])) == []
+
+
+def spoil(tuned: TunedModel, after: int, value: float, part: slice) -> None:
+    """Let the model give `value` in a part of its scores, after a number of right forward passes."""
+    passes = 0
+
+    def change(module: object, inputs: object, output: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        for name in ("logits", "start_logits", "end_logits"):
+            if passes > after and name in output:
+                output[name] = output[name].clone()
+                output[name][..., part] = value
+        return output
+
+    tuned.model.get_base_model().register_forward_hook(change)
+
+
+@pytest.mark.parametrize("decoding", ["prefix_tree", "plain"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("task", ["classification", "extractive_qa", "generative_qa"])
+def test_scores_that_are_no_numbers_give_no_prediction(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    task: str,
+    value: float,
+    decoding: str,
+    tmp_path: Path,
+) -> None:
+    """A model that overflows would answer with its first label, token or span."""
+    keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
+    evaluated = {"max_new_tokens": 4, "decoding": decoding}
+    recipe = make_recipe(task, make_base(), lora={"r": 2}, train=keys, eval=evaluated)
+    tuned = runs.load(training.train(recipe))
+    examples = data.load(recipe).parts["test"][:2]
+    one, every = slice(0, 1), slice(None)
+    lowest = value == -math.inf and task == "generative_qa"  # one token that is never written
+    spoil(tuned, 0, value, every if lowest or task == "extractive_qa" else one)
+    with pytest.raises(UserError, match=r"-test-\S+: the model's scores are not numbers"):
+        list(predict(tuned, examples))
+
+
+@pytest.mark.parametrize("decoding", ["prefix_tree", "plain"])
+def test_an_overflow_in_the_middle_of_an_answer_is_noticed(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    decoding: str,
+    tmp_path: Path,
+) -> None:
+    keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
+    evaluated = {"max_new_tokens": 4, "decoding": decoding}
+    recipe = make_recipe("generative_qa", make_base(), lora={"r": 2}, train=keys, eval=evaluated)
+    tuned = runs.load(training.train(recipe))
+    spoil(tuned, 2, math.nan, slice(None))
+    with pytest.raises(UserError, match=r"-test-\S+: the model's scores are not numbers"):
+        list(predict(tuned, data.load(recipe).parts["test"][:1]))
+
+
+def test_a_base_too_large_for_float16_is_named_in_one_line(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
+    base = make_base()
+    recipe = make_recipe("classification", base, lora={"r": 2}, train=keys)
+    recipe = recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"dtype": "float16"})}
+    )
+    tuned = runs.load(training.train(recipe))
+    for layer in tuned.model.get_base_model().model.layers:
+        layer.mlp.down_proj.weight.data.fill_(6e4)
+        layer.mlp.up_proj.weight.data.fill_(6e4)
+    with pytest.raises(UserError, match=r"model\.dtype is too narrow"):
+        list(predict(tuned, data.load(recipe).parts["test"]))

@@ -12,7 +12,7 @@ from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder import layout
 from llama_peft.run_folder.run import open_run
-from llama_peft.run_folder.weights import load_tuned
+from llama_peft.run_folder.weights import load_tuned, save_weights
 from llama_peft.system.files import sha256
 from llama_peft.training import fit as training
 from tests.support import runs
@@ -152,3 +152,65 @@ def test_a_damaged_record_is_refused_in_one_line(text: str, tmp_path: Path) -> N
         path.write_text(text)
     with pytest.raises(UserError, match="this record of a run cannot be read"):
         runs.record_of(tmp_path)
+
+
+CONFIG_CHANGES: list[dict[str, object]] = [
+    {"lora_alpha": float("nan")},
+    {"lora_alpha": float("inf")},
+    {"lora_alpha": -1},
+    {"lora_alpha": "32"},
+    {"r": 0},
+    {"r": 10**9},
+    {"r": 5},
+    {"r": True},
+    {"lora_dropout": float("nan")},
+    {"lora_dropout": 1.5},
+    {"rank_pattern": {"q_proj": 10**5}},
+    {"rank_pattern": {"q_proj": -1}},
+    {"alpha_pattern": {"q_proj": float("nan")}},
+    {"alpha_pattern": {"q_proj": 1e300}},
+    {"anything": float("nan")},
+]
+
+
+@pytest.mark.parametrize("change", CONFIG_CHANGES, ids=str)
+def test_an_adapter_with_a_number_that_is_none_is_refused(
+    change: dict[str, object], finished: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    path = copy / "adapter/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    resealed(copy)
+    with pytest.raises(UserError, match=r"adapter_config\.json: this adapter cannot be") as caught:
+        runs.load(copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_weights_that_are_no_numbers_are_neither_loaded_nor_exported(
+    lora: dict[str, int] | None,
+    value: float,
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
+    recipe = make_recipe("classification", make_base(), lora=lora, train=keys)
+    run = training.train(recipe)
+    path = run / (layout.HEAD if lora is None else "adapter/adapter_model.safetensors")
+    right, record = load_file(path), runs.record_of(run)
+    spoilt = {name: one.clone() for name, one in right.items()}
+    spoilt[min(spoilt)].view(-1)[0] = value
+    tuned = runs.load(run)
+    module = dict(tuned.model.named_parameters())
+    trained = next(one for name, one in module.items() if "score" in name or "lora_A" in name)
+    trained.data.view(-1)[0] = value
+    with pytest.raises(UserError, match=r"nothing is exported.*lower train.learning_rate"):
+        save_weights(tuned.model, recipe, run, lambda files: record)
+    assert runs.record_of(run) == record, "what was there before is whole"
+    save_file(spoilt, path)
+    resealed(run)
+    with pytest.raises(UserError, match="its weights are not numbers"):
+        runs.load(run)
