@@ -167,7 +167,7 @@ def test_weights_that_the_record_does_not_name_are_not_pushed(old: Path, tmp_pat
     kept = {name: files[name] for name in files if not name.startswith("adapter/")}
     (old / layout.HEAD).write_bytes(b"")
     change(old, layout.TRAINING, files={**kept, layout.HEAD: sha256(old / layout.HEAD)})
-    with pytest.raises(UserError, match="does not name this file, so it is not pushed"):
+    with pytest.raises(UserError, match="has no sum of this file"):
         staged(old, tmp_path / "staged")
 
 
