@@ -129,7 +129,7 @@ def parse_json(text: str) -> "JsonValue":
 def _finite(word: str) -> float:
     number = float(word)
     if not math.isfinite(number):
-        raise ValueError(f"{word[:20]} is not a finite number")
+        raise ValueError(f"{word[:20]} is not a number that can be used")
     return number
 
 

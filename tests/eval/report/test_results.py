@@ -55,7 +55,7 @@ def test_a_change_that_no_number_betrays_is_seen_by_the_sums(run, name, old, new
         (
             "results.json",
             lambda text: text.replace('"accuracy": 0.8', '"accuracy": NaN'),
-            "NaN is not",
+            "NaN is not a number",
         ),
         (
             "results.json",
@@ -66,12 +66,12 @@ def test_a_change_that_no_number_betrays_is_seen_by_the_sums(run, name, old, new
             ("results.json", lambda text, bad=bad: spoilt_interval(text, bad), "results.sst2: ")
             for bad in ("null", "[1]", '"x"', "[0.9, 0.1]")
         ),
-        ("results.json", lambda text: spoilt_interval(text, "[NaN, 1.0]"), "NaN is not"),
+        ("results.json", lambda text: spoilt_interval(text, "[NaN, 1.0]"), "NaN is not a number"),
         *(
             ("results.json", lambda text, bad=bad: text.replace('"sst2"', bad, 1), fault)
             for bad, fault in {
-                '"x": 1' + "0" * 400 + ', "sst2"': "is not a finite number",
-                '"x": 1e999, "sst2"': "1e999 is not a finite number",
+                '"x": 1' + "0" * 400 + ', "sst2"': "is not a number",
+                '"x": 1e999, "sst2"': "1e999 is not a number",
                 '"x": ' + "[" * 100_000: "nested too deeply",
                 '"x": ' + "[" * 60 + "]" * 60 + ', "sst2"': "nested too deeply",
                 '"\\ud800"': "surrogates not allowed",
