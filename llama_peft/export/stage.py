@@ -38,7 +38,6 @@ from llama_peft.run_folder.layout import (
     RECIPE,
     REPORT,
     SPLIT,
-    TRAINING,
     TUNED,
     ZERO_SHOT,
 )
@@ -90,7 +89,7 @@ def stage(run: Run, folder: Path) -> Bundle:
     pushed = _portable_recipe(run.written, run.commit)
     write_text(folder, RECIPE, dump_recipe(pushed))
     if pushed.lora is None:
-        _copy_export(run, HEAD, folder / HEAD)
+        copy(run.folder, HEAD, folder / HEAD)
     else:
         _stage_adapter(run, folder, pushed)
     threshold = read_threshold(run.folder, run.record)
@@ -125,7 +124,7 @@ def _stage_adapter(run: Run, folder: Path, pushed: Recipe) -> None:
     """Copy the adapter; its config names the base's commit."""
     inner = run.adapter.relative_to(run.folder)
     for name in ADAPTER_FILES:
-        _copy_export(run, (inner / name).as_posix(), folder / name)
+        copy(run.folder, (inner / name).as_posix(), folder / name)
     try:
         config = read_json(folder, ADAPTER_CONFIG)
         if not isinstance(config, dict):
@@ -134,16 +133,6 @@ def _stage_adapter(run: Run, folder: Path, pushed: Recipe) -> None:
         raise UserError(f"{run.adapter / ADAPTER_CONFIG}: this file is damaged: {error}") from None
     config["revision"] = pushed.model.revision
     write_text(folder, ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True))
-
-
-def _copy_export(run: Run, name: str, place: Path) -> None:
-    """Copy a file that the training exported. Raises UserError for one that was not verified."""
-    if name not in run.record.files:
-        raise UserError(
-            f"{run.folder / name}: {TRAINING} does not name this file, so it is not pushed; run the "
-            "command that trained the run again"
-        )
-    copy(run.folder, name, place)
 
 
 def _stage_evaluations(run: Run, folder: Path, found: Evaluations) -> Comparison:

@@ -162,10 +162,12 @@ def test_a_report_without_its_policy_or_its_sum_is_not_pushed(old: Path, tmp_pat
 
 
 def test_weights_that_the_record_does_not_name_are_not_pushed(old: Path, tmp_path: Path) -> None:
+    """The recipe asks for an adapter, but the record proves a head only."""
     files = json.loads((old / layout.TRAINING).read_text("utf-8"))["files"]
-    kept = {name: files[name] for name in files if name != "adapter/adapter_config.json"}
-    change(old, layout.TRAINING, files=kept)
-    with pytest.raises(UserError, match="does not name this file, so it is not pushed"):
+    kept = {name: files[name] for name in files if not name.startswith("adapter/")}
+    (old / layout.HEAD).write_bytes(b"")
+    change(old, layout.TRAINING, files={**kept, layout.HEAD: sha256(old / layout.HEAD)})
+    with pytest.raises(UserError, match="has no sum of this file"):
         staged(old, tmp_path / "staged")
 
 

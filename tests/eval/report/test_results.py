@@ -63,7 +63,7 @@ def test_a_change_that_no_number_betrays_is_seen_by_the_sums(run, name, old, new
             "recall_macro of sst2 is x, which is not a number",
         ),
         *(
-            ("results.json", lambda text, bad=bad: spoilt_interval(text, bad), "accuracy_ci95 of")
+            ("results.json", lambda text, bad=bad: spoilt_interval(text, bad), "results.sst2: ")
             for bad in ("null", "[1]", '"x"', "[0.9, 0.1]")
         ),
         ("results.json", lambda text: spoilt_interval(text, "[NaN, 1.0]"), "NaN is not"),
