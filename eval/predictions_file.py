@@ -112,7 +112,11 @@ def _given(value: JsonValue, place: str, recipe: Recipe, labels: Sequence[str]) 
     probability = fields.get("no_answer_probability")
     if probability is None:
         return Given(identity, text, raw)
-    return Given(identity, text, raw, _number(probability, f"no_answer_probability of {place}"))
+    what = f"no_answer_probability of {place}"
+    number = _number(probability, what)
+    if not 0 <= number <= 1:
+        raise UserError(f"{what} is {number:g}, which is not a number from 0 to 1")
+    return Given(identity, text, raw, number)
 
 
 def _label(value: JsonValue, labels: Sequence[str]) -> JsonValue:

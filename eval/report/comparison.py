@@ -14,9 +14,10 @@ from llama_peft.run_folder.comparison import (
     PartComparison,
     write_comparison,
 )
-from llama_peft.run_folder.evaluations import REPORT_POLICY, results_sums
+from llama_peft.run_folder.evaluations import results_sums
 from llama_peft.run_folder.layout import COMPARISON, REPORT
-from llama_peft.system.files import read_text, sum_of
+from llama_peft.run_folder.ownership import is_our_file
+from llama_peft.system.files import sum_of
 
 from ..metrics.bootstrap import Paired
 from ..metrics.catalogue import Metric
@@ -35,32 +36,13 @@ def write_compared(run: Path, pairs: Sequence[tuple[SystemResults, SystemResults
 
 
 def check_replaceable(run: Path) -> None:
-    """Raise UserError if the run holds a report or a comparison that is not ours.
-
-    A damaged one is ours if it holds words that every one of ours holds, or, for the report, if the
-    comparison records that there was one.
-    """
-    compared, page = _text(run, COMPARISON), _text(run, REPORT)
-    if compared and '"results_sha256"' not in compared:
-        raise _not_ours(run / COMPARISON)
-    if page and REPORT_POLICY not in page and '"report_sha256": "' not in compared:
-        raise _not_ours(run / REPORT)
-
-
-def _text(run: Path, name: str) -> str:
-    try:
-        return read_text(run, name, errors="replace").strip()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise UserError(f"{run / name}: this file cannot be read: {error.strerror}") from None
-
-
-def _not_ours(path: Path) -> UserError:
-    return UserError(
-        f"{path}: llama-eval did not write this file, so it is not replaced; move it elsewhere, and "
-        "run the same command again"
-    )
+    """Raise UserError if the run holds a report or a comparison that is not ours."""
+    for name in (COMPARISON, REPORT):
+        if not is_our_file(run, name):
+            raise UserError(
+                f"{run / name}: llama-eval did not write this file, so it is not replaced; move it "
+                "elsewhere, and run the same command again"
+            )
 
 
 def _part(before: SystemResults, after: SystemResults) -> PartComparison:

@@ -22,14 +22,13 @@ from llama_peft.run_folder.layout import (
     TUNED_RESULTS,
     ZERO_SHOT_RESULTS,
 )
+from llama_peft.run_folder.ownership import REPORT_POLICY
 from llama_peft.run_folder.record import TrainingRecord, read_record
 from llama_peft.run_folder.results import Results, read_results
 from llama_peft.system.files import inside, read_text, sha256_of, sum_of
 
 _COMPARABLE = ("prompt", "quantization", "dtype", "max_length", "doc_stride")
 """Settings that both evaluations must share."""
-REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""What a report forbids itself: scripts, and requests of any kind. Every report holds these words."""
 _ATTRIBUTES = r"""(?:\s+(?:
     (?:lang|scope|class|role|aria-label|viewBox|points|[xyr]|[xy][12]|c[xy]|text-anchor)="[^"<>]*"
     |style="background:\ rgb\(var\(--shade\)\ /\ [\d.]+\)"

@@ -20,14 +20,17 @@ from llama_peft.run_folder.layout import (
     CHECKPOINT,
     CHECKPOINT_FILE,
     CHECKPOINTS,
+    COMPARISON,
     EVALUATION,
     EVALUATION_FILES,
     MOVING,
     PREDICTIONS,
     PREVIOUS,
     RECIPE,
+    REPORT,
     RESULTS,
     SPENT,
+    THRESHOLD,
     TRAINED_FILES,
     TRAINING,
     TUNED,
@@ -44,6 +47,14 @@ _UNFINISHED_START = re.compile(r'[0-9a-f]{8} \{"key": "')
 _FIRST_LINE = 1 << 24
 """Bytes of the first line of predictions that are read at most."""
 _SIGN = "<!-- llama_peft wrote this card; sha256: "
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+"""A report loads nothing from elsewhere and runs no script."""
+_SIGNS = {
+    REPORT: REPORT_POLICY,
+    COMPARISON: '"results_sha256"',
+    THRESHOLD: '"no_answer_threshold"',
+}
+"""Words that each of these files holds if it is ours, even if it is damaged or was cut."""
 
 
 def check_run_folder(folder: Path) -> None:
@@ -57,6 +68,8 @@ def check_run_folder(folder: Path) -> None:
         if not folder.is_dir():
             return  # whoever makes it says why that is impossible
         _refuse(_odd_places(folder))
+        for place in (PREVIOUS, MOVING):
+            _check_aside(folder, place)
         if is_ours(folder):
             return
         foreign = [path.name for path in sorted(folder.iterdir()) if not _may_stay(path)]
@@ -67,6 +80,21 @@ def check_run_folder(folder: Path) -> None:
             f"{folder}: this folder holds something that no training of ours made "
             f"({', '.join(foreign[:3])}), and nothing says that it is a run; choose another "
             "train.output_dir, or an empty folder"
+        )
+
+
+def _check_aside(folder: Path, place: str) -> None:
+    """Refuse anything but a run of ours where `--fresh` puts an earlier run aside."""
+    held = {
+        path.relative_to(folder / place).as_posix()
+        for path in (folder / place).rglob("*")
+        if not path.is_dir()
+    }
+    recipe = _text(folder, f"{place}/{RECIPE}")
+    if held - {*run_files(folder, place)} or (recipe and not _has_record(folder, place)):
+        raise UserError(
+            f"{folder / place}: this folder holds something that no training of ours made; move it "
+            "away, because an earlier run is kept there until the new one is trained"
         )
 
 
@@ -189,10 +217,13 @@ def run_files(folder: Path, place: str = ".") -> list[str]:
     run = folder / place
     if place != "." and not _is_folder(run):
         return []
-    names = [*TRAINED_FILES, *(f"{ADAPTER}/{name}" for name in ADAPTER_FILES)]
+    names = [name for name in TRAINED_FILES if is_our_file(run, name)]
+    names += [f"{ADAPTER}/{name}" for name in ADAPTER_FILES]
     for path in checkpoint_folders(run / CHECKPOINTS):
         names += [f"{CHECKPOINTS}/{path.name}/{name}" for name in checkpoint_files(path)]
     for path in tuned_folders(run):
+        if _foreign_result(path) is not None:
+            continue
         names += [f"{path.name}/{name}" for name in (*EVALUATION_FILES, LOCK, HOLDER)]
     cards = [CARD, f"{CHECKPOINTS}/{CARD}", f"{ADAPTER}/{CARD}"]
     names += [name for name in cards if _is_card(run, name)]
@@ -229,6 +260,12 @@ def checkpoint_files(folder: Path) -> list[str]:
         if (CHECKPOINT_FILE.fullmatch(name) or name in known or files.is_unfinished(name))
         and _is_file(folder, name)
     ]
+
+
+def is_our_file(folder: Path, name: str) -> bool:
+    """Whether a file of a run folder may be replaced: it is absent, empty, or holds what ours hold."""
+    text = _text(folder, name)
+    return not text.strip() or _SIGNS.get(name, "") in text
 
 
 def signed_card(text: str) -> str:

@@ -197,9 +197,11 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     from peft import LoraConfig, PeftConfig, PeftModel
     from safetensors import SafetensorError
 
-    for name in ADAPTER_FILES:
-        if not files.is_file(folder, name):
-            raise UserError(f"{folder}: {name} is missing; pickled adapters are not loaded")
+    missing = [name for name in ADAPTER_FILES if not files.is_file(folder, name)]
+    if missing:
+        pickled = (folder / "adapter_model.bin").exists()
+        why = "pickled adapters are not loaded" if pickled else "the run may be in training again"
+        raise UserError(f"{folder}: {missing[0]} is missing; {why}")
     _check_numbers(folder)
     try:
         config = PeftConfig.from_pretrained(str(folder))

@@ -32,7 +32,7 @@ _SHORTEST = 12
 """Shorter values of environment variables are not searched for: they would be found everywhere."""
 _MASK = "***"
 _IN_A_URL = re.compile(
-    r"(?i)((?<=://)[^\s/?#\"]+(?=@)|[^\s/?#\"'=:]+:[^\s/?#\"]+(?=@(?:huggingface\.co|hf\.co|git))"
+    r"(?i)((?:(?<=://)|(?<=https:/)|(?<=http:/))[^\s/?#\"]+(?=@)|[^\s/?#\"'=:]+:[^\s/?#\"]+(?=@(?:huggingface\.co|hf\.co|git))"
     r"|(?<=[?&])((?:access_|auth_|api_?)?(?:token|key|secret|password|signature|sig)=)[^\s&#\"]+)"
 )
 """A user's name and password before the host, or a key among the words after the question mark."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -68,6 +69,26 @@ class FindBest(TrainerCallback):
         if step := state.best_global_step:
             best = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
             state.best_model_checkpoint = str(best)
+
+
+class CheckOptimizer(TrainerCallback):
+    """Refuses a resumed optimizer whose moments have other shapes than the weights.
+
+    PyTorch takes such a state without an error, and would then make other steps.
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        optimizer = cast(torch.optim.Optimizer, kwargs["optimizer"])
+        for weight, moments in optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+                if getattr(moments.get(name), "shape", weight.shape) != weight.shape:
+                    raise ValueError(f"the {name} of its optimizer fits no weight")
 
 
 class SealCheckpoints(TrainerCallback):

