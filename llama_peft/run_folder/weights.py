@@ -22,11 +22,11 @@ from llama_peft.run_folder.layout import (
     RECIPE,
     SPLIT,
 )
-from llama_peft.run_folder.record import TrainingRecord, read_record, write_record
+from llama_peft.run_folder.record import TrainingRecord, write_record
 from llama_peft.run_folder.run import Run
 from llama_peft.system import files
 from llama_peft.system.numbers import Finite, Probability, first_not_finite
-from llama_peft.system.seal import file_sums
+from llama_peft.system.seal import damaged, file_sums
 from llama_peft.tokens.prompts import PromptEncoder
 
 if TYPE_CHECKING:
@@ -166,10 +166,12 @@ def load_tuned(run: Run, full_precision: bool = False) -> TunedModel:
 
 
 def _check_unchanged(run: Run) -> None:
-    """Raise UserError if the run has other weights now than when it was opened, or none."""
+    """Raise UserError if the weights that were just loaded are not those of the opened run."""
+    weights = (*ADAPTER_FILES, HEAD)
+    sums = {name: its for name, its in run.record.files.items() if Path(name).name in weights}
     try:
-        unchanged = read_record(run.folder).files == run.record.files
-    except UserError:
+        unchanged = not damaged(run.folder, sums)
+    except (OSError, UserError):
         unchanged = False
     if not unchanged:
         raise UserError(
