@@ -58,6 +58,15 @@ def run(app: typer.Typer) -> None:
         _close_bars()
         complain(f"error: {said}")
         sys.exit(2)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of tokenizers, which are written in Rust
+            raise
+        _close_bars()
+        complain(
+            f"error: the base's tokenizer failed on a text ({str(error).strip()}); it is damaged, or "
+            "its pattern finds no end: use the tokenizer of a base that you trust"
+        )
+        sys.exit(2)
 
 
 def complain_of(error: UserError, word: str = "error") -> None:
