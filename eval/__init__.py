@@ -91,10 +91,10 @@ def score(
 
     with python_face():
         from .job import make_job
-        from .predictions_file import score_file
+        from .predictions_file import score_file, scores_folder
 
         file = Path(predictions)
-        folder = Path(output) if output else file.with_name(f"{file.stem}-scores")
+        folder = Path(output) if output else scores_folder(file)
         truth = None if data is None else str(data)
         job = make_job(task, None, truth, None, None, folder, list(overrides))
         return score_file(job, file, None)

@@ -10,6 +10,7 @@ import typer
 
 from llama_peft import cli
 from llama_peft.errors import UserError
+from llama_peft.system.terminal import say
 
 from .predictors.kinds import Kind
 
@@ -49,7 +50,8 @@ def run(
         list[str] | None,
         typer.Option(
             help="The model, as a folder or a Hub name: a base, a run, an adapter, or a whole checkpoint with a "
-            "classification or question answering head. Give it again to compare several. Default: the recipe's base."
+            "classification or question answering head. Give it again to compare several. Default: the recipe's base.",
+            callback=cli.names,
         ),
     ] = None,
     kind: Annotated[
@@ -57,7 +59,10 @@ def run(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="A file or Hub name to evaluate on, in place of the recipe's data."),
+        typer.Option(
+            help="A file or Hub name to evaluate on, in place of the recipe's data.",
+            callback=cli.name,
+        ),
     ] = None,
     split: Split = None,
     limit: Annotated[
@@ -112,8 +117,11 @@ def _evaluate(jobs: "list[Job]", show: int) -> None:
 
 
 def _check_folders(jobs: "list[Job]") -> None:
-    """Refuse two models that would write their results to the same folder."""
+    """Refuse folders that are not ours, and two models that would write to the same folder."""
+    from llama_peft.run_folder.ownership import check_evaluation_folder
+
     for number, job in enumerate(jobs):
+        check_evaluation_folder(job.output)
         for other in jobs[:number]:
             if job.output.resolve() == other.output.resolve():
                 raise UserError(
@@ -136,9 +144,9 @@ def _inside(output: Path | None, model: str | None, models: list[str | None]) ->
 def _print_table(folders: list[Path]) -> None:
     from . import report
 
-    print(report.render(report.compare(folders), "rich"))
+    say(*report.render(report.compare(folders), "rich").split("\n"))
     for folder in folders:
-        print(folder)
+        say(folder)
 
 
 @app.command()
@@ -169,9 +177,9 @@ def score(
 ) -> None:
     """Score predictions from a file, without loading a model."""
     from .job import make_job
-    from .predictions_file import score_file
+    from .predictions_file import score_file, scores_folder
 
-    folder = output or predictions.with_name(f"{predictions.stem}-scores")
+    folder = output or scores_folder(predictions)
     job = make_job(task, None, data, split, None, folder, overrides or [])
     score_file(job, predictions, no_answer_probabilities)
     _print_table([folder])
@@ -193,7 +201,7 @@ def compare(
     """
     from . import report
 
-    print(report.render(report.compare(folders), format))
+    say(*report.render(report.compare(folders), format).split("\n"))
 
 
 @app.command()
@@ -205,7 +213,7 @@ def wordnet() -> None:
     from .metrics.wordnet import get
 
     try:
-        print(get())
+        say(get())
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -217,7 +225,7 @@ def html(
     """Write report.html into a run folder."""
     from . import report
 
-    print(report.write_html(run))
+    say(report.write_html(run))
 
 
 def main() -> None:

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from llama_peft.data import Example, mark_given
+from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import RESULTS, UNFINISHED_PREDICTIONS
+from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.results import Results, read_results
+from llama_peft.system.files import remove_file
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory, reset_peak
 
@@ -32,8 +35,9 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
     show: how many prompts to log with the model's outputs. again: whether to evaluate even if
     `job.output` holds the results of the same evaluation. subject: the job's model, if it is
     identified already. Raises UserError, before any example is predicted, if model, data and task
-    do not fit together.
+    do not fit together, or if `job.output` holds files that are not ours.
     """
+    check_evaluation_folder(job.output)
     started = time.monotonic()
     reset_peak()
     subject = subject or identify(job.model, job.recipe, job.kind)
@@ -52,8 +56,8 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             log.info("%s: this evaluation is finished already", job.output)
             return finished
         threshold = fitted_threshold(evaluation, validation)
-        partial = job.output / UNFINISHED_PREDICTIONS
         size = job.recipe.train.per_device_eval_batch_size
+        partial = job.output / UNFINISHED_PREDICTIONS
         predictions = predict(predictor, found.examples, partial, key, size)
         _show(evaluation, found.examples[:show], predictions)
         results = finish(
@@ -65,7 +69,7 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             threshold=threshold,
             peak_memory_bytes=peak_memory(),
         )
-        partial.unlink(missing_ok=True)
+        remove_file(job.output, UNFINISHED_PREDICTIONS)
     return results
 
 
@@ -79,7 +83,7 @@ def _finished(output: Path, key: str) -> Results | None:
     """Return the results of exactly this evaluation, if a folder holds them."""
     try:
         results = read_results(output / RESULTS)
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):
         return None
     return results if results.config.key == key else None
 
@@ -91,11 +95,9 @@ def _show(
     predicted = {prediction.id: prediction for prediction in predictions}
     for example in examples:
         its = predicted[example.id]
-        log.info(
-            "--- %s\n%s\n>>> %r\nprediction %r, gold %r",
-            example.id,
-            evaluation.predictor.prompt(example),
-            its.raw,
-            its.prediction,
-            gold(example, evaluation.found.labels),
-        )
+        log.info("--- %s", example.id)
+        for line in evaluation.predictor.prompt(example).split("\n"):
+            log.info("| %s", line)
+        log.info(">>> %r", its.raw)
+        truth = gold(example, evaluation.found.labels)
+        log.info("prediction %r, gold %r", its.prediction, truth)

@@ -10,6 +10,7 @@ from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, Source, load_recipe
 from llama_peft.run_folder.layout import RECIPE, TUNED, ZERO_SHOT
 from llama_peft.run_folder.run import is_run
+from llama_peft.system import files
 
 from .predictors.kinds import Kind
 
@@ -85,7 +86,7 @@ def make_job(
         own = Path("runs", slug(str(name)), TUNED) if name != model else _folder(recipe, model)
         data_words = [Path(data_file).stem, *filter(None, [data_split])] if data_file else []
         words = folder_words(recipe, task, model, data_words, limit, overrides)
-        output = own.with_name("-".join([own.name, *words]))
+        output = unnamed_folder(own.with_name("-".join([own.name, *words])))
     return Job(
         recipe=recipe,
         model=model or recipe.model.model_name_or_path,
@@ -96,6 +97,14 @@ def make_job(
         limit=limit,
         fetched=name != model,
     )
+
+
+def unnamed_folder(folder: Path) -> Path:
+    """Return a folder for results that the user did not name. Raises UserError if a link in its
+    place leads elsewhere.
+    """
+    files.inside(folder.parent, folder.name)
+    return folder
 
 
 def _data_split(data_file: str, splits: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pydantic import TypeAdapter
@@ -19,7 +20,7 @@ from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
-from llama_peft.system.files import JsonObject, sha256, write_text
+from llama_peft.system.files import append, parse_json, read_text, sum_of, write_text
 from llama_peft.system.memory import free_memory, is_out_of_memory
 
 from .job import Job
@@ -30,6 +31,15 @@ from .scoring import Material, check_ids, gold
 log = logging.getLogger(__name__)
 
 _PREDICTION = TypeAdapter(Prediction)
+
+
+class _Line(NamedTuple):
+    """A line of an unfinished file."""
+
+    prediction: Prediction
+    more: bool
+    """Whether other predictions of its batch follow."""
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +68,7 @@ def evaluation_key(
     place = torch.device("cpu") if recipe.train.use_cpu else backbone.device()
     settings = {
         "facts": facts.model_dump(include={"model", "base_fingerprint", "adapter_sha256"}),
-        "adapter_config": None if adapter_config is None else sha256(adapter_config),
+        "adapter_config": _sum(adapter_config),
         "threshold": threshold_digest(recipe, validation),
         "kind": predictor.kind,
         "labels": predictor.labels,
@@ -76,6 +86,10 @@ def evaluation_key(
             read = [part, asdict(example), predictor.prompt(example)]
             digest.update(json.dumps(read, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _sum(path: Path | None) -> str | None:
+    return None if path is None else sum_of(path.parent, path.name)
 
 
 def threshold_digest(recipe: Recipe, validation: Sequence[Example]) -> str:
@@ -102,7 +116,7 @@ def predict(
     bar = tqdm(
         total=len(examples), initial=len(found), desc=predictor.kind, unit="ex", disable=None
     )
-    with partial.open("a", encoding="utf-8") as file, bar:
+    with append(partial.parent, partial.name) as file, bar:
         while waiting := _without(examples, found):
             try:
                 for batch in predictor.predict(waiting, batch_size):
@@ -153,19 +167,42 @@ def _stored(
 def _resume(partial: Path, key: str) -> list[Prediction]:
     """Return the finished predictions under the key, and leave only them in the file.
 
-    A file of another key, a torn line and a batch that is not whole are dropped.
+    A file of another key, a damaged line and a batch that is not whole are dropped.
     """
-    lines: list[JsonObject] = []
-    if partial.is_file():
-        for text in partial.read_text("utf-8", errors="replace").split("\n"):
-            if _checksum(text[9:]) != text[:8]:
-                break  # this line was torn or changed, so what follows it does not count
-            lines.append(json.loads(text[9:]))
-    kept = lines[1:] if lines and lines[0] == {"key": key} else []
-    while kept and kept[-1].get("more", True):
+    begin, *texts = _texts(partial)
+    beginning, kept = _signed({"key": key}), []
+    for text in texts if f"{begin}\n" == beginning else ():
+        line = _line(text)
+        if line is None:
+            break  # what follows a damaged line does not count
+        kept.append(line)
+    while kept and kept[-1].more:
         kept.pop()
-    write_text(partial.parent, partial.name, _signed({"key": key}) + "".join(map(_signed, kept)))
-    return list(map(_PREDICTION.validate_python, kept))
+    written = "".join(f"{line.text}\n" for line in kept)
+    write_text(partial.parent, partial.name, beginning + written)
+    return [line.prediction for line in kept]
+
+
+def _texts(partial: Path) -> list[str]:
+    """Return the lines of an unfinished file; one empty line if there is no file."""
+    try:
+        return read_text(partial.parent, partial.name, errors="replace").split("\n")
+    except FileNotFoundError:
+        return [""]
+    except ValueError as error:
+        raise UserError(f"{partial}: {error}; remove this file") from None
+
+
+def _line(text: str) -> _Line | None:
+    """Return a line as a prediction; None if it was torn or changed."""
+    if _checksum(text[9:]) != text[:8]:
+        return None
+    try:
+        values = parse_json(text[9:])
+        more = values.get("more", True) if isinstance(values, dict) else True
+        return _Line(_PREDICTION.validate_python(values), more is not False, text)
+    except ValueError:  # the sum has no key, so a stranger can write any line
+        return None
 
 
 def _signed(line: Mapping[str, object]) -> str:

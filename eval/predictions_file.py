@@ -1,7 +1,7 @@
 """Predictions that were made elsewhere, read from a user's file and scored without a model."""
 
 import json
-import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +12,13 @@ from pydantic import JsonValue
 from llama_peft.data import broken
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe
+from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.results import ModelConfig, Results
-from llama_peft.system.files import JsonObject
+from llama_peft.system.files import JsonObject, read_whole
 from llama_peft.system.lock import only_process
 from llama_peft.tokens.prompts import without_no_answer
 
-from .job import Job
+from .job import Job, unnamed_folder
 from .results import PredictionLine
 from .scoring import check_ids, finish, gold, material, repeated
 
@@ -31,12 +32,18 @@ class Given(NamedTuple):
     no_answer_probability: float | None = None
 
 
+def scores_folder(predictions: Path) -> Path:
+    """Return the folder for the scores of a file, if the user names none: it is beside the file."""
+    return unnamed_folder(predictions.with_name(f"{predictions.stem}-scores"))
+
+
 def score_file(job: Job, predictions: Path, no_answer_probabilities: Path | None) -> Results:
     """Score a predictions.jsonl, or SQuAD's official {id: text} with its {id: probability}.
 
     Labels may be names or numbers. Raises UserError if a file cannot be read, or if the ids do not
     match the examples one for one.
     """
+    check_evaluation_folder(job.output)
     started = time.monotonic()
     found = material(job)
     given = read_predictions(predictions, job.recipe, found.labels)
@@ -91,7 +98,7 @@ def _given(value: JsonValue, place: str, recipe: Recipe, labels: Sequence[str]) 
     if labels:
         text = _label(text, labels)
     if not isinstance(text, str) or "id" not in fields:
-        wanted = f"one of the labels {', '.join(labels)}" if labels else "a text"
+        wanted = "one of the labels " + ", ".join(labels) if labels else "a text"
         raise UserError(f"{place} is not an object with an id and a prediction that is {wanted}")
     if not labels:
         text = without_no_answer(text, recipe.prompt.no_answer)
@@ -105,7 +112,11 @@ def _given(value: JsonValue, place: str, recipe: Recipe, labels: Sequence[str]) 
     probability = fields.get("no_answer_probability")
     if probability is None:
         return Given(identity, text, raw)
-    return Given(identity, text, raw, _number(probability, f"no_answer_probability of {place}"))
+    what = f"no_answer_probability of {place}"
+    number = _number(probability, what)
+    if not 0 <= number <= 1:
+        raise UserError(f"{what} is {number:g}, which is not a number from 0 to 1")
+    return Given(identity, text, raw, number)
 
 
 def _label(value: JsonValue, labels: Sequence[str]) -> JsonValue:
@@ -114,7 +125,7 @@ def _label(value: JsonValue, labels: Sequence[str]) -> JsonValue:
     A number means the label with this name or, if no label is a number, the label at this place.
     """
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if text in labels or not isinstance(text, str) or not text.isdecimal():
+    if text in labels or not isinstance(text, str) or not text.isdecimal() or len(text) > 9:
         return text
     named = any(label.isdecimal() for label in labels)
     return value if named or int(text) >= len(labels) else labels[int(text)]
@@ -135,9 +146,11 @@ def _join(given: Sequence[Given], path: Path) -> list[Given]:
 
 
 def _number(value: JsonValue, what: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    # An integer can be too large for a float, and a comparison is exact.
+    largest = sys.float_info.max
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= largest:
         return float(value)
-    raise UserError(f"{what} is {value!r}, which is not a number")
+    raise UserError(f"{what} is {repr(value)[:40]}, which is not a number")
 
 
 def _unique(pairs: Sequence[tuple[str, JsonValue]]) -> JsonObject:
@@ -150,7 +163,7 @@ def _unique(pairs: Sequence[tuple[str, JsonValue]]) -> JsonObject:
 def _read_json(path: Path) -> JsonObject | list[JsonValue]:
     """Return the value of a JSON file, or the list of the values of a JSONL file."""
     try:
-        text = path.read_text("utf-8")
+        text = read_whole(path).decode("utf-8")
         lines = [line for line in text.split("\n") if line.strip()]
         if path.suffix == ".jsonl" or (len(lines) > 1 and _is_object(lines[0])):
             return [json.loads(line, object_pairs_hook=_unique) for line in lines]

@@ -7,16 +7,15 @@ disagree: a number is shown only if the folder's own predictions give it.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import PREDICTIONS, RESULTS, TUNED, ZERO_SHOT
 from llama_peft.run_folder.record import Stored
 from llama_peft.run_folder.results import ModelConfig, Results, read_results
-from llama_peft.system.files import sha256
+from llama_peft.system.files import inside, read_text, sum_of
 
 from .metrics.bootstrap import Evidence, scores_of
 from .metrics.catalogue import INTERVAL_SUFFIX, Side, metrics_of
@@ -28,6 +27,8 @@ from .metrics.squad_v2 import squad_evidence
 
 class PredictionLine(Stored):
     """One example of predictions.jsonl."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     id: str
     prediction: str
@@ -84,7 +85,11 @@ class SystemResults:
 
     def interval(self, metric: str) -> tuple[float, float] | None:
         """The recorded bounds of a score; None if it has none."""
-        return _bounds(self.results.results[self.task].get(metric + INTERVAL_SUFFIX))
+        bounds = self.results.results[self.task].get(metric + INTERVAL_SUFFIX)
+        match bounds:
+            case [int() | float() as low, int() | float() as high]:
+                return low, high
+        return None
 
     @cached_property
     def predictions(self) -> dict[str, str]:
@@ -124,7 +129,7 @@ class SystemResults:
 
 def result_folders(folder: Path) -> list[Path]:
     """The zero-shot and tuned folders of a run folder; any other folder itself."""
-    inner = [path for name in (ZERO_SHOT, TUNED) if (path := folder / name).is_dir()]
+    inner = [folder / name for name in (ZERO_SHOT, TUNED) if inside(folder, name).is_dir()]
     return inner if inner and not (folder / RESULTS).is_file() else [folder]
 
 
@@ -133,7 +138,7 @@ def read_systems(folder: Path) -> list[SystemResults]:
     results = _read_results(folder / RESULTS)
     lines = _read_predictions(folder / PREDICTIONS)
     try:
-        if results.predictions_sha256 not in (None, sha256(folder / PREDICTIONS)):
+        if results.predictions_sha256 not in (None, sum_of(folder, PREDICTIONS)):
             raise ValueError(f"{PREDICTIONS} is not what was written")
         return [_system(folder, task, results, lines) for task in results.results]
     except ValueError as error:
@@ -173,7 +178,7 @@ def _check_scores(system: SystemResults) -> None:
     recorded = system.results.results[system.task]
     for metric in metrics_of(system.side):
         value = recorded.get(metric.name, 0)
-        if not isinstance(value, int | float) or not isfinite(value):
+        if not isinstance(value, int | float):
             raise ValueError(f"{metric.name} of {system.task} is {value}, which is not a number")
     for name, value in scores_of(system.evidence).items():
         found = system.score(name)
@@ -181,19 +186,6 @@ def _check_scores(system: SystemResults) -> None:
             raise ValueError(
                 f"{name} of {system.task} is {found}, but the predictions give {value}"
             )
-    for name, bounds in recorded.items():
-        if name.endswith(INTERVAL_SUFFIX) and _bounds(bounds) is None:
-            raise ValueError(f"{name} of {system.task} is {bounds}, which is not an interval")
-
-
-def _bounds(value: object) -> tuple[float, float] | None:
-    """The two numbers of an interval, None if the value is not one."""
-    if not isinstance(value, list) or len(value) != 2:
-        return None
-    low, high = value
-    if not isinstance(low, int | float) or not isinstance(high, int | float):
-        return None
-    return (low, high) if isfinite(low) and isfinite(high) and low <= high else None
 
 
 def _read_predictions(path: Path) -> list[PredictionLine]:
@@ -224,7 +216,7 @@ def _reason(error: ValueError) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return read_text(path.parent, path.name)
     except FileNotFoundError:
         raise _broken(path, "is missing") from None
     except (OSError, UnicodeDecodeError) as error:

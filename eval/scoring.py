@@ -29,7 +29,8 @@ from llama_peft.run_folder.results import (
     TaskSettings,
     write_results,
 )
-from llama_peft.system.files import sha256, write_text
+from llama_peft.system.files import sum_of, write_text
+from llama_peft.system.terminal import one_line
 from llama_peft.tokens.prompts import parse_answer
 
 from .job import Job
@@ -210,7 +211,7 @@ def finish(
         base_revision=config.base_fingerprint,
         peak_memory_bytes=peak_memory_bytes,
         wall_seconds=round(time.monotonic() - started, 3),
-        predictions_sha256=sha256(job.output / PREDICTIONS),
+        predictions_sha256=sum_of(job.output, PREDICTIONS),
     )
     write_results(job.output, results)
     return results
@@ -264,7 +265,9 @@ def check_ids(predicted: Sequence[str], asked: Sequence[str], source: str) -> No
         "missing": [id_ for id_ in asked if id_ not in given],
         "for no example": sorted(given - set(asked)),
     }
-    faults = [f"{len(ids)} {fault} (first: {ids[0]})" for fault, ids in counts.items() if ids]
+    faults = [
+        f"{len(ids)} {fault} (first: {one_line(ids[0])})" for fault, ids in counts.items() if ids
+    ]
     if faults:
         raise UserError(
             f"{source}: {len(predicted)} predictions for {len(asked)} examples: {'; '.join(faults)}"

@@ -8,9 +8,11 @@ from llama_peft.data import Example
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder.layout import UNFINISHED_VALIDATION
+from llama_peft.run_folder.layout import THRESHOLD, UNFINISHED_VALIDATION
+from llama_peft.run_folder.ownership import is_our_file
 from llama_peft.run_folder.run import Run
 from llama_peft.run_folder.threshold import UNFITTED, Threshold, read_threshold, write_threshold
+from llama_peft.system.files import remove_file
 
 from .metrics.squad_v2 import fit_threshold
 from .predictions import Evaluation, evaluation_key, predict, threshold_digest
@@ -58,7 +60,7 @@ def fitted_threshold(evaluation: Evaluation, validation: Sequence[Example]) -> f
     threshold = _fit(predict(predictor, validation, partial, key, size), validation)
     if evaluation.subject.run is not None and not job.fetched:
         _keep(evaluation.subject.run, job.recipe, validation, threshold)
-    partial.unlink(missing_ok=True)
+    remove_file(job.output, UNFINISHED_VALIDATION)
     return threshold
 
 
@@ -99,6 +101,12 @@ def _keep(run: Run, recipe: Recipe, validation: Sequence[Example], threshold: fl
         fitted_for=digest,
         adapter_sha256=run.record.weights_sha256,
     )
+    if not is_our_file(run.folder, THRESHOLD):
+        log.warning(
+            "%s: llama-eval did not write this file, so the fitted threshold is not kept",
+            run.folder / THRESHOLD,
+        )
+        return
     try:
         write_threshold(run.folder, record)
     except OSError as error:  # a run of somebody else: its threshold is fitted each time

@@ -1,9 +1,10 @@
 """Whether a run is evaluated on what it was trained on: by ids, and by what the examples ask."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from llama_peft import data
 from llama_peft.data import Example
@@ -11,10 +12,14 @@ from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import DATA_SUMS, SPLIT
 from llama_peft.run_folder.run import Run
+from llama_peft.system.files import read_json, read_text
+from llama_peft.system.terminal import one_line
 
 from .scoring import Material
 
 log = logging.getLogger(__name__)
+
+_SPLIT = TypeAdapter(dict[str, list[str]])
 
 
 def check(run: Run, found: Material, recipe: Recipe, strict: bool) -> dict[str, int] | None:
@@ -42,7 +47,7 @@ def check(run: Run, found: Material, recipe: Recipe, strict: bool) -> dict[str, 
     if again:
         message = (
             f"{run.folder}: {len(again)} of {len(evaluated)} examples read the same as an example "
-            f"that this run was trained on (first: {again[0]})"
+            f"that this run was trained on (first: {one_line(again[0])})"
         )
         if strict and recipe.dataset == run.written.dataset and now != then:
             raise UserError(
@@ -54,13 +59,13 @@ def check(run: Run, found: Material, recipe: Recipe, strict: bool) -> dict[str, 
 
 
 def _recorded(folder: Path) -> set[str]:
-    return set((folder / DATA_SUMS).read_text("utf-8").split()[1:])
+    return set(read_text(folder, DATA_SUMS, errors="replace").split()[1:])
 
 
 def _check_ids(folder: Path, evaluated: Sequence[Example], strict: bool) -> None:
     """Refuse ids from training. In another file, equal ids can be a coincidence, so log them only."""
     try:
-        split = json.loads((folder / SPLIT).read_text("utf-8"))
+        split = _SPLIT.validate_python(read_json(folder, SPLIT))
         seen = {*split["train"], *split.get("validation", ())}
     except (OSError, ValueError, KeyError):
         raise UserError(
@@ -70,7 +75,7 @@ def _check_ids(folder: Path, evaluated: Sequence[Example], strict: bool) -> None
     known = [example.id for example in evaluated if example.id in seen]
     message = (
         f"{folder}: {len(known)} of {len(evaluated)} examples have ids that it was trained on "
-        f"(first: {known[0] if known else ''})"
+        f"(first: {one_line(known[0]) if known else ''})"
     )
     if known and strict:
         raise UserError(f"{message}; evaluate it on the split of its own recipe")

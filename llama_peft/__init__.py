@@ -30,9 +30,12 @@ def load_recipe(source: "Source", overrides: Sequence[str] = ()) -> "Recipe":
 
     overrides: words such as "train.max_steps=100" that replace what the source says.
     """
-    from llama_peft.recipe import load_recipe
+    from llama_peft.system.quiet import python_face
 
-    return load_recipe(source, overrides)
+    with python_face():
+        from llama_peft.recipe import load_recipe
+
+        return load_recipe(source, overrides)
 
 
 def train(

@@ -4,14 +4,13 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 text, because rich alone takes three times as long to load as all the rest.
 """
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llama_peft import cli
+from llama_peft.system.terminal import listed, say, say_json
 
 app = typer.Typer(
     help="Fine-tune a small Llama or Gemma in 4-bit for classification or question answering.",
@@ -29,7 +28,9 @@ Overrides = Annotated[
 ]
 RunName = Annotated[
     str,
-    typer.Argument(help="The finished run: its folder, or user/repo[@revision] on the Hub."),
+    typer.Argument(
+        help="The finished run: its folder, or user/repo[@revision] on the Hub.", callback=cli.name
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -55,7 +56,7 @@ def train(
 
         check_before_training(loaded)
     folder = fit(loaded, fresh=fresh)
-    print(folder)
+    say(folder)
     if pushes:
         _push_trained(folder)
 
@@ -68,9 +69,9 @@ def _push_trained(folder: Path) -> None:
     from llama_peft.export import push as hub
 
     try:
-        print(hub.push(folder).commit_url)
+        say(hub.push(folder).commit_url)
     except UserError as error:
-        print(f"warning: {error}", file=sys.stderr)
+        cli.complain_of(error, "warning")
 
 
 @app.command()
@@ -90,16 +91,19 @@ def validate(
 
         dataset = load(loaded)
         for part, examples in dataset.parts.items():
-            print(f"{part}: {len(examples)} examples")
+            say(f"{part}: {len(examples)} examples")
         if dataset.labels:
-            print(f"labels: {', '.join(dataset.labels)}")
-    print(f"{loaded.name}: {loaded.task} on {loaded.model.model_name_or_path}, valid")
+            say(f"labels: {listed(dataset.labels)}")
+    say(f"{loaded.name}: {loaded.task} on {loaded.model.model_name_or_path}, valid")
 
 
 @app.command()
 def params(
     recipe_or_model: Annotated[
-        str, typer.Argument(help="A recipe, or a model: its folder or its name on the Hub.")
+        str,
+        typer.Argument(
+            help="A recipe, or a model: its folder or its name on the Hub.", callback=cli.name
+        ),
     ],
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -109,10 +113,10 @@ def params(
 
     found = counting.report(recipe_or_model, overrides or [])
     if as_json:
-        print(json.dumps(found, indent=1))
+        say_json(found, indent=1)
         return
     for name, value in found.items():
-        print(f"{name:<20} {value:>15,}" if isinstance(value, int) else f"{name:<20} {value}")
+        say(f"{name:<20} {value:>15,}" if isinstance(value, int) else f"{name:<20} {value}")
 
 
 @app.command()
@@ -130,27 +134,25 @@ def estimate(
     if found is None:
         raise UserError(f"{recipe}: there is no memory formula for the model family of its base")
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "memory": {term.name: term.bytes for term in found.memory},
-                    "memory_total": found.memory_total,
-                    "memory_smallest": found.smallest,
-                    "disk": {term.name: term.bytes for term in found.disk},
-                    "disk_total": found.disk_total,
-                    "download": found.download,
-                },
-                indent=1,
-            )
+        say_json(
+            {
+                "memory": {term.name: term.bytes for term in found.memory},
+                "memory_total": found.memory_total,
+                "memory_smallest": found.smallest,
+                "disk": {term.name: term.bytes for term in found.disk},
+                "disk_total": found.disk_total,
+                "download": found.download,
+            },
+            indent=1,
         )
         return
     for term in found.memory:
-        print(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
-    print(f"{'memory':<18} {found.memory_total / 1e9:>8.3f} GB  at most, if every row is full")
-    print(f"{'':<18} {found.smallest / 1e9:>8.3f} GB  if batches are split down to one row")
+        say(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
+    say(f"{'memory':<18} {found.memory_total / 1e9:>8.3f} GB  at most, if every row is full")
+    say(f"{'':<18} {found.smallest / 1e9:>8.3f} GB  if batches are split down to one row")
     for term in found.disk:
-        print(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
-    print(f"{'download':<18} {found.download / 1e9:>8.3f} GB  unless it is already on this machine")
+        say(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
+    say(f"{'download':<18} {found.download / 1e9:>8.3f} GB  unless it is already on this machine")
 
 
 @app.command()
@@ -180,10 +182,10 @@ def predict(
     (reply,) = load(opened).predict(asked)
     row = reply.as_dict()
     if as_json:
-        print(json.dumps(row, ensure_ascii=False))
+        say_json(row)
         return
     values = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
-    print("  ".join(values))
+    say("  ".join(values))
 
 
 @app.command()
@@ -191,7 +193,10 @@ def push(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     repo_id: Annotated[
         str | None,
-        typer.Option(help="The repository, as user/repo. Default: the recipe's hub.hub_model_id."),
+        typer.Option(
+            help="The repository, as user/repo. Default: the recipe's hub.hub_model_id.",
+            callback=cli.name,
+        ),
     ] = None,
     private: Annotated[
         bool | None,
@@ -201,7 +206,7 @@ def push(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option(help="List the files and write the card, but send nothing.")
+        bool, typer.Option(help="List the files and show the card, but send nothing.")
     ] = False,
     eval_results: Annotated[
         bool,
@@ -223,11 +228,12 @@ def push(
     from llama_peft.export import push as hub
 
     pushed = hub.push(run, repo_id, private, dry_run, eval_results)
+    if dry_run:
+        say(*pushed.card.split("\n"))
     for name, size in pushed.files.items():
-        print(f"{size:>12,}  {name}")
-    print(f"{sum(pushed.files.values()):>12,}  bytes in all, for {pushed.repo_id}")
-    where = f"; the card is {pushed.card}" if pushed.card else ""
-    print(pushed.commit_url or f"nothing was sent{where}")
+        say(f"{size:>12,}  {name}")
+    say(f"{sum(pushed.files.values()):>12,}  bytes in all, for {pushed.repo_id}")
+    say(pushed.commit_url or "nothing was sent")
 
 
 @app.command()
@@ -247,8 +253,8 @@ def merge(
     from llama_peft.export.merge import merge as merged
 
     difference = merged(folder, output)
-    print(f"largest relative score difference after merging: {difference:.2g}")
-    print(output)
+    say(f"largest relative score difference after merging: {difference:.2g}")
+    say(output)
 
 
 def main() -> None:

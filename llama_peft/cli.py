@@ -6,6 +6,8 @@ import os
 import shlex
 import signal
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import typer
@@ -14,6 +16,8 @@ from llama_peft.errors import Stopped, UserError
 from llama_peft.system.disk import disk_trouble
 from llama_peft.system.memory import is_out_of_memory
 from llama_peft.system.quiet import silence_libraries
+from llama_peft.system.secrets import is_web_address
+from llama_peft.system.terminal import LogRecord, complain, one_line, show_defect
 
 
 def run(app: typer.Typer) -> None:
@@ -32,28 +36,58 @@ def run(app: typer.Typer) -> None:
         signal.signal(number, _stop)
     try:
         words = _words()
-        code = app(words or ["--help"], standalone_mode=False)
+        # Calling the app itself would put typer's excepthook in place of ours.
+        code = typer.main.get_command(app)(words or ["--help"], standalone_mode=False)
         sys.exit(code if words else 2)
     except typer.Abort as error:  # typer turns an EOFError into this
         raise error.__cause__ or error from None
     except typer.TyperException as error:
-        print(f"error: {error.format_message().rstrip('.')}; see --help", file=sys.stderr)
+        complain(f"error: {error.format_message().rstrip('.')}; see --help")
         sys.exit(2)
     except UserError as error:
-        _close_bars()
-        print(f"error: {error}", file=sys.stderr)
+        complain_of(error)
         sys.exit(2)
     except Stopped as stop:
         _close_bars()
-        print(f"stopped; to continue: {_command()}", file=sys.stderr)
+        complain(f"stopped; to continue: {_command()}")
         sys.exit(128 + stop.signal_number)
     except Exception as error:
         said = _machine_trouble(error)
         if said is None:
             raise
         _close_bars()
-        print(f"error: {said}", file=sys.stderr)
+        complain(f"error: {said}")
         sys.exit(2)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of tokenizers, which are written in Rust
+            raise
+        _close_bars()
+        complain(
+            f"error: the base's tokenizer failed on a text ({str(error).strip()}); it is damaged, or "
+            "its pattern finds no end: use the tokenizer of a base that you trust"
+        )
+        sys.exit(2)
+
+
+def complain_of(error: UserError, word: str = "error") -> None:
+    """Print a user's mistake after a word, with its further lines below."""
+    _close_bars()
+    first, *more = error.args
+    complain(f"{word}: {first}", *(f"  {line}" for line in more))
+
+
+def name(text: str | None) -> str | None:
+    """Check the name of a model, a run, a data set or a repository, for typer."""
+    if text is not None and is_web_address(text):
+        raise UserError(f"{text}: this is a web address; write a name, such as owner/name")
+    return text
+
+
+def names(texts: list[str] | None) -> list[str] | None:
+    """Check several names, for typer."""
+    for text in texts or ():
+        name(text)
+    return texts
 
 
 def _words() -> list[str]:
@@ -106,15 +140,41 @@ def _command() -> str:
     if program.name == "__main__.py":  # the folder may have another name than the module
         spec = sys.modules["__main__"].__spec__
         words = ["python", "-m", spec.parent if spec and spec.parent else program.parent.name]
-    return shlex.join([*words, *(word for word in sys.argv[1:] if word != "--fresh")])
+    return " ".join(_quoted(word) for word in [*words, *sys.argv[1:]] if word != "--fresh")
+
+
+def _quoted(word: str) -> str:
+    """A word as a shell reads it; control characters need bash's $'...' to stay on one line."""
+    if one_line(word) == word:
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{one_line(escaped)}'"
 
 
 def _quiet_logs() -> None:
-    """Show our own log lines, and of the libraries only warnings that a user can act on."""
+    """Show our own log lines, and of the libraries only warnings that a user can act on. Whatever
+    they log or warn of, and the traceback of a defect, is printed by `terminal`.
+    """
     main = os.environ.get("RANK", "0") == "0"
     # A log line that cannot be written, on a full disk for example, must not give a traceback.
     logging.raiseExceptions = False
+    logging.setLogRecordFactory(LogRecord)
+    logging.captureWarnings(True)
+    warnings.formatwarning = _warning
+    sys.excepthook = show_defect
+    threading.excepthook = lambda of: show_defect(of.exc_type, of.exc_value, of.exc_traceback)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     for name in ("llama_peft", "eval", "llama_peft_eval"):
         logging.getLogger(name).setLevel(logging.INFO if main else logging.ERROR)
     silence_libraries()
+
+
+def _warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning in one line; Python would show the line of code too."""
+    return f"{filename}:{lineno}: {category.__name__}: {message}"

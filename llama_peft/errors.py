@@ -2,7 +2,13 @@
 
 
 class UserError(Exception):
-    """A user's mistake: what is wrong, where, and what to do. It is shown without a traceback."""
+    """A user's mistake: what is wrong, where, and what to do. It is shown without a traceback.
+
+    Each argument is a line. So a line feed inside an argument came from data.
+    """
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(str, self.args))
 
 
 class Stopped(BaseException):

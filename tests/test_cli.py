@@ -2,12 +2,43 @@
 
 import re
 import signal
+import subprocess
 
 import pytest
 import torch
 import typer
 
 from llama_peft import cli
+from llama_peft.system.terminal import one_line
+
+
+def end_of(app: typer.Typer) -> None:
+    """Run an app that ends with exit code 2; the handlers of signals are put back."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(app)
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_tokenizer_whose_pattern_finds_no_end_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own engine gives up; tokenizers raises no Exception then."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$!"), "isolated")
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def work() -> None:
+        tokenizer.encode("a" * 40 + "!")
+
+    monkeypatch.setattr("sys.argv", ["program", "--"])
+    end_of(app)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search("^error: .*tokenizer .*use the tokenizer of a base that you trust$", last)
 
 
 @pytest.mark.parametrize(
@@ -35,10 +66,21 @@ def test_a_full_machine_is_one_line(
 
     monkeypatch.setattr("sys.argv", ["program", "--"])
 
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(SystemExit, match="2"):
-        cli.run(app)
-    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-        signal.signal(number, handler)
+    end_of(app)
     found = capsys.readouterr().err.strip()
     assert re.search(f"^error: .*{said}", found) and "\n" not in found
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["a b", "it's", "a\nb", "t\x1b'\\n", "\u202e\t", "prompt.zero_shot=Text: {text}\nLabel:"],
+)
+def test_the_command_to_continue_is_one_line_that_a_shell_reads_back(
+    word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["llama-peft", "train", word, "--fresh"])
+    command = cli._command()
+    assert one_line(command) == command
+    printed = f"printf '%s' {command.removeprefix('llama-peft train ')}"
+    done = subprocess.run(["bash", "-c", printed], capture_output=True, env={"LC_ALL": "C.UTF-8"})
+    assert done.stdout.decode() == word

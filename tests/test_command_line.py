@@ -243,3 +243,75 @@ def test_finished_results_are_shown_and_kept_when_another_model_fails(
     assert (tmp_path / "tiny/results.json").stat().st_mtime_ns == first, "not evaluated again"
     assert evaluate(capsys, monkeypatch, *words, "eval.limit=3")[0] == 2
     assert (tmp_path / "tiny/results.json").stat().st_mtime_ns != first
+
+
+# --- what is printed
+
+ESCAPES = "\x1b]0;x\x07\u202e"
+
+
+def printed(*words: str, program: str = "llama_peft") -> str:
+    """All that a real process prints; a line of it that a value forged, or a control character, is a failure."""
+    done = run(*words, program=program)
+    text = done.stdout + done.stderr
+    assert not set(text) & set("\x1b\x07\u202e") and "Traceback" not in text, ascii(text)
+    assert not [line for line in text.splitlines() if line.startswith("forged")]
+    return text
+
+
+def test_labels_ids_and_prompts_are_printed_as_visible_text(tmp_path: Path) -> None:
+    label, file = f"good{ESCAPES}\nforged", tmp_path / "a.csv"
+    rows = "".join(
+        f'"{name}{ESCAPES}\nforged {name}","film {name}{ESCAPES}\nforged","{label if name % 2 else "bad"}"\n'
+        for name in range(8)
+    )
+    file.write_text(f"id,text,label\n{rows}", "utf-8")
+    parts = f"dataset.parts={{train: {file}}}"
+    words = [
+        "tiny-sst2",
+        *FILE[:-1],
+        parts,
+        "dataset.test_size=0.25",
+        "dataset.validation_size=0.25",
+    ]
+    assert r"labels: bad, good\x1b]0;x\x07\u202e\nforged" in printed("validate", *words)
+    shown = ["--task", *words, "--show", "2", "--output", str(tmp_path / "out")]
+    text = printed("run", *shown, "quantization.load_in_4bit=false", program="eval")
+    assert text.count("\n| ") > 2 and text.count("\n--- ") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", f"/no/{ESCAPES}\nforged.yaml"], "no such recipe"),
+        (["train", "tiny-sst2", f"train.seed={ESCAPES}\nforged"], "train.seed: must be"),
+        (["predict", f"/no/{ESCAPES}\nforged", "text"], "no finished run"),
+        ([f"tr{ESCAPES}\nforged"], "see --help"),
+        (
+            ["train", "tiny-sst2", "model.model_name_or_path=https://u:SECRET@hf.co/a"],
+            "web address",
+        ),
+        (["params", "https://u:SECRET@hf.co/a/b"], "this is a web address"),
+        (["predict", "https://u:SECRET@hf.co/a/b", "text"], "this is a web address"),
+        (["push", "/no/run", "--repo-id", "https://u:SECRET@hf.co/a/b"], "this is a web address"),
+    ],
+)
+def test_errors_are_visible_text_without_secrets(words: list[str], said: str) -> None:
+    text = printed(*words)
+    assert said in text and "SECRET" not in text and text.startswith("error: ")
+
+
+def test_names_of_an_evaluation_are_no_web_addresses() -> None:
+    for word in ("--model", "--data"):
+        text = printed(
+            "run", "--task", "tiny-sst2", word, "https://u:SECRET@hf.co/a", program="eval"
+        )
+        assert "this is a web address" in text and "SECRET" not in text
+
+
+def test_a_link_to_itself_is_one_line(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.yaml"
+    loop.symlink_to(loop)
+    assert "no such recipe" in printed("train", str(loop))
+    text = printed("train", "tiny-sst2", f"train.output_dir={loop}", "--fresh")
+    assert text.startswith("error: ") and str(loop) in text

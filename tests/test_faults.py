@@ -53,7 +53,7 @@ def test_what_is_not_right_is_counted(shop: Shop, tmp_path: Path) -> None:
         tally.add(Fault("x", name, fault), inflict(shop, Fault("x", name, fault), 900 + number))
     assert [seen.verdict for _, seen in tally.seen] == ["wrong", "traceback", "traceback", "wrong"]
     assert not tally.all_right
-    assert tally.line().endswith("0 lost, 2 silently wrong, 2 tracebacks")
+    assert tally.line().endswith("0 lost, 2 silently wrong, 2 tracebacks, 0 harm, 0 over the limit")
 
 
 def _other(shop: Shop, folder: Path) -> Path:

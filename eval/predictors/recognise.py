@@ -2,7 +2,6 @@
 seconds.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from llama_peft.model import backbone, preflight
 from llama_peft.recipe import Head, Recipe, load_recipe
 from llama_peft.run_folder.layout import ADAPTER_CONFIG, ADAPTER_FILES, ADAPTER_WEIGHTS, RECIPE
 from llama_peft.run_folder.run import Run, is_run, open_run
-from llama_peft.system.files import sha256
+from llama_peft.system.files import inside, parse_json, read_whole, sha256
 from llama_peft.tasks import TASKS, TaskKind
 
 from .kinds import KIND_NAMES, KINDS, Kind
@@ -164,11 +163,16 @@ def _read_json(model: str, name: str, revision: str) -> dict[str, JsonValue] | N
     path = _file(model, name, revision)
     if path is None:
         return None
+    value = _json_of(path)
+    return value if isinstance(value, dict) else None
+
+
+def _json_of(path: Path) -> JsonValue:
+    """Return the value of a JSON file, which may be a link: a base belongs to its user."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        return parse_json(read_whole(path).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: this file cannot be read: {error}") from None
-    return value if isinstance(value, dict) else None
 
 
 def _file(model: str, name: str, revision: str) -> Path | None:
@@ -195,14 +199,18 @@ def fetch_adapter(model: str, revision: str) -> Path:
 
 def read_adapter(folder: Path) -> Adapter:
     """Read the files of an adapter. Raises UserError if they name no base or no task of ours."""
+    for name in ADAPTER_FILES:
+        inside(folder, name)
     path, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS
-    config = json.loads(path.read_text("utf-8"))
+    found = _json_of(path)
+    config = found if isinstance(found, dict) else {}
     kinds = {kind.peft_task_type: kind for kind in TASKS.values()}
-    base, kind = config.get("base_model_name_or_path"), kinds.get(config.get("task_type"))
-    if not base or kind is None:
+    base, task = config.get("base_model_name_or_path"), config.get("task_type")
+    kind = kinds.get(task) if isinstance(task, str) else None
+    if not base or not isinstance(base, str) or kind is None:
         raise UserError(
-            f"{path}: base_model_name_or_path is {base!r} and task_type is "
-            f"{config.get('task_type')!r}; it needs a base and one of {', '.join(kinds)}"
+            f"{path}: base_model_name_or_path is {base!r} and task_type is {task!r}; it needs a "
+            f"base and one of {', '.join(kinds)}"
         )
     try:
         with safe_open(weights, "pt") as file:
@@ -210,11 +218,11 @@ def read_adapter(folder: Path) -> Adapter:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{weights}: this file cannot be read: {error}") from None
     names = {key.removeprefix("base_model.model."): shape for key, shape in shapes.items()}
-    heads = [shape[0] for name, shape in names.items() if name in _HEADS]
+    heads = [shape[0] for name, shape in names.items() if name in _HEADS and shape]
     return Adapter(
         folder=folder,
         base=base,
-        revision=config.get("revision") or "main",
+        revision=str(config.get("revision") or "main"),
         kind=kind,
         num_labels=heads[0] if heads else 0,
         whole=frozenset(name for name in names if ".lora_" not in name),

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 720, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 96, 12, 36
+_LARGEST = 1e15
+_SMALLEST = 1e-9
+"""The smallest range of an axis: on a smaller one, all ticks would be the same number."""
 _NAMES = {"loss": "training", "eval_loss": "validation"}
 
 
@@ -36,7 +39,9 @@ class _Scale:
 
 
 def loss_series(history: Sequence[Mapping[str, object]]) -> dict[str, list[Point]]:
-    """The finite losses of each series, in the order of steps; without series that have none."""
+    """The losses of each series that can be drawn, in the order of steps; without series that have
+    none.
+    """
     series = {}
     for key, name in _NAMES.items():
         points = []
@@ -44,10 +49,15 @@ def loss_series(history: Sequence[Mapping[str, object]]) -> dict[str, list[Point
             step, loss = line.get("step"), line.get(key)
             if isinstance(step, int | float) and isinstance(loss, int | float):
                 points.append(Point(step, loss))
-        finite = sorted(point for point in points if math.isfinite(point.value))
-        if finite:
-            series[name] = finite
+        drawn = sorted(point for point in points if _can_be_drawn(point))
+        if drawn:
+            series[name] = drawn
     return series
+
+
+def _can_be_drawn(point: Point) -> bool:
+    """Whether both numbers are finite, and far from the limits of what can be computed."""
+    return 0 <= point.step <= _LARGEST and -_LARGEST <= point.value <= _LARGEST
 
 
 def loss_chart(history: Sequence[Mapping[str, object]]) -> str:
@@ -77,7 +87,9 @@ def loss_chart(history: Sequence[Mapping[str, object]]) -> str:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that enclose the range: at least two, 1, 2 or 5 times a power of ten apart."""
-    span = (high - low) or abs(high) or 1.0
+    span = high - low
+    if span <= _SMALLEST * max(1.0, abs(high)):
+        span = abs(high) if abs(high) > _SMALLEST else 1.0
     rough = span / (count - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))

@@ -7,6 +7,7 @@ of, so that a reader sees whether they have changed since.
 from collections.abc import Sequence
 from pathlib import Path
 
+from llama_peft.errors import UserError
 from llama_peft.run_folder.comparison import (
     Comparison,
     MetricComparison,
@@ -14,8 +15,9 @@ from llama_peft.run_folder.comparison import (
     write_comparison,
 )
 from llama_peft.run_folder.evaluations import results_sums
-from llama_peft.run_folder.layout import REPORT
-from llama_peft.system.files import sha256
+from llama_peft.run_folder.layout import COMPARISON, REPORT
+from llama_peft.run_folder.ownership import is_our_file
+from llama_peft.system.files import sum_of
 
 from ..metrics.bootstrap import Paired
 from ..metrics.catalogue import Metric
@@ -27,10 +29,20 @@ def write_compared(run: Path, pairs: Sequence[tuple[SystemResults, SystemResults
     """Write the run's comparison.json from its zero-shot and tuned systems by part."""
     comparison = Comparison(
         results_sha256=results_sums(run),
-        report_sha256=sha256(run / REPORT),
+        report_sha256=sum_of(run, REPORT),
         parts=[_part(before, after) for before, after in pairs],
     )
     write_comparison(run, comparison)
+
+
+def check_replaceable(run: Path) -> None:
+    """Raise UserError if the run holds a report or a comparison that is not ours."""
+    for name in (COMPARISON, REPORT):
+        if not is_our_file(run, name):
+            raise UserError(
+                f"{run / name}: llama-eval did not write this file, so it is not replaced; move it "
+                "elsewhere, and run the same command again"
+            )
 
 
 def _part(before: SystemResults, after: SystemResults) -> PartComparison:

@@ -15,13 +15,13 @@ from llama_peft.errors import UserError
 from llama_peft.run_folder.evaluations import read_evaluations
 from llama_peft.run_folder.layout import HISTORY, RECIPE, REPORT, TUNED, ZERO_SHOT
 from llama_peft.run_folder.record import read_record
-from llama_peft.system.files import sha256
+from llama_peft.system.files import inside, read_text, sum_of, write_text
 
 from ..metrics.catalogue import metrics_of
 from ..metrics.classification import confusion
 from ..results import SystemResults, read_systems
 from .chart import loss_chart
-from .comparison import write_compared
+from .comparison import check_replaceable, write_compared
 from .table import Table, table
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ _SAMPLE = 10
 """How many examples are shown that became right, and how many that became wrong."""
 _LONGEST = 300
 """Characters of a text that are shown."""
+_LARGEST_HISTORY = 50_000_000
+"""Bytes; that of a million steps is smaller."""
 _SHOWN_ELSEWHERE = {
     "results", "configs", "config", "versions", "n-samples", "higher_is_better", "wall_seconds",
     "peak_memory_bytes", "predictions_sha256", "version",
@@ -88,19 +90,23 @@ def write_html(run_folder: Path) -> Path:
     """Write report.html into the run folder and return its path.
 
     comparison.json, which the card needs, is written too. Raises UserError if the results in
-    zero-shot/ or tuned/ cannot be read or are of other weights.
+    zero-shot/ or tuned/ cannot be read or are of other weights, or if the folder holds a report
+    that is not ours.
     """
     run = Path(run_folder)
     if not run.is_dir():
         raise UserError(f"{run} is not a folder; give a run folder with {ZERO_SHOT}/ and {TUNED}/")
-    zero_shot, tuned = read_systems(run / ZERO_SHOT), read_systems(run / TUNED)
+    check_replaceable(run)
+    zero_shot, tuned = _systems(run, ZERO_SHOT), _systems(run, TUNED)
     read_evaluations(run)
-    path = run / REPORT
-    partial = path.with_name(REPORT + ".partial")
-    partial.write_text(_page(run, zero_shot, tuned), encoding="utf-8")
-    partial.replace(path)
+    write_text(run, REPORT, _page(run, zero_shot, tuned))
     write_compared(run, list(_pairs(zero_shot, tuned)))
-    return path
+    return run / REPORT
+
+
+def _systems(run: Path, name: str) -> list[SystemResults]:
+    inside(run, name)  # the folder may be a link that a stranger made
+    return read_systems(run / name)
 
 
 def _page(run: Path, zero_shot: Sequence[SystemResults], tuned: Sequence[SystemResults]) -> str:
@@ -215,16 +221,24 @@ def _short(text: str) -> str:
 
 def _history(run: Path) -> list[Mapping[str, object]]:
     """The Trainer's log lines; none if the file is missing or damaged, as no score needs it."""
-    path = run / HISTORY
-    if not path.is_file():
-        return []
     try:
-        if read_record(run).history_sha256 not in (None, sha256(path)):
+        text = read_text(run, HISTORY, largest=_LARGEST_HISTORY)
+        if read_record(run).history_sha256 not in (None, sum_of(run, HISTORY)):
             raise ValueError("it is not what the training wrote")
-        return [dict(json.loads(text)) for text in path.read_text("utf-8").splitlines()]
-    except (ValueError, TypeError) as error:
-        log.warning("%s is damaged (%s): the report has no loss curve", path, error)
+        return [_object(line) for line in text.splitlines()]
+    except FileNotFoundError:
         return []
+    except (OSError, ValueError, RecursionError, UserError) as error:
+        log.warning("%s is damaged (%s): the report has no loss curve", run / HISTORY, error)
+        return []
+
+
+def _object(text: str) -> dict[str, object]:
+    """The JSON object of a line. A training may have logged numbers that are not finite."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("a line does not hold a JSON object")
+    return value
 
 
 def _facts(system: SystemResults) -> list[Fact]:
@@ -244,5 +258,7 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[Fact]:
 
 
 def _recipe(run: Path) -> str:
-    path = run / RECIPE
-    return path.read_text("utf-8", "replace") if path.is_file() else ""
+    try:
+        return read_text(run, RECIPE, errors="replace")
+    except FileNotFoundError:
+        return ""

@@ -3,12 +3,15 @@
 import io
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, assert_never
+
+from llama_peft.system.formatting import in_markdown
+from llama_peft.system.terminal import printable
 
 from .table import Cell, Row, Table
 
 Form = Literal["rich", "markdown", "latex"]
-_MARKDOWN = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "&": "&amp;"})
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -19,6 +22,7 @@ _LATEX = {
 
 def render(tables: Sequence[Table], form: Form, width: int | None = None) -> str:
     """The tables as text. If `width` is None, it is the width of the terminal."""
+    tables = [_printable(table) for table in tables]
     if form == "rich":
         width = width or shutil.get_terminal_size((200, 50)).columns
         parts = [_rich(table, width) for table in tables]
@@ -29,6 +33,19 @@ def render(tables: Sequence[Table], form: Form, width: int | None = None) -> str
     else:
         assert_never(form)
     return "\n\n".join(parts)
+
+
+def _printable(table: Table) -> Table:
+    """The table without secrets and control characters in its names. Later a secret could not be
+    recognised, because every form changes the names in its own way.
+    """
+    return replace(
+        table,
+        title=printable(table.title),
+        columns=tuple(map(printable, table.columns)),
+        rows=tuple(row._replace(name=printable(row.name)) for row in table.rows),
+        notes=tuple(map(printable, table.notes)),
+    )
 
 
 def _rich(table: Table, width: int) -> str:
@@ -81,18 +98,15 @@ def _joined(cell: Cell) -> str:
 
 
 def _markdown(table: Table) -> str:
-    def safe(text: str) -> str:
-        return " ".join(text.translate(_MARKDOWN).split())
+    def line(first: str, cells: Sequence[str]) -> str:
+        return "| " + " | ".join([first, *cells]) + " |"
 
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(map(safe, cells)) + " |"
-
-    lines = [f"**{safe(table.title)}**", "", line(["system", *table.columns])]
+    lines = [f"**{in_markdown(table.title)}**", "", line("system", table.columns)]
     lines.append("|---|" + "---:|" * len(table.columns))
     for row in table.rows:
-        name = f"*{row.name}*" if row.is_detail else row.name
-        lines.append(line([name, *map(_joined, row.cells)]))
-    return "\n".join([*lines, "", *(f"- {safe(note)}" for note in table.notes)])
+        name = in_markdown(row.name)
+        lines.append(line(f"*{name}*" if row.is_detail else name, [*map(_joined, row.cells)]))
+    return "\n".join([*lines, "", *(f"- {in_markdown(note)}" for note in table.notes)])
 
 
 def _latex(table: Table) -> str:

@@ -41,7 +41,7 @@ class Faults:
             count = f"{len(rows)} row{'s' if len(rows) > 1 else ''}"
             first = f"first: {self.table.place(rows[0])}{self.details.get(kind, '')}"
             lines.append(f"{count}: {kind} ({first})")
-        raise UserError("\n  ".join(lines))
+        raise UserError(*lines)
 
 
 def _short(value: object) -> str:
@@ -76,7 +76,7 @@ def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
             lines.append(f"{looked}: set dataset.columns.{key} to the column with the {key}")
     if lines:
         lines.append(f"the columns are: {', '.join(table.columns)}")
-        raise UserError("\n  ".join([f"{table.source}: missing column", *lines]))
+        raise UserError(f"{table.source}: missing column", *lines)
     return found
 
 

@@ -7,13 +7,29 @@ that is not what it claims to be is refused with the line that is wrong.
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from pydantic import JsonValue
 
 from llama_peft.errors import UserError
+from llama_peft.system.formatting import memory
+from llama_peft.system.memory import available
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+_BATCH = 1_000
+"""After so many rows the free memory is looked at again: short rows take many times their bytes."""
+_RESERVE = 100_000_000
+"""Bytes of memory that stay free."""
+_VALUE = 50
+"""The least bytes that a value takes."""
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,65 +50,117 @@ class Table:
         return f"{self.unit} {self.places[row]}"
 
 
-def read_csv(path: str, text: str, kind: str, quoting: str) -> Table:
-    """Return the rows of a text with a header and with commas or, if kind is tsv, tabs."""
+class Start(io.RawIOBase):
+    """The first bytes of a file, so that reading a file that grows comes to an end."""
+
+    def __init__(self, file: io.BufferedReader, size: int) -> None:
+        self._file, self._left = file, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "Buffer") -> int:
+        count = self._file.readinto(memoryview(buffer)[: self._left])
+        self._left -= count
+        return count
+
+
+def read_csv(path: str, file: BinaryIO, kind: str, quoting: str) -> Table:
+    """Return the rows of a file with a header and with commas or, if kind is tsv, tabs."""
     literal = quoting == "none" or (quoting == "auto" and kind == "tsv")
     lines = csv.reader(
-        io.StringIO(text, newline=""),
+        io.TextIOWrapper(file, encoding="utf-8-sig", newline=""),
         delimiter="\t" if kind == "tsv" else ",",
         quoting=csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL,
         strict=True,
     )
-    rows, starts, start = [], [], 1
+    header: list[str] = []
+    records, starts, wrong, start = [], [], [], 1
     try:
-        for row in lines:
-            if row:  # not a blank line
-                rows.append(row)
+        for row in _while_room(path, lines):
+            if row and not header:
+                header = row
+            elif row and len(row) == len(header):
+                records.append(dict(zip(header, row, strict=True)))
                 starts.append(start)
+            elif row:  # not a blank line
+                wrong.append((start, len(row)))
             start = lines.line_num + 1
     except csv.Error as error:
         hint = "if quotes are part of the text, set dataset.quoting: none"
         raise UserError(f"{path}: line {start}: malformed row ({error}): {hint}") from None
-    return _with_header(path, rows, starts, literal)
-
-
-def _with_header(path: str, rows: list[list[str]], starts: list[int], literal: bool) -> Table:
-    """Return the table of a header and its rows; `starts` are the lines on which they start."""
-    header, rows, starts = rows[0], rows[1:], starts[1:]
+    rows = chain([header], (record.values() for record in records))
+    if not wrong and not any(cell.strip() for row in rows for cell in row):
+        raise _is_empty(path)
     check_names(path, header)
-    wrong = [index for index, row in enumerate(rows) if len(row) != len(header)]
     if wrong:
-        hint = (
-            "quotes are part of the text here; if they enclose cells, set dataset.quoting: minimal"
-            if literal
-            else "put quotes around a cell that contains a separator"
-        )
-        raise UserError(
-            f"{path}: {len(wrong)} of {len(rows)} rows do not have {len(header)} cells like the "
-            f"header (first: line {starts[wrong[0]]} has {len(rows[wrong[0]])}): {hint}"
-        )
-    records = [dict(zip(header, row, strict=True)) for row in rows]
+        raise _ragged(path, wrong, len(records) + len(wrong), len(header), literal)
     return Table(source=path, columns=header, records=records, places=starts, unit="line")
+
+
+def _ragged(
+    path: str, wrong: Sequence[tuple[int, int]], rows: int, cells: int, literal: bool
+) -> UserError:
+    """Return what is wrong with rows that have another number of cells than the header."""
+    line, found = wrong[0]
+    hint = (
+        "quotes are part of the text here; if they enclose cells, set dataset.quoting: minimal"
+        if literal
+        else "put quotes around a cell that contains a separator"
+    )
+    return UserError(
+        f"{path}: {len(wrong)} of {rows} rows do not have {cells} cells like the header "
+        f"(first: line {line} has {found}): {hint}"
+    )
+
+
+def check_room(path: str, needed: int) -> None:
+    """Raise UserError if the machine has not so many bytes of memory for the rows of a file."""
+    free = available() - _RESERVE
+    if needed > free:
+        raise UserError(
+            f"{path}: its rows do not fit into the memory of this machine "
+            f"({memory(max(free, 0))} are free): use a smaller file"
+        )
+
+
+def _while_room(path: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield rows. Raises UserError before they fill the memory of the machine."""
+    for number, row in enumerate(rows):
+        if number % _BATCH == 0:
+            check_room(path, 0)
+        yield row
+
+
+def _is_empty(path: str) -> UserError:
+    return UserError(f"{path}: the file is empty")
 
 
 def check_names(source: str, columns: Sequence[str]) -> None:
     """Raise UserError if two columns have one name."""
-    if repeated := sorted({name for name in columns if columns.count(name) > 1}):
+    if repeated := sorted(name for name, count in Counter(columns).items() if count > 1):
         raise UserError(f"{source}: the header contains {', '.join(repeated)} twice")
 
 
-def read_jsonl(path: str, text: str) -> Table:
-    """Return the rows of a text with one JSON object on each line."""
-    records, lines = [], []
-    for number, line in enumerate(text.split("\n"), start=1):
+def read_jsonl(path: str, file: BinaryIO) -> Table:
+    """Return the rows of a file with one JSON object on each line."""
+    records, numbers = [], []
+    lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
+    for number, line in enumerate(_while_room(path, lines), start=1):
         if line.strip():
-            records.append(_parse(path, line, number))
-            lines.append(number)
-    return _of_objects(path, records, lines, "line")
+            records.append(_parse(path, line.removesuffix("\n"), number))
+            numbers.append(number)
+    if not records:
+        raise _is_empty(path)
+    return _of_objects(path, records, numbers, "line")
 
 
-def read_json(path: str, text: str, squad: bool) -> Table:
-    """Return the rows of a JSON text: a list, or an object with a list `data`."""
+def read_json(path: str, file: BinaryIO, squad: bool) -> Table:
+    """Return the rows of a JSON file: a list, or an object with a list `data`."""
+    text = file.read().decode("utf-8-sig")
+    if not text.strip():
+        raise _is_empty(path)
+    check_room(path, _VALUE * sum(map(text.count, ",[{")))
     content = _parse(path, text)
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list) or (squad and not isinstance(content, dict)):
@@ -174,17 +242,27 @@ def _with_list(value: object, key: str, place: str) -> tuple[Mapping[str, object
     return value, inner
 
 
-def read_parquet(path: str, file: Path) -> Table:
-    """Return the rows of a Parquet file."""
+def read_parquet(path: str, file: io.BufferedReader) -> Table:
+    """Return the rows of a Parquet file.
+
+    A small file can hold many rows, and what it says of itself may be wrong, so it is read in
+    batches.
+    """
     import pyarrow
     import pyarrow.parquet
 
+    records: list[dict[str, object]] = []
     try:
-        table = pyarrow.parquet.read_table(file)
-        records = table.to_pylist()
+        opened = pyarrow.parquet.ParquetFile(file)
+        about = opened.metadata
+        size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        check_room(path, max(size, _VALUE * about.num_rows * about.num_columns))
+        for batch in opened.iter_batches(_BATCH):
+            check_room(path, batch.nbytes)
+            records += batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: cannot be read as Parquet: {error}") from None
-    return numbered(path, table.column_names, records)
+    return numbered(path, opened.schema_arrow.names, records)
 
 
 def numbered(

@@ -10,6 +10,7 @@ from llama_peft.errors import UserError
 from llama_peft.export import licences, retry
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import ADAPTER_FILES, HEAD, PUSHED_FILES, TRAINING
+from llama_peft.system.secrets import is_web_address
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -54,6 +55,10 @@ def full_name(name: str, owner: str) -> str:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    if is_web_address(name):
+        raise UserError(
+            f"{name}: this is a web address; write the name of the repository: owner/name"
+        )
     repo_id = name if "/" in name else f"{owner}/{name}"
     try:
         validate_repo_id(repo_id)

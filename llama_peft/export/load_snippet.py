@@ -5,12 +5,14 @@ head on the mean of all tokens needs this package. So does a span head on a fami
 question answering class, and every run on the embedded model.
 """
 
+import json
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import HEAD
+from llama_peft.system.terminal import visible
 
 _MAPPING = r'key_mapping={r"^model\.": "transformer."}'
 """transformers' Llama for question answering has `transformer`, every checkpoint `model`."""
@@ -102,15 +104,15 @@ def _head_lines(run: PushedRun) -> list[str]:
         "from safetensors.torch import load_file",
         f"from transformers import {name}",
         f"model = {name}.from_pretrained({loaded})",
-        f'model.load_state_dict(load_file(hf_hub_download("{run.repo_id}", "{HEAD}")), strict=False)',
+        f'model.load_state_dict(load_file(hf_hub_download({literal(run.repo_id)}, "{HEAD}")), strict=False)',
     ]
 
 
 def _adapter_lines(run: PushedRun) -> list[str]:
     recipe = run.recipe
     name = f"AutoPeftModelFor{recipe.kind.library_class}"
-    loaded = ", ".join([f'"{run.repo_id}"', *_arguments(run)])
-    encoded = f'**tokenizer({run.prompt!r}, add_special_tokens=False, return_tensors="pt")'
+    loaded = ", ".join([literal(run.repo_id), *_arguments(run)])
+    encoded = f'**tokenizer({literal(run.prompt)}, add_special_tokens=False, return_tensors="pt")'
     return [
         f"from peft import {name}",
         "from transformers import AutoTokenizer",
@@ -121,7 +123,12 @@ def _adapter_lines(run: PushedRun) -> list[str]:
 
 
 def _base(run: PushedRun) -> str:
-    return f'"{run.recipe.model.model_name_or_path}", revision="{run.commit}"'
+    return f"{literal(run.recipe.model.model_name_or_path)}, revision={literal(str(run.commit))}"
+
+
+def literal(text: str) -> str:
+    """A text as Python writes it, on one line, so that it cannot close a block of code."""
+    return visible(json.dumps(text, ensure_ascii=False))
 
 
 def _arguments(run: PushedRun) -> list[str]:

@@ -7,7 +7,7 @@ unmerged one.
 """
 
 import logging
-import shutil
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from llama_peft.run_folder.run import Run, open_run
 from llama_peft.run_folder.self_check import Scores, sample_scores
 from llama_peft.run_folder.weights import TunedModel, load_tuned
 from llama_peft.system.disk import disk_trouble
+from llama_peft.system.files import new_folder
 
 log = logging.getLogger(__name__)
 
@@ -37,17 +38,16 @@ def merge(run: Path, output: Path) -> float:
     loaded = load_tuned(opened, full_precision=True)
     expected = sample_scores(loaded)
     dtype = _stored_dtype(loaded.recipe)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(loaded, partial, dtype)
-        difference = _relative_difference(_reloaded(loaded, partial), expected)
-        if not difference <= _TOLERANCE[dtype]:
-            raise UserError(
-                f"{run}: the merged model gives other scores (largest relative difference: "
-                f"{difference:.2g}), so nothing is written"
-            )
-        partial.rename(output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with new_folder(output.parent, output.name, replace=False) as partial:
+            _write(loaded, partial, dtype)
+            difference = _relative_difference(_reloaded(loaded, partial), expected)
+            if not difference <= _TOLERANCE[dtype]:
+                raise UserError(
+                    f"{run}: the merged model gives other scores (largest relative difference: "
+                    f"{difference:.2g}), so nothing is written"
+                )
     except Exception as error:
         reason = disk_trouble(error)
         if reason is None:
@@ -56,8 +56,6 @@ def merge(run: Path, output: Path) -> float:
             f"{output}: this folder cannot be written: {reason}; make room, or name another "
             "--output"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     log.info("merged in float32 and written in %s", dtype)
     return difference
 
@@ -66,7 +64,7 @@ def _check_mergeable(run: Run, output: Path) -> None:
     """Raise UserError if the merged model would not give the scores of the run in other tools."""
     recipe = run.recipe
     reason = ""
-    if output.exists():
+    if os.path.lexists(output):
         reason = f"{output} exists already; name a new folder with --output"
     elif recipe.lora is None:
         reason = "it is a head alone, which did not change the base, so there is nothing to merge"

@@ -7,8 +7,8 @@
     check_reload        they give the scores that the run gives
     _send               create the repository, upload and commit; retried until a deadline
 
-The card is the only file that is written into the run, so a push that fails leaves the run
-unchanged.
+After a push, the run gets its card too, unless it holds a README.md that is not our own. Nothing
+else is written into the run, and a push that fails, or a dry run, writes nothing there.
 """
 
 import logging
@@ -33,11 +33,12 @@ from llama_peft.export.access import (
 from llama_peft.export.stage import Bundle, stage
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
+from llama_peft.run_folder import ownership
 from llama_peft.run_folder.layout import CARD, HUB_RESULTS, NOTICE
 from llama_peft.run_folder.run import Run, open_run
 from llama_peft.run_folder.self_check import largest_difference, sample_scores
 from llama_peft.run_folder.weights import load_tuned, replace_weights
-from llama_peft.system.files import write_text
+from llama_peft.system.files import make_folder, read_text, write_text
 from llama_peft.tokens.prompts import PromptEncoder
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ class Pushed:
     """Bytes of each file, by its name in the repository."""
     commit_url: str | None
     """None after a dry run."""
-    card: Path | None
-    """The card in the run folder; None if it could not be written there."""
+    card: str
+    """The text of the card."""
 
 
 def push(
@@ -70,8 +71,8 @@ def push(
     eval_results: bool = False,
     deadline: float = DEADLINE,
 ) -> Pushed:
-    """Push a finished run in one commit. A dry run stages and searches the files and writes the
-    card, but sends nothing.
+    """Push a finished run in one commit. A dry run stages and searches the files, but sends nothing
+    and writes nothing into the run.
 
     Raises UserError, with the command that tries again, if the push is not possible; the run is
     then unchanged.
@@ -91,17 +92,18 @@ def push(
     warn_of_name(target.repo_id, recipe)
     with tempfile.TemporaryDirectory(prefix="push-") as staged:
         bundle = prepare(opened, Path(staged), target.repo_id, eval_results)
-        kept = _keep_card(run, (bundle.folder / CARD).read_text("utf-8"))
-        files = {name: file.stat().st_size for name, file in _names(bundle).items()}
+        text = read_text(bundle.folder, CARD)
+        sizes = {name: file.stat().st_size for name, file in _names(bundle).items()}
         if dry_run:
-            return Pushed(repo_id=target.repo_id, files=files, commit_url=None, card=kept)
+            return Pushed(repo_id=target.repo_id, files=sizes, commit_url=None, card=text)
         check_reload(opened, bundle)
         url = _within_deadline(
             lambda until: _send(bundle, target, private, until),
             *(run, target.repo_id, private, deadline),
         )
-    log.info("%d files are now in %s", len(files), url)
-    return Pushed(repo_id=target.repo_id, files=files, commit_url=url, card=kept)
+    log.info("%d files are now in %s", len(sizes), url)
+    _keep_card(run, text)
+    return Pushed(repo_id=target.repo_id, files=sizes, commit_url=url, card=text)
 
 
 def prepare(run: Run, folder: Path, repo_id: str, eval_results: bool = False) -> Bundle:
@@ -110,14 +112,13 @@ def prepare(run: Run, folder: Path, repo_id: str, eval_results: bool = False) ->
     model = bundle.recipe.model
     duties = licences.duties(model.model_name_or_path)
     if duties:
-        (folder / NOTICE).write_text(duties.notice, "utf-8")
+        write_text(folder, NOTICE, duties.notice)
     encoder = PromptEncoder(backbone.load_tokenizer(model), bundle.recipe.prompt)
     reader = load_snippet.reader_prefix(bundle.recipe)
-    (folder / CARD).write_text(card.render(bundle, repo_id, encoder, reader), "utf-8")
+    write_text(folder, CARD, card.render(bundle, repo_id, encoder, reader))
     if eval_results:
-        path = folder / HUB_RESULTS
-        path.parent.mkdir()
-        path.write_text(card_metadata.hub_results(bundle), "utf-8")
+        make_folder(folder, str(Path(HUB_RESULTS).parent))
+        write_text(folder, HUB_RESULTS, card_metadata.hub_results(bundle))
     secret_scan.scan(folder, run.folder)
     return bundle
 
@@ -151,15 +152,30 @@ def _settings(recipe: Recipe) -> tuple[object, ...]:
     return (recipe.task, *sections, recipe.dataset.labels, recipe.train.max_length)
 
 
-def _keep_card(run: Path, text: str) -> Path | None:
-    """Write the card into the run too. A failure is only a warning, because the push goes on."""
-    path = run / CARD
+def _keep_card(run: Path, text: str) -> None:
+    """Write the card into the run too, if it holds none or our own. A failure is only a warning,
+    because the push is finished.
+    """
     try:
-        write_text(path.parent, path.name, text)
+        if not _has_own_readme(run):
+            write_text(run, CARD, ownership.signed_card(text))
+            return
+        reason = f"{run / CARD}: this file is not our card, so it is kept as it is"
+    except UserError as error:
+        reason = str(error)
     except OSError as error:
-        log.warning("%s: the card cannot be written here: %s", path, error.strerror)
-        return None
-    return path
+        reason = f"{run / CARD}: the card cannot be written here: {error.strerror}"
+    log.warning("%s; the pushed card is in the repository", reason)
+
+
+def _has_own_readme(run: Path) -> bool:
+    """Whether the run holds a README.md that the user wrote or changed."""
+    try:
+        return not ownership.is_our_card(read_text(run, CARD))
+    except FileNotFoundError:
+        return False
+    except ValueError:  # it is not UTF-8
+        return True
 
 
 def _names(bundle: Bundle) -> dict[str, Path]:

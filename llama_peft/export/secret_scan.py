@@ -34,13 +34,8 @@ def scan(pushed: Path, run: Path) -> None:
             found.append(f"{file} holds {what}")
     if found:
         raise UserError(
-            "\n  ".join(
-                [
-                    "nothing is pushed; remove these secrets or paths from the files, and revoke "
-                    "every secret:",
-                    *found,
-                ]
-            )
+            "nothing is pushed; remove these secrets or paths from the files, and revoke every secret:",
+            *found,
         )
 
 
@@ -62,10 +57,15 @@ def _path(raw: bytes, paths: Sequence[bytes]) -> str | None:
 
 
 def _texts(run: Path) -> Iterator[Path]:
-    """The files of the run folder, without weights and checkpoints."""
+    """The regular files of the run folder, without weights and checkpoints. What a link names is
+    not a file of the run, and a pipe or a device has no end.
+    """
     for file in sorted(run.rglob("*")):
-        inside = file.relative_to(run).parts
-        if inside[0] == CHECKPOINTS or file.suffix == WEIGHTS_SUFFIX or not file.is_file():
-            continue
-        if file.stat().st_size <= _LARGEST:
+        searched = file.relative_to(run).parts[0] != CHECKPOINTS and file.suffix != WEIGHTS_SUFFIX
+        if (
+            searched
+            and not file.is_symlink()
+            and file.is_file()
+            and file.stat().st_size <= _LARGEST
+        ):
             yield file

@@ -9,8 +9,8 @@ The base is named with the commit that the run was trained on.
 """
 
 import json
+import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,10 @@ from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.comparison import Comparison, write_comparison
 from llama_peft.run_folder.evaluations import (
     Evaluations,
+    check_markup,
     checked_comparison,
     checked_report,
+    damaged,
     is_evaluated,
     read_evaluations,
     results_sums,
@@ -32,20 +34,18 @@ from llama_peft.run_folder.evaluations import (
 from llama_peft.run_folder.layout import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
-    ADAPTER_WEIGHTS,
     HEAD,
     RECIPE,
     REPORT,
     SPLIT,
-    THRESHOLD,
     TUNED,
     ZERO_SHOT,
 )
 from llama_peft.run_folder.record import write_record
 from llama_peft.run_folder.results import Results, write_results
 from llama_peft.run_folder.run import Run
-from llama_peft.run_folder.threshold import Threshold, read_threshold
-from llama_peft.system.files import sha256
+from llama_peft.run_folder.threshold import Threshold, read_threshold, write_threshold
+from llama_peft.system.files import copy, read_json, sha256, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +87,14 @@ def stage(run: Run, folder: Path) -> Bundle:
             "load it; train on a base by its Hub id (model.model_name_or_path) to push"
         )
     pushed = _portable_recipe(run.written, run.commit)
-    (folder / RECIPE).write_text(dump_recipe(pushed), "utf-8")
+    write_text(folder, RECIPE, dump_recipe(pushed))
     if pushed.lora is None:
-        shutil.copyfile(run.folder / HEAD, folder / HEAD)
+        copy(run.folder, HEAD, folder / HEAD)
     else:
         _stage_adapter(run, folder, pushed)
     threshold = read_threshold(run.folder, run.record)
     if threshold is not None:
-        shutil.copyfile(run.folder / THRESHOLD, folder / THRESHOLD)
+        write_threshold(folder, threshold)
     evaluations = read_evaluations(run.folder, run.record) if is_evaluated(run.folder) else None
     comparison = None if evaluations is None else _stage_evaluations(run, folder, evaluations)
     names = [name for name in (*ADAPTER_FILES, HEAD, RECIPE) if (folder / name).is_file()]
@@ -122,11 +122,17 @@ def _hub_data(recipe: Recipe) -> str | None:
 
 def _stage_adapter(run: Run, folder: Path, pushed: Recipe) -> None:
     """Copy the adapter; its config names the base's commit."""
-    shutil.copyfile(run.adapter / ADAPTER_WEIGHTS, folder / ADAPTER_WEIGHTS)
-    config = json.loads((run.adapter / ADAPTER_CONFIG).read_text("utf-8"))
+    inner = run.adapter.relative_to(run.folder)
+    for name in ADAPTER_FILES:
+        copy(run.folder, (inner / name).as_posix(), folder / name)
+    try:
+        config = read_json(folder, ADAPTER_CONFIG)
+        if not isinstance(config, dict):
+            raise ValueError("it does not hold a JSON object")
+    except ValueError as error:
+        raise UserError(f"{run.adapter / ADAPTER_CONFIG}: this file is damaged: {error}") from None
     config["revision"] = pushed.model.revision
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (folder / ADAPTER_CONFIG).write_text(text, "utf-8")
+    write_text(folder, ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True))
 
 
 def _stage_evaluations(run: Run, folder: Path, found: Evaluations) -> Comparison:
@@ -142,16 +148,25 @@ def _stage_evaluations(run: Run, folder: Path, found: Evaluations) -> Comparison
         mapped = _mapped(results.model_dump(mode="json", by_alias=True), replace)
         write_results(folder / name, Results.model_validate(mapped))
     sums: dict[str, object] = {"results_sha256": results_sums(folder)}
-    if (run.folder / REPORT).is_file():
-        from markupsafe import escape
-
-        quoted = {str(escape(path)): str(escape(name)) for path, name in names.items()}
-        page = _replacement(names | quoted)(checked_report(run.folder))
-        (folder / REPORT).write_text(page, "utf-8")
+    if os.path.lexists(run.folder / REPORT):
+        write_text(folder, REPORT, _portable_report(run.folder, comparison, names))
         sums["report_sha256"] = sha256(folder / REPORT)
     staged = comparison.model_copy(update=sums)
     write_comparison(folder, staged)
     return staged
+
+
+def _portable_report(run: Path, comparison: Comparison, names: Mapping[str, str]) -> str:
+    """The report with names in place of the paths of this machine."""
+    from markupsafe import escape
+
+    quoted = {str(escape(path)): str(escape(name)) for path, name in names.items()}
+    page = _replacement({**names, **quoted})(checked_report(run, comparison))
+    try:
+        check_markup(page)  # a stranger chose the names
+    except ValueError as error:
+        raise damaged(run, REPORT, error) from None
+    return page
 
 
 def _portable_recipe(recipe: Recipe, commit: str | None) -> Recipe:
@@ -207,11 +222,12 @@ def _replacement(names: Mapping[str, str]) -> Callable[[str], str]:
     """
 
     def pattern(path: str) -> str:
-        return r"\s+".join(re.escape(word) for word in path.split(" "))  # YAML folds long lines
+        return r"\s+".join(map(re.escape, path.split()))  # YAML folds long lines
 
-    longest = sorted(names, key=len, reverse=True)
+    known = {" ".join(path.split()): name for path, name in names.items()}
+    longest = sorted(known, key=len, reverse=True)
     paths = re.compile(rf"(?<![\w<.~])(?:{'|'.join(map(pattern, longest))})(?![\w-]|\.\w)")
-    return lambda text: paths.sub(lambda found: names[" ".join(found[0].split())], text)
+    return lambda text: paths.sub(lambda found: known[" ".join(found[0].split())], text)
 
 
 def _mapped(value: JsonValue, change: Callable[[str], str]) -> JsonValue:

@@ -7,15 +7,18 @@ transformers would fill the gap with random numbers and continue.
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_peft import tiny
 from llama_peft.errors import UserError
+from llama_peft.model import bounds
 from llama_peft.model.quantize import check_packed_shapes, mend_cpu_4bit, quantization_config
 from llama_peft.recipe import Model, Recipe
+from llama_peft.system.memory import is_out_of_memory
 from llama_peft.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -37,8 +40,15 @@ def source(model: Model) -> str:
 
 
 def source_of(name: str) -> str:
-    """Return what a name in a recipe stands for: `tiny` is the embedded model's folder."""
-    return str(tiny.MODEL_DIR) if name == "tiny" else name
+    """Return what a name in a recipe stands for: `tiny` is the embedded model's folder.
+
+    Raises UserError for a folder with a pipe or a device in it: transformers would wait for ever.
+    """
+    if name == "tiny":
+        return str(tiny.MODEL_DIR)
+    if Path(name).is_dir():
+        bounds.check_folder(Path(name))
+    return name
 
 
 def device() -> "torch.device":
@@ -86,9 +96,42 @@ def load_config(model: Model) -> "PretrainedConfig":
         raise UserError(
             f"{name}: there is no config.json in this folder, so it holds no base model"
         )
+    with _in_one_line(name):
+        bounds.read_config(_config_file(name, model.revision))
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            name, revision=model.revision, trust_remote_code=False
+        )
+    return config
+
+
+def _config_file(name: str, revision: str) -> Path:
+    """Return the config.json of a base. The network is not used if it is in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils.hub import cached_file
+
+    if Path(name).is_dir():
+        return Path(name, "config.json")
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(
+        found
+        if isinstance(found, str)
+        else str(cached_file(name, "config.json", revision=revision))
+    )
+
+
+@contextmanager
+def _in_one_line(name: str) -> Iterator[None]:
+    """Make a UserError of whatever the libraries raise for the files of a base.
+
+    What they raise is of any class: that of a missing key, a wrong type, an unknown setting.
+    """
     try:
-        return AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{name}: {first_line(error)}") from error
 
 
@@ -119,10 +162,10 @@ def load_tokenizer(model: Model, for_training: bool = True) -> "PreTrainedTokeni
 def _load_tokenizer(name: str, revision: str, for_training: bool) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: its tokenizer does not load: {first_line(error)}") from error
+    with _in_one_line(f"{name}: its tokenizer does not load"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=False
+        )
     config = load_config(Model(model_name_or_path=name, revision=revision))
     size = getattr(config.get_text_config(), "vocab_size", 0)
     # If the files are missing, transformers makes a tokenizer of special tokens, to which all text
@@ -219,26 +262,23 @@ def from_pretrained(
 
     Raises UserError if the checkpoint cannot be read.
     """
-    from safetensors import SafetensorError
-
-    try:
-        found: tuple[PreTrainedModel, LoadingInfo] = auto.from_pretrained(
-            name,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **arguments,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{name}: {first_line(error)}") from error
-    except RuntimeError as error:
-        # transformers logs which weights these are; the error itself does not name them.
-        if "mismatched" not in str(error):
-            raise
-        raise UserError(
-            f"{name}: the checkpoint holds weights of another shape than its config says. "
-            f"{_ADVICE} of a causal language model"
-        ) from error
+    with _in_one_line(name):
+        try:
+            found: tuple[PreTrainedModel, LoadingInfo] = auto.from_pretrained(
+                name,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **arguments,
+            )
+        except RuntimeError as error:
+            # transformers logs which weights these are; the error itself does not name them.
+            if "mismatched" not in str(error):
+                raise
+            raise UserError(
+                f"{name}: the checkpoint holds weights of another shape than its config says. "
+                f"{_ADVICE} of a causal language model"
+            ) from error
     return found
 
 

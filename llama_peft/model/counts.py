@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from llama_peft.model import bounds
 from llama_peft.recipe import Lora
 from llama_peft.tasks import LANGUAGE_MODELLING, TASKS, Task
 
@@ -219,6 +220,8 @@ def count_text(
     untied = 0 if c.tie_word_embeddings else modules[LM_HEAD]
     if TASKS[task].head is not None:  # a model with a head has no lm_head
         del modules[LM_HEAD]
+    if lora is not None:
+        bounds.check_patterns(lora.model_dump(), modules, "lora.")
     return Counts(
         base=backbone + untied,
         backbone=backbone,

@@ -1,11 +1,11 @@
 """What is known of a base before it is loaded: its config.json, and what the Hub says about it."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from llama_peft.errors import UserError
+from llama_peft.model import bounds
 from llama_peft.model.backbone import first_line, source_of
 from llama_peft.recipe import Model
 
@@ -25,13 +25,7 @@ def read_config(name: str, revision: str = "main") -> dict[str, object]:
     """Return a model's config.json. Raises UserError if it cannot be read."""
     path = Path(source_of(name))
     file = path / "config.json" if path.is_dir() else _download_config(name, revision)
-    try:
-        config: dict[str, object] = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not readable as a model's config: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: not readable as a model's config: it is not a JSON object")
-    return config
+    return bounds.read_config(file)
 
 
 def _download_config(name: str, revision: str) -> Path:

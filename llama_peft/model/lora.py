@@ -3,16 +3,17 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llama_peft.errors import UserError
-from llama_peft.model import counts
+from llama_peft.model import bounds, counts
 from llama_peft.model.backbone import first_line
 from llama_peft.recipe import Lora, Recipe
 from llama_peft.tasks import TASKS, Task
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 
@@ -73,11 +74,44 @@ def _peft_keys(lora: Lora, head: str | None) -> dict[str, object]:
     return keys
 
 
+def check_adapter(
+    model: "PreTrainedModel", config: "LoraConfig", weights: Path, source: str
+) -> None:
+    """Refuse settings of a stranger's adapter with which PEFT would work, or take memory, for ever.
+
+    weights: the file of the adapter's weights. Raises UserError; `source` starts its message.
+    """
+    from safetensors import safe_open
+
+    bounds.check_patterns(config.to_dict(), _module_names(model), f"{source}: ")
+    for key in ("layer_replication", "monteclora_config", "arrow_config"):
+        if getattr(config, key):
+            raise UserError(f"{source}: adapters with {key} are not loaded")
+    rounds = str(config.init_lora_weights).partition("_niter_")[2]  # pissa_niter_16
+    if len(rounds) > len("999") or config.init_lora_weights == "loftq":
+        raise UserError(
+            f"{source}: init_lora_weights: {str(config.init_lora_weights)[:40]!r} computes the first "
+            "weights again for too long: set it to true, because the file replaces them"
+        )
+    with safe_open(weights, "pt") as file:
+        sizes = {n for key in file.keys() for n in file.get_slice(key).get_shape()}  # noqa: SIM118
+    for rank in (config.r, *(config.rank_pattern or {}).values()):
+        if not isinstance(rank, int) or rank > max(sizes, default=0):
+            raise UserError(
+                f"{source}: the rank is {str(rank)[:20]}, but no tensor of {weights.name} is as large"
+            )
+
+
+def _module_names(model: "PreTrainedModel") -> list[str]:
+    return [name for name, _ in model.named_modules() if name]
+
+
 def check_targets(model: "PreTrainedModel", lora: Lora) -> None:
     """Refuse each name or number in a recipe that matches nothing; PEFT ignores those."""
     import torch
 
-    modules = [name for name, _ in model.named_modules() if name]
+    modules = _module_names(model)
+    bounds.check_patterns(lora.model_dump(), modules, "lora.")
     _check_names(modules, lora)
     _check_nesting(modules, lora)
     _check_biases(model, lora)
@@ -104,11 +138,11 @@ def _check_names(modules: Sequence[str], lora: Lora) -> None:
         for name in names:
             if not any(module.endswith(name) for module in modules):
                 raise UserError(f"lora.{key}: this model has no module {name!r}: remove this name")
-    for key, patterns in (
+    for key, values in (
         ("rank_pattern", lora.rank_pattern),
         ("alpha_pattern", lora.alpha_pattern),
     ):
-        for name in patterns:
+        for name in values:
             if not any(re.match(rf"(.*\.)?({name})$", module) for module in modules):
                 raise UserError(f"lora.{key}: {name!r} matches no module of this model: remove it")
 

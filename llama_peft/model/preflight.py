@@ -6,17 +6,17 @@ reported at once, each with what to do.
 """
 
 import logging
-import os
 from pathlib import Path
 
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
-from llama_peft.model.counts import BadConfig, UncountedFamily
+from llama_peft.model.counts import BadConfig, UncountedFamily, count
 from llama_peft.model.estimate import Estimate, estimate
 from llama_peft.model.hub import Weights, hub_weights, local_weights, read_config
 from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
 from llama_peft.system.formatting import disk_space
+from llama_peft.system.memory import available as _host_memory
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,13 @@ def check(recipe: Recipe, long: bool) -> None:
     """
     folder = Path(backbone.source(recipe.model))
     weights = local_weights(folder) if folder.is_dir() else hub_weights(recipe.model)
-    problems = [*weights.problems, *_machine_problems(recipe, weights, long)]
+    problems = [
+        *weights.problems,
+        *_machine_problems(recipe, weights, long),
+        *(_shape_problems(folder, weights) if folder.is_dir() else ()),
+    ]
     if problems:
-        raise UserError(
-            "\n".join([f"{recipe.model.model_name_or_path} cannot be used:", *problems])
-        )
+        raise UserError(f"{recipe.model.model_name_or_path} cannot be used:", *problems)
 
 
 def room(recipe: Recipe, folder: Path) -> None:
@@ -91,6 +93,28 @@ def _machine_problems(recipe: Recipe, weights: Weights, long: bool) -> list[str]
             'try `make demo`, or insist with SET="train.use_cpu=true"'
         )
     return [*found, *_disk_problems(weights), *_memory_problems(recipe, weights)]
+
+
+def _shape_problems(folder: Path, weights: Weights) -> list[str]:
+    """Return whether a folder's config describes far more weights than its files can hold.
+
+    transformers would make the missing ones, and fill the memory with them.
+    """
+    if weights.problems or not (folder / "config.json").is_file():
+        return []
+    try:
+        described = count(read_config(str(folder))).backbone
+    except (UncountedFamily, BadConfig):
+        return []
+    most = 4 * weights.parameters  # which assumes 16 bits for each, and 4 are the least
+    return (
+        [
+            f"its config.json describes {described:,} parameters, but its files hold {most:,} at most: "
+            "use a complete safetensors checkpoint"
+        ]
+        if described > most
+        else []
+    )
 
 
 def _kernel_problems(recipe: Recipe) -> list[str]:
@@ -152,13 +176,3 @@ def _bytes_per_weight(recipe: Recipe) -> float:
     if recipe.quantization.load_in_8bit:
         return _BYTES["8bit"]
     return _BYTES["32bit" if recipe.model.dtype == "float32" else "16bit"]
-
-
-def _host_memory() -> int:
-    """Return the bytes that a new process can have without swapping."""
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        available = next(line for line in lines if line.startswith("MemAvailable"))
-        return 1024 * int(available.split()[1])
-    except OSError:  # not Linux: all of the memory, used or free
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

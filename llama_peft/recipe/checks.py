@@ -117,8 +117,15 @@ def _lora_faults(recipe: Recipe) -> Problems:
     quantized = recipe.quantization.load_in_4bit or recipe.quantization.load_in_8bit
     if quantized and str(lora.init_lora_weights).startswith("pissa"):
         others = "quantization.load_in_4bit", "quantization.load_in_8bit"
-        message = f"{lora.init_lora_weights} needs a base that is not quantised"
+        message = (
+            f"{lora.init_lora_weights} needs a base that is not quantised: "
+            "set quantization.load_in_4bit: false, and no load_in_8bit"
+        )
         yield message, "lora.init_lora_weights", *others
+    ranks = [lora.r, *lora.rank_pattern.values()]
+    if lora.init_lora_weights == "orthogonal" and any(rank % 2 for rank in ranks):
+        message = "orthogonal needs even ranks: change lora.r or lora.rank_pattern"
+        yield message, "lora.init_lora_weights", "lora.r", "lora.rank_pattern"
 
 
 def _pattern_faults(lora: Lora) -> Problems:

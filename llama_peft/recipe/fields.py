@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from llama_peft.system.secrets import is_web_address
+
 Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
 Size = Annotated[int, Field(ge=0), "a whole number of at least 0"]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), "a whole number from 0 to 4294967295"]
@@ -77,11 +79,47 @@ def _warmup(value: float) -> float:
 
 
 def _init_name(value: bool | str) -> bool | str:
+    """Refuse names that PEFT does not know, and those that need more than a recipe can say."""
     names = "gaussian|olora|orthogonal|pissa"
-    if isinstance(value, str) and not re.fullmatch(rf"{names}|pissa_niter_\d+", value):
-        listed = names.replace("|", ", ")
-        raise ValueError(f"must be true, false, {listed} or pissa_niter_<number>")
-    return value
+    if isinstance(value, bool) or re.fullmatch(rf"{names}|pissa_niter_\d\d?", value):
+        return value
+    need = _INIT_NEEDS.get(value)
+    why = f"{value} needs {need}, which a recipe cannot ask for: write" if need else "must be"
+    listed = names.replace("|", ", ")
+    raise ValueError(f"{why} true, false, {listed} or pissa_niter_<number up to 99>")
+
+
+_INIT_NEEDS = {
+    "loftq": "a base that it quantises itself",
+    "eva": "passes over the data before the training",
+    "corda": "passes over the data before the training",
+    "lora_ga": "gradients on the data before the training",
+}
+
+
+def _name_or_path(instead: str) -> Callable[[str], str]:
+    """Return a check that a text is not a web address, and that a disk could have such a path.
+
+    instead: what to write in place of an address.
+    """
+
+    def check(text: str) -> str:
+        if is_web_address(text):
+            raise ValueError(f"is a web address: write {instead}")
+        return _path(text)
+
+    return check
+
+
+def _path(text: str) -> str:
+    """Refuse what no disk takes, because the training would find it only when it writes."""
+    if "\0" in text:
+        raise ValueError("contains a zero byte, which no path can have: remove it")
+    if max(len(name.encode("utf-8", "replace")) for name in text.split("/")) > 255:
+        raise ValueError("is too long: a file or folder can have a name of at most 255 bytes")
+    if len(text) > 1000:
+        raise ValueError("is too long: write a path of at most 1000 letters")
+    return text
 
 
 Names = Annotated[list[Text], AfterValidator(_distinct)]
@@ -91,7 +129,6 @@ Splits = Annotated[
     Field(min_length=1),
     AfterValidator(_distinct),
 ]
-PartName = Text | Count
 Column = Annotated[
     Text | Annotated[list[Text], Field(min_length=1)], "a column name or a list of them"
 ]
@@ -110,7 +147,29 @@ Layer = Annotated[
 ]
 Warmup = Annotated[NotNegative, AfterValidator(_warmup)]
 LoraInit = Annotated[bool | str, AfterValidator(_init_name)]
-RunName = Annotated[str, Field(pattern=r"^\w[\w.-]*$"), "letters, digits, '.', '_' and '-'"]
+RunName = Annotated[
+    str,
+    Field(pattern=r"^\w[\w.-]*$"),
+    AfterValidator(_path),
+    "letters, digits, '.', '_' and '-'",
+]
+Folder = Annotated[Text, AfterValidator(_path)]
+ModelName = Annotated[
+    Text,
+    AfterValidator(
+        _name_or_path("the name of the model, such as meta-llama/Llama-3.2-1B, or its folder")
+    ),
+]
+DataName = Annotated[
+    Text,
+    AfterValidator(
+        _name_or_path(
+            "the name of the data set, such as stanfordnlp/sst2, or download it and write its path"
+        )
+    ),
+]
+PartName = DataName | Count
+RepoName = Annotated[Text, AfterValidator(_name_or_path("the name of the repository: owner/name"))]
 # fmt: off
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",

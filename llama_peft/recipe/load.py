@@ -16,6 +16,7 @@ from llama_peft.recipe.messages import either, report_lines
 from llama_peft.recipe.schema import GIVEN, Recipe, Section
 from llama_peft.recipe.strict_yaml import KeyPath, Value
 from llama_peft.recipe.validate import validate
+from llama_peft.system.files import open_regular
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 RECIPES = next(
@@ -103,7 +104,8 @@ def _lookup(name: str) -> Path | None:
 def _read_file(file: Path) -> tuple[dict[str, object], dict[KeyPath, str]]:
     """Return the values of a file, and the words for the line that each key is on."""
     try:
-        document = strict_yaml.read_bytes(file.read_bytes())
+        with open_regular(file) as opened:
+            document = strict_yaml.read_bytes(opened.read(strict_yaml.MAX_BYTES + 1))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     except strict_yaml.YamlFaults as error:
@@ -136,7 +138,7 @@ def _from_python(value: object) -> object:
 
 def _user_error(source: str, lines: Sequence[str]) -> UserError:
     count = f"{len(lines)} fault{'s' if len(lines) > 1 else ''}"
-    return UserError("\n  ".join([f"{source}: {count}", *lines]))
+    return UserError(f"{source}: {count}", *lines)
 
 
 def _apply(

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from llama_peft.recipe.fields import Count, DType, Layer, LoraInit, Share, Size, Text
+from llama_peft.recipe.fields import Count, DType, Layer, LoraInit, ModelName, Share, Size, Text
 
 
 class Section(BaseModel):
@@ -22,7 +22,7 @@ class Section(BaseModel):
 class Model(Section):
     """The base model."""
 
-    model_name_or_path: Text
+    model_name_or_path: ModelName
     "Hub id or folder of the base model. `tiny` is the embedded model."
     revision: Text = "main"
     "Branch, tag or commit of the base model on the Hub."

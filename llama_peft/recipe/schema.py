@@ -15,8 +15,10 @@ from llama_peft.recipe.fields import (
     Column,
     ContextTemplate,
     Count,
+    DataName,
     Epochs,
     EvalSteps,
+    Folder,
     Instruction,
     Labels,
     MaxSteps,
@@ -27,6 +29,7 @@ from llama_peft.recipe.fields import (
     PartName,
     Positive,
     QuestionTemplate,
+    RepoName,
     RunName,
     Scheduler,
     Seed,
@@ -95,7 +98,7 @@ class Parts(Section):
 class Data(Section):
     """Where examples come from and how they are split."""
 
-    path: Text | None = None
+    path: DataName | None = None
     "A Hub data set, a file to train on, or `tiny` (generated). If null, dataset.parts names files."
     name: Text | None = None
     "The configuration of a Hub data set. For `tiny`: reviews or passages."
@@ -152,7 +155,7 @@ class Prompt(Section):
 class Train(Section):
     """TrainingArguments and SFTConfig. bf16 and fp16 are missing, because model.dtype decides."""
 
-    output_dir: Text | None = None
+    output_dir: Folder | None = None
     "The run folder. null means runs/<name of the recipe>."
     num_train_epochs: Epochs = 3.0
     "Number of passes over the train part."
@@ -236,7 +239,7 @@ class Hub(Section):
 
     push_to_hub: bool = False
     "Push the run after training. `make NAME` pushes it again after evaluation."
-    hub_model_id: Text | None = None
+    hub_model_id: RepoName | None = None
     "The repository. null takes your account and the recipe's name, after the name of a Llama base."
     hub_private_repo: bool = True
     "Create a private repository."

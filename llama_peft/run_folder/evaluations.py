@@ -5,6 +5,8 @@ Numbers about other weights must not stand in a report or a card, so results are
 run before they are shown. Reports need no torch, so this room needs none either.
 """
 
+import os
+import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +22,34 @@ from llama_peft.run_folder.layout import (
     TUNED_RESULTS,
     ZERO_SHOT_RESULTS,
 )
+from llama_peft.run_folder.ownership import REPORT_POLICY
 from llama_peft.run_folder.record import TrainingRecord, read_record
 from llama_peft.run_folder.results import Results, read_results
-from llama_peft.system.files import sha256
+from llama_peft.system.files import inside, read_text, sha256_of, sum_of
 
 _COMPARABLE = ("prompt", "quantization", "dtype", "max_length", "doc_stride")
 """Settings that both evaluations must share."""
+_ATTRIBUTES = r"""(?:\s+(?:
+    (?:lang|scope|class|role|aria-label|viewBox|points|[xyr]|[xy][12]|c[xy]|text-anchor)="[^"<>]*"
+    |style="background:\ rgb\(var\(--shade\)\ /\ [\d.]+\)"
+))*"""
+_META = r"""<meta\s+(?:
+    charset="utf-8"
+    |name="viewport"\ content="width=device-width,\ initial-scale=1"
+)>"""
+_TAG = re.compile(
+    rf"""{_META}|</?(?:
+        html|head|title|style|body|h[123]|p|div|small|pre|details|summary|dl|dt|dd
+        |table|caption|thead|tbody|tr|th|td|svg|g|line|polyline|circle|text
+    ){_ATTRIBUTES}\s*/?>""",
+    re.VERBOSE,
+)
+"""An element of the template. Text in a report holds no `<`, because the template escapes it."""
+_BEGINNING = re.compile(
+    rf"""<!doctype\ html>\s*<html\ lang="en">\s*<head>\s*<meta\ charset="utf-8">\s*
+    <meta\ http-equiv="Content-Security-Policy"\s+content="{re.escape(REPORT_POLICY)}">""",
+    re.VERBOSE,
+)
 
 
 class Evaluations(NamedTuple):
@@ -37,7 +61,7 @@ class Evaluations(NamedTuple):
 
 def is_evaluated(run: Path) -> bool:
     """Whether there are two systems to compare: one alone does not show what fine-tuning changed."""
-    return all((run / name).is_file() for name in BOTH_RESULTS)
+    return all(os.path.lexists(run / name) for name in BOTH_RESULTS)
 
 
 def read_evaluations(run: Path, record: TrainingRecord | None = None) -> Evaluations:
@@ -91,10 +115,10 @@ def checked_comparison(run: Path) -> Comparison:
     these results.
     """
     again = f"make it with: {command(run, COMPARISON)}"
-    if not (run / COMPARISON).is_file():
-        raise UserError(f"{run}: {COMPARISON} is missing; {again}")
     try:
         found = read_comparison(run)
+    except FileNotFoundError:
+        raise UserError(f"{run}: {COMPARISON} is missing; {again}") from None
     except (OSError, ValueError) as error:
         raise damaged(run, COMPARISON, error) from None
     if found.results_sha256 != results_sums(run):
@@ -106,28 +130,45 @@ def checked_comparison(run: Path) -> Comparison:
 
 def results_sums(run: Path) -> dict[str, str]:
     """The sum of each of the two results, by the name of its folder."""
-    return {Path(name).parent.name: sha256(run / name) for name in BOTH_RESULTS}
+    return {Path(name).parent.name: sum_of(run, name) for name in BOTH_RESULTS}
 
 
-def checked_report(run: Path) -> str:
+def checked_report(run: Path, comparison: Comparison) -> str:
     """The text of the report. Raises UserError if it is not the one that was written with the
     comparison.
     """
-    path = run / REPORT
     try:
-        page = path.read_text("utf-8")
-        if (run / COMPARISON).is_file():
-            made = read_comparison(run).report_sha256
-            if made not in (None, sha256(path)):
-                raise ValueError("it was changed after it was written")
+        page = read_text(run, REPORT)
+        if comparison.report_sha256 is None:
+            raise ValueError(f"{COMPARISON} does not record its sum")
+        if comparison.report_sha256 != sha256_of(page):
+            raise ValueError("it was changed after it was written")
+        check_markup(page)
     except (OSError, ValueError) as error:
         raise damaged(run, REPORT, error) from None
     return page
 
 
+def check_markup(page: str) -> None:
+    """Raise ValueError if a page holds anything but the elements of our template. So it holds no
+    script, no event handler, no form and no address.
+
+    A sum proves only that the page and the sum belong together: a stranger can write both.
+    """
+    if not _BEGINNING.match(page):
+        raise ValueError("it does not begin as a report of llama-eval does")
+    rest = _TAG.sub("", _BEGINNING.sub("", page, count=1))
+    if "<" in rest:
+        found = rest[rest.index("<") :].split(">")[0][:40]
+        raise ValueError(f"it holds {found}>, which a report of llama-eval never does")
+    for style in re.findall(r"<style[^>]*>(.*?)(?:</style|\Z)", page, re.DOTALL):
+        if re.search(r"\\|url\(|@import", style):
+            raise ValueError("its style names an address, which a report of llama-eval never does")
+
+
 def _read(run: Path, name: str) -> Results:
     try:
-        return read_results(run / name)
+        return read_results(inside(run, name))
     except (OSError, ValueError) as error:
         raise damaged(run, name, error) from None
 

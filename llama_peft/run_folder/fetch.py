@@ -18,6 +18,7 @@ from llama_peft.run_folder.layout import (
     REPORT,
     TRAINING,
 )
+from llama_peft.system.files import is_file
 
 _NOT_LOADED = (REPORT, NOTICE, HUB_RESULTS)
 
@@ -71,9 +72,7 @@ def fetch(name: str) -> Path | None:
             f"{name}: {hub_problem(error, repo, revision or 'main')}; to make a run, use: "
             "llama-peft train RECIPE"
         ) from None
-    if not (folder / HEAD).is_file() and not all(
-        (folder / file).is_file() for file in ADAPTER_FILES
-    ):
+    if not is_file(folder, HEAD) and not all(is_file(folder, name) for name in ADAPTER_FILES):
         raise UserError(
             f"{name}: this repository holds neither {HEAD} nor {' and '.join(ADAPTER_FILES)}, so "
             "it is not a pushed run"

@@ -9,6 +9,8 @@
 A pushed run has the adapter's two files at its top, where PEFT looks for them.
 """
 
+import re
+
 RECIPE = "recipe.yaml"
 """Every setting, with defaults written out."""
 SPLIT = "split.json"
@@ -24,6 +26,21 @@ TRAINING = "training.json"
 CHECKPOINTS = "checkpoints"
 SPENT = "spent.json"
 """In a checkpoint: time and memory that the run took so far, and the base and recipe behind it."""
+CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
+"""Names of the folders in `checkpoints`."""
+CHECKPOINT_FILE = re.compile(
+    r"(spent|manifest|trainer_state|config|generation_config|adapter_config)\.json"  # ours, Trainer's
+    r"|(adapter_)?model(-[0-9]{5}-of-[0-9]{5})?\.safetensors(\.index\.json)?"
+    r"|(optimizer|scheduler|scaler)\.pt|rng_state(_[0-9]+)?\.pth|training_args\.bin"
+    r"|(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|(tokenizer|spiece|sentencepiece|sentencepiece\.bpe|spm)\.model"
+    r"|(vocab|merges)\.txt|(additional_chat_templates/[^/]+|chat_template)\.jinja"
+)
+"""Names of the files in a checkpoint: those of ours, of Trainer, of PEFT and of the tokenizer."""
+PREVIOUS, MOVING = ".previous", ".previous.partial"
+"""Where `--fresh` keeps the earlier run until the new one has something to keep, and where the
+files are while they are moved there or back.
+"""
 
 ADAPTER = "adapter"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -42,6 +59,9 @@ RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
 UNFINISHED_PREDICTIONS = "predictions.partial.jsonl"
 UNFINISHED_VALIDATION = "validation.partial.jsonl"
+EVALUATION_FILES = (RESULTS, PREDICTIONS, UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION)
+EVALUATION = re.compile(r"(zero-shot|tuned|[0-9]+-shot)(-.*)?")
+"""Names of the folders of evaluations in a run folder."""
 ZERO_SHOT_RESULTS = f"{ZERO_SHOT}/{RESULTS}"
 TUNED_RESULTS = f"{TUNED}/{RESULTS}"
 BOTH_RESULTS = (ZERO_SHOT_RESULTS, TUNED_RESULTS)
@@ -54,12 +74,9 @@ HUB_RESULTS = ".eval_results/results.yaml"
 """Read by the Hub for the page of the data set."""
 
 TRAINED_FILES = (
-    RECIPE, SPLIT, DATA_SUMS, HISTORY, CHECKPOINTS, ADAPTER, HEAD, LAYER_CHOICE, TRAINING, THRESHOLD, TUNED,
-    COMPARISON, REPORT, CARD,
+    RECIPE, SPLIT, DATA_SUMS, HISTORY, HEAD, LAYER_CHOICE, TRAINING, THRESHOLD, COMPARISON, REPORT,
 )  # fmt: skip
-"""The files of a training, and those that depend on its weights: `--fresh` puts these aside.
-Zero-shot results stay right.
-"""
+"""The files at the top of a run folder, except the card."""
 PUSHED_FILES = (
     *ADAPTER_FILES, HEAD, RECIPE, TRAINING, THRESHOLD, *BOTH_RESULTS, COMPARISON, REPORT, CARD, NOTICE, HUB_RESULTS,
 )  # fmt: skip

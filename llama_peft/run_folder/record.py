@@ -48,6 +48,8 @@ class HeadChoice(Stored):
 def _complete(files: dict[str, str]) -> dict[str, str]:
     """Refuse sums that leave out what a run is made of: what has no sum would not be verified."""
     weights = [(HEAD,), ADAPTER_FILES, tuple(f"{ADAPTER}/{name}" for name in ADAPTER_FILES)]
+    if "" in files:
+        raise ValueError("a sum has no file name")
     if RECIPE not in files:
         raise ValueError(f"there is no sum of {RECIPE}")
     if not any(set(names) <= files.keys() for names in weights):

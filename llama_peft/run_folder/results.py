@@ -136,8 +136,8 @@ def write_results(folder: Path, results: Results) -> None:
 def read_results(path: Path) -> Results:
     """The results in a file.
 
-    Raises OSError if it cannot be read, and ValueError, in one line, if it is damaged or newer than
-    this package.
+    Raises OSError if it cannot be read, ValueError, in one line, if it is damaged or newer than
+    this package, and UserError if it leads out of its folder.
     """
     try:
         found = Results.model_validate(read_summed(path.parent, path.name, required=False))

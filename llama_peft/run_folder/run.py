@@ -8,6 +8,7 @@ from llama_peft.model.fingerprint import is_commit
 from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder.layout import ADAPTER, ADAPTER_FILES, HEAD, RECIPE, TRAINING
 from llama_peft.run_folder.record import TrainingRecord, read_record, verify_exports
+from llama_peft.system.files import inside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Run:
     def adapter(self) -> Path:
         """The folder of the adapter: `adapter/`, or in a pushed run its top, where PEFT looks."""
         inner = self.folder / ADAPTER
-        return inner if inner.is_dir() else self.folder
+        return inner if inside(self.folder, ADAPTER).is_dir() else self.folder
 
     @property
     def weights(self) -> list[Path]:
@@ -61,6 +62,7 @@ def open_run(folder: Path) -> Run:
     """
     record = read_record(folder)
     verify_exports(folder, record)
+    inside(folder, RECIPE)  # the record of a stranger need not name it
     run = Run(folder=folder, record=record, written=load_recipe(folder / RECIPE))
     for path in run.weights:
         if path.relative_to(folder).as_posix() not in record.files:

@@ -40,17 +40,16 @@ def read_threshold(folder: Path, record: TrainingRecord | None = None) -> Thresh
     record: the run's training record, if the caller has read it already.
     Raises UserError if the file is damaged, or belongs to other weights than the run's.
     """
-    path = folder / THRESHOLD
-    if not path.is_file():
-        return None
     try:
-        found = Threshold.model_validate(read_summed(path.parent, path.name, required=False))
+        found = Threshold.model_validate(read_summed(folder, THRESHOLD, required=False))
         weights = found.adapter_sha256
         if weights is not None and weights not in (record or read_record(folder)).files.values():
             raise ValueError("it belongs to other weights")
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, UserError):
         raise UserError(
-            f"{path}: this file is damaged, or belongs to other weights than the run's; fit the "
+            f"{folder / THRESHOLD}: this file is damaged, or belongs to other weights than the run's; fit the "
             f"threshold again with: llama-eval run --model {folder}"
         ) from None
     return found

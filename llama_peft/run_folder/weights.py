@@ -1,7 +1,6 @@
 """The trained weights of a run: written once training ends, and loaded back onto the base."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llama_peft.errors import UserError
-from llama_peft.model import backbone, preflight
+from llama_peft.model import backbone, lora, preflight
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import (
     ADAPTER,
     ADAPTER_CONFIG,
+    ADAPTER_FILES,
     ADAPTER_WEIGHTS,
     DATA_SUMS,
     HEAD,
@@ -24,9 +24,9 @@ from llama_peft.run_folder.layout import (
 )
 from llama_peft.run_folder.record import TrainingRecord, write_record
 from llama_peft.run_folder.run import Run
-from llama_peft.system.files import read_json
+from llama_peft.system import files
 from llama_peft.system.numbers import Finite, Probability, first_not_finite
-from llama_peft.system.seal import file_sums
+from llama_peft.system.seal import damaged, file_sums
 from llama_peft.tokens.prompts import PromptEncoder
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def save_weights(
         "lower train.learning_rate, and train again with --fresh",
     )
     save = _save_head if recipe.lora is None else _save_adapter
-    files = save(model, recipe, folder)
-    sealed = [*files, *(folder / name for name in (RECIPE, SPLIT, DATA_SUMS))]
+    exported = save(model, recipe, folder)
+    sealed = [*exported, *(folder / name for name in (RECIPE, SPLIT, DATA_SUMS))]
     written = record(file_sums(folder, sealed))
     write_record(folder, written)
     return written
@@ -112,22 +112,21 @@ def _check_finite(tensors: "Mapping[str, Tensor]", fault: str, advice: str) -> N
 
 
 def _save_adapter(model: "nn.Module", recipe: Recipe, folder: Path) -> list[Path]:
-    partial, final = folder / f".{ADAPTER}.partial", folder / ADAPTER
-    shutil.rmtree(partial, ignore_errors=True)
-    # Saving embedding layers "auto" would ask the Hub for the base's vocabulary.
-    model.save_pretrained(partial, safe_serialization=True, save_embedding_layers=False)
-    (partial / "README.md").unlink(missing_ok=True)  # PEFT's own card, which lacks our numbers
-    _name_base(partial / ADAPTER_CONFIG, recipe)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    return list(final.iterdir())
+    with files.scratch(folder) as scratch:
+        # Saving embedding layers "auto" would ask the Hub for the base's vocabulary.
+        model.save_pretrained(scratch, safe_serialization=True, save_embedding_layers=False)
+        _name_base(scratch, recipe)
+        # Not PEFT's own card, which lacks our numbers. The record of the training is written later,
+        # so after a kill between the two moves the adapter is exported again.
+        files.move(folder, ADAPTER_FILES, scratch.name, ADAPTER)
+    return [folder / ADAPTER / name for name in ADAPTER_FILES]
 
 
-def _name_base(path: Path, recipe: Recipe) -> None:
+def _name_base(folder: Path, recipe: Recipe) -> None:
     """Write the base as the recipe names it: PEFT writes the folder that it loaded the base from."""
-    config = json.loads(path.read_text("utf-8"))
+    config = json.loads(files.read_text(folder, ADAPTER_CONFIG))
     config["base_model_name_or_path"] = recipe.model.model_name_or_path
-    path.write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
+    files.write_text(folder, ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True))
 
 
 def _save_head(model: "nn.Module", recipe: Recipe, folder: Path) -> list[Path]:
@@ -136,7 +135,8 @@ def _save_head(model: "nn.Module", recipe: Recipe, folder: Path) -> list[Path]:
     name = str(recipe.kind.head)
     state = getattr(model, name).state_dict()
     tensors = {f"{name}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
-    save_file(tensors, folder / HEAD, metadata={"format": "pt"})
+    with files.new_file(folder, HEAD) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
     return [folder / HEAD]
 
 
@@ -154,12 +154,30 @@ def load_tuned(run: Run, full_precision: bool = False) -> TunedModel:
             f"({run.record.base_fingerprint}) than the one that is here now ({found})"
         )
     model = backbone.load(recipe, recipe.task, len(run.labels))
-    if recipe.lora is not None:
-        model = attach_adapter(model, run.adapter)
-    else:
-        attach_head(model, run.folder / HEAD, str(recipe.kind.head))
+    try:
+        if recipe.lora is not None:
+            model = attach_adapter(model, run.adapter)
+        else:
+            attach_head(model, run.folder / HEAD, str(recipe.kind.head))
+    finally:
+        _check_unchanged(run)
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
     return TunedModel(recipe=recipe, labels=run.labels, model=model.eval(), encoder=encoder)
+
+
+def _check_unchanged(run: Run) -> None:
+    """Raise UserError if the weights that were just loaded are not those of the opened run."""
+    weights = (*ADAPTER_FILES, HEAD)
+    sums = {name: its for name, its in run.record.files.items() if Path(name).name in weights}
+    try:
+        unchanged = not damaged(run.folder, sums)
+    except (OSError, UserError):
+        unchanged = False
+    if not unchanged:
+        raise UserError(
+            f"{run.folder}: this run is being trained again, or was just now; use it when the "
+            "training has ended"
+        )
 
 
 def _in_float32(recipe: Recipe) -> Recipe:
@@ -181,16 +199,22 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     from peft import LoraConfig, PeftConfig, PeftModel
     from safetensors import SafetensorError
 
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise UserError(f"{folder}: {ADAPTER_WEIGHTS} is missing; pickled adapters are not loaded")
+    missing = [name for name in ADAPTER_FILES if not files.is_file(folder, name)]
+    if missing:
+        pickled = (folder / "adapter_model.bin").exists()
+        why = "pickled adapters are not loaded" if pickled else "the run may be in training again"
+        raise UserError(f"{folder}: {missing[0]} is missing; {why}")
     _check_numbers(folder)
     try:
-        if type(PeftConfig.from_pretrained(str(folder))) is not LoraConfig:
+        config = PeftConfig.from_pretrained(str(folder))
+        if type(config) is not LoraConfig:
             raise UserError(f"{folder}: this is not a LoRA adapter")
+        lora.check_adapter(model, config, folder / ADAPTER_WEIGHTS, str(folder / ADAPTER_CONFIG))
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (
         RuntimeError,
-        KeyError,
+        LookupError,
+        ImportError,
         AttributeError,
         TypeError,
         ValueError,
@@ -228,7 +252,7 @@ def _replace_adapter(model: "PeftModel", folder: Path) -> None:
         raise UserError(f"{folder / ADAPTER_CONFIG}: the settings of this adapter are different")
     _check_tensors(model, folder)
     _erase(get_peft_model_state_dict(model, save_embedding_layers=False))
-    set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+    set_peft_model_state_dict(model, load_file(files.inside(folder, ADAPTER_WEIGHTS)))
 
 
 def _settings(config: "PeftConfig") -> dict[str, object]:
@@ -250,7 +274,7 @@ def _check_tensors(model: "PeftModel", folder: Path) -> None:
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     places: Mapping[str, tuple[int, ...]] = {key: tuple(v.shape) for key, v in state.items()}
-    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+    with safe_open(files.inside(folder, ADAPTER_WEIGHTS), "pt") as file:
         held = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     if places != held:
         odd = sorted(set(places.items()) ^ set(held.items()))[0][0]
@@ -261,7 +285,8 @@ def attach_head(model: "PreTrainedModel", path: Path, name: str) -> None:
     """Put the weights of a file into the model's head. Raises UserError if they have another shape."""
     from safetensors.torch import load_file
 
-    state = {key.removeprefix(f"{name}."): value for key, value in load_file(path).items()}
+    tensors = load_file(files.inside(path.parent, path.name))
+    state = {key.removeprefix(f"{name}."): value for key, value in tensors.items()}
     _check_finite(state, f"{path}: its weights are not numbers", _COPY)
     try:
         getattr(model, name).load_state_dict(state)
@@ -278,7 +303,7 @@ def _check_numbers(folder: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        numbers = _Numbers.model_validate(read_json(folder, ADAPTER_CONFIG))
+        numbers = _Numbers.model_validate(files.read_json(folder, ADAPTER_CONFIG))
         tensors = load_file(folder / ADAPTER_WEIGHTS)
     except ValidationError as error:
         first = error.errors()[0]

@@ -32,6 +32,10 @@ JsonObject = dict[str, "JsonValue"]
 
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 """Names of files and folders that are not written to their end. They are ours, whatever they hold."""
+LARGEST = 1_000_000_000
+"""Bytes of a file that is read as a whole; weights are not."""
+_DEEPEST = 50
+"""How deep the values of a JSON file may be nested; ours are 6 deep."""
 _FLAGS = os.O_CLOEXEC if hasattr(os, "O_CLOEXEC") else 0
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # to open a pipe without a writer would wait for ever
@@ -69,45 +73,78 @@ def open_regular(path: Path) -> io.BufferedReader:
     return open(descriptor, "rb")
 
 
-def read_bytes(folder: Path, name: str) -> bytes:
-    """The bytes of a file of a folder. Raises OSError, or UserError as `inside`."""
-    with open_regular(inside(folder, name)) as file:
+def read_whole(path: Path, largest: int = LARGEST) -> bytes:
+    """The bytes of a file that the user named. Raises OSError, or UserError as `open_regular`.
+
+    largest: bytes; a larger file is refused with a UserError.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise UserError(
+                f"{path}: this file is too large: it has {size:,} bytes, and at most {largest:,} "
+                "are read"
+            )
         return file.read()
 
 
-def read_text(folder: Path, name: str, errors: str = "strict") -> str:
-    """The text of a UTF-8 file of a folder. Raises OSError, ValueError, or UserError as `inside`.
+def read_bytes(folder: Path, name: str, largest: int = LARGEST) -> bytes:
+    """The bytes of a file of a folder. Raises OSError, or UserError as `read_whole` and `inside`."""
+    return read_whole(inside(folder, name), largest)
 
-    errors: what to do with other bytes, as in `bytes.decode`.
+
+def read_text(folder: Path, name: str, errors: str = "strict", largest: int = LARGEST) -> str:
+    """The text of a UTF-8 file of a folder. Raises ValueError, or as `read_bytes`.
+
+    errors: what to do with other bytes, as in `bytes.decode`. largest: as in `read_whole`.
     """
-    return read_bytes(folder, name).decode("utf-8", errors)
+    return read_bytes(folder, name, largest).decode("utf-8", errors)
 
 
 def read_json(folder: Path, name: str) -> "JsonValue":
-    """The value of a JSON file of a folder. NaN and Infinity are refused, because JSON has neither,
-    and numbers that are too large to be one.
-
-    Raises OSError, ValueError (RecursionError becomes one), or UserError as `inside`.
+    """The value of a JSON file of a folder. Raises OSError, ValueError as `parse_json`, or UserError
+    as `inside`.
     """
     return parse_json(read_text(folder, name))
 
 
 def parse_json(text: str) -> "JsonValue":
-    """The value of a JSON text. Raises ValueError, for NaN, Infinity, 1e999 and deep nesting too."""
+    """The value of a JSON text.
+
+    Raises ValueError for what is not JSON, and for what makes trouble later: numbers that are not
+    finite, deep nesting, and text that cannot be written to a file.
+    """
     try:
-        value: JsonValue = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        value: JsonValue = json.loads(
+            text, parse_constant=_finite, parse_float=_finite, parse_int=_whole
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    _check_depth(value, _DEEPEST)
+    if "\\u" in text:  # an unpaired surrogate raises a UnicodeEncodeError, which is a ValueError
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
-def _refuse(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
+def _finite(word: str) -> float:
+    number = float(word)
+    if not math.isfinite(number):
+        raise ValueError(f"{word[:20]} is not a number that can be used")
+    return number
 
 
-def _finite(digits: str) -> float:
-    value = float(digits)
-    return value if math.isfinite(value) else _refuse(digits[:40])
+def _whole(digits: str) -> int:
+    _finite(digits)  # an integer may be too large for any computation with fractions
+    return int(digits)
+
+
+def _check_depth(value: "JsonValue", left: int) -> None:
+    if left == 0:
+        raise ValueError("it is nested too deeply")
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for each in inner:
+        if isinstance(each, dict | list):  # a call for each number would take too long
+            _check_depth(each, left - 1)
 
 
 def is_file(folder: Path, name: str) -> bool:
@@ -190,22 +227,41 @@ def new_file(folder: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(folder: Path, name: str) -> Iterator[Path]:
+def scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder in a folder, to write to; afterwards it is removed."""
+    path = folder / _unfinished("scratch")
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(folder: Path, name: str, replace: bool = True) -> Iterator[Path]:
     """An empty folder to write to; afterwards it takes the place of the folder of this name.
 
     Links in its way are removed, never followed. After an error the new folder is removed.
+    replace: False raises OSError if the name is taken by then, and leaves what is there.
     """
     place = _place(folder, name)
     partial = place.with_name(_unfinished(place.name))
     partial.mkdir()
     try:
         yield partial
-        remove_tree(folder, name)
+        if replace:
+            remove_tree(folder, name)
         partial.rename(place)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     fsync(place.parent)
+
+
+def copy(folder: Path, name: str, place: Path) -> None:
+    """Copy a file of a folder to a new place. Raises OSError, or UserError as `inside`."""
+    with open_regular(inside(folder, name)) as source, place.open("xb") as target:
+        shutil.copyfileobj(source, target)
 
 
 def append(folder: Path, name: str) -> TextIO:
@@ -246,14 +302,40 @@ def move(folder: Path, names: Iterable[str], source: str, target: str) -> None:
 
     source, target: names of folders inside `folder`; "." is the folder itself.
     """
-    emptied = set()
-    for name in names:
+    moved = list(names)
+    for name in moved:
         old, new = _place(folder, f"{source}/{name}"), f"{target}/{name}"
         make_folder(folder, str(Path(new).parent))
         old.rename(_place(folder, new))
-        emptied |= {folder / source / parent for parent in Path(name).parents if parent.name}
-    for path in sorted(emptied, key=lambda path: -len(path.parts)):
-        with suppress(OSError):  # it holds something else
+    _remove_emptied(folder / source, moved)
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of a folder, and the folders in it that become empty."""
+    removed = list(names)
+    for name in removed:
+        remove_file(folder, name)
+    _remove_emptied(folder, removed)
+
+
+def _remove_emptied(folder: Path, names: Iterable[str]) -> None:
+    """Remove the folders that held files of these names, unless something else is in them."""
+    emptied = {parent for name in names for parent in Path(name).parents if parent.name}
+    for parent in sorted(emptied, key=lambda path: -len(path.parts)):
+        with suppress(OSError):
+            (folder / parent).rmdir()
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    """Give a file or folder of a folder another name there. A link is renamed itself."""
+    _place(folder, old).rename(_place(folder, new))
+
+
+def prune(folder: Path, name: str) -> None:
+    """Remove the empty folders in a folder, and the folder if nothing is left in it."""
+    place = _place(folder, name)
+    for path in [*sorted(place.rglob("*"), reverse=True), place]:
+        with suppress(OSError):  # it is not an empty folder
             path.rmdir()
 
 

@@ -1,7 +1,12 @@
-"""Numbers as text for people. Tables, the page, the card and messages all write them this way."""
+"""Numbers and names as text for people. Tables, the page, the card and messages all write them this
+way.
+"""
 
+import re
 from collections.abc import Sequence
 from typing import Literal
+
+from llama_peft.system.terminal import one_line
 
 Sign = Literal["", "+"]
 """`+` writes the sign of positive numbers too, for differences."""
@@ -50,3 +55,30 @@ def memory(size: float) -> str:
 def disk_space(size: float) -> str:
     """Bytes on a disk, in GB, or in MB below 0.1 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3f} MB"
+
+
+_MARKUP = re.compile(r"[&<>`*\\|~$@]|](?=[(:\[])|:(?=//)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown or HTML can read as more than itself, wherever it stands in a line. An underscore
+inside a word is one only.
+"""
+
+
+def in_markdown(text: str) -> str:
+    """A text that Markdown and HTML show as it is, on one line. It must not begin a line.
+
+    Signs become their numbers, such as `&#60;`, because those are never markup: not in a table, not
+    in a link, and not for a reader that knows HTML only.
+    """
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", one_line(text))
+
+
+def as_code(text: str) -> str:
+    """A name as code in Markdown; one with unusual signs is shown as it is."""
+    return f"`{text}`" if re.fullmatch(r"[A-Za-z0-9_./:+-]+", text) else in_markdown(text)
+
+
+def hub_link(name: str, kind: Literal["", "datasets/"] = "") -> str:
+    """A link in Markdown to a model or data set; what cannot be a name on the Hub is only shown."""
+    is_name = re.fullmatch(r"(?a:[\w.-]+/)?(?a:[\w.-]+)", name)
+    shown = in_markdown(name)
+    return f"[{shown}](https://huggingface.co/{kind}{name})" if is_name else shown

@@ -4,9 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_peft.errors import UserError
 from llama_peft.system import files
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 LOCK, HOLDER = ".lock", ".holder"
 
@@ -20,7 +24,7 @@ def only_process(folder: Path, doing: str, hold: bool = True) -> Iterator[None]:
     other processes of one job, whose first process holds the folder. The system releases the lock
     of a killed process. What such a process left half written in the folder is removed.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,10 +33,8 @@ def only_process(folder: Path, doing: str, hold: bool = True) -> Iterator[None]:
     if not hold:
         yield
         return
-    if (folder / LOCK).is_symlink():  # filelock would empty the file that it points to
-        raise UserError(f"{folder / LOCK}: this is a link, which nothing of ours is; remove it")
     try:
-        with FileLock(folder / LOCK, timeout=0):
+        with file_lock(folder / LOCK, timeout=0):
             files.write_text(folder, HOLDER, str(os.getpid()))
             try:
                 files.sweep(folder)
@@ -43,6 +45,19 @@ def only_process(folder: Path, doing: str, hold: bool = True) -> Iterator[None]:
         raise UserError(
             f"{folder}: {_name_of_holder(folder)} is {doing} here; wait until it ends, or stop it"
         ) from None
+
+
+def file_lock(path: Path, timeout: float = -1) -> "FileLock":
+    """The lock of a file, which is empty. Raises UserError if something else is there.
+
+    timeout: how many seconds to wait for it; below 0, as long as it takes.
+    """
+    from filelock import FileLock
+
+    # filelock would empty the file that a link points to.
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or path.stat().st_size):
+        raise UserError(f"{path}: this is not a lock of ours, which is an empty file; remove it")
+    return FileLock(path, timeout=timeout)
 
 
 def _name_of_holder(folder: Path) -> str:

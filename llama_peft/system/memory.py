@@ -1,6 +1,7 @@
 """Memory: the peak, whether it ran out, and how to free what an exception held."""
 
 import gc
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -34,6 +35,16 @@ def peak_memory() -> int:
             return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available() -> int:
+    """The bytes that a new process can have without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable"))
+        return 1024 * int(line.split()[1])
+    except OSError:  # not Linux: all of the memory, used or free
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def is_out_of_memory(error: Exception) -> bool:

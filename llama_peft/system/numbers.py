@@ -38,8 +38,9 @@ def is_finite(tensor: "Tensor") -> bool:
     """Whether a tensor holds neither NaN nor infinity."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
+    wide = tensor.float() if tensor.element_size() == 1 else tensor  # no bounds of 8-bit floats
     # One pass without a copy; NaN comes out as the lowest and the highest.
-    return all(math.isfinite(end.item()) for end in tensor.aminmax())
+    return all(math.isfinite(end.item()) for end in wide.aminmax())
 
 
 def first_not_finite(tensors: "Mapping[str, Tensor]") -> str | None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from llama_peft.errors import UserError
 from llama_peft.system.disk import disk_trouble
+from llama_peft.system.terminal import printable
 
 _LIBRARIES = ("transformers", "trl", "peft", "accelerate", "bitsandbytes")
 _LEVELS = {
@@ -63,18 +64,20 @@ def quiet_libraries() -> Iterator[None]:
 def python_face() -> Iterator[None]:
     """Run a function of the public face: the libraries are quiet, and a mistake is one UserError.
 
-    Its advice names arguments of Python where the command line would name flags.
+    Its advice names arguments of Python where the command line would name flags. Its text may be
+    printed, as that of the command line.
     """
     try:
         with quiet_libraries():
             yield
     except UserError as error:
-        raise UserError(in_python(str(error))) from error
+        error.args = tuple(printable(in_python(str(line))) for line in error.args)
+        raise
     except Exception as error:
         reason = disk_trouble(error)
         if reason is None:
             raise
-        raise UserError(f"a file cannot be read or written: {reason}") from error
+        raise UserError(printable(f"a file cannot be read or written: {reason}")) from error
 
 
 _COMMAND = re.compile(r"(llama-(?:peft|eval) [^;)]*)")

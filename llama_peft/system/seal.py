@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from llama_peft.errors import UserError
-from llama_peft.system.files import fsync, read_json, sha256, sum_of, write_text
+from llama_peft.system.files import LARGEST, fsync, inside, read_json, sha256, sum_of, write_text
+from llama_peft.system.memory import available
 
 SEAL = "manifest.json"
 
@@ -24,9 +25,14 @@ def file_sums(folder: Path, files: Iterable[Path]) -> dict[str, str]:
     return sums
 
 
-def seal(folder: Path) -> None:
-    """Write the folder's manifest, last."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != SEAL]
+def seal(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Write the folder's manifest, last.
+
+    names: the files that it vouches for; None for all that the folder holds.
+    """
+    held = [path for path in folder.rglob("*") if path.is_file()]
+    files = [folder / name for name in names] if names is not None else held
+    files = [path for path in files if path != folder / SEAL]
     write_text(folder, SEAL, json.dumps(file_sums(folder, files), indent=1))
     fsync(folder.parent)
 
@@ -44,6 +50,11 @@ def damaged(folder: Path, sums: Mapping[str, object]) -> list[str]:
     """The names of the files whose sum is wrong.
 
     Raises OSError if a file is missing, and UserError if a name or a symbolic link leads out of the
-    folder.
+    folder, or if a file is larger than the free memory: no use of it would fit, and its sum would
+    take for ever.
     """
+    room = max(available(), LARGEST)
+    for name in sums:
+        if inside(folder, name).stat().st_size > room:
+            raise UserError(f"{folder / name}: this file is too large to be read")
     return [name for name, digest in sums.items() if sum_of(folder, name) != digest]

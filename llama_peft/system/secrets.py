@@ -32,10 +32,13 @@ _SHORTEST = 12
 """Shorter values of environment variables are not searched for: they would be found everywhere."""
 _MASK = "***"
 _IN_A_URL = re.compile(
-    r"(?i)((?<=://)[^\s/?#@]+(?=@)"
-    r"|(?<=[?&])((?:access_|auth_|api_?)?(?:token|key|secret|password|signature|sig)=)[^\s&#]+)"
+    r"(?i)((?:(?<=://)|(?<=https:/)|(?<=http:/))[^\s/?#\"]+(?=@)|[^\s/?#\"'=:]+:[^\s/?#\"]+(?=@(?:huggingface\.co|hf\.co|git))"
+    r"|(?<=[?&])((?:access_|auth_|api_?)?(?:token|key|secret|password|signature|sig)=)[^\s&#\"]+)"
 )
 """A user's name and password before the host, or a key among the words after the question mark."""
+_ADDRESS = re.compile(
+    r"(?i)\s*([a-z][a-z0-9+.-]+://|([^/\s]+@)?(www\.[^/\s]+|huggingface\.co|hf\.co)([/:]|$))"
+)
 
 
 def own_values() -> Iterator[str]:
@@ -49,6 +52,11 @@ def own_values() -> Iterator[str]:
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name.upper()) and len(value) >= _SHORTEST:
             yield value
+
+
+def is_web_address(name: str) -> bool:
+    """Whether a name is a web address. It may hold a password, so nothing is named by one."""
+    return _ADDRESS.match(name) is not None
 
 
 def kind_of_secret(raw: bytes, values: Sequence[bytes]) -> str | None:

@@ -1,14 +1,17 @@
 """Everything that is printed passes here: control characters become visible, secrets are masked.
 
 Text from data, files and error messages could otherwise move the cursor, rename the window, hide
-what follows, or turn the order of letters around.
+what follows, turn the order of letters around, or begin a line that looks like one of ours. So
+what is printed are lines: a line feed inside one came from data, and becomes visible too.
 """
 
 import json
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Iterable
+from types import TracebackType
 
 from llama_peft.system.secrets import masked
 
@@ -37,19 +40,19 @@ def _escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode("ascii")
 
 
-def printable(text: str) -> str:
-    """The text as it may be printed: visible, and without secrets."""
-    return visible(masked(text))
+def printable(text: object) -> str:
+    """A text as it may be printed: on one line, visible, and without secrets."""
+    return one_line(masked(str(text)))
 
 
-def say(text: object) -> None:
-    """Print a text on standard output."""
-    print(printable(str(text)))
+def say(*lines: object) -> None:
+    """Print lines on standard output."""
+    print("\n".join(map(printable, lines)))
 
 
-def complain(text: object) -> None:
-    """Print a text on standard error."""
-    print(printable(str(text)), file=sys.stderr)
+def complain(*lines: object) -> None:
+    """Print lines on standard error."""
+    print("\n".join(map(printable, lines)), file=sys.stderr)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -57,16 +60,40 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(map(one_line, names))
 
 
-def as_json(value: object, indent: int | None = None) -> str:
-    r"""A value as JSON in which control characters are escapes such as \u202e, so the value is the
-    same.
-    """
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
-    return _CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text)
+def say_json(value: object, indent: int | None = None) -> None:
+    """Print a value as JSON on standard output. Except for secrets, it is read back as it was."""
+    text = json.dumps(_without_secrets(value), ensure_ascii=False, indent=indent)
+    unshown = "[^\x00-\x7e]" if "utf" not in (sys.stdout.encoding or "utf").lower() else _CONTROL
+    print(re.sub(unshown, _json_escape, text))
 
 
-class LogFormatter(logging.Formatter):
-    """Log lines as they may be printed."""
+def _without_secrets(value: object) -> object:
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, dict):
+        return {_without_secrets(key): _without_secrets(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(inner) for inner in value]
+    return value
 
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+
+def _json_escape(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass").hex()
+    return re.sub("(....)", r"\\u\1", units)
+
+
+def show_defect(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """Print a traceback; this takes the place of `sys.excepthook`."""
+    complain(*"".join(traceback.format_exception(kind, error, trace)).rstrip("\n").split("\n"))
+
+
+class LogRecord(logging.LogRecord):
+    """A record whose text may be printed, whichever library logs it and whichever handler prints."""
+
+    def getMessage(self) -> str:
+        if self.exc_info and not self.exc_text:  # a formatter takes this text if it is there
+            lines = "".join(traceback.format_exception(*self.exc_info)).rstrip("\n").split("\n")
+            self.exc_text = "\n".join(map(printable, lines))
+        return printable(super().getMessage())

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from jinja2 import TemplateError
-
 from llama_peft.data import QuestionExample
 from llama_peft.errors import UserError
 from llama_peft.recipe import Prompt
+from llama_peft.system.limits import LimitError, limited
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
     from transformers import PreTrainedTokenizerBase
 
 # Placeholders for the text of a turn while a chat template is rendered. No template contains these
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _USER, _ASSISTANT = "\ue000user\ue001", "\ue000assistant\ue001"
 # Llama 3's template prints today's date; a fixed date keeps prompts the same every day.
 _TEMPLATE_DATE = "01 Jan 2025"
+_FRAME_LENGTH = 100_000
+"""The most characters that a chat template may write around the system turn and two short ones."""
 
 _NO_LIMIT = sys.maxsize
 
@@ -256,18 +258,28 @@ class PromptEncoder:
         """Return the ids before the user's text and before the answer, and the id that ends it.
 
         The template is rendered once, around placeholders. Data never pass through the template, so
-        they cannot open a turn.
+        they cannot open a turn. A stranger may have written it, so it is compiled and rendered under
+        limits.
         """
         turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
         if self.prompt.system:
             turns.insert(0, {"role": "system", "content": self.prompt.system})
-        try:
-            rendered = self.tokenizer.apply_chat_template(
+
+        def render() -> "JsonValue":
+            text = self.tokenizer.apply_chat_template(
                 turns, tokenize=False, date_string=_TEMPLATE_DATE
             )
-            before, rest = rendered.split(_USER)
+            before, rest = text.split(_USER)
             between, after = rest.split(_ASSISTANT)
-        except (TemplateError, ValueError, TypeError) as error:
+            if len(text) > _FRAME_LENGTH + len(self.prompt.system or ""):
+                raise ValueError(f"it writes more than {_FRAME_LENGTH:,} characters")
+            text.encode()  # raises ValueError for what no tokenizer takes: half of a character
+            return [before, between, after]
+
+        try:
+            rendered = limited(render)
+            assert isinstance(rendered, list), "render returns a list"
+        except LimitError as error:
             advice = "choose another base"
             if self.prompt.system:
                 advice += ", or, if the template has no system turn, remove prompt.system"
@@ -277,7 +289,7 @@ class PromptEncoder:
             ) from None
         pieces = [
             tuple(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
-            for piece in (before, between, after)
+            for piece in rendered
         ]
         if not pieces[2]:
             raise UserError(

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from llama_peft.system.files import write_text
+from llama_peft.run_folder.ownership import checkpoint_files
+from llama_peft.system.files import append, write_text
 from llama_peft.system.memory import peak_memory
 from llama_peft.system.seal import seal
 from llama_peft.training.checkpoints import Origin, Spent, rotate, write_spent
@@ -50,7 +52,7 @@ class History(TrainerCallback):
         **kwargs: object,
     ) -> None:
         if state.is_world_process_zero and state.log_history:
-            with self.path.open("a", encoding="utf-8") as file:
+            with append(self.path.parent, self.path.name) as file:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
 
 
@@ -67,6 +69,26 @@ class FindBest(TrainerCallback):
         if step := state.best_global_step:
             best = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
             state.best_model_checkpoint = str(best)
+
+
+class CheckOptimizer(TrainerCallback):
+    """Refuses a resumed optimizer whose moments have other shapes than the weights.
+
+    PyTorch takes such a state without an error, and would then make other steps.
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        optimizer = cast(torch.optim.Optimizer, kwargs["optimizer"])
+        for weight, moments in optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+                if getattr(moments.get(name), "shape", weight.shape) != weight.shape:
+                    raise ValueError(f"the {name} of its optimizer fits no weight")
 
 
 class SealCheckpoints(TrainerCallback):
@@ -93,7 +115,7 @@ class SealCheckpoints(TrainerCallback):
             seconds = self.earlier.seconds + time.monotonic() - self.started
             peak = max(self.earlier.peak_memory_bytes, peak_memory())
             write_spent(folder, Spent(seconds, peak), self.origin)
-            seal(folder)
+            seal(folder, checkpoint_files(folder))
             rotate(checkpoints, self.keep, state.best_model_checkpoint)
 
 

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,15 +9,14 @@ from typing import NamedTuple
 from pydantic import TypeAdapter
 
 from llama_peft.errors import UserError
-from llama_peft.run_folder.layout import SPENT
-from llama_peft.system.files import read_json, write_text
+from llama_peft.run_folder.layout import CHECKPOINT, SPENT
+from llama_peft.run_folder.ownership import checkpoint_files
+from llama_peft.system.files import prune, read_json, remove_file, remove_files, write_text
 from llama_peft.system.numbers import Count, NotNegative
 from llama_peft.system.seal import is_sealed
 from llama_peft.training.checkpoint_state import Fit, best_of, reason, trouble
 
 log = logging.getLogger(__name__)
-
-_STEP = re.compile(r"checkpoint-[0-9]+")
 
 
 class Spent(NamedTuple):
@@ -49,7 +46,7 @@ def newest_sealed(checkpoints: Path, fit: Fit | None = None) -> Path | None:
 
     fit: the training that would continue from it, as in `trouble`.
     """
-    for folder in _newest_first(checkpoints):
+    for folder in newest_first(checkpoints):
         fault = _why_not(folder, fit)
         if fault is None:
             return folder
@@ -57,9 +54,18 @@ def newest_sealed(checkpoints: Path, fit: Fit | None = None) -> Path | None:
     return None
 
 
-def _newest_first(checkpoints: Path) -> list[Path]:
-    numbered = [path for path in checkpoints.glob("checkpoint-*") if _STEP.fullmatch(path.name)]
-    return sorted(numbered, key=lambda path: -int(path.name[11:]))
+def newest_first(checkpoints: Path) -> list[Path]:
+    """Return the checkpoints, whole or not. A folder with nothing but a user's notes is not one."""
+    numbered = [
+        path for path in checkpoints.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)
+    ]
+    held = [path for path in numbered if path.is_symlink() or _holds_training(path)]
+    return sorted(held, key=lambda path: -int(path.name[11:]))
+
+
+def _holds_training(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint. A kill may have left it empty."""
+    return folder.is_dir() and (bool(checkpoint_files(folder)) or not any(folder.iterdir()))
 
 
 def _why_not(folder: Path, fit: Fit | None) -> str | None:
@@ -87,7 +93,7 @@ def _fault(folder: Path, fit: Fit | None) -> str | None:
 
 def remove_newer(checkpoints: Path, than: Path | None) -> None:
     """Remove the checkpoints that `newest_sealed` skipped; they would count as the newest ones."""
-    for folder in _newest_first(checkpoints):
+    for folder in newest_first(checkpoints):
         if folder == than:
             return
         _remove(folder)
@@ -98,17 +104,18 @@ def rotate(checkpoints: Path, keep: int, best: str | None) -> None:
 
     Call it after the newest one is sealed.
     """
-    for folder in _newest_first(checkpoints)[keep:]:
+    for folder in newest_first(checkpoints)[keep:]:
         if best is None or folder.name != Path(best).name:
             _remove(folder)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint, or the link to a checkpoint that somebody moved."""
+    """Remove a checkpoint, or the link to a checkpoint that somebody moved. Notes in it stay."""
     if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder)
+        remove_file(folder.parent, folder.name)
+        return
+    remove_files(folder, checkpoint_files(folder))
+    prune(folder.parent, folder.name)
 
 
 def write_spent(folder: Path, spent: Spent, origin: Origin) -> None:

@@ -18,10 +18,11 @@ from llama_peft.errors import Stopped, UserError
 from llama_peft.model import preflight
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import CHECKPOINTS, HISTORY
+from llama_peft.run_folder.ownership import check_run_folder
 from llama_peft.run_folder.record import HeadChoice, Parameters, TrainingRecord
 from llama_peft.run_folder.weights import save_weights
 from llama_peft.system.disk import disk_trouble
-from llama_peft.system.files import sha256
+from llama_peft.system.files import sum_of
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory
 from llama_peft.training import resume, setup
@@ -41,11 +42,13 @@ def train(
     """Train a recipe and return its run folder. Raises UserError on bad input, before it trains.
 
     fresh: remove an earlier run in the folder, with every evaluation of its weights. Zero-shot
-        results are kept, because they stay right.
+        results are kept, because they stay right, and so is every file that is not of the run.
     given: rows from Python by part, as in `data.load`. The run folder records which parts.
     """
     recipe = data.mark_given(recipe, given or {})
     folder = Path(recipe.run_folder)
+    if is_main_process():
+        check_run_folder(folder)
     with only_process(folder, "training", hold=is_main_process()):
         if is_main_process():
             resume.bring_back(folder)
@@ -170,7 +173,7 @@ def _save(
             steps=state.global_step,
             epochs=state.epoch,
             train_loss=_mean_loss(state.log_history),
-            history_sha256=sha256(folder / HISTORY),
+            history_sha256=sum_of(folder, HISTORY),
             best_validation_loss=state.best_metric,
             best_step=state.best_global_step if state.best_metric else None,
             resumed_from=None if resumed is None else resumed.name,

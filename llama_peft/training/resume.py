@@ -8,8 +8,7 @@ kill brings it back.
 import logging
 import os
 import re
-import shutil
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from llama_peft import data
@@ -18,20 +17,20 @@ from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.layout import (
     CHECKPOINTS,
     DATA_SUMS,
+    MOVING,
+    PREVIOUS,
     RECIPE,
     SPLIT,
-    TRAINED_FILES,
     TRAINING,
-    TUNED,
 )
+from llama_peft.run_folder.ownership import is_ours, run_files, tuned_folders
 from llama_peft.run_folder.record import read_record, verify_exports
+from llama_peft.system import files
 from llama_peft.system.files import sha256_of, write_text
 from llama_peft.system.lock import only_process
-from llama_peft.training.checkpoints import Origin, newest_sealed, read_origin
+from llama_peft.training.checkpoints import Origin, newest_first, newest_sealed, read_origin
 
 log = logging.getLogger(__name__)
-
-_ASIDE, _MOVING = ".previous", ".previous.partial"
 
 
 def is_main_process() -> bool:
@@ -56,7 +55,7 @@ def is_finished(folder: Path, recipe: Recipe, dataset: data.Dataset) -> bool:
     run counts as unfinished. Raises UserError if there is no checkpoint, or if several processes
     would have to agree on it.
     """
-    if not (folder / TRAINING).is_file():
+    if not files.is_file(folder, TRAINING):
         return False
     try:
         verify_exports(folder, read_record(folder))
@@ -97,10 +96,10 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
     A folder that holds a run of another recipe is refused. The recipe is written again if nothing
     was trained yet, or if it is lost or damaged and the checkpoints are this recipe's.
     """
-    path = folder / RECIPE
-    text = dump_recipe(recipe)
-    kept = path.read_text("utf-8", "replace") if path.is_file() else None
-    begun = (folder / TRAINING).is_file() or any((folder / CHECKPOINTS).glob("checkpoint-*"))
+    text, kept = dump_recipe(recipe), None
+    if files.is_file(folder, RECIPE):
+        kept = files.read_text(folder, RECIPE, "replace")
+    begun = files.is_file(folder, TRAINING) or bool(newest_first(folder / CHECKPOINTS))
     if begun and kept is not None and _without_folder(kept) == _without_folder(text):
         return
     if begun and not _belongs_to(recipe, folder):
@@ -114,10 +113,10 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
             )
         if newest_sealed(folder / CHECKPOINTS) is not None:
             raise UserError(
-                f"{path}: this file is missing, and nothing else tells which recipe the checkpoints "
+                f"{folder / RECIPE}: this file is missing, and nothing else tells which recipe the checkpoints "
                 "belong to; bring it back, or add --fresh to train again"
             )
-    write_text(path.parent, path.name, text)
+    write_text(folder, RECIPE, text)
 
 
 def _belongs_to(recipe: Recipe, folder: Path) -> bool:
@@ -136,18 +135,17 @@ def write_split(folder: Path, dataset: data.Dataset) -> None:
 
     Raises UserError if the data have changed since the checkpoints were trained.
     """
-    path, text = folder / DATA_SUMS, data.record_text(dataset)
     newest = newest_sealed(folder / CHECKPOINTS)
     if newest is not None:
         trained_on = read_origin(newest).data
-        if trained_on is None and path.is_file():
-            trained_on = path.read_text("utf-8", "replace").partition("\n")[0]
+        if trained_on is None and files.is_file(folder, DATA_SUMS):
+            trained_on = files.read_text(folder, DATA_SUMS, "replace").partition("\n")[0]
         if trained_on not in (None, data.content_sum(dataset)):
             raise UserError(
                 f"{folder}: the data are not those that its checkpoints were trained on; "
                 "bring the old data back, or add --fresh to train again"
             )
-    write_text(path.parent, path.name, text)
+    write_text(folder, DATA_SUMS, data.record_text(dataset))
     write_text(folder, SPLIT, data.split_text(dataset))
 
 
@@ -170,53 +168,57 @@ def check_origin(folder: Path, resumed: Path | None, origin: Origin, base: str) 
 
 
 def put_aside(folder: Path) -> None:
-    """Move the files of an earlier run out of the way; a folder without a run stays as it is."""
-    begun = newest_sealed(folder / CHECKPOINTS) is not None
-    known = any((folder / name).is_file() for name in (RECIPE, TRAINING))
-    if not (begun or known):
+    """Move the files of an earlier run out of the way; a folder without a run stays as it is.
+
+    What the user keeps in the folder stays in its place. Raises UserError if another process
+    evaluates the run.
+    """
+    if not is_ours(folder):
         return
-    tuned = folder / TUNED
-    with only_process(tuned, "evaluating") if tuned.is_dir() else nullcontext():
-        shutil.rmtree(folder / _ASIDE, ignore_errors=True)
-        moving = folder / _MOVING
-        moving.mkdir()
-        for name in _files_of(folder):
-            (folder / name).rename(moving / name)
-        moving.rename(folder / _ASIDE)
+    with ExitStack() as evaluations:
+        for path in tuned_folders(folder):
+            evaluations.enter_context(only_process(path, "evaluating"))
+        forget_aside(folder)
+        _check_free(folder / PREVIOUS)
+        files.make_folder(folder, MOVING)
+        files.move(folder, run_files(folder), ".", MOVING)
+        files.rename(folder, MOVING, PREVIOUS)
 
 
 def forget_aside(folder: Path) -> None:
     """Remove the earlier run that was put aside, once the new one is finished."""
-    shutil.rmtree(folder / _ASIDE, ignore_errors=True)
+    _remove_run(folder, PREVIOUS)
 
 
 def bring_back(folder: Path) -> None:
     """Bring the earlier run back if the new one ended before it had anything to keep."""
     _finish_move(folder)
-    if (folder / TRAINING).is_file() or not (folder / _ASIDE).is_dir():
+    if files.is_file(folder, TRAINING) or not (folder / PREVIOUS).is_dir():
         return
     if newest_sealed(folder / CHECKPOINTS):
         return
-    for name in _files_of(folder):
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    (folder / _ASIDE).rename(folder / _MOVING)
+    files.remove_files(folder, run_files(folder))
+    files.rename(folder, PREVIOUS, MOVING)
     _finish_move(folder)
 
 
 def _finish_move(folder: Path) -> None:
     """Move the files of a move that a kill interrupted back into the run folder."""
-    moving = folder / _MOVING
-    if moving.is_dir():
-        for name in _files_of(moving):
-            (moving / name).rename(folder / name)
-        shutil.rmtree(moving)
+    files.move(folder, run_files(folder, MOVING), MOVING, ".")
+    _remove_run(folder, MOVING)
+    _check_free(folder / MOVING)
 
 
-def _files_of(folder: Path) -> list[str]:
-    """Return the names of a run's own files, with evaluations of its weights under other names."""
-    evaluated = sorted(path.name for path in folder.glob(f"{TUNED}-*") if path.is_dir())
-    return [name for name in (*TRAINED_FILES, *evaluated) if (folder / name).exists()]
+def _remove_run(folder: Path, place: str) -> None:
+    """Remove a run that was put aside, with each folder in which nothing else is."""
+    files.remove_files(folder, [f"{place}/{name}" for name in run_files(folder, place)])
+    files.prune(folder, place)
+
+
+def _check_free(place: Path) -> None:
+    """Raise UserError if something that is not a run is where an earlier run is put aside."""
+    if place.exists():
+        raise UserError(
+            f"{place}: this folder holds something that no training of ours made; move it away, "
+            "because an earlier run is kept there until the new one is trained"
+        )

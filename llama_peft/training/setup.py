@@ -97,8 +97,15 @@ def attach(loaded: Loaded, folder: Path) -> Attached:
 def trained_module(recipe: Recipe, base: "PreTrainedModel") -> "nn.Module":
     """Return the module that Trainer trains: the base with LoRA, or its head alone."""
     if recipe.lora is not None:
-        return add_lora(base, recipe.lora, recipe.task, recipe)
+        adapted = add_lora(base, recipe.lora, recipe.task, recipe)
+        # PEFT would write its own card into each checkpoint, on top of a README.md of the user.
+        adapted.create_or_update_model_card = _write_nothing
+        return adapted
     return _head_only(base, str(recipe.kind.head))
+
+
+def _write_nothing(folder: str) -> None:
+    pass
 
 
 def _head_only(model: "PreTrainedModel", name: str) -> "nn.Module":
@@ -242,9 +249,9 @@ def _answer_trainer(
 def _callbacks(recipe: Recipe, keeps_best: bool, folder: Path) -> "list[TrainerCallback]":
     from transformers import EarlyStoppingCallback
 
-    from llama_peft.training.callbacks import FindBest, History
+    from llama_peft.training.callbacks import CheckOptimizer, FindBest, History
 
-    callbacks: list[TrainerCallback] = [FindBest(), History(folder / HISTORY)]
+    callbacks: list[TrainerCallback] = [CheckOptimizer(), FindBest(), History(folder / HISTORY)]
     if recipe.train.early_stopping_patience is not None and keeps_best:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
     return callbacks

@@ -46,6 +46,9 @@ class TreeTrainer(SteadyTrainer, SFTTrainer):
             loss = loss * self.accelerator.num_processes
         return loss
 
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
+        """Write nothing: trl would write its own card into the folder of the checkpoints."""
+
     def _count(self, inputs: Mapping[str, Tensor]) -> None:
         if self._logged_step is None:
             self._logged_step = self.state.global_step

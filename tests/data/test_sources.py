@@ -91,6 +91,38 @@ def test_an_absent_split_is_said_with_those_that_there_are(
     assert len(data.load_file(recipe, str(hub_folder))) == 3, "its test part is that split"
 
 
+@pytest.mark.parametrize("name", ["text", "csv", "json", "parquet", "imagefolder", "webdataset"])
+def test_a_file_format_is_not_the_name_of_a_data_set(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The library would read every file of that format in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "data.csv", to_csv(ROWS))
+    write(tmp_path / "train.txt", "a\nb\n")
+    with pytest.raises(UserError) as error:
+        data.load_file(make(path="tiny", labels=["bad", "good"]), name)
+    for message in (refusal(make(path=name)), str(error.value)):
+        assert message.startswith(f"{name}: this is a file format of the datasets library")
+        assert f"write ./{name} for a folder, or owner/name for a data set on the Hub" in message
+        assert "\n" not in message
+
+
+def test_a_folder_is_not_taken_for_a_data_set_of_the_hub(
+    hub_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(hub_folder.parent)
+    (hub_folder.parent / "owner").mkdir()
+    hub_folder.rename("owner/name")
+    sizes: dict[str, Any] = {"test_size": 0.0, "validation_size": 0.0}
+    sizes["parts"] = {"official": "validation"}
+    for name in ("owner", "owner/name"):
+        message = refusal(make(path=name, **sizes))
+        assert (
+            f"{name}: this can be a folder here or a data set on the Hub; write ./{name}" in message
+        )
+    assert data.load(make(path="./owner/name", **sizes)).labels
+
+
 def test_no_hub_is_said_with_what_to_do() -> None:
     message = refusal(make(path="nobody/nothing"))
     assert message.startswith("nobody/nothing: Couldn't reach")

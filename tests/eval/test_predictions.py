@@ -249,3 +249,40 @@ def test_predictions_of_another_adapter_config_are_no_use(
     config["lora_alpha"] *= 2
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     assert key_of(recipe, adapter, tmp_path / "out") != before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000, "5", "[1]", "not JSON", '{"id": 5, "prediction": "x"}', '{"id": "x"}',
+        '{"id": "x", "prediction": "x", "probabilities": [NaN]}', '{"id": "x", "prediction": "\\ud800"}',
+    ],
+)  # fmt: skip
+def test_a_line_that_no_evaluation_wrote_is_computed_again(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, text: str
+) -> None:
+    """Its sum is right: a sum has no key."""
+    examples = data.load(make_recipe("extractive_qa", "tiny")).parts["test"]
+    predictor, partial = named("oracle", oracle), tmp_path / "partial"
+    whole = predict(predictor, examples, partial, "key")
+    begin, *_ = partial.read_text().splitlines(keepends=True)
+    partial.write_text(f"{begin}{predictions._checksum(text)} {text}\n")
+    assert predict(predictor, examples, partial, "key") == whole
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "loop"])
+def test_unfinished_predictions_are_a_file_of_their_folder(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, kind: str
+) -> None:
+    examples = data.load(make_recipe("extractive_qa", "tiny")).parts["test"]
+    folder, outside = tmp_path / "out", tmp_path / "outside"
+    folder.mkdir()
+    outside.write_text("precious")
+    place = folder / "partial"
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(outside if kind == "link" else place)
+    with pytest.raises(UserError, match="partial"):
+        predict(named("oracle", oracle), examples, place, "key")
+    assert outside.read_text() == "precious"

@@ -1,15 +1,18 @@
 """Predictions made elsewhere, scored without a model: the same scores, or one line that says what is wrong."""
 
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval import harness, scoring
+from eval.__main__ import app
 from eval.job import Job, make_job
-from eval.predictions_file import read_predictions, score_file
+from eval.predictions_file import read_predictions, score_file, scores_folder
 from llama_peft import data
 from llama_peft.data import Example, QuestionExample
 from llama_peft.errors import UserError
@@ -102,6 +105,18 @@ def spoiled(answers: dict[str, str]) -> dict[str, tuple[Any, str]]:
         "twice": ("\n".join([*lines, lines[0]]), rf"1 given twice \(first: {first}\)"),
         "a key twice": ('{"a": "", "a": ""}', "'a' occurs twice"),
         "a lone surrogate": (answers | {first: "\ud800"}, "prediction 1 holds an unpaired Unicode"),
+        "nested": ("[" * 100_000, "cannot be read"),
+        "nested lines": ("[" * 100_000 + "\n{}", "cannot be read"),
+        "a huge probability": (
+            [{"id": first, "prediction": "", "no_answer_probability": 10**400}],
+            "prediction 1 is 1000.*, which is not a number",
+        ),
+        "no probability": (
+            '[{"id": "x", "prediction": "", "no_answer_probability": NaN}]',
+            "is nan, which is not a number",
+        ),
+        "a huge number": ('{"a": ' + "9" * 5000 + "}", "cannot be read"),
+        "an id of two lines": (answers | {"a\nb": ""}, r"1 for no example \(first: a\\nb\)"),
         "not text": (answers | {first: 3}, "prediction 1 is no"),
         "no json": ("{", "cannot be read"),
         "a number": ("3", "holds neither"),
@@ -114,9 +129,79 @@ def test_what_cannot_be_scored_is_one_line(tmp_path: Path, fault: str) -> None:
     """Law 8, before any number: nothing is written."""
     job = job_for("tiny-squad", tmp_path / "out")
     value, message = spoiled(first_answers(job))[fault]
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as said:
         scored(job, tmp_path / "theirs.json", value)
-    assert not job.output.exists()
+    assert not job.output.exists() and "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zeros", "loop", "folder", "large", "absent"])
+def test_predictions_are_a_regular_file(tmp_path: Path, kind: str) -> None:
+    job, path = job_for("tiny-squad", tmp_path / "out"), tmp_path / "theirs.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    elif kind != "absent":
+        path.symlink_to("/dev/zero" if kind == "zeros" else path)
+    answers = tmp_path / "answers.json"
+    answers.write_text(json.dumps(first_answers(job)))
+    for words in ((path, None), (answers, path)):
+        with pytest.raises(UserError, match=r"theirs\.json") as said:
+            score_file(job, *words)
+        assert "\n" not in str(said.value)
+
+
+FOREIGN = {
+    "results.json": '{"results": {"mmlu": {"acc": 0.5}}, "config": {"model": "hf"}}',
+    "predictions.jsonl": '{"question": "mine"}\n',
+    "predictions.partial.jsonl": "mine",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_results_that_are_not_ours_are_not_replaced(tmp_path: Path, name: str) -> None:
+    """No model is loaded first: there is none of this name."""
+    job = job_for("tiny-squad", tmp_path / "out")
+    job.output.mkdir()
+    (job.output / name).write_text(FOREIGN[name])
+    with pytest.raises(UserError, match="no evaluation of ours wrote this file"):
+        scored(job, tmp_path / "theirs.json", first_answers(job))
+    with pytest.raises(UserError, match="no evaluation of ours wrote this file"):
+        harness.run(replace(job, model="no/such-model"))
+    both = ["--model", "no/such-model", "--model", "tiny", "--task", "tiny-squad"]
+    (tmp_path / "all").mkdir()
+    job.output.rename(tmp_path / "all/tiny")
+    with pytest.raises(UserError, match="no evaluation of ours wrote this file"):
+        app(["run", *both, "--output", str(tmp_path / "all")], standalone_mode=False)
+    assert {path.name for path in (tmp_path / "all").rglob("*")} == {"tiny", name}
+    assert (tmp_path / "all/tiny" / name).read_text() == FOREIGN[name]
+
+
+@pytest.mark.parametrize(
+    "name", ["results.json", "predictions.jsonl", ".lock", ".holder", "x.partial"]
+)
+def test_scores_are_not_written_through_a_link(tmp_path: Path, name: str) -> None:
+    job = job_for("tiny-squad", tmp_path / "out")
+    job.output.mkdir()
+    (tmp_path / "outside").write_text("precious")
+    (job.output / name).symlink_to(tmp_path / "outside")
+    if name == "x.partial":
+        scored(job, tmp_path / "theirs.json", first_answers(job))
+    else:
+        with pytest.raises(UserError, match="this is a link"):
+            scored(job, tmp_path / "theirs.json", first_answers(job))
+    assert (tmp_path / "outside").read_text() == "precious"
+
+
+def test_scores_beside_a_file_are_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "stranger/theirs-scores").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="leads out of"):
+        scores_folder(tmp_path / "stranger/theirs.json")
 
 
 def test_a_file_in_the_folder_s_place_is_one_line(tmp_path: Path) -> None:

@@ -60,6 +60,19 @@ def test_ids_of_training_are_refused(run: Path, tmp_path: Path) -> None:
         harness.run(make_job(None, str(copy), None, None, None, tmp_path / "out", []))
 
 
+@pytest.mark.parametrize("split", ["[]", '{"train": 5}', '{"train": [[1]]}', "[" * 100_000, "{}"])
+def test_a_split_that_is_none_is_one_line(run: Path, tmp_path: Path, split: str) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "split.json").write_text(split)
+    facts = json.loads((copy / "training.json").read_text())
+    facts["files"]["split.json"] = sha256(copy / "split.json")
+    runs.write_record(copy, facts)
+    with pytest.raises(UserError, match=r"split\.json: this file is missing or damaged") as said:
+        harness.run(make_job(None, str(copy), None, None, None, tmp_path / "out", []))
+    assert "\n" not in str(said.value)
+
+
 def test_rows_in_another_order_are_refused(run: Path, tmp_path: Path, rows: list[Row]) -> None:
     """A row's number is then another text's, so that ids tell nothing."""
     file = run.parent / "reviews.csv"

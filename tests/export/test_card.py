@@ -16,8 +16,7 @@ from torch import zeros
 from eval import report
 from eval.metrics.measure import classification_results
 from llama_peft.errors import UserError
-from llama_peft.export import card, card_metadata, licences, stage
-from llama_peft.export.access import default_name
+from llama_peft.export import card, card_metadata, stage
 from llama_peft.export.stage import Bundle
 from llama_peft.model import backbone
 from llama_peft.recipe import Model, Recipe, dump_recipe, load_recipe
@@ -26,6 +25,7 @@ from llama_peft.run_folder.run import open_run
 from llama_peft.system.files import sha256, with_sum
 from llama_peft.tokens.prompts import PromptEncoder
 from tests.support import runs
+from tests.support.html import EVIL, GOOD, rendered
 from tests.support.paths import ROOT
 
 LABELS = ["negative", "positive"]
@@ -229,6 +229,66 @@ def test_a_zero_shot_of_other_examples_is_called_so(run: Path, tmp_path: Path) -
     assert "p = " not in text
 
 
+def evil_bundle(staged: Bundle, text: str) -> Bundle:
+    """The bundle with a text in every place that data, recipe and records can fill."""
+    recipe, comparison, tuned = staged.run.written, staged.comparison, staged.tuned
+    assert comparison is not None and tuned is not None
+    part = comparison.parts[0]
+    lines = [line.model_copy(update={"name": text}) for line in part.metrics]
+    words = dict.fromkeys(("task", "part", "not_comparable"), text)
+    part = part.model_copy(update={**words, "metrics": lines})
+    update = {
+        "name": text,
+        "model": recipe.model.model_copy(update={"model_name_or_path": text}),
+        "dataset": recipe.dataset.model_copy(update={"labels": [text, "b"], "revision": text}),
+        "prompt": recipe.prompt.model_copy(update={"template": text + "{text}", "no_answer": text}),
+        "hub": recipe.hub.model_copy(update={"language": text}),
+    }
+    keys = ("split_sha256", "weights_sha256", "base_fingerprint")
+    record = staged.run.record.model_copy(
+        update={**dict.fromkeys(keys, text), "examples": {"train": 1, "validation": 1, text: 2}}
+    )
+    facts = {"versions": {text: text}, "git_hash": text, "date": text}
+    return replace(
+        staged,
+        run=replace(staged.run, written=recipe.model_copy(update=update), record=record),
+        comparison=comparison.model_copy(update={"parts": [part]}),
+        tuned=tuned.model_copy(update=facts),
+        hub_data=text,
+    )
+
+
+@pytest.mark.parametrize("text", EVIL)
+@pytest.mark.parametrize("lora", [False, True])
+def test_no_value_is_markup_in_the_card(
+    staged: Bundle, text: str, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tags of a card full of such values are those of a card of plain words."""
+
+    def shown(value: str) -> str:
+        bundle = evil_bundle(changed(staged, "lora={r: 4}") if lora else staged, value)
+        run = replace(bundle.run, folder=staged.folder)
+        monkeypatch.setattr(type(run), "commit", COMMIT)
+        return card.render(replace(bundle, run=run), REPO, encoder(bundle.recipe), None)
+
+    found, plain = shown(text), shown("word" if text == "---" else "two words")
+    assert not set(found) & set("\x00\x07\x1b\x7f\x9b\u202e\u2066\u200b\u2028")
+    assert re.findall('<[^>"]*', rendered(found)) == re.findall('<[^>"]*', rendered(plain))
+    links = re.findall('href="[^"]*"', rendered(found))
+    assert all(link.startswith('href="https://huggingface.co/') for link in links)
+    data = ModelCard(found, ignore_metadata_errors=True).data
+    assert data.base_model == text and data.language == text and data.datasets == [text]
+
+
+def test_ordinary_labels_read_well(staged: Bundle) -> None:
+    recipe = staged.recipe.model_copy(
+        update={"dataset": staged.recipe.dataset.model_copy(update={"labels": GOOD})}
+    )
+    bundle = replace(staged, run=replace(staged.run, written=recipe))
+    html = rendered(card.render(bundle, REPO, encoder(bundle.recipe), None))
+    assert f"Labels: {', '.join(GOOD)}." in html
+
+
 def edit(path: Path, **keys: Any) -> None:
     path.write_text(json.dumps(with_sum(json.loads(path.read_text()) | keys)))
 
@@ -359,31 +419,3 @@ def test_other_paths_become_names_and_nothing_else_is_changed(
     assert html.endswith(
         f"<p>{escape(name)}{end}</p><p>a{escape(path)} and {escape(name)}{end}.</p></td>"
     )
-
-
-@pytest.mark.parametrize(
-    ("base", "licence", "start"),
-    [
-        ("meta-llama/Llama-3.2-1B", "llama3.2", "Llama"),
-        ("unsloth/Llama-3.2-1B", "llama3.2", "Llama"),
-        ("meta-llama/Meta-Llama-3-8B-Instruct", "llama3", "Llama"),
-        ("NousResearch/Hermes-3-Llama-3.1-8B", "llama3.1", "Llama"),
-        ("meta-llama/Llama-2-7b-hf", "llama2", ""),
-        ("google/gemma-3-1b-pt", "gemma", ""),
-        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", None, ""),
-        ("openlm-research/open_llama_3b", None, ""),
-        ("acme/llama-farm", None, ""),
-        ("tiny", None, ""),
-    ],
-)
-def test_licences_go_by_the_base(base: str, licence: str | None, start: str) -> None:
-    found = licences.duties(base)
-    assert (found.identifier if found else None) == licence
-    assert (found.name_start if found else "") == start
-    assert found is None or (bool(found.built_with) == bool(start) and found.notice)
-
-
-def test_names_begin_as_the_licence_asks() -> None:
-    assert default_name(load_recipe("sst2")) == "Llama-3.2-1B-sst2"
-    assert default_name(load_recipe("gemma-sst2")) == "gemma-sst2"
-    assert default_name(load_recipe("sst2", ["hub.hub_model_id=org/x"])) == "org/x"

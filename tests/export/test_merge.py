@@ -3,6 +3,7 @@ why not.
 """
 
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,11 @@ def test_transformers_alone_loads_a_merged_folder(
     base = make_base(family)
     keys = LEARN | {"output_dir": str(tmp_path / "run")}
     run = train(make_recipe(task, base, bits=bits, lora={"r": 4}, head=head, train=keys))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ".merged.partial").symlink_to(tmp_path / "mine")
     merging.merge(run, tmp_path / "merged")
+    assert not list((tmp_path / "mine").iterdir())
+    (tmp_path / ".merged.partial").unlink()
     loaded = runs.load(run, full_precision=True)
     model = AUTO[task].from_pretrained(tmp_path / "merged").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
@@ -101,8 +106,10 @@ def test_what_cannot_be_merged_says_why(
         run = train(make_recipe(task, base, lora=lora, head=head, train=keys))
         with pytest.raises(UserError, match=why):
             merging.merge(run, tmp_path / "merged")
-    with pytest.raises(UserError, match="exists already"):
-        merging.merge(run, tmp_path)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for taken in (tmp_path, tmp_path / "dangling"):
+        with pytest.raises(UserError, match="exists already"):
+            merging.merge(run, taken)
 
 
 def test_a_merged_model_that_answers_otherwise_is_not_left(
@@ -114,6 +121,17 @@ def test_a_merged_model_that_answers_otherwise_is_not_left(
     keys = LEARN | {"output_dir": str(tmp_path / "run")}
     run = train(make_recipe("generative_qa", make_base(), lora={"r": 2}, train=keys))
     write = merging._write
+
+    def late(loaded: Any, folder: Path, dtype: str) -> None:
+        write(loaded, folder, dtype)
+        (tmp_path / "taken").mkdir()
+        (tmp_path / "taken/mine").touch()
+
+    monkeypatch.setattr(merging, "_write", late)
+    with pytest.raises(UserError, match=r"taken: this folder cannot be written: .*not empty"):
+        merging.merge(run, tmp_path / "taken")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "taken"}
+    shutil.rmtree(tmp_path / "taken")
 
     def torn(loaded: Any, folder: Path, dtype: str) -> None:
         write(loaded, folder, dtype)

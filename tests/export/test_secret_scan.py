@@ -1,6 +1,7 @@
 """No secret and no path of this machine passes, wherever it stands; nothing else is stopped."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,18 @@ def test_the_user_s_own_values_are_found_whatever_their_shape(
         with pytest.raises(UserError, match=r"recipe\.yaml holds the value of one of your secrets"):
             secret_scan.scan(pushed, run)
         (pushed / "recipe.yaml").unlink()
+
+
+def test_links_pipes_and_devices_in_a_run_are_not_opened(
+    run: Path, pushed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "outside.txt").write_text(PLANTED["a GitHub token"])
+    (run / "notes.txt").symlink_to(tmp_path / "outside.txt")
+    (run / "zeros.txt").symlink_to("/dev/zero")
+    (run / "loop.txt").symlink_to(run / "loop.txt")
+    (run / "all").symlink_to(tmp_path)
+    os.mkfifo(run / "pipe.txt")
+    secret_scan.scan(pushed, run)
 
 
 def test_paths_of_this_machine_are_found_in_what_is_pushed(

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 
-from . import behaviour, deaths, evaluation, hostile, inputs, models, storage
+from . import behaviour, deaths, evaluation, hostile, inputs, models, storage, stranger
 from .shop import Fault, Seen, Shop
 
-ROOMS = (inputs, models, hostile, storage, behaviour, evaluation, deaths)
-VERDICTS = ("right", "lost", "wrong", "traceback")
+ROOMS = (inputs, models, hostile, storage, behaviour, evaluation, stranger, deaths)
+VERDICTS = ("right", "lost", "wrong", "traceback", "harm", "late")
 
 
 def every(full: bool) -> Iterator[Fault]:
@@ -66,7 +66,8 @@ class Tally:
         total = Counter(seen.verdict for _, seen in self.seen)
         return (
             f"{len(self.seen)} faults in {len(self.categories)} categories: "
-            f"{total['lost']} lost, {total['wrong']} silently wrong, {total['traceback']} tracebacks"
+            f"{total['lost']} lost, {total['wrong']} silently wrong, {total['traceback']} tracebacks, "
+            f"{total['harm']} harm, {total['late']} over the limit"
         )
 
     def messages(self) -> str:

@@ -51,7 +51,9 @@ class Seen(NamedTuple):
     """The outcome of a fault."""
 
     verdict: str
-    """right, lost, wrong or traceback."""
+    """right, lost, wrong, traceback; of a stranger's files also harm, and late for a command that
+    did not end within its limit.
+    """
     message: str = ""
     """The message to the user."""
 
@@ -146,17 +148,20 @@ class Shop:
         """Begin a command in a child; returns its process id."""
         return forked.start(words, log, program, hook)
 
-    def wait(self, child: int, log: Path) -> Done:
-        """Wait for a command. One that hangs is killed, and no verdict calls that right."""
-        limit = time.monotonic() + LIMIT_SECONDS
+    def wait(self, child: int, log: Path, seconds: float = LIMIT_SECONDS) -> Done:
+        """Wait for a command. One that hangs is killed, with the children of its session, and no
+        verdict calls that right.
+        """
+        limit = time.monotonic() + seconds
         while True:
             found, status = os.waitpid(child, os.WNOHANG)
             if found:
                 break
             if time.monotonic() > limit:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return Done(-99, f"Traceback: still running after {LIMIT_SECONDS} s")
+                with suppress(ProcessLookupError):  # unless the command has no session of its own
+                    os.killpg(child, signal.SIGKILL)
+                killed(child)
+                return Done(-99, f"Traceback: still running after {seconds:g} s")
             time.sleep(0.005)
         return Done(os.waitstatus_to_exitcode(status), log.read_text("utf-8", "replace"))
 
@@ -269,8 +274,8 @@ class DeadlyCalls:
         calls = 0
         write_seal = callbacks.seal
 
-        def told(folder: Path) -> None:
-            write_seal(folder)
+        def told(folder: Path, names: Sequence[str]) -> None:
+            write_seal(folder, names)
             if self.sealed is not None and folder.name.startswith("checkpoint-"):
                 with self.sealed.open("a") as file:
                     file.write(f"{folder.name[11:]}\n")

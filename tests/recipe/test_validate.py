@@ -106,6 +106,23 @@ BAD_KEYS: list[tuple[str, str]] = [
     ("task: banana", "is written twice"),
     ("name: a/b", "name: must be letters, digits, '.', '_' and '-', not \"a/b\""),
     ("name: ..", "name: must be letters"),
+    (
+        f"name: {'a' * 256}",
+        "name: is too long: a file or folder can have a name of at most 255 bytes",
+    ),
+    (f"name: {'é' * 128}", "name: is too long"),
+    (f"train: {{output_dir: runs/{'a' * 300}/b}}", "train.output_dir: is too long"),
+    (f"train: {{output_dir: {'a/' * 600}}}", "train.output_dir: is too long"),
+    ('train: {output_dir: "a\\0b"}', "train.output_dir: contains a zero byte"),
+    ("lora: {init_lora_weights: loftq}", "loftq needs a base that it quantises itself, which a re"),
+    ("lora: {init_lora_weights: corda}", "corda needs passes over the data before the training"),
+    ("lora: {init_lora_weights: pissa_niter_999999999}", "pissa_niter_<number up to 99>"),
+    ("lora: {init_lora_weights: orthogonal, r: 3}", "orthogonal needs even ranks: change lora.r"),
+    (
+        "lora: {init_lora_weights: orthogonal, rank_pattern: {q_proj: 5}}",
+        "orthogonal needs even ranks",
+    ),
+    ("hub: {hub_model_id: https://x.org/a}", "hub.hub_model_id: is a web address: write the name"),
 ]
 
 
@@ -147,6 +164,10 @@ BAD_DATASETS: list[tuple[str, str]] = [
     ("{path: a, test_size: 0}", "eval.splits: there is no test part: set dataset.parts.test"),
     ("{path: a, columns: {text: 5}}", "must be a column name or a list of them, not 5"),
     ("{path: a, columns: {text: []}}", "must be a column name or a list of them, not []"),
+    ("{path: https://x.org/a.csv}", "dataset.path: is a web address: write the name of the data s"),
+    ("{path: hf://datasets/a/b}", "dataset.path: is a web address"),
+    ("{parts: {train: 's3://bucket/a.csv'}}", "dataset.parts.train: is a web address"),
+    (f"{{path: {'a' * 300}.csv}}", "dataset.path: is too long"),
     ("{path: a, max_train_samples: 0}", "must be a whole number of at least 1 or null, not 0"),
 ]
 
@@ -212,6 +233,22 @@ eval: {splits: [official]}
         ["  override train.seed=-1", "train.seed"],
     ]
     assert "did you mean classification?" in lines[1]
+
+
+@pytest.mark.parametrize(
+    "host", ["https://user:{}@huggingface.co", "user:{}@hf.co", "https://x.org"]
+)
+def test_an_address_as_a_model_is_one_line_without_its_secret(tmp_path: Path, host: str) -> None:
+    address = host.format("hf_" + "aB3" * 10) + "/org/model"
+    message = refusal(write(tmp_path, SMALL.replace(": tiny", f": {address}")))
+    said = "model.model_name_or_path: is a web address: write the name of the model, such as meta-"
+    assert said in message and "1 fault\n" in message and "hf_" not in message
+
+
+def test_a_value_in_an_override_forges_no_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load_recipe(write(tmp_path, SMALL), ["train.seed=a\nerror: forged", "no\nkey"])
+    assert len(error.value.args) == 3, "the number of faults, and a line each"
 
 
 def test_a_wrong_key_is_not_blamed_twice(tmp_path: Path) -> None:

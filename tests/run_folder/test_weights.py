@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder import layout
-from llama_peft.run_folder.weights import save_weights
+from llama_peft.run_folder.run import open_run
+from llama_peft.run_folder.weights import load_tuned, save_weights
 from llama_peft.system.files import sha256
 from llama_peft.training import fit as training
 from tests.support import runs
@@ -81,6 +82,45 @@ def test_another_base_of_the_same_shape_is_refused(
     resealed(copy)
     with pytest.raises(UserError, match="trained on another"):
         runs.load(copy)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", ""])
+def test_a_run_that_is_trained_again_meanwhile_is_refused_in_one_line(
+    finished: Path, tmp_path: Path, name: str
+) -> None:
+    """Between the check of its files and the loading of its weights."""
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    run = open_run(copy)
+    shutil.move(copy / "adapter" / name, tmp_path)
+    with pytest.raises(UserError, match="this run is being trained again"):
+        load_tuned(run)
+
+
+@pytest.mark.parametrize("linked", ["adapter", "adapter/adapter_model.safetensors", "recipe.yaml"])
+def test_weights_and_recipe_behind_a_link_are_not_read(
+    finished: Path, tmp_path: Path, linked: str
+) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    (copy / linked).rename(tmp_path / "outside")
+    (copy / linked).symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="leads out of"):
+        runs.load(copy)
+
+
+def test_an_export_leaves_what_its_user_put_beside_it(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
+    recipe = make_recipe("classification", make_base(), lora={"r": 4}, train=keys)
+    run = training.train(recipe)
+    for name in ("README.md", "notes.txt"):
+        (run / "adapter" / name).write_text("mine")
+    (run / "adapter/adapter_config.json").unlink()
+    training.train(recipe)
+    assert {path.name for path in (run / "adapter").iterdir()} == {
+        "README.md", "notes.txt", *layout.ADAPTER_FILES,
+    }  # fmt: skip
+    assert (run / "adapter/README.md").read_text() == "mine" and runs.load(run)
 
 
 def test_a_folder_without_a_run_names_the_command_that_trains_one(tmp_path: Path) -> None:

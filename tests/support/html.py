@@ -1,4 +1,4 @@
-"""A parser that checks a page."""
+"""A parser that checks a page, texts that mean something in Markdown or HTML, and what they show."""
 
 from html.parser import HTMLParser
 
@@ -33,3 +33,27 @@ class CheckedPage(HTMLParser):
     def handle_data(self, data):
         if self.open[-1:] != ["style"]:
             self.text += f"{data} "
+
+
+EVIL = [
+    "<script>alert(1)</script>",
+    "[a](javascript:x) ![b](https://x.org/b.png)",
+    "](javascript:x)",
+    "``` ` ~~~",
+    "a|b||c",
+    "a\n\n---\n# b\n```\n- c",
+    "---",
+    "\x1b[31mred\x1b]0;t\x07\x7f\x9b",
+    "\u202ereversed\u2066\u200b\u2028",
+    "https://x.org/a?b www.x.org <x@y.org>",
+    "**a** _b_ *c* $d$ &lt;b&gt; \\<i>",
+]
+GOOD = ["positive", "sci/tech", "C++", "très bien", "snake_case", "5 (best)", "C#", "don't: no"]
+
+
+def rendered(text: str) -> str:
+    """The HTML of a Markdown text without its metadata, with raw HTML and tables as on the Hub."""
+    from markdown_it import MarkdownIt
+
+    body = text.split("\n---\n", 1)[1] if text.startswith("---\n") else text
+    return str(MarkdownIt("commonmark").enable("table").render(body))

@@ -20,7 +20,14 @@ def test_one_number_that_is_none_is_found(dtype: torch.dtype, value: float) -> N
 
 def test_what_holds_no_fractions_is_finite() -> None:
     most = torch.full((4,), torch.finfo(torch.float16).max, dtype=torch.float16)
-    for tensor in (torch.zeros(0), torch.ones(3, dtype=torch.uint8), torch.tensor(1.0), most):
+    eight = torch.ones(3).to(torch.float8_e5m2)
+    for tensor in (
+        eight,
+        torch.zeros(0),
+        torch.ones(3, dtype=torch.uint8),
+        torch.tensor(1.0),
+        most,
+    ):
         assert is_finite(tensor)
 
 

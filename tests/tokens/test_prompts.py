@@ -11,6 +11,8 @@ from llama_peft import tiny
 from llama_peft.data import Answer, QuestionExample
 from llama_peft.errors import UserError
 from llama_peft.recipe import Prompt, Recipe
+from llama_peft.system import limits
+from llama_peft.tokens import prompts
 from llama_peft.tokens.prompts import PromptEncoder, answer_text, parse_answer
 
 CHAT = (
@@ -106,6 +108,39 @@ def test_control_strings_do_not_open_a_chat_turn(prompt: Prompt) -> None:
     count = [sum(id_ in tokenizer.all_special_ids for id_ in row) for row in (quiet, evil)]
     assert count[0] == count[1] > len(turns), "data add no control token to the template's"
     assert encoder.completion(ask("Who?", "Nobody.", None))[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "longer than 1 seconds"),
+        (CHAT + "{{ '%999999999d' % 1 }}", "too much memory"),
+        (CHAT + "{{ 'a' * 100000000 }}", "too much memory|longer|more than 100,000 characters"),
+        (CHAT + "{{ 'a' * 200000 }}", "it writes more than 100,000 characters"),
+        (
+            "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}"
+            "{% endfor %}",
+            "too much memory|longer than 1 seconds",
+        ),
+        ("{{ 9 ** (9 ** 9) }}", "longer than 1 seconds|too much memory|Exceeds the limit"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it never ends"),
+        ("{{ range(10 ** 12) }}", "Range too big"),
+        ("{% for %}", "Expected an expression"),
+        ("{{ " + "(" * 100_000, "it never ends"),
+        (5, "compile"),
+        ({"one": CHAT, "other": CHAT}, "multiple chat templates"),
+        (CHAT + "{{ '\\ud800' }}", "surrogates not allowed"),
+    ],
+)
+def test_a_chat_template_without_end_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, prompt: Prompt, template: object, reason: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
+    tokenizer.chat_template = template
+    monkeypatch.setattr(prompts, "limited", lambda work: limits.limited(work, seconds=1))
+    with pytest.raises(UserError, match=f"chat template does not write .*({reason})"):
+        PromptEncoder(tokenizer, prompt)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,25 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_removing_a_checkpoint_leaves_what_its_user_put_there(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        folder_of(tmp_path / f"checkpoint-{step}")
+        (tmp_path / f"checkpoint-{step}/plots").mkdir()
+    note, outside = tmp_path / "checkpoint-1/notes.txt", tmp_path / "outside"
+    note.write_text("mine")
+    outside.write_text("mine")
+    state = tmp_path / "checkpoint-4/optimizer.pt"
+    state.unlink()
+    state.symlink_to(outside)
+    checkpoints.remove_newer(tmp_path, tmp_path / "checkpoint-3")
+    checkpoints.rotate(tmp_path, 1, best=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-1", "checkpoint-3", "outside",
+    ]  # fmt: skip
+    assert [*note.parent.iterdir()] == [note] and note.read_text() == outside.read_text() == "mine"
+    assert checkpoints.newest_first(tmp_path) == [tmp_path / "checkpoint-3"]
+
+
 def test_a_run_never_ends_with_a_damaged_best_checkpoint(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

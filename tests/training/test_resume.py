@@ -17,6 +17,7 @@ from llama_peft.recipe import Recipe, dump_recipe, load_recipe
 from llama_peft.system.lock import only_process
 from llama_peft.training import fit as training
 from llama_peft.training import resume
+from llama_peft.training.checkpoints import newest_sealed
 from llama_peft.training.trainer import SteadyTrainer
 from tests.support import forked, runs
 from tests.support.trainings import recipe_of
@@ -327,14 +328,82 @@ def test_fresh_with_a_mistake_costs_no_finished_run(
     )
 
 
-def test_fresh_removes_nothing_if_there_is_no_run(
-    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_without_a_run_is_refused_before_any_work(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, fresh: bool
 ) -> None:
-    mine = tmp_path / "README.md"
-    mine.write_text("mine")
-    (tmp_path / "adapter").mkdir()
-    training.train(recipe_of(make_recipe, base, "classification", tmp_path), fresh=True)
-    assert mine.read_text() == "mine"
+    run = tmp_path / "run"
+    (run / "checkpoints/checkpoint-500").mkdir(parents=True)
+    (run / "checkpoints/checkpoint-500/optimizer.pt").write_text("mine")
+    (run / "history.jsonl").write_text("mine")
+    before = contents(run)
+    with pytest.raises(UserError, match=r"something that no training of ours made.*output_dir"):
+        training.train(recipe_of(make_recipe, base, "classification", run), fresh=fresh)
+    assert contents(run) == before and not (run / ".lock").exists()
+
+
+NOTES = (
+    "notes.txt", "README.md", "report.md", "adapter/notes.txt", "adapter/README.md",
+    "checkpoints/notes.txt", "checkpoints/README.md", "checkpoints/checkpoint-3/README.md",
+    "checkpoints/checkpoint-3/notes.txt", "checkpoints/checkpoint-9/notes.txt",
+    "tuned/notes.txt", "tuned-mine/notes.txt", "zero-shot/notes.txt",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["classification", "generative_qa"])
+def test_fresh_leaves_every_note_of_the_user_in_its_place(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, task: str
+) -> None:
+    """Also when checkpoints are removed and written again; the folder may be a link."""
+    keys = {"eval_steps": 1, "save_total_limit": 1}
+    run = training.train(recipe_of(make_recipe, base, task, tmp_path / "run", **keys))
+    harness.run(make_job(None, str(run), None, None, 4, None, []))
+    for name in NOTES:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(f"my {name}")
+    (tmp_path / "link").symlink_to(run)
+    recipe = recipe_of(make_recipe, base, task, tmp_path / "link", seed=7, **keys)
+    first = contents(run)
+    training.train(recipe, fresh=True)
+    after = contents(run)
+    assert {name: after[name].decode() for name in NOTES} == {name: f"my {name}" for name in NOTES}
+    weights = "adapter/adapter_model.safetensors"
+    assert after[weights] != first[weights]
+    assert not [name for name in after if "results.json" in name or ".previous" in name]
+    (run / "checkpoints/checkpoint-3/notes.txt").write_text("changed")
+    assert newest_sealed(run / "checkpoints") == run / "checkpoints/checkpoint-3"
+    (run / "training.json").unlink()
+    training.train(recipe)
+    assert runs.record_of(run).resumed_from == "checkpoint-3"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "recipe.yaml", "history.jsonl", "split.json", "head.safetensors", "checkpoints",
+        "checkpoints/checkpoint-6", "checkpoints/checkpoint-6/optimizer.pt",
+        "checkpoints/README.md", "tuned", ".previous",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_link_in_a_run_is_not_followed(
+    recipe_in: Callable[..., Recipe], tmp_path: Path, name: str, fresh: bool
+) -> None:
+    """A stranger's run that was not finished, with a link where training writes or removes."""
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(dump_recipe(recipe_in("run")))
+    (outside / "checkpoint-4").mkdir(parents=True)
+    for file in ("mine", "recipe.yaml", "checkpoint-4/optimizer.pt"):
+        (outside / file).write_text("mine")
+    before = contents(outside)
+    (run / name).unlink(missing_ok=True)
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    is_folder = name in ("checkpoints", "checkpoints/checkpoint-6", "tuned", ".previous")
+    (run / name).symlink_to(outside if is_folder else outside / "mine")
+    with pytest.raises(UserError, match=f"{name}: this is a link"):
+        training.train(recipe_in("run"), fresh=fresh)
+    assert contents(outside) == before
 
 
 def test_a_cut_off_run_does_not_continue_with_other_data(

@@ -8,13 +8,11 @@ memory-mapped. A pass that was killed continues after its last shard.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
 import torch
-from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,8 +25,20 @@ from llama_peft.model import heads
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
-from llama_peft.system.files import fsync, sha256, write_text
+from llama_peft.system.files import (
+    JsonObject,
+    make_folder,
+    new_file,
+    read_json,
+    read_text,
+    remove_file,
+    sha256,
+    sum_of,
+    sweep,
+    write_text,
+)
 from llama_peft.system.formatting import disk_space
+from llama_peft.system.lock import file_lock
 from llama_peft.system.seal import SEAL, is_sealed, seal
 from llama_peft.training.features.states import Group, Key, grouped, pooled
 from llama_peft.training.rows import ClassificationRow as Row
@@ -65,7 +75,7 @@ class States(Dataset[FeatureRow]):
     def __init__(self, rows: Sequence[Row], folder: Path, key: Key) -> None:
         self._rows = rows
         self._shards = [_mapped(path)[_name(key)] for path in _shards(folder)]
-        order = json.loads((folder / ORDER).read_text("utf-8"))
+        order = json.loads(read_text(folder, ORDER))
         places = [(s, i) for s, shard in enumerate(self._shards) for i in range(len(shard))]
         self._place = dict(zip(order, places, strict=True))
 
@@ -126,17 +136,18 @@ def compute(
     keys: tuple[Key, ...],
 ) -> Path:
     """Return the folder of the sealed shards with the rows' states; missing states are computed."""
-    folder = cache / _digest(recipe, rows, keys, str(model.dtype))
-    folder.mkdir(parents=True, exist_ok=True)
+    digest = _digest(recipe, rows, keys, str(model.dtype))
+    folder = make_folder(cache.parent, f"{cache.name}/{digest}")
     # Another run on the same texts waits, and then finds the states.
-    with FileLock(folder.with_suffix(".lock")):
+    with file_lock(folder.with_suffix(".lock")):
+        sweep(folder)
         if is_sealed(folder):
             log.info("%s: features of %d texts are there already (%s)", part, len(rows), folder)
             return folder
         if (folder / SEAL).is_file():
             log.warning("%s is damaged; its features are computed again", folder)
             for path in (*_shards(folder), folder / SEAL):
-                path.unlink()
+                remove_file(folder, path.name)
         groups = grouped(recipe, rows, model)
         done = _finished(folder, groups)
         _check_disk(folder, (len(rows) - done) * len(keys), model)
@@ -144,7 +155,7 @@ def compute(
         _fill(model, groups, folder, keys, done)
         order = [index for group in groups for index in group.members]
         write_text(folder, ORDER, json.dumps(order))
-        seal(folder)
+        seal(folder, [ORDER, SUMS, *(path.name for path in _shards(folder))])
     return folder
 
 
@@ -202,22 +213,24 @@ def _finished(folder: Path, groups: Sequence[Group]) -> int:
     done = 0
     for number, path in enumerate(_shards(folder)):
         size = 0
-        if path.name == _shard_name(number) and sums.get(path.name) == sha256(path):
+        known = path.name == _shard_name(number) and path.name in sums
+        if known and sums[path.name] == sum_of(folder, path.name):
             size = len(next(iter(_mapped(path).values())))
         if size and done + size in limits:
             done += size
         else:
-            path.unlink()
+            remove_file(folder, path.name)
             limits = set()
     return done
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def _sums(folder: Path) -> JsonObject:
     """Return the sums of the finished shards; a shard without a sum is computed again."""
     try:
-        return dict(json.loads((folder / SUMS).read_text("utf-8")))
+        sums = read_json(folder, SUMS)
     except (OSError, ValueError):
         return {}
+    return sums if isinstance(sums, dict) else {}
 
 
 def _limits(groups: Sequence[Group]) -> Iterator[int]:
@@ -264,9 +277,7 @@ def _fill(
 
 
 def _write_shard(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
-    partial = folder / ".partial"
-    save_file(tensors, partial)
-    fsync(partial)
-    sums = _sums(folder) | {name: sha256(partial)}
-    os.replace(partial, folder / name)
+    with new_file(folder, name) as partial:
+        save_file(tensors, partial)
+        sums = _sums(folder) | {name: sha256(partial)}
     write_text(folder, SUMS, json.dumps(sums))

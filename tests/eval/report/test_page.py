@@ -1,6 +1,7 @@
 """Laws of the page: it is sound, complete and harmless."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,87 @@ def test_evaluations_of_other_examples_are_reported_without_changes(run):
     report.write_html(run)
     text = (run / "report.html").read_text("utf-8")
     assert "so the two cannot be compared" in text and "Right only after fine-tuning" not in text
+
+
+NESTED = "[" * 100_000
+LINES = [
+    NESTED, "[[1]]", "5", "nan", '{"step": NaN, "loss": 1}', '{"step": 1e999, "loss": 1}', '{"step": 1, "loss": 1e308}',
+    '{"step": 1, "loss": -1e308}', '{"step": 1' + "0" * 400 + ', "loss": 1}', '{"step": -1, "loss": 5e-324}',
+    '{"step": 1, "loss": 1.0000000000000002}\n{"step": 2, "loss": 1.0}', '{"step": 1, "loss": 1e-13}',
+    '{"step": 5e-324, "loss": 1e15}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_no_curve_stops_the_report(run, line):
+    (run / "history.jsonl").write_text(line + "\n")
+    report.write_html(run)
+    text = (run / "report.html").read_text("utf-8")
+    assert "nan" not in text and "inf" not in text.replace("info", "")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "loop", "large"])
+def test_a_curve_that_is_not_a_file_of_the_run_is_left_out(run, tmp_path, caplog, kind):
+    place = run / "history.jsonl"
+    (tmp_path / "outside").write_text('{"step": 1, "loss": 0.123456}\n')
+    if kind == "link":
+        place.symlink_to(tmp_path / "outside")
+    elif kind == "loop":
+        place.symlink_to(place)
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        with place.open("wb") as file:
+            file.truncate(1 << 40)
+    report.write_html(run)
+    assert "<svg" not in (run / "report.html").read_text("utf-8")
+    assert "the report has no loss curve" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["report.html", "comparison.json"])
+@pytest.mark.parametrize("text", ["# mine", "<html>my own page</html>", '{"my": "notes"}'])
+def test_what_the_user_wrote_is_not_replaced(run, name, text):
+    (run / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name}: llama-eval did not write this file") as said:
+        report.write_html(run)
+    assert (run / name).read_text() == text and "\n" not in str(said.value)
+    assert not any((run / other).exists() for other in {"report.html", "comparison.json"} - {name})
+
+
+@pytest.mark.parametrize("name", ["report.html", "comparison.json"])
+def test_a_damaged_report_of_ours_is_made_again(run, name):
+    report.write_html(run)
+    whole = (run / name).read_bytes()
+    for damage in (whole[: len(whole) // 2], b"", whole + b"x", None):
+        (run / name).unlink()
+        if damage is not None:
+            (run / name).write_bytes(damage)
+        report.write_html(run)
+        assert (run / name).read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["report.html", "comparison.json", "report.html.partial"])
+def test_nothing_is_written_through_a_link(run, tmp_path, name):
+    (tmp_path / "outside").write_text("precious")
+    (run / name).symlink_to(tmp_path / "outside")
+    if name.endswith("partial"):
+        report.write_html(run)
+    else:
+        with pytest.raises(UserError, match="leads out of"):
+            report.write_html(run)
+    assert (tmp_path / "outside").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "name", ["tuned", "tuned/predictions.jsonl", "tuned/results.json", "recipe.yaml"]
+)
+def test_nothing_outside_the_run_is_shown(run, tmp_path, name):
+    (tmp_path / "outside").write_text("precious")
+    if (run / name).exists():
+        (run / name).rename(tmp_path / "outside2")
+        (run / name).symlink_to(tmp_path / "outside2")
+    else:
+        (run / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="leads out of"):
+        report.write_html(run)
+    assert not (run / "report.html").exists()

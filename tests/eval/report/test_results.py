@@ -52,15 +52,44 @@ def test_a_change_that_no_number_betrays_is_seen_by_the_sums(run, name, old, new
         ("results.json", lambda text: "{}", "is damaged (results: Field required)"),
         ("results.json", lambda text: text.replace('"labels"', '"names"'), "is damaged"),
         ("results.json", lambda text: text.replace('"accuracy": 0.8', '"accuracy": 0.9'), "0.9"),
-        ("results.json", lambda text: text.replace('"accuracy": 0.8', '"accuracy": NaN'), "nan"),
+        (
+            "results.json",
+            lambda text: text.replace('"accuracy": 0.8', '"accuracy": NaN'),
+            "NaN is not a number",
+        ),
         (
             "results.json",
             lambda text: re.sub(r'"recall_macro": [\d.]+', '"recall_macro": "x"', text),
             "recall_macro of sst2 is x, which is not a number",
         ),
         *(
-            ("results.json", lambda text, bad=bad: spoilt_interval(text, bad), "accuracy_ci95 of")
-            for bad in ("null", "[1]", '"x"', "[NaN, 1.0]", "[0.9, 0.1]")
+            ("results.json", lambda text, bad=bad: spoilt_interval(text, bad), "results.sst2: ")
+            for bad in ("null", "[1]", '"x"', "[0.9, 0.1]")
+        ),
+        ("results.json", lambda text: spoilt_interval(text, "[NaN, 1.0]"), "NaN is not a number"),
+        *(
+            ("results.json", lambda text, bad=bad: text.replace('"sst2"', bad, 1), fault)
+            for bad, fault in {
+                '"x": 1' + "0" * 400 + ', "sst2"': "is not a number",
+                '"x": 1e999, "sst2"': "1e999 is not a number",
+                '"x": ' + "[" * 100_000: "nested too deeply",
+                '"x": ' + "[" * 60 + "]" * 60 + ', "sst2"': "nested too deeply",
+                '"\\ud800"': "surrogates not allowed",
+            }.items()
+        ),
+        *(
+            (
+                "predictions.jsonl",
+                lambda text, bad=bad: text.replace('"id"', f'{bad}, "id"', 1),
+                "line 1",
+            )
+            for bad in (
+                '"probabilities": [NaN]',
+                '"no_answer_probability": 1e999',
+                '"x": ' + "[" * 100_000,
+                '"text": "\\ud800"',
+                '"probabilities": "high"',
+            )
         ),
         (
             "results.json",

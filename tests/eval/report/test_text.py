@@ -1,6 +1,7 @@
 """Laws of tables as text: every cell is there, and no name changes the layout."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -29,3 +30,23 @@ def test_a_terminal_table_fits_its_width_and_shows_every_cell(run, width):
         for cell in row.cells:
             assert cell.text in text and cell.interval in text
     assert all(column in text for column in tables[0].columns)
+
+
+@pytest.mark.parametrize("form", ["rich", "markdown", "latex"])
+def test_names_hold_no_control_character_and_no_secret(run, form):
+    from markdown_it import MarkdownIt
+
+    bad, token = "\x1b]0;x\x07\u202e\n| [a](javascript:x) <b> `*_$", "hf_" + "aB3" * 10
+    (table,) = report.compare([run])
+    name = bad + token
+    rows = tuple(row._replace(name=name) for row in table.rows)
+    evil = replace(table, title=name, rows=rows, notes=(name,))
+    text = report.render([evil], form, width=250)
+    assert not set(text) & set("\x1b\x07\u202e") and r"\x1b" in text.replace(
+        r"\textbackslash{}", "\\"
+    ).replace("&#92;", "\\")
+    assert token not in text.replace("\\_", "_")
+    if form == "markdown":
+        html = MarkdownIt("commonmark").enable("table").render(text)
+        assert not re.findall("<(?:a|b|img|code)\\b", html)
+        assert html.count("<tr>") == len(table.rows) + 1
