@@ -9,6 +9,7 @@ references is empty, and "no answer" is the empty string.
     classification   accuracy, precision, recall, F1
     squad_v2         exact match, token F1 and the no-answer threshold
     overlap          BLEU, ROUGE and (with `meteor` and `wordnet`) METEOR
+    unicode_tokens   tokens of text in any script
     bootstrap        intervals and paired tests
     measure          scores with their intervals, as results.json holds them
     drop_in          the metrics as `evaluate.Metric` classes that need no network

@@ -133,3 +133,18 @@ def test_comparing_imports_no_torch(run):
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+def test_other_scripts_have_columns_and_a_note_of_their_own(squad, tmp_path):
+    golds = {"q1": ["北京"], "q2": ["上海市"]}
+    write(tmp_path / "a", {"q1": "北京", "q2": "x"}, golds)
+    write(tmp_path / "b", {"q1": "北京。", "q2": "上海"}, golds, kind="span")
+    (table,) = report.compare([tmp_path / "a", tmp_path / "b"])
+    assert cells(table, "zero-shot")["rougeL"] == "0.0000"
+    assert cells(table, "zero-shot")["rougeL_unicode"] == "0.5000"
+    assert cells(table, "span")["f1_unicode"] == "90.00"
+    assert cells(table, "difference")["f1_unicode"] == "+40.00"
+    notes = " ".join(table.notes)
+    assert "f1_unicode are percentages" in notes and "|tok:char|" in notes
+    (english,) = report.compare([squad])
+    assert not any("unicode" in text for text in (*english.columns, *english.notes))
