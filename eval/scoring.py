@@ -146,7 +146,9 @@ def score(
     predictions = {line.id: line.prediction for line in lines}
     if labels:
         names = {example.id: str(gold(example, labels)) for example in examples}
-        return _as_json(classification_results(predictions, names, labels))
+        known = {line.id: line.probabilities for line in lines if line.probabilities}
+        confidence = known if len(known) == len(lines) else None
+        return _as_json(classification_results(predictions, names, labels, confidence))
     golds = {example.id: list(gold(example, labels)) for example in examples}
     chances = {
         line.id: line.no_answer_probability

@@ -19,6 +19,9 @@ from ..results import SystemResults, read_systems, result_folders
 
 COST_COLUMNS = ("trainable", "train time", "train memory", "eval time", "eval memory")
 
+_UNEVEN = 3
+"""How much more common than the rarest label another one is if labels are called uneven."""
+
 
 class Cell(NamedTuple):
     """A number as text, and its interval if it has one."""
@@ -113,11 +116,12 @@ def why_not_comparable(first: SystemResults, second: SystemResults) -> str:
 
 def shown_metrics(systems: Sequence[SystemResults]) -> list[Metric]:
     """The metrics that have a column in the table of these systems, in order."""
-    shown = []
+    shown, counts = [], Counter(systems[0].gold_labels.values()).values()
+    uneven = bool(counts) and max(counts) >= _UNEVEN * min(counts)
     for metric in metrics_of(systems[0].side):
         scores = [system.score(metric.name) for system in systems]
         is_known = any(scores) or (not metric.hidden_at_zero and any(s is not None for s in scores))
-        if metric.in_tables and is_known:
+        if metric.in_tables and is_known and (uneven or not metric.only_if_uneven):
             shown.append(metric)
     return shown
 
