@@ -23,7 +23,7 @@ from .job import Job
 from .predictions import Evaluation, evaluation_key, predict
 from .predictors.open import as_trained, open_predictor
 from .predictors.recognise import Subject, identify
-from .scoring import finish, gold, lines_of, material
+from .scoring import finish, gold, lines_of, material, too_long
 from .threshold import fitted_threshold, validation_examples
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,10 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
         if not again and (finished := _finished(job.output, key)):
             log.info("%s: this evaluation is finished already", job.output)
             return finished
+        if predictor.length is not None:
+            length, spans = predictor.length, predictor.abstains
+            if lost := too_long(found.examples, length, job.recipe, spans):
+                log.warning("%s", lost)
         threshold = fitted_threshold(evaluation, validation)
         size = job.recipe.train.per_device_eval_batch_size
         partial = job.output / UNFINISHED_PREDICTIONS

@@ -30,6 +30,8 @@ class Given(NamedTuple):
     prediction: str
     raw: str | None = None
     no_answer_probability: float | None = None
+    probabilities: list[float] | None = None
+    """The probability of each label, in the order of the labels."""
 
 
 def scores_folder(predictions: Path) -> Path:
@@ -111,12 +113,23 @@ def _given(value: JsonValue, place: str, recipe: Recipe, labels: Sequence[str]) 
         )
     probability = fields.get("no_answer_probability")
     if probability is None:
-        return Given(identity, text, raw)
+        return Given(identity, text, raw, None, _chances(fields, place, labels))
     what = f"no_answer_probability of {place}"
     number = _number(probability, what)
     if not 0 <= number <= 1:
         raise UserError(f"{what} is {number:g}, which is not a number from 0 to 1")
     return Given(identity, text, raw, number)
+
+
+def _chances(fields: JsonObject, place: str, labels: Sequence[str]) -> list[float] | None:
+    """Return the probabilities of the labels that a prediction holds, if it holds any."""
+    values, what = fields.get("probabilities"), f"probabilities of {place}"
+    if values is None or not labels:
+        return None
+    found = [_number(one, what) for one in values] if isinstance(values, list) else []
+    if len(found) != len(labels) or not all(0 <= one <= 1 for one in found):
+        raise UserError(f"{what}: these are not {len(labels)} numbers from 0 to 1, one a label")
+    return found
 
 
 def _label(value: JsonValue, labels: Sequence[str]) -> JsonValue:

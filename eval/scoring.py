@@ -7,9 +7,10 @@ not match id for id, no score is computed.
 
 import json
 import random
+import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
-from llama_peft.recipe import GIVEN
+from llama_peft.recipe import GIVEN, Recipe
 from llama_peft.run_folder.layout import PREDICTIONS
 from llama_peft.run_folder.results import (
     ModelConfig,
@@ -44,6 +45,9 @@ _PACKAGES = (
     "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "sacrebleu", "rouge_score", "nltk",
     "scikit-learn",
 )  # fmt: skip
+
+_ENDS = re.compile(r"^(?:\W|(?:the|an?)\b)+|\W+$", re.IGNORECASE)
+"""Articles and punctuation around an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,28 @@ def gold(example: Example, labels: Sequence[str]) -> str | list[str]:
     return [answer.text for answer in example.answers]
 
 
+def too_long(
+    examples: Sequence[Example], length: Callable[[str], int], recipe: Recipe, spans: bool
+) -> str:
+    """Return in one line how many questions no answer of the allowed length can match; empty if none.
+
+    length: returns the number of tokens of an answer. spans: whether answers are spans. Articles and
+    punctuation at the ends of an answer do not count, because exact match does not need them.
+    """
+    key = "max_answer_length" if spans else "max_new_tokens"
+    limit = getattr(recipe.eval, key)
+    golds = [gold(example, ()) for example in examples if not isinstance(example, TextExample)]
+    cores = [[_ENDS.sub("", text) for text in own] for own in golds]
+    lost = sum(bool(own) and all(length(text) > limit for text in own) for own in cores)
+    if not lost:
+        return ""
+    highest = 100 * (1 - lost / len(golds))
+    return (
+        f"{lost:,} of {len(golds):,} questions have only right answers of more than {limit} tokens,"
+        f" so exact match can hardly exceed {highest:.2f}; raise eval.{key}"
+    )
+
+
 def lines_of(
     predictions: Iterable[Prediction], found: Material, threshold: float | None = None
 ) -> list[PredictionLine]:
@@ -146,7 +172,9 @@ def score(
     predictions = {line.id: line.prediction for line in lines}
     if labels:
         names = {example.id: str(gold(example, labels)) for example in examples}
-        return _as_json(classification_results(predictions, names, labels))
+        known = {line.id: line.probabilities for line in lines if line.probabilities}
+        confidence = known if len(known) == len(lines) else None
+        return _as_json(classification_results(predictions, names, labels, confidence))
     golds = {example.id: list(gold(example, labels)) for example in examples}
     chances = {
         line.id: line.no_answer_probability

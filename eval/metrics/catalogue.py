@@ -3,14 +3,15 @@
 To add a metric, add its row here and compute it in `classification`, `squad_v2` or `overlap`. The
 columns of every table and page, and `higher_is_better` in results.json, follow from the row.
 
-Results also hold counts and thresholds, under the names that the official scripts give them. They
-are not scores and have no row.
+Results also hold counts and thresholds, under the names that the official scripts give them, and
+`<name>_per_label` lists in the order of the labels. They are not single scores and have no row.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 INTERVAL_SUFFIX = "_ci95"
+_NO_SCORES = ("_total", "_thresh", "_per_label", INTERVAL_SUFFIX)
 Side = Literal["labels", "answers"]
 
 
@@ -25,6 +26,10 @@ class Metric:
     """Whether tables have a column for it; results.json holds it either way."""
     hidden_at_zero: bool = False
     """Whether that column is left out if every system of the table scores 0."""
+    only_if_uneven: bool = False
+    """Whether that column is left out unless a label is much more common than another."""
+    may_be_missing: bool = False
+    """Whether results of version 0.1.0 do not hold it, although their predictions give it."""
     is_percent: bool = False
     """Whether it runs from 0 to 100, as in the official squad_v2 script; else from 0 to 1."""
     higher_is_better: bool = True
@@ -44,6 +49,13 @@ METRICS = (
     Metric("recall_weighted", "labels"),
     Metric("f1_weighted", "labels"),
     Metric("unparsable", "labels", in_tables=True, hidden_at_zero=True, higher_is_better=False),
+    Metric("balanced_accuracy", "labels", in_tables=True, only_if_uneven=True, may_be_missing=True),
+    Metric("matthews_correlation", "labels", may_be_missing=True),
+    Metric("brier_score", "labels", higher_is_better=False),
+    Metric("log_loss", "labels", higher_is_better=False),
+    Metric("ece", "labels", higher_is_better=False),
+    Metric("roc_auc", "labels", is_label_mean=True),
+    Metric("average_precision", "labels", is_label_mean=True),
     Metric("exact", "answers", in_tables=True, is_percent=True),
     Metric("f1", "answers", in_tables=True, is_percent=True),
     Metric("HasAns_exact", "answers", in_tables=True, is_percent=True),
@@ -66,6 +78,24 @@ METRICS = (
     Metric("HasAns_meteor", "answers", in_tables=True),
     Metric("meteor_no_wordnet", "answers", in_tables=True),
     Metric("HasAns_meteor_no_wordnet", "answers", in_tables=True),
+    Metric("exact_unicode", "answers", in_tables=True, is_percent=True),
+    Metric("HasAns_exact_unicode", "answers", is_percent=True),
+    Metric("f1_unicode", "answers", in_tables=True, is_percent=True),
+    Metric("HasAns_f1_unicode", "answers", is_percent=True),
+    Metric("bleu_char", "answers", in_tables=True),
+    Metric("HasAns_bleu_char", "answers"),
+    Metric("rouge1_unicode", "answers"),
+    Metric("HasAns_rouge1_unicode", "answers"),
+    Metric("rouge2_unicode", "answers"),
+    Metric("HasAns_rouge2_unicode", "answers"),
+    Metric("rougeL_unicode", "answers", in_tables=True),
+    Metric("HasAns_rougeL_unicode", "answers"),
+    Metric("rougeLsum_unicode", "answers"),
+    Metric("HasAns_rougeLsum_unicode", "answers"),
+    Metric("meteor_unicode", "answers", in_tables=True),
+    Metric("HasAns_meteor_unicode", "answers"),
+    Metric("meteor_no_wordnet_unicode", "answers", in_tables=True),
+    Metric("HasAns_meteor_no_wordnet_unicode", "answers"),
 )
 """In the order of the columns. A side's first metric says of each example whether it is right."""
 
@@ -76,8 +106,8 @@ def metrics_of(side: Side) -> tuple[Metric, ...]:
 
 
 def is_score(name: str) -> bool:
-    """False for counts (`total`, `HasAns_total`), thresholds and intervals."""
-    return not (name == "total" or name.endswith(("_total", "_thresh", INTERVAL_SUFFIX)))
+    """False for counts (`total`, `HasAns_total`), thresholds, lists by label and intervals."""
+    return name != "total" and not name.endswith(_NO_SCORES)
 
 
 def higher_is_better(name: str) -> bool:

@@ -1,10 +1,15 @@
-"""Accuracy, precision, recall and F1 of labels.
+"""Accuracy, precision, recall and F1 of labels, and how far their probabilities can be trusted.
 
 With two labels, `precision`, `recall` and `f1` are those of the last label, the positive one, as in
 scikit-learn's `average="binary"`. With more labels they are the mean over the labels (`macro`) that
 occur among the references or the predictions, as in scikit-learn. A score that would divide by zero
 is 0. A prediction that is not one of the labels is wrong and counts for no label; the share of such
-predictions is `unparsable`.
+predictions is `unparsable`. `balanced_accuracy` is the mean recall of the labels that occur among
+the references, and `matthews_correlation` counts "no label" as a label of its own; both are those
+of scikit-learn.
+
+`roc_auc` and `average_precision` are those of the last label if there are two; with more labels
+they are the mean, over the labels that occur, of each label against the rest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +19,8 @@ from numpy.typing import NDArray
 
 from .bootstrap import Evidence, FloatArray
 from .ids import check_match
+
+_BINS = 15
 
 
 def confusion(
@@ -52,6 +59,95 @@ def classification_evidence(
     )
 
 
+def scores_per_label(
+    predictions: Mapping[str, str], golds: Mapping[str, str], labels: Sequence[str]
+) -> dict[str, list[float]]:
+    """Precision, recall, F1 and the number of references, each as a list in the order of labels."""
+    counts = confusion(predictions, golds, labels).astype(np.float64)
+    predicted, support = counts[:, :-1].sum(axis=0), counts.sum(axis=1)
+    each = (*_label_scores(np.diag(counts), predicted, support), support.astype(np.int64))
+    names = ("precision", "recall", "f1", "support")
+    return {f"{name}_per_label": one.tolist() for name, one in zip(names, each, strict=True)}
+
+
+def confidence_evidence(
+    probabilities: Mapping[str, Sequence[float]], golds: Mapping[str, str], labels: Sequence[str]
+) -> Evidence:
+    """Evidence with rows of the reference's number and the probability of each label.
+
+    Raises ValueError unless probabilities and references have the same ids.
+    """
+    check_match(probabilities, golds)
+    rows = [[labels.index(gold), *probabilities[i]] for i, gold in golds.items()]
+    return Evidence(ids=tuple(golds), rows=np.array(rows), statistic=_confidence)
+
+
+def _confidence(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
+    chances_KL, total_R = rows_KC[:, 1:], counts_RK.sum(axis=1)
+    size = chances_KL.shape[1]
+    is_gold_KL = rows_KC[:, :1] == np.arange(size)
+    squares = ((chances_KL - is_gold_KL) ** 2).sum(axis=1) / (2 if size == 2 else 1)
+    smallest = np.finfo(np.float64).eps
+    losses = -np.log(np.clip(chances_KL[is_gold_KL], smallest, 1 - smallest))
+    return {
+        "brier_score": counts_RK @ squares / total_R,
+        "log_loss": counts_RK @ losses / total_R,
+        "ece": _calibration_error(counts_RK, chances_KL, is_gold_KL),
+    }
+
+
+def _calibration_error(
+    counts_RK: FloatArray, chances_KL: FloatArray, is_gold_KL: NDArray[np.bool_]
+) -> FloatArray:
+    """The expected calibration error of the likeliest label, over M = 15 bins of equal width.
+
+    ECE = sum over the bins B of |B| / n * |accuracy(B) - mean probability(B)|, where bin m holds
+    the probabilities in ((m - 1) / M, m / M]: Guo et al. 2017, "On Calibration of Modern Neural
+    Networks", equation 3.
+    """
+    chosen = chances_KL.argmax(axis=1)[:, None]
+    chance_K = np.take_along_axis(chances_KL, chosen, axis=1)
+    right_K = np.take_along_axis(is_gold_KL, chosen, axis=1)
+    bin_K = np.clip(np.ceil(chance_K * _BINS) - 1, 0, _BINS - 1)
+    gaps_KB = (bin_K == np.arange(_BINS)) * (right_K - chance_K)
+    return np.abs(counts_RK @ gaps_KB).sum(axis=1) / counts_RK.sum(axis=1)
+
+
+def ranking_scores(
+    probabilities: Mapping[str, Sequence[float]], golds: Mapping[str, str], labels: Sequence[str]
+) -> dict[str, float]:
+    """`roc_auc` and `average_precision`, without those that the references do not determine.
+
+    They have no intervals: each resample would take as long as all the other scores together.
+    """
+    rows = confidence_evidence(probabilities, golds, labels).rows
+    asked = range(len(labels)) if len(labels) > 2 else [len(labels) - 1]
+    ranked = np.array([_ranking(rows[:, 1 + label], rows[:, 0] == label) for label in asked])
+    names = ("roc_auc", "average_precision")
+    known = {name: one[~np.isnan(one)] for name, one in zip(names, ranked.T, strict=True)}
+    return {name: float(one.mean()) for name, one in known.items() if one.size}
+
+
+def _ranking(chance_K: FloatArray, is_gold_K: NDArray[np.bool_]) -> tuple[float, float]:
+    """The area under the ROC curve and the average precision of one label against the rest.
+
+    Equal probabilities are one point of either curve, as in scikit-learn. NaN if there is no
+    example of the label, or of the rest.
+    """
+    order = np.argsort(-chance_K, kind="stable")
+    ordered = chance_K[order]
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    hits = is_gold_K[order].cumsum()[ends].astype(np.float64)
+    misses = ends + 1 - hits
+    if not hits[-1]:
+        return np.nan, np.nan
+    average = (np.diff(hits, prepend=0) * hits / (hits + misses)).sum() / hits[-1]
+    if not misses[-1]:
+        return np.nan, float(average)
+    area = np.trapezoid(np.append(0, hits), np.append(0, misses)) / (hits[-1] * misses[-1])
+    return float(area), float(average)
+
+
 def _scores(hits: FloatArray, predicted: FloatArray, support: FloatArray) -> dict[str, FloatArray]:
     """Each score, shape (R,), from the counts of each label, shape (R, labels)."""
     total = support.sum(axis=-1)
@@ -67,18 +163,31 @@ def _scores(hits: FloatArray, predicted: FloatArray, support: FloatArray) -> dic
         **{f"{kind}_macro": macro[kind] for kind in kinds},
         **{f"{kind}_weighted": weighted[kind] for kind in kinds},
         "unparsable": 1 - predicted.sum(axis=-1) / total,
+        "balanced_accuracy": each["recall"].sum(axis=-1) / (support > 0).sum(axis=-1),
+        "matthews_correlation": _correlation(hits, predicted, support),
     }
+
+
+def _correlation(hits: FloatArray, predicted: FloatArray, support: FloatArray) -> FloatArray:
+    """Matthews' correlation coefficient of several labels (Gorodkin 2004)."""
+    total = support.sum(axis=-1)
+    none = total - predicted.sum(axis=-1)
+    covariance = hits.sum(axis=-1) * total - (predicted * support).sum(axis=-1)
+    of_predictions = total**2 - (predicted**2).sum(axis=-1) - none**2
+    of_golds = total**2 - (support**2).sum(axis=-1)
+    return _ratio(covariance, np.sqrt(of_predictions * of_golds))
 
 
 def _label_scores(
     hits: FloatArray, predicted: FloatArray, support: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Precision, recall and F1 = 2 hits / (predicted + support) of each label."""
+    return _ratio(hits, predicted), _ratio(hits, support), _ratio(2 * hits, predicted + support)
 
-    def ratio(top: FloatArray, bottom: FloatArray) -> FloatArray:
-        return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
-    return ratio(hits, predicted), ratio(hits, support), ratio(2 * hits, predicted + support)
+def _ratio(top: FloatArray, bottom: FloatArray, otherwise: float = 0.0) -> FloatArray:
+    """top / bottom; `otherwise` if bottom is 0."""
+    return np.divide(top, bottom, out=np.full_like(top, otherwise), where=bottom > 0)
 
 
 def _codes(

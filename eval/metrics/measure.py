@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from .bootstrap import Evidence, intervals, scores_of
 from .catalogue import INTERVAL_SUFFIX
-from .classification import classification_evidence
+from .classification import (
+    classification_evidence,
+    confidence_evidence,
+    ranking_scores,
+    scores_per_label,
+)
 from .overlap import overlap_evidences
 from .squad_v2 import squad_evidence, squad_scores
 
@@ -15,11 +20,23 @@ TaskResults = dict[str, float | list[float]]
 
 
 def classification_results(
-    predictions: Mapping[str, str], golds: Mapping[str, str], labels: Sequence[str]
+    predictions: Mapping[str, str],
+    golds: Mapping[str, str],
+    labels: Sequence[str],
+    probabilities: Mapping[str, Sequence[float]] | None = None,
 ) -> TaskResults:
-    """The scores of labels by id. Raises ValueError unless both hold the same ids."""
+    """The scores of labels by id, and how far probabilities can be trusted if they are given.
+
+    Raises ValueError unless all hold the same ids.
+    """
     evidence = classification_evidence(predictions, golds, labels)
-    return _with_intervals(scores_of(evidence), evidence)
+    results = _with_intervals(scores_of(evidence), evidence)
+    results |= scores_per_label(predictions, golds, labels)
+    if probabilities is not None:
+        evidence = confidence_evidence(probabilities, golds, labels)
+        results |= _with_intervals(scores_of(evidence), evidence)
+        results |= ranking_scores(probabilities, golds, labels)
+    return results
 
 
 def answer_results(

@@ -10,7 +10,8 @@ answer of one word scores 0.5 by METEOR's formula, whose penalty for fragments i
 match is a chunk of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from .wordnet import WordNet
 
@@ -28,13 +29,20 @@ def meteor_name(wordnet: WordNet | None) -> str:
 
 
 def meteor_score(
-    prediction: str, golds: Sequence[str], wordnet: WordNet | None, **weights: float
+    prediction: str,
+    golds: Sequence[str],
+    wordnet: WordNet | None,
+    split: Callable[[str], list[str]] | None = None,
+    **weights: float,
 ) -> float:
-    """The best METEOR over the references, 0 to 1. `weights` are nltk's alpha, beta and gamma."""
+    """The best METEOR over the references, 0 to 1. `weights` are nltk's alpha, beta and gamma.
+
+    split: returns the words of a text; None is nltk's word tokeniser.
+    """
     from nltk.tokenize import word_tokenize
     from nltk.translate import meteor_score as nltk_meteor
 
-    references = [word_tokenize(gold, preserve_line=True) for gold in golds]
-    words = word_tokenize(prediction, preserve_line=True)
+    split = split or partial(word_tokenize, preserve_line=True)
+    references, words = [split(gold) for gold in golds], split(prediction)
     lexicon = wordnet or NoWordNet()
     return float(nltk_meteor.meteor_score(references, words, wordnet=lexicon, **weights))

@@ -7,10 +7,18 @@ an empty answer and 0 to any text, as squad_v2 does. BLEU is computed over the w
 empty answer adds nothing, and a text lowers the precision. All scores are fractions.
 
 BLEU uses effective order, because the usual answer has fewer than four words; `bleu_signature()`
-gives its settings. The tokeniser of rouge-score keeps only [a-z0-9], so an answer in another script
-scores 0 even if it is right. ROUGE-2 of an answer of one word is always 0.
+gives its settings. ROUGE-2 of an answer of one word is always 0.
 
-To add a metric, compute its rows in a function like `_rouge_meteor_bleu` and add the `Evidence` of
+The tokeniser of rouge-score keeps only [a-z0-9], so a right answer in another script scores 0. The
+official names stay with the official numbers. If the references need it, other numbers are added:
+- `rouge1_unicode` and the other kinds of ROUGE, with the tokens of `unicode_tokens`;
+- for scripts without spaces between words, `exact_unicode`, `f1_unicode` and `meteor_unicode` with
+  the same tokens, and `bleu_char`, which is sacrebleu's BLEU with its tokeniser `char`.
+`exact_unicode` and `f1_unicode` are percentages, like exact match and F1 of squad_v2, and equal
+them on ASCII text. The official scripts of MLQA and DRCD count characters too. That of CMRC 2018
+counts the longest common run of characters, so its F1 can be lower.
+
+To add a metric, compute its rows in a function like `_official` and add the `Evidence` of
 that function to `overlap_evidences`. Resamples are drawn from the distinct rows of one `Evidence`,
 so a metric with an `Evidence` of its own does not move the intervals of the others.
 """
@@ -23,8 +31,9 @@ import numpy as np
 from .bootstrap import Evidence, FloatArray
 from .ids import check_match
 from .meteor import meteor_name, meteor_score
-from .squad_v2 import is_answerable
-from .wordnet import WordNet, find_wordnet
+from .squad_v2 import is_answerable, normal_golds, normalise, word_f1
+from .unicode_tokens import Tokeniser, need_characters, need_unicode, tokens
+from .wordnet import find_wordnet
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
@@ -41,7 +50,12 @@ def overlap_evidences(predictions: Mapping[str, str], golds: Golds) -> tuple[Evi
     """
     check_match(predictions, golds)
     texts = [predictions[identity] for identity in golds]
-    return (_rouge_meteor_bleu(texts, golds),)
+    found = [_official(texts, golds)]
+    if need_unicode(golds):
+        found.append(_unicode_rouge(texts, golds))
+    if need_characters(golds):
+        found.append(_by_characters(texts, golds))
+    return tuple(found)
 
 
 def corpus_bleu(texts: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
@@ -49,9 +63,9 @@ def corpus_bleu(texts: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
     return float(_bleu_scores(np.ones((1, len(texts))), _bleu_counts(texts, golds))[0])
 
 
-def bleu_signature() -> str:
+def bleu_signature(tokeniser: str = "13a") -> str:
     """sacrebleu's description of how BLEU is computed, to be printed beside the number."""
-    bleu = _bleu()
+    bleu = _bleu(tokeniser)
     # It learns only by scoring that the number of references differs between questions.
     bleu.corpus_score(["a", "a"], [["a", "a"], ["b", None]])  # type: ignore[list-item]
     return str(bleu.get_signature())
@@ -91,38 +105,82 @@ def _means(
     return {name: means[:, column] for column, name in enumerate(names)}
 
 
-def _rouge_meteor_bleu(texts: Sequence[str], golds: Golds) -> Evidence:
-    """Evidence with rows of ROUGE and METEOR, and behind them the counts of BLEU."""
-    wordnet = find_wordnet()
-    names = (*ROUGE_TYPES, meteor_name(wordnet))
-    references = list(golds.values())
-    values = _rouge_and_meteor(texts, references, wordnet)
+def _official(texts: Sequence[str], golds: Golds) -> Evidence:
+    """ROUGE, METEOR and BLEU, each with its own tokeniser."""
+    wordnet, references = find_wordnet(), list(golds.values())
+    meteor = _each(texts, references, lambda text, own: [meteor_score(text, own, wordnet)])
+    values = np.hstack([_rouge(texts, references), meteor])
+    counts = _bleu_counts(texts, references)
+    return _with_bleu(golds, (*ROUGE_TYPES, meteor_name(wordnet)), values, "bleu", counts)
+
+
+def _unicode_rouge(texts: Sequence[str], golds: Golds) -> Evidence:
+    names = [f"{kind}_unicode" for kind in ROUGE_TYPES]
+    values = _rouge(texts, list(golds.values()), Tokeniser())
+    vectors = {name: values[:, column] for column, name in enumerate(names)}
+    return _evidence(golds, values, lambda counts, rows: _means(counts, rows, names), vectors)
+
+
+def _by_characters(texts: Sequence[str], golds: Golds) -> Evidence:
+    """Exact match, F1 and METEOR with Unicode tokens, and BLEU of characters."""
+    wordnet, references = find_wordnet(), list(golds.values())
+    names = ("exact_unicode", "f1_unicode", f"{meteor_name(wordnet)}_unicode")
+
+    def meteor(text: str, own: Sequence[str]) -> list[float]:
+        return [meteor_score(text, own, wordnet, split=tokens)]
+
+    answers = [_unicode_answer(*pair) for pair in zip(texts, references, strict=True)]
+    values = np.hstack([100 * np.array(answers), _each(texts, references, meteor)])
+    return _with_bleu(golds, names, values, "bleu_char", _bleu_counts(texts, references, "char"))
+
+
+def _unicode_answer(text: str, golds: Sequence[str]) -> tuple[float, float]:
+    """Exact match and F1 of an answer, 0 to 1."""
+    given, right = tokens(normalise(text)), [tokens(gold) for gold in normal_golds(golds)]
+    return float(given in right), max(word_f1(given, gold) for gold in right)
+
+
+def _with_bleu(
+    golds: Golds, names: Sequence[str], values: FloatArray, bleu: str, counts: FloatArray
+) -> Evidence:
+    """Evidence with rows of values, and behind them the counts of BLEU."""
 
     def scores(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
         means = _means(counts_RK, rows_KC[:, : len(names)], names)
-        return {"bleu": _bleu_scores(counts_RK, rows_KC[:, len(names) :])} | means
+        return {bleu: _bleu_scores(counts_RK, rows_KC[:, len(names) :])} | means
 
-    rows = np.hstack([values, _bleu_counts(texts, references)])
     vectors = {name: values[:, column] for column, name in enumerate(names)}
-    return _evidence(golds, rows, scores, vectors)
+    return _evidence(golds, np.hstack([values, counts]), scores, vectors)
 
 
-def _rouge_and_meteor(
-    predictions: Sequence[str], golds: Sequence[Sequence[str]], wordnet: WordNet | None
+def _rouge(
+    texts: Sequence[str], golds: Sequence[Sequence[str]], tokeniser: Tokeniser | None = None
 ) -> FloatArray:
-    """One row for each example: the F-measure of each kind of ROUGE, and METEOR."""
+    """One row for each example: the F-measure of each kind of ROUGE."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(list(ROUGE_TYPES))
+    scorer = RougeScorer(list(ROUGE_TYPES), tokenizer=tokeniser)
 
     def scores(text: str, references: Sequence[str]) -> list[float]:
-        if not references:
-            return [float(text == "")] * (len(ROUGE_TYPES) + 1)
         best = scorer.score_multi(references, text)
-        rouge = [float(best[kind].fmeasure) for kind in ROUGE_TYPES]
-        return [*rouge, meteor_score(text, references, wordnet)]
+        return [float(best[kind].fmeasure) for kind in ROUGE_TYPES]
 
-    return np.array([scores(p, _references(g)) for p, g in zip(predictions, golds, strict=True)])
+    return _each(texts, golds, scores, len(ROUGE_TYPES))
+
+
+def _each(
+    texts: Sequence[str],
+    golds: Sequence[Sequence[str]],
+    scores: Callable[[str, Sequence[str]], list[float]],
+    width: int = 1,
+) -> FloatArray:
+    """(examples, width): the scores of each text, as described above if there is no answer."""
+    return np.array(
+        [
+            scores(text, own) if (own := _references(answers)) else [float(text == "")] * width
+            for text, answers in zip(texts, golds, strict=True)
+        ]
+    )
 
 
 def _references(golds: Sequence[str]) -> list[str]:
@@ -130,18 +188,20 @@ def _references(golds: Sequence[str]) -> list[str]:
     return [gold for gold in dict.fromkeys(golds) if gold]
 
 
-def _bleu() -> "BLEU":
+def _bleu(tokeniser: str) -> "BLEU":
     from sacrebleu.metrics import BLEU
 
-    return BLEU(effective_order=True)
+    return BLEU(effective_order=True, tokenize=tokeniser)
 
 
-def _bleu_counts(texts: Sequence[str], golds: Sequence[Sequence[str]]) -> FloatArray:
+def _bleu_counts(
+    texts: Sequence[str], golds: Sequence[Sequence[str]], tokeniser: str = "13a"
+) -> FloatArray:
     """(examples, 10): length, closest reference length, 4 matched and 4 total n-gram counts.
 
     The counts of examples add up, so they are enough for the BLEU of any resample.
     """
-    bleu = _bleu()
+    bleu = _bleu(tokeniser)
     scores = [
         bleu.sentence_score(text, _references(answers) or [""])
         for text, answers in zip(texts, golds, strict=True)

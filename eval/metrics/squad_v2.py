@@ -51,7 +51,7 @@ def _answer_vectors(
 ) -> AnswerVectors:
     """Exact match and F1 of every question. Raises ValueError unless both hold the same ids."""
     check_match(predictions, golds)
-    pairs = [(normalise(predictions[i]), _normal_golds(texts)) for i, texts in golds.items()]
+    pairs = [(normalise(predictions[i]), normal_golds(texts)) for i, texts in golds.items()]
     return AnswerVectors(
         ids=tuple(golds),
         exact=np.array([_exact(*pair) for pair in pairs]),
@@ -154,7 +154,7 @@ def apply_threshold(
     }
 
 
-def _normal_golds(golds: Sequence[str]) -> list[str]:
+def normal_golds(golds: Sequence[str]) -> list[str]:
     """The normalised references that are not empty; if none is left, the empty answer."""
     return [normal for gold in golds if (normal := normalise(gold))] or [""]
 
@@ -165,10 +165,11 @@ def _exact(prediction: str, golds: Sequence[str]) -> float:
 
 def _token_f1(prediction: str, golds: Sequence[str]) -> float:
     words = prediction.split()
-    return max(_word_f1(words, gold.split()) for gold in dict.fromkeys(golds))
+    return max(word_f1(words, gold.split()) for gold in dict.fromkeys(golds))
 
 
-def _word_f1(words: Sequence[str], gold: Sequence[str]) -> float:
+def word_f1(words: Sequence[str], gold: Sequence[str]) -> float:
+    """F1 of words in any order; if a side has none, whether both have none."""
     if not words or not gold:
         return float(words == gold)
     common = (Counter(words) & Counter(gold)).total()

@@ -95,6 +95,7 @@ def open_reader(recipe: Recipe, adapter: Adapter | None = None) -> Predictor:
         labels=(),
         predict=opened.predict,
         prompt=opened.prompt,
+        length=lambda answer: len(tokenizer(answer, add_special_tokens=False)["input_ids"]),
         abstains=True,
     )
 

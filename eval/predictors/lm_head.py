@@ -58,6 +58,7 @@ def open_lm_head(
         labels=labels,
         predict=partial(_verbalize if labels else _write, asked),
         prompt=partial(_prompt_text, asked),
+        length=lambda answer: len(asked.encoder.continuation(answer)),
     )
 
 

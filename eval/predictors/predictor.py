@@ -19,6 +19,8 @@ class Predictor:
     """Yields predictions by batch. The number is the size of a batch."""
     prompt: Callable[[Example], str]
     """Returns what the model reads of an example."""
+    length: Callable[[str], int] | None = None
+    """Returns the tokens of an answer, if the length of answers is limited and their tokens are known."""
     abstains: bool = False
     """Whether a threshold decides between a span and "no answer"."""
 

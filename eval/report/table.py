@@ -5,7 +5,7 @@ are text already; `text` and `page` only lay them out.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,9 @@ from ..metrics.overlap import bleu_signature
 from ..results import SystemResults, read_systems, result_folders
 
 COST_COLUMNS = ("trainable", "train time", "train memory", "eval time", "eval memory")
+
+_UNEVEN = 3
+"""How much more common than the rarest label another one is if labels are called uneven."""
 
 
 class Cell(NamedTuple):
@@ -113,11 +116,12 @@ def why_not_comparable(first: SystemResults, second: SystemResults) -> str:
 
 def shown_metrics(systems: Sequence[SystemResults]) -> list[Metric]:
     """The metrics that have a column in the table of these systems, in order."""
-    shown = []
+    shown, counts = [], Counter(systems[0].gold_labels.values()).values()
+    uneven = bool(counts) and max(counts) >= _UNEVEN * min(counts)
     for metric in metrics_of(systems[0].side):
         scores = [system.score(metric.name) for system in systems]
         is_known = any(scores) or (not metric.hidden_at_zero and any(s is not None for s in scores))
-        if metric.in_tables and is_known:
+        if metric.in_tables and is_known and (uneven or not metric.only_if_uneven):
             shown.append(metric)
     return shown
 
@@ -227,8 +231,22 @@ def _notes(
         if reason := why_not_comparable(first, system):
             notes.append(f"{name} was {reason} than {names[0]}, so the two cannot be compared.")
     if not first.labels:
-        shown = [metric for metric in metrics_of(first.side) if metric.in_tables]
+        shown = shown_metrics(systems)
         percent = ", ".join(metric.name for metric in shown if metric.is_percent)
         notes.append(f"{percent} are percentages; the other scores are fractions of 1.")
         notes.append(f"BLEU settings: {bleu_signature()}")
+        notes += _unicode_notes({metric.name for metric in shown})
+    return notes
+
+
+def _unicode_notes(shown: Collection[str]) -> list[str]:
+    """What the columns for other scripts than a-z mean, if the table has them."""
+    notes = []
+    if "rougeL_unicode" in shown:
+        notes.append(
+            "rouge-score reads only a-z and 0-9, so rougeL is 0 for a right answer in another"
+            " script; the scores in _unicode read every script."
+        )
+    if "bleu_char" in shown:
+        notes.append(f"bleu_char settings: {bleu_signature('char')}")
     return notes

@@ -286,3 +286,11 @@ def test_a_predicted_number_is_a_name_before_it_is_a_place(
             read_predictions(file, recipe, labels)
     else:  # what a model wrote, which is not a label
         assert read_predictions(file, recipe, labels)[0].prediction == str(beyond)
+
+
+@pytest.mark.parametrize("chances", [[0.5], [0.5, 7], {"a": 1}, "0.5", [0.5, None]])
+def test_probabilities_that_are_none_are_one_line(tmp_path: Path, chances: object) -> None:
+    job = job_for("tiny-sst2", tmp_path / "out")
+    lines = [{"id": e.id, "prediction": 0, "probabilities": chances} for e in asked(job)]
+    with pytest.raises(UserError, match=r"^probabilities of .*prediction 1"):
+        scored(job, tmp_path / "theirs.json", lines)

@@ -13,7 +13,7 @@ from llama_peft import data
 from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.results import Scores, read_results
-from tests.support.eval.jobs import changed, job_for
+from tests.support.eval.jobs import changed, evaluate, job_for
 
 
 def test_a_perfect_abstainer_scores_100_on_the_unanswerable(
@@ -73,3 +73,28 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     assert "100.00" in done.stdout
     results = read_results(tmp_path / "theirs-scores/results.json")
     assert results.results["squad"]["exact"] == 100
+
+
+def test_answers_that_are_too_long_are_counted_before_the_evaluation(
+    make_recipe: Callable[..., Recipe],
+    make_base: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A question is lost only if each of its right answers is too long."""
+    recipe = make_recipe("generative_qa", make_base(), lora={"r": 2}, eval={"max_new_tokens": 1})
+    examples = data.load(recipe).parts["test"]
+    golds = [list(scoring.gold(example, ())) for example in examples]
+    plain = [[text.removeprefix("the ") for text in own] for own in golds]
+    lost = sum(bool(own) and min(map(len, map(str.split, own))) > 1 for own in plain)
+    said = scoring.too_long(examples, lambda text: len(text.split()), recipe, spans=False)
+    highest = 100 * (1 - lost / len(golds))
+    assert lost and said == (
+        f"{lost} of {len(golds)} questions have only right answers of more than 1 tokens, so exact "
+        f"match can hardly exceed {highest:.2f}; raise eval.max_new_tokens"
+    )
+    assert not scoring.too_long(examples, lambda text: 1, recipe, spans=False)
+    assert "max_answer_length" in scoring.too_long(examples, lambda text: 99, recipe, spans=True)
+    with caplog.at_level("WARNING"):
+        evaluate(recipe, recipe.model.model_name_or_path, tmp_path / "out", limit=8)
+    assert sum("exact match can hardly" in one for one in caplog.messages) == 1

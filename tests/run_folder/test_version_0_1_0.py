@@ -66,9 +66,9 @@ def test_an_evaluation_gives_the_recorded_predictions(run: Path, tmp_path: Path)
             assert new.pop(key, None) == pytest.approx(old.pop(key, None), abs=1e-4)
         assert new == old
     scores, recorded_scores = scores_of(output), scores_of(run / layout.TUNED)
-    assert scores.keys() == recorded_scores.keys()
-    for name, score in scores.items():
-        assert score == pytest.approx(recorded_scores[name], abs=1e-4), name
+    assert scores.keys() >= recorded_scores.keys()  # this version knows more scores
+    for name, score in recorded_scores.items():
+        assert scores[name] == pytest.approx(score, abs=1e-4), name
     assert runs.sums(run) == before
 
 

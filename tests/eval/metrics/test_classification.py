@@ -10,10 +10,19 @@ from eval.metrics import classification, measure
 from eval.metrics.bootstrap import scores_of
 
 
+def keyed(*lists: Sequence[str]) -> list[dict[str, str]]:
+    return [{str(number): label for number, label in enumerate(one)} for one in lists]
+
+
 def scores(given: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    predictions = {str(number): label for number, label in enumerate(given)}
-    references = {str(number): label for number, label in enumerate(golds)}
-    return scores_of(classification.classification_evidence(predictions, references, labels))
+    return scores_of(classification.classification_evidence(*keyed(given, golds), labels))
+
+
+def confidence(chances: np.ndarray, codes: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
+    known = {str(number): one for number, one in enumerate(chances.tolist())}
+    (golds,) = keyed([labels[code] for code in codes])
+    found = scores_of(classification.confidence_evidence(known, golds, labels))
+    return found | classification.ranking_scores(known, golds, labels)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -43,6 +52,88 @@ def test_classification_equals_scikit_learn(size):
             assert ours[kind] == pytest.approx(float(np.squeeze(plain[kind])))
             assert ours[f"{kind}_macro"] == pytest.approx(macro[kind])
             assert ours[f"{kind}_weighted"] == pytest.approx(theirs("weighted", labels)[kind])
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_scores_for_uneven_labels_equal_scikit_learn(size):
+    from sklearn.metrics import (
+        balanced_accuracy_score,
+        matthews_corrcoef,
+        precision_recall_fscore_support,
+    )
+
+    draw = random.Random(size)
+    labels = [f"label {i}" for i in range(size)]
+    for _ in range(40):
+        count = draw.randint(1, 40)
+        golds = draw.choices(labels, weights=range(1, size + 1), k=count)
+        given = draw.choices([*labels, "none of them"], k=count)
+        ours = scores(given, golds, labels)
+        assert ours["balanced_accuracy"] == pytest.approx(
+            balanced_accuracy_score(golds, given), abs=1e-9
+        )
+        assert ours["matthews_correlation"] == pytest.approx(
+            matthews_corrcoef(golds, given), abs=1e-9
+        )
+        each = classification.scores_per_label(*keyed(given, golds), labels)
+        theirs = precision_recall_fscore_support(golds, given, labels=labels, zero_division=0)
+        assert [*each] == [f"{name}_per_label" for name in ("precision", "recall", "f1", "support")]
+        for ours_each, theirs_each in zip(each.values(), theirs, strict=True):
+            assert ours_each == pytest.approx(theirs_each.tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("digits", [1, 16])
+def test_confidence_equals_scikit_learn(size, digits):
+    """With one digit most probabilities are equal to another one; 0 and 1 occur too."""
+    from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
+
+    draw = np.random.default_rng(size)
+    labels = [f"label {i}" for i in range(size)]
+    for _ in range(20):
+        codes = np.append(np.arange(size), draw.integers(0, size, draw.integers(1, 60)))
+        chances = draw.dirichlet(np.ones(size), len(codes)).round(digits)
+        chances[:, 0] += 1 - chances.sum(axis=1)
+        chances = np.abs(chances) / np.abs(chances).sum(axis=1, keepdims=True)
+        ours = confidence(chances, codes, labels)
+        asked = chances[:, 1] if size == 2 else chances
+        hot = codes if size == 2 else np.eye(size)[codes]
+        theirs = {
+            "brier_score": brier_score_loss(codes, asked, labels=range(size)),
+            "log_loss": log_loss(codes, chances, labels=range(size)),
+            "roc_auc": roc_auc_score(codes, asked, multi_class="ovr"),
+            "average_precision": average_precision_score(hot, asked),
+            "ece": plain_ece(chances, codes),
+        }
+        assert ours == pytest.approx(theirs, abs=1e-9)
+
+
+def plain_ece(chances: np.ndarray, codes: np.ndarray) -> float:
+    """The formula of Guo et al. 2017, bin by bin."""
+    best, right = chances.max(axis=1), chances.argmax(axis=1) == codes
+    gaps = []
+    for number in range(15):
+        within = (best > number / 15) & (best <= (number + 1) / 15)
+        if within.any():
+            gaps.append(within.mean() * abs(right[within].mean() - best[within].mean()))
+    return float(sum(gaps))
+
+
+def test_confidence_by_hand():
+    """Of two sure predictions (0.9) one is right, and so is an unsure one (0.6)."""
+    chances = np.array([[0.1, 0.9], [0.1, 0.9], [0.6, 0.4]])
+    found = confidence(chances, np.array([1, 0, 0]), ["no", "yes"])
+    assert found["ece"] == pytest.approx((2 * 0.4 + 0.4) / 3)
+    assert found["brier_score"] == pytest.approx((0.01 + 0.81 + 0.16) / 3)
+    assert found["log_loss"] == pytest.approx(-np.log([0.9, 0.1, 0.6]).mean())
+    assert (found["roc_auc"], found["average_precision"]) == (0.75, 0.5)
+
+
+def test_a_label_that_does_not_occur_has_no_curve():
+    found = confidence(np.array([[0.2, 0.8], [0.4, 0.6]]), np.array([1, 1]), ["no", "yes"])
+    assert "roc_auc" not in found and found["average_precision"] == 1
+    three = confidence(np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]]), np.array([0, 1]), [*"abc"])
+    assert (three["roc_auc"], three["average_precision"]) == (1, 1)
 
 
 def test_confusion_counts_references_by_predictions_and_predictions_that_are_not_labels():

@@ -10,6 +10,9 @@ from eval.metrics import catalogue, measure, squad_v2
 from tests.support.paths import ROOT
 from tests.support.questions import HAND_ANSWERS, HAND_GOLDS
 
+WITHOUT_INTERVAL = {"roc_auc", "average_precision"}
+LOWER_IS_BETTER = ("unparsable", "brier_score", "log_loss", "ece")
+
 
 def test_every_score_has_an_interval_around_it_and_counts_have_none(written):
     answers, golds = written
@@ -17,16 +20,17 @@ def test_every_score_has_an_interval_around_it_and_counts_have_none(written):
     labels = ["neg", "pos"]
     truth = {str(i): labels[i % 2] for i in range(30)}
     given = {key: label if int(key) % 5 else "pos" for key, label in truth.items()}
+    sure = {key: [0.8 - int(key) / 60, 0.2 + int(key) / 60] for key in truth}
     for results in (
         measure.answer_results(
             squad_v2.apply_threshold(answers, chance, 0.9), golds, chance, before=answers
         ),
-        measure.classification_results(given, truth, labels),
+        measure.classification_results(given, truth, labels, sure),
     ):
-        for name in filter(catalogue.is_score, results):
+        for name in {*filter(catalogue.is_score, results)} - WITHOUT_INTERVAL:
             low, high = results[f"{name}_ci95"]
             assert low <= results[name] <= high, name
-            assert catalogue.higher_is_better(name) is (name != "unparsable")
+            assert catalogue.higher_is_better(name) is (name not in LOWER_IS_BETTER)
         for name in results:
             if not catalogue.is_score(name):
                 assert f"{name}_ci95" not in results

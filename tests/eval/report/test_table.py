@@ -133,3 +133,40 @@ def test_comparing_imports_no_torch(run):
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+def test_other_scripts_have_columns_and_a_note_of_their_own(squad, tmp_path):
+    golds = {"q1": ["北京"], "q2": ["上海市"]}
+    write(tmp_path / "a", {"q1": "北京", "q2": "x"}, golds)
+    write(tmp_path / "b", {"q1": "北京。", "q2": "上海"}, golds, kind="span")
+    (table,) = report.compare([tmp_path / "a", tmp_path / "b"])
+    assert cells(table, "zero-shot")["rougeL"] == "0.0000"
+    assert cells(table, "zero-shot")["rougeL_unicode"] == "0.5000"
+    assert cells(table, "span")["f1_unicode"] == "90.00"
+    assert cells(table, "difference")["f1_unicode"] == "+40.00"
+    notes = " ".join(table.notes)
+    assert "f1_unicode are percentages" in notes and "|tok:char|" in notes
+    (english,) = report.compare([squad])
+    assert not any("unicode" in text for text in (*english.columns, *english.notes))
+
+
+def test_balanced_accuracy_is_shown_if_labels_are_uneven(run, tmp_path):
+    assert "balanced_accuracy" not in report.compare([run])[0].columns
+    golds = {str(i): LABELS[i > 5] for i in range(8)}
+    write(tmp_path / "a", dict.fromkeys(golds, LABELS[0]), golds, labels=LABELS)
+    write(tmp_path / "b", golds, golds, labels=LABELS, kind="head")
+    (table,) = report.compare([tmp_path / "a", tmp_path / "b"])
+    assert cells(table, "zero-shot")["balanced_accuracy"] == "0.5000"
+    assert cells(table, "difference")["balanced_accuracy"] == "+0.5000"
+
+
+def test_results_of_version_0_1_0_without_the_newer_scores_are_compared(run):
+    for file in run.glob("*/results.json"):
+        results = json.loads(file.read_text("utf-8"))
+        for scores in results["results"].values():
+            for name in [*scores]:
+                if name.startswith(("balanced", "matthews")) or name.endswith("_per_label"):
+                    del scores[name]
+        file.write_text(json.dumps(results), "utf-8")
+    (table,) = report.compare([run])
+    assert cells(table, "head")["accuracy"] == "0.8000"
