@@ -1,10 +1,9 @@
 """The right answers of a question, from every usual form of a cell."""
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from llama_peft.data.cells import Cells, broken
+from llama_peft.data.cells import Cells, broken, literal
 
 
 class Answer(NamedTuple):
@@ -50,7 +49,7 @@ def read_answers(cells: Cells, row: int, context: str) -> Iterator[Answer]:
 def _pairs(raw: object) -> list[Pair] | None:
     """Return the texts and starts in a cell of any usual form, or None for another form."""
     if isinstance(raw, str) and raw.lstrip().startswith(("{", "[")):
-        raw = _json_or_text(raw)
+        raw = literal(raw)
     if raw is None or (isinstance(raw, str) and not raw.strip()):
         return []
     if isinstance(raw, str):
@@ -83,11 +82,3 @@ def _checked(pairs: Iterable[tuple[object, object]]) -> list[Pair] | None:
             return None
         result.append((text, start))
     return result
-
-
-def _json_or_text(raw: str) -> object:
-    """Return a cell's JSON value, or the cell itself: an answer such as "[sic]" is not JSON."""
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return raw

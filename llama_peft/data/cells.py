@@ -4,8 +4,10 @@ Nothing is repaired and nothing is dropped. A row that cannot be used stops the 
 anything. All bad rows are counted, and the first of each kind is shown.
 """
 
+import ast
 import json
 import re
+from contextlib import suppress
 
 from llama_peft.data.formats import Table
 from llama_peft.errors import UserError
@@ -52,6 +54,16 @@ def _short(value: object) -> str:
 def broken(text: str) -> bool:
     """Return whether a text contains an unpaired Unicode surrogate, which no file can hold."""
     return not text.isascii() and _SURROGATE.search(text) is not None
+
+
+def literal(text: str) -> object:
+    """Return the list or object that a text writes in JSON or in Python, or the text itself."""
+    if text.lstrip().startswith(("{", "[", "(")):
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value: object = parse(text.strip())
+                return value
+    return text
 
 
 def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:

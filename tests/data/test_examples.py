@@ -13,7 +13,7 @@ from tests.support.tables import nested, question, refusal, to_parquet, train_of
     ("values", "names", "labels", "numbers"),
     [
         ([0, 1, 1], None, ("0", "1"), [0, 1, 1]),
-        (["0", "2", "0"], None, ("0", "1", "2"), [0, 2, 0]),
+        (["0", "2", "0"], None, ("0", "2"), [0, 1, 0]),
         ([1.0, 0.0, 1.0], None, ("0", "1"), [1, 0, 1]),
         (["b", "a", " b "], None, ("a", "b"), [1, 0, 1]),
         ([True, False, True], None, ("false", "true"), [1, 0, 1]),
@@ -24,6 +24,14 @@ from tests.support.tables import nested, question, refusal, to_parquet, train_of
         (["no", "null", "no"], None, ("no", "null"), [0, 1, 0]),
         ([10, 2, 1.0, "2"], None, ("1", "2", "10"), [2, 1, 0, 1]),
         ([2, 1], ["1", "2"], ("1", "2"), [1, 0]),
+        ([0, 4, "4.0"], None, ("0", "4"), [0, 1, 1]),
+        (["1", "01", "1.0"], None, ("01", "1"), [1, 0, 1]),
+        (["-1", -1.0, 0, "-0", "0.00", 1], None, ("-1", "0", "1"), [0, 0, 1, 1, 1, 2]),
+        (["TRUE", True, "true", "False"], None, ("false", "true"), [1, 1, 1, 0]),
+        (["True", False, "FALSE"], ["False", "True"], ("False", "True"), [1, 0, 0]),
+        ([0.0, "1.0", 1], ["neg", "pos"], ("neg", "pos"), [0, 1, 1]),
+        (["1.0", 2, 1], ["2.0", "1"], ("2.0", "1"), [1, 0, 1]),
+        (["0.50", 1.5, 0.5], ["0.5", "1.5"], ("0.5", "1.5"), [0, 1, 0]),
     ],
 )
 def test_labels(
