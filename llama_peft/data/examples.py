@@ -1,11 +1,12 @@
 """Turns the rows of a table into examples, or raises one message with everything that is wrong."""
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llama_peft.data.answers import Answer, read_answers
-from llama_peft.data.cells import Cells
+from llama_peft.data.cells import Cells, short
 from llama_peft.data.formats import Table
 from llama_peft.data.labels import LabelReader
 from llama_peft.recipe import Recipe
@@ -44,6 +45,7 @@ class QuestionExample:
 
 
 Example = TextExample | QuestionExample
+log = logging.getLogger(__name__)
 
 
 def to_examples(table: Table, recipe: Recipe, part: str, labels: Sequence[str]) -> list[Example]:
@@ -55,6 +57,8 @@ def to_examples(table: Table, recipe: Recipe, part: str, labels: Sequence[str]) 
         no_answer = recipe.prompt.no_answer if recipe.kind.head is None else None
         examples = [*_questions(cells, recipe.dataset.group_by, no_answer)]
     cells.faults.check()
+    if cells.repeated and recipe.kind.finds_spans:
+        _tell_repeated(cells)
     return examples
 
 
@@ -88,6 +92,16 @@ def _questions(
             title=cells.name(row, "title", needed=group_by == "title"),
             group=cells.name(row, "group", needed=group_by == "group"),
         )
+
+
+def _tell_repeated(cells: Cells) -> None:
+    row, text = next(iter(cells.repeated.items()))
+    log.info(
+        "%s: %d of %d questions have an answer that occurs several times in its passage, and no "
+        "start: the first place is taken (first: %s: %s); a column with the starts "
+        "(dataset.columns.answer_start) would say which place is meant",
+        *(cells.table.source, len(cells.repeated), len(cells), cells.table.place(row), short(text)),
+    )
 
 
 def _words(text: str) -> str:

@@ -73,6 +73,21 @@ def test_columns_are_taken_by_the_first_name_that_is_there(tmp_path: Path) -> No
     assert "the columns are: id, content, stars" in message
 
 
+def test_a_list_of_columns_names_one_column(tmp_path: Path) -> None:
+    """A recipe that names two columns which the data have would otherwise lose the second."""
+    rows = [{"premise": "a", "hypothesis": "b", "text": "c", "content": "d", "label": "x"}]
+    rows += [rows[0] | {"label": "y"}]
+    file = write(tmp_path / "a.json", rows)
+    names = ["premise", "hypothesis", "other"]
+    assert refusal(whole(file, columns={"text": names})) == (
+        f"{file}: dataset.columns.text lists names for one column, but the data have premise and "
+        "hypothesis: keep one of them"
+    )
+    both = refusal(whole(file, columns={"label": ["label", "content"]}))
+    assert "dataset.columns.label lists names for one column" in both
+    assert train_of(whole(file))[0].text == "c", "the usual names are tried one after the other"
+
+
 def test_numbers_of_a_column_with_gaps_are_names(tmp_path: Path) -> None:
     """Whole numbers with one missing among them are stored as floats."""
 
