@@ -1,10 +1,11 @@
 """The right answers of a question, from every usual form of a cell."""
 
-import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from llama_peft.data.cells import Cells, broken
+from llama_peft.data.cells import Cells, broken, literal
+from llama_peft.data.labels import label_key
 
 
 class Answer(NamedTuple):
@@ -23,9 +24,15 @@ def read_answers(cells: Cells, row: int, context: str) -> Iterator[Answer]:
     raw = cells.cell(row, "answers")
     # What looks like JSON may be text of the passage, as in "returns [] when empty".
     is_quote = isinstance(raw, str) and bool(raw.strip()) and raw in context
-    pairs = [(raw, None)] if isinstance(raw, str) and is_quote else _pairs(raw)
+    pairs: list[Pair] | None = [(str(raw), None)] if is_quote else _pairs(raw)
     if pairs is None:
         cells.faults.add(row, "answers in an unknown form", raw)
+        return
+    starts = cells.cell(row, "answer_start")
+    if pairs and all(start is None for _, start in pairs) and starts is not None:
+        pairs = _with_starts(pairs, starts)
+    if pairs is None:
+        cells.faults.add(row, "answer_start does not hold one whole number for an answer", starts)
         return
     impossible = cells.marked_impossible(row)
     if impossible is True and pairs:
@@ -40,7 +47,10 @@ def read_answers(cells: Cells, row: int, context: str) -> Iterator[Answer]:
         elif start is None and text not in context:
             cells.faults.add(row, "an answer is not in its context", text)
         elif start is None:
-            yield Answer(text, context.find(text))
+            first = context.find(text)
+            if context.find(text, first + 1) >= 0:
+                cells.repeated.setdefault(row, text)
+            yield Answer(text, first)
         elif start < 0 or not context.startswith(text, start):
             cells.faults.add(row, "an answer is not at its offset", {"text": text, "start": start})
         else:
@@ -50,7 +60,7 @@ def read_answers(cells: Cells, row: int, context: str) -> Iterator[Answer]:
 def _pairs(raw: object) -> list[Pair] | None:
     """Return the texts and starts in a cell of any usual form, or None for another form."""
     if isinstance(raw, str) and raw.lstrip().startswith(("{", "[")):
-        raw = _json_or_text(raw)
+        raw = literal(raw)
     if raw is None or (isinstance(raw, str) and not raw.strip()):
         return []
     if isinstance(raw, str):
@@ -62,6 +72,19 @@ def _pairs(raw: object) -> list[Pair] | None:
     if all(isinstance(item, dict) for item in raw):
         return _checked((item.get("text"), item.get("answer_start")) for item in raw)
     return _checked((item, None) for item in raw)
+
+
+def _with_starts(pairs: list[Pair], starts: object) -> list[Pair] | None:
+    """Return texts with the starts that stand in a column of their own, if it holds any."""
+    if isinstance(starts, str):
+        starts = literal(starts)
+    values = starts if isinstance(starts, list) else [starts]
+    numbers = [label_key(value) for value in values]
+    if not any(numbers):
+        return pairs
+    if len(numbers) != len(pairs) or not all(re.fullmatch("-?[0-9]{1,18}", n) for n in numbers):
+        return None
+    return [(text, int(number)) for (text, _), number in zip(pairs, numbers, strict=True)]
 
 
 def _parallel_pairs(texts: object, starts: object) -> list[Pair] | None:
@@ -83,11 +106,3 @@ def _checked(pairs: Iterable[tuple[object, object]]) -> list[Pair] | None:
             return None
         result.append((text, start))
     return result
-
-
-def _json_or_text(raw: str) -> object:
-    """Return a cell's JSON value, or the cell itself: an answer such as "[sic]" is not JSON."""
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return raw

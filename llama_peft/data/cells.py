@@ -4,8 +4,10 @@ Nothing is repaired and nothing is dropped. A row that cannot be used stops the 
 anything. All bad rows are counted, and the first of each kind is shown.
 """
 
+import ast
 import json
 import re
+from contextlib import suppress
 
 from llama_peft.data.formats import Table
 from llama_peft.errors import UserError
@@ -27,7 +29,7 @@ class Faults:
         """Record that a row is bad. The detail of the first row of a kind is shown."""
         rows = self.kinds.setdefault(kind, [])
         if not rows and detail is not None:
-            self.details[kind] = f": {_short(detail)}"
+            self.details[kind] = f": {short(detail)}"
         if rows[-1:] != [row]:  # two bad answers are one bad row
             rows.append(row)
 
@@ -44,7 +46,8 @@ class Faults:
         raise UserError(*lines)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Return a value for a message, in at most 80 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -52,6 +55,16 @@ def _short(value: object) -> str:
 def broken(text: str) -> bool:
     """Return whether a text contains an unpaired Unicode surrogate, which no file can hold."""
     return not text.isascii() and _SURROGATE.search(text) is not None
+
+
+def literal(text: str) -> object:
+    """Return the list or object that a text writes in JSON or in Python, or the text itself."""
+    if text.lstrip().startswith(("{", "[", "(")):
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value: object = parse(text.strip())
+                return value
+    return text
 
 
 def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
@@ -68,10 +81,16 @@ def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
     found, lines = {}, []
     for key in Columns.model_fields:
         names = columns.names(key)
-        present = next((name for name in names if name in table.columns), None)
-        if present is not None:
-            found[key] = present
-        elif key in needed or (names != usual.names(key) and _concerns(key, recipe)):
+        present = [name for name in names if name in table.columns]
+        is_own = names != usual.names(key) and _concerns(key, recipe)
+        if len(present) > 1 and is_own:
+            raise UserError(
+                f"{table.source}: dataset.columns.{key} lists names for one column, but the data "
+                f"have {' and '.join(present)}: keep one of them"
+            )
+        if present:
+            found[key] = present[0]
+        elif key in needed or is_own:
             looked = f"no column named {' or '.join(names)}"
             lines.append(f"{looked}: set dataset.columns.{key} to the column with the {key}")
     if lines:
@@ -95,6 +114,8 @@ class Cells:
         self.faults = Faults(table)
         self.part = part
         self.ids: set[str] = set()
+        self.repeated: dict[int, str] = {}
+        """By row: an answer without a start that occurs several times in its passage."""
 
     def __len__(self) -> int:
         return len(self.table.records)

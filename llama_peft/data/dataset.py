@@ -14,10 +14,10 @@ from llama_peft.data.examples import (
     Example,
     QuestionExample,
     TextExample,
-    label_names,
     to_examples,
 )
 from llama_peft.data.formats import Table
+from llama_peft.data.labels import has_names, label_names
 from llama_peft.data.sources import Rows, is_file_name
 from llama_peft.errors import UserError
 from llama_peft.recipe import GIVEN, Recipe
@@ -41,7 +41,7 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
     """
     places = _places(recipe, given or {})
     train = _read(recipe, "train", places["train"])
-    labels = label_names(train, recipe)
+    recipe, labels = _labelled(recipe, train)
     parts = {"train": to_examples(train, recipe, "train", labels)}
     for part in PARTS[1:]:
         if part in places:
@@ -88,8 +88,8 @@ def load_file(
         part = str(split or (own.parts.test if is_own else None) or "test")
         name = own.name if is_own else None
         table = sources.read_hub(str(source), part, own, name, advice="name one of these splits")
-    ungrouped = own.model_copy(update={"group_by": None})
-    labels = known_labels(recipe, given)
+    recipe, labels = _known(recipe, given or {})
+    ungrouped = recipe.dataset.model_copy(update={"group_by": None})
     return to_examples(table, recipe.model_copy(update={"dataset": ungrouped}), part, labels)
 
 
@@ -98,11 +98,25 @@ def known_labels(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> tup
 
     Questions have none. given: as in `load`.
     """
-    if not recipe.kind.has_labels:
-        return ()
-    if recipe.dataset.labels is not None:
-        return tuple(recipe.dataset.labels)
-    return label_names(_read(recipe, "train", _places(recipe, given or {})["train"]), recipe)
+    return _known(recipe, given or {})[1]
+
+
+def _known(recipe: Recipe, given: Mapping[str, Rows]) -> tuple[Recipe, tuple[str, ...]]:
+    if not recipe.kind.has_labels or recipe.dataset.labels is not None:
+        return recipe, tuple(recipe.dataset.labels or ())
+    return _labelled(recipe, _read(recipe, "train", _places(recipe, given)["train"]))
+
+
+def _labelled(recipe: Recipe, train: Table) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the names of labels 0, 1, ..., and a recipe that gives them if the source does.
+
+    Whole numbers in other files are then positions among these names, and are not names themselves.
+    """
+    labels = label_names(train, recipe)
+    if labels and has_names(train, recipe):
+        named = recipe.dataset.model_copy(update={"labels": list(labels)})
+        recipe = recipe.model_copy(update={"dataset": named})
+    return recipe, labels
 
 
 def _places(recipe: Recipe, given: Mapping[str, Rows]) -> "dict[str, str | Rows]":

@@ -1,12 +1,14 @@
 """Turns the rows of a table into examples, or raises one message with everything that is wrong."""
 
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llama_peft.data.answers import Answer, read_answers
-from llama_peft.data.cells import Cells, broken, find_columns
+from llama_peft.data.cells import Cells, short
 from llama_peft.data.formats import Table
+from llama_peft.data.labels import LabelReader
 from llama_peft.recipe import Recipe
 
 
@@ -43,90 +45,32 @@ class QuestionExample:
 
 
 Example = TextExample | QuestionExample
-
-NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})")
-
-
-def label_names(table: Table, recipe: Recipe) -> tuple[str, ...]:
-    """Return the names of labels 0, 1, ...: the recipe's, the Hub's, or those in the data.
-
-    Numbers that start at 0 may leave one out. Other numbers (ratings from 1 to 5) are names, so
-    that the scores contain no class without a row.
-    """
-    if not recipe.kind.has_labels:
-        return ()
-    if recipe.dataset.labels is not None:
-        return tuple(recipe.dataset.labels)
-    if table.label_names:
-        return table.label_names
-    column = find_columns(table, recipe)["label"]
-    values = {_label_text(record.get(column)) for record in table.records} - {""}
-    if all(NUMBER.fullmatch(value) for value in values):
-        if "0" not in values:
-            return tuple(sorted(values, key=int))
-        # With more classes than rows, the column is not one of labels, and names would fill memory.
-        return tuple(map(str, range(min(max(map(int, values)) + 1, len(table.records)))))
-    return tuple(sorted(values))
-
-
-def _label_text(value: object) -> str:
-    """Return a label as a word: 1, 1.0 and "1" are "1", True is "true", and "" means no label."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip() if isinstance(value, int | str) else ""
+log = logging.getLogger(__name__)
 
 
 def to_examples(table: Table, recipe: Recipe, part: str, labels: Sequence[str]) -> list[Example]:
     """Return every row as an example. Raises UserError with everything that is wrong."""
     cells = Cells(table, recipe, part)
     if recipe.kind.has_labels:
-        examples: list[Example] = [*_texts(cells, labels, recipe.dataset.group_by == "group")]
+        examples: list[Example] = [*_texts(cells, labels, recipe)]
     else:
         no_answer = recipe.prompt.no_answer if recipe.kind.head is None else None
         examples = [*_questions(cells, recipe.dataset.group_by, no_answer)]
     cells.faults.check()
+    if cells.repeated and recipe.kind.finds_spans:
+        _tell_repeated(cells)
     return examples
 
 
-def _texts(cells: Cells, labels: Sequence[str], grouped: bool) -> Iterator[TextExample]:
-    numbers = {name: number for number, name in enumerate(labels)}
-    # If some names are numbers, 1 is the label with the name 1 and never the second label.
-    counted = list(labels) == [*map(str, range(len(labels)))]
-    counted = counted or not any(map(NUMBER.fullmatch, labels))
+def _texts(cells: Cells, labels: Sequence[str], recipe: Recipe) -> Iterator[TextExample]:
+    reader = LabelReader(cells, labels, recipe)
     for row in range(len(cells)):
         yield TextExample(
-            label=_label(cells, row, numbers, counted),
+            label=reader.read(row),
             id=cells.id(row),
             text=cells.text(row, "text"),
-            group=cells.name(row, "group", needed=grouped),
+            group=cells.name(row, "group", needed=recipe.dataset.group_by == "group"),
         )
-
-
-def _label(cells: Cells, row: int, numbers: Mapping[str, int], counted: bool) -> int:
-    """Return the number of a row's label. It is 0 if the cell is wrong.
-
-    counted: whether a cell may also hold the number of a label instead of its name.
-    """
-    raw = cells.cell(row, "label")
-    name = _label_text(raw)
-    is_number = counted and NUMBER.fullmatch(name) is not None
-    if broken(name):
-        cells.faults.add(row, "unpaired Unicode surrogate in the label", ascii(name))
-    elif name in numbers:
-        return numbers[name]
-    elif is_number and 0 <= int(name) < len(numbers):
-        return int(name)
-    elif raw is None or name == "" == str(raw).strip():
-        cells.faults.add(row, "empty label")
-    elif is_number:
-        cells.faults.add(row, f"label out of range 0 to {len(numbers) - 1}", raw)
-    else:
-        names = [*numbers]
-        listed = f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
-        cells.faults.add(row, f"label is not one of {listed}", raw)
-    return 0
 
 
 def _questions(
@@ -148,6 +92,16 @@ def _questions(
             title=cells.name(row, "title", needed=group_by == "title"),
             group=cells.name(row, "group", needed=group_by == "group"),
         )
+
+
+def _tell_repeated(cells: Cells) -> None:
+    row, text = next(iter(cells.repeated.items()))
+    log.info(
+        "%s: %d of %d questions have an answer that occurs several times in its passage, and no "
+        "start: the first place is taken (first: %s: %s); a column with the starts "
+        "(dataset.columns.answer_start) would say which place is meant",
+        *(cells.table.source, len(cells.repeated), len(cells), cells.table.place(row), short(text)),
+    )
 
 
 def _words(text: str) -> str:

@@ -9,7 +9,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -41,7 +41,8 @@ class Table:
     records: Sequence[Mapping[str, object]]
     places: Sequence[str | int]
     unit: str = "row"
-    label_names: tuple[str, ...] = ()
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The names that the whole numbers of a column stand for, if the source gives names."""
     impossible: Sequence[bool] | None = None
     """SQuAD's own mark of questions without an answer, if the source has it."""
 
@@ -262,14 +263,29 @@ def read_parquet(path: str, file: io.BufferedReader) -> Table:
             records += batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: cannot be read as Parquet: {error}") from None
-    return numbered(path, opened.schema_arrow.names, records)
+    schema = opened.schema_arrow
+    return numbered(path, schema.names, records, _class_names(schema.metadata or {}))
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Return the names of classes by column, which the datasets library writes into its files."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        classes = {key: value for key, value in features.items() if "names" in value}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}  # another program wrote the file
+    return {
+        column: [*map(str, feature["names"])]
+        for column, feature in classes.items()
+        if feature.get("_type") == "ClassLabel" and isinstance(feature["names"], list)
+    }
 
 
 def numbered(
     source: str,
     columns: Iterable[str],
     records: Sequence[Mapping[str, object]],
-    labels: Sequence[str] = (),
+    class_names: Mapping[str, Sequence[str]] | None = None,
 ) -> Table:
     """Return a table whose places are the numbers of its rows, from 1."""
     return Table(
@@ -277,5 +293,5 @@ def numbered(
         columns=list(columns),
         records=records,
         places=range(1, len(records) + 1),
-        label_names=tuple(labels),
+        class_names=class_names or {},
     )

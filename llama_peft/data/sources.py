@@ -128,7 +128,7 @@ def read_hub(
         rows = datasets.load_dataset(path, name, split=split, revision=data.revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{path}: {_hub_advice(path, error, advice)}") from None
-    return _of_dataset(f"{path} ({split})", rows, data)
+    return _of_dataset(f"{path} ({split})", rows)
 
 
 def _check_meaning(path: str) -> None:
@@ -151,13 +151,12 @@ def _check_meaning(path: str) -> None:
             )
 
 
-def _of_dataset(source: str, rows: "datasets.Dataset", data: Data) -> Table:
+def _of_dataset(source: str, rows: "datasets.Dataset") -> Table:
     import datasets
 
-    columns = [column for column in data.columns.names("label") if column in rows.features]
-    feature = rows.features[columns[0]] if columns else None
-    labels = feature.names if isinstance(feature, datasets.ClassLabel) else ()
-    return formats.numbered(source, rows.column_names, rows.to_list(), labels)
+    features = rows.features.items()
+    names = {name: each.names for name, each in features if isinstance(each, datasets.ClassLabel)}
+    return formats.numbered(source, rows.column_names, rows.to_list(), names)
 
 
 def _hub_advice(path: str, error: Exception, split_advice: str) -> str:
@@ -205,7 +204,7 @@ def read_rows(rows: "Rows", data: Data, source: str = "rows") -> Table:
     # Who holds such an object has imported its library, so nothing heavy needs to be imported here.
     pandas, datasets = sys.modules.get("pandas"), sys.modules.get("datasets")
     if datasets is not None and isinstance(rows, datasets.Dataset):
-        return _of_dataset(source, rows, data)
+        return _of_dataset(source, rows)
     if pandas is not None and isinstance(rows, pandas.DataFrame):
         columns = [str(name) for name in rows.columns]
         formats.check_names(source, columns)

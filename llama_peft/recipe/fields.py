@@ -6,7 +6,7 @@ check that needs more than a range raises ValueError with the words of its messa
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
@@ -24,6 +24,19 @@ DType = Literal["bfloat16", "float16", "float32"]
 EvalSteps = Annotated[
     Count | Annotated[float, Field(gt=0, lt=1)], "a number of steps or a share of all steps below 1"
 ]
+
+
+Value = TypeVar("Value")
+
+
+def later(default: Value) -> Value:
+    """Return the default of a key that version 0.1.0 does not know.
+
+    A recipe is written without it while it has its default, so that recipes of finished runs keep
+    their text.
+    """
+    field: Value = Field(default=default, exclude_if=lambda value: value == default)
+    return field
 
 
 def _template(placeholder: str = "") -> Callable[[str], str]:

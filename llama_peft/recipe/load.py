@@ -70,7 +70,10 @@ def load_recipe(
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return YAML with every key written out. `load_recipe` reads it back to an equal recipe."""
+    """Return YAML that `load_recipe` reads back to an equal recipe.
+
+    Every key is written out, except for later keys (`fields.later`) that have their default.
+    """
     return strict_yaml.dump(recipe.model_dump(mode="json"))
 
 

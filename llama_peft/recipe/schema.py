@@ -39,6 +39,7 @@ from llama_peft.recipe.fields import (
     Text,
     TextTemplate,
     Warmup,
+    later,
 )
 from llama_peft.recipe.model_sections import Head, Lora, Model, Quantization, Section
 from llama_peft.recipe.strict_yaml import KeyPath
@@ -60,6 +61,8 @@ class Columns(Section):
     "The passage that a question is about."
     answers: Column = ["answers", "answer"]
     "The right answers. An empty list or an empty text means that the passage has no answer."
+    answer_start: Column = later("answer_start")
+    "Where an answer starts in its passage, in characters, if `answers` holds only its text."
     title: Column = "title"
     "The article that contains the passage."
     group: Column = "group"

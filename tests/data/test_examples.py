@@ -13,7 +13,7 @@ from tests.support.tables import nested, question, refusal, to_parquet, train_of
     ("values", "names", "labels", "numbers"),
     [
         ([0, 1, 1], None, ("0", "1"), [0, 1, 1]),
-        (["0", "2", "0"], None, ("0", "1", "2"), [0, 2, 0]),
+        (["0", "2", "0"], None, ("0", "2"), [0, 1, 0]),
         ([1.0, 0.0, 1.0], None, ("0", "1"), [1, 0, 1]),
         (["b", "a", " b "], None, ("a", "b"), [1, 0, 1]),
         ([True, False, True], None, ("false", "true"), [1, 0, 1]),
@@ -24,6 +24,14 @@ from tests.support.tables import nested, question, refusal, to_parquet, train_of
         (["no", "null", "no"], None, ("no", "null"), [0, 1, 0]),
         ([10, 2, 1.0, "2"], None, ("1", "2", "10"), [2, 1, 0, 1]),
         ([2, 1], ["1", "2"], ("1", "2"), [1, 0]),
+        ([0, 4, "4.0"], None, ("0", "4"), [0, 1, 1]),
+        (["1", "01", "1.0"], None, ("01", "1"), [1, 0, 1]),
+        (["-1", -1.0, 0, "-0", "0.00", 1], None, ("-1", "0", "1"), [0, 0, 1, 1, 1, 2]),
+        (["TRUE", True, "true", "False"], None, ("false", "true"), [1, 1, 1, 0]),
+        (["True", False, "FALSE"], ["False", "True"], ("False", "True"), [1, 0, 0]),
+        ([0.0, "1.0", 1], ["neg", "pos"], ("neg", "pos"), [0, 1, 1]),
+        (["1.0", 2, 1], ["2.0", "1"], ("2.0", "1"), [1, 0, 1]),
+        (["0.50", 1.5, 0.5], ["0.5", "1.5"], ("0.5", "1.5"), [0, 1, 0]),
     ],
 )
 def test_labels(
@@ -63,6 +71,21 @@ def test_columns_are_taken_by_the_first_name_that_is_there(tmp_path: Path) -> No
     assert "no column named txt: set dataset.columns.text" in message
     assert "no column named key: set dataset.columns.id" in message
     assert "the columns are: id, content, stars" in message
+
+
+def test_a_list_of_columns_names_one_column(tmp_path: Path) -> None:
+    """A recipe that names two columns which the data have would otherwise lose the second."""
+    rows = [{"premise": "a", "hypothesis": "b", "text": "c", "content": "d", "label": "x"}]
+    rows += [rows[0] | {"label": "y"}]
+    file = write(tmp_path / "a.json", rows)
+    names = ["premise", "hypothesis", "other"]
+    assert refusal(whole(file, columns={"text": names})) == (
+        f"{file}: dataset.columns.text lists names for one column, but the data have premise and "
+        "hypothesis: keep one of them"
+    )
+    both = refusal(whole(file, columns={"label": ["label", "content"]}))
+    assert "dataset.columns.label lists names for one column" in both
+    assert train_of(whole(file))[0].text == "c", "the usual names are tried one after the other"
 
 
 def test_numbers_of_a_column_with_gaps_are_names(tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""A label is a name. How a cell is read never depends on which other values happen to occur."""
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+
+from llama_peft.data.cells import Cells, broken, find_columns, literal
+from llama_peft.data.formats import Table
+from llama_peft.errors import UserError
+from llama_peft.recipe import Recipe
+
+_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?")
+
+
+def label_key(value: object) -> str:
+    """Return the name by which labels are compared. It is "" for what cannot be a name.
+
+    Equal numbers are one label: 1, 1.0, "1" and "1.0" are "1". True, "True" and "TRUE" are "true".
+    A text that JSON would not read as a number is a name as it stands: "01" is a code and not 1.
+    """
+    if isinstance(value, float | Decimal | int) and not isinstance(value, bool):
+        is_fraction = isinstance(value, float) and not value.is_integer()
+        number = Decimal(repr(value)) if is_fraction else Decimal(value)
+        value = f"{number:f}" if number.is_finite() else ""
+    text = str(value).strip() if isinstance(value, bool | str) else ""
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        return text
+    sign, whole, fraction = found[1], found[2], (found[3] or "").rstrip("0")
+    if fraction:
+        return f"{sign}{whole}.{fraction}"
+    return whole if whole == "0" else sign + whole
+
+
+def label_names(table: Table, recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of labels 0, 1, ...: the recipe's, the source's, or those in the data."""
+    if not recipe.kind.has_labels:
+        return ()
+    column = find_columns(table, recipe)["label"]
+    named = recipe.dataset.labels or table.class_names.get(column)
+    if named:
+        return tuple(named)
+    cells = [record.get(column) for record in table.records]
+    keys = {label_key(cell) for cell in cells if _why_not(cell) is None}
+    if all(map(_NUMBER.fullmatch, keys)):
+        return tuple(sorted(keys, key=Decimal))
+    return tuple(sorted(keys))
+
+
+def has_names(table: Table, recipe: Recipe) -> bool:
+    """Return whether the source itself names the classes of the column with the labels."""
+    return find_columns(table, recipe)["label"] in table.class_names
+
+
+def _why_not(cell: object) -> str | None:
+    """Return why a cell alone cannot hold a class, or None if it can."""
+    key = label_key(cell)
+    if cell is None or cell != cell or (isinstance(cell, str) and not key):
+        return "empty label"
+    if broken(key):
+        return "unpaired Unicode surrogate in the label"
+    if not isinstance(literal(key) if key else cell, str | int | float | Decimal):
+        return "label holds several values, but a row has one class"
+    if not key:
+        return "label is neither a word nor a number"
+    if "." in key and _NUMBER.fullmatch(key):
+        return "label is a number and not a class: round it, or list the classes in dataset.labels"
+    return None
+
+
+class LabelReader:
+    """Reads the labels of a table as the numbers of their names."""
+
+    def __init__(self, cells: Cells, labels: Sequence[str], recipe: Recipe) -> None:
+        self.cells = cells
+        self.names = labels
+        self.numbers: dict[str, int] = {}
+        for number, name in enumerate(labels):
+            other = self.numbers.setdefault(label_key(name), number)
+            if other != number:
+                raise UserError(
+                    f"dataset.labels: {labels[other]} and {name} are the same label: remove one"
+                )
+        named = recipe.dataset.labels is not None
+        self.by_position = named and not any(map(_NUMBER.fullmatch, self.numbers))
+        own = cells.table.class_names.get(cells.columns["label"], ())
+        renamed = named and not all(label_key(name) in self.numbers for name in own)
+        self.own = labels if renamed else own
+        """The names that whole numbers stand for in this source, if it has such names."""
+
+    def read(self, row: int) -> int:
+        """Return the number of a row's label. It is 0 if the cell is wrong, which is recorded."""
+        cell = self.cells.cell(row, "label")
+        key = label_key(cell)
+        position = int(key) if re.fullmatch("[0-9]{1,9}", key) else -1
+        is_own = bool(self.own) and isinstance(cell, int) and not isinstance(cell, bool)
+        if is_own and position in range(len(self.own)):
+            key = label_key(self.own[position])
+        elif is_own:
+            key, cell = "", str(cell)
+        if key in self.numbers:
+            return self.numbers[key]
+        if self.by_position and position in range(len(self.numbers)):
+            return position
+        self.cells.faults.add(row, self._fault(cell), cell if str(cell).strip() else None)
+        return 0
+
+    def _fault(self, cell: object) -> str:
+        if (why := _why_not(cell)) is not None:
+            return why
+        if label_key(cell) == "-1":
+            return "label -1 is not a class here: it often means that a row has no label"
+        if (self.by_position or self.own) and _NUMBER.fullmatch(label_key(cell)):
+            return f"label out of range 0 to {len(self.numbers) - 1}"
+        listed = f"{', '.join(self.names[:10])}{', ...' if len(self.names) > 10 else ''}"
+        return f"label is not one of {listed}"
