@@ -93,6 +93,8 @@ def _parallel_pairs(texts: object, starts: object) -> list[Pair] | None:
         texts, starts = [texts], None if starts is None else [starts]
     if not isinstance(texts, list) or not isinstance(starts, list | None):
         return None
+    if texts == [""] and starts in ([-1], [None], [], None):  # some write "no answer" so
+        return []
     starts = [None] * len(texts) if starts is None else starts
     return _checked(zip(texts, starts, strict=True)) if len(texts) == len(starts) else None
 

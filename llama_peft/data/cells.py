@@ -1,7 +1,7 @@
 """The cells of a table by the recipe's names for columns, and what is wrong with them.
 
 Nothing is repaired and nothing is dropped. A row that cannot be used stops the run before it costs
-anything. All bad rows are counted, and the first of each kind is shown.
+anything. All bad rows are counted, and the first three of each kind are shown.
 """
 
 import ast
@@ -17,21 +17,27 @@ from llama_peft.tasks import TASKS
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+_SHOWN = 3
+"""Rows of a kind of fault that are shown."""
+_NUMBERED = ": make the ids unique, or set dataset.columns.id: null to number the rows"
+_ADVICE = {"empty id": _NUMBERED, "duplicate id": _NUMBERED}
+
+
 class Faults:
-    """Bad rows by kind of fault. Each kind knows its first row."""
+    """Bad rows by kind of fault. Each kind knows its first rows."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
         self.kinds: dict[str, list[int]] = {}
-        self.details: dict[str, str] = {}
+        self.details: dict[tuple[str, int], str] = {}
 
     def add(self, row: int, kind: str, detail: object = None) -> None:
-        """Record that a row is bad. The detail of the first row of a kind is shown."""
+        """Record that a row is bad. The details of the first rows of a kind are shown."""
         rows = self.kinds.setdefault(kind, [])
-        if not rows and detail is not None:
-            self.details[kind] = f": {short(detail)}"
         if rows[-1:] != [row]:  # two bad answers are one bad row
             rows.append(row)
+            if detail is not None and len(rows) <= _SHOWN:
+                self.details[kind, row] = f": {short(detail)}"
 
     def check(self) -> None:
         """Raise UserError if any row is bad."""
@@ -41,8 +47,11 @@ class Faults:
         lines = [f"{self.table.source}: {bad} of {len(self.table.records)} rows are wrong"]
         for kind, rows in self.kinds.items():
             count = f"{len(rows)} row{'s' if len(rows) > 1 else ''}"
-            first = f"first: {self.table.place(rows[0])}{self.details.get(kind, '')}"
-            lines.append(f"{count}: {kind} ({first})")
+            first = [
+                f"{self.table.place(row)}{self.details.get((kind, row), '')}"
+                for row in rows[:_SHOWN]
+            ]
+            lines.append(f"{count}: {kind} (first: {'; '.join(first)}){_ADVICE.get(kind, '')}")
         raise UserError(*lines)
 
 

@@ -9,6 +9,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
@@ -29,6 +30,8 @@ _RESERVE = 100_000_000
 """Bytes of memory that stay free."""
 _VALUE = 50
 """The least bytes that a value takes."""
+_LONGEST_CELL = 2**31 - 1
+"""Letters of a CSV cell; the csv module refuses more than 131,072 by itself."""
 Row = TypeVar("Row")
 
 
@@ -75,6 +78,7 @@ def read_csv(path: str, file: BinaryIO, kind: str, quoting: str) -> Table:
         quoting=csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL,
         strict=True,
     )
+    csv.field_size_limit(_LONGEST_CELL)
     header: list[str] = []
     records, starts, wrong, start = [], [], [], 1
     try:
@@ -82,7 +86,8 @@ def read_csv(path: str, file: BinaryIO, kind: str, quoting: str) -> Table:
             if row and not header:
                 header = row
             elif row and len(row) == len(header):
-                records.append(dict(zip(header, row, strict=True)))
+                cells = zip(header, row, strict=True)
+                records.append({name: cell for name, cell in cells if name.strip()})
                 starts.append(start)
             elif row:  # not a blank line
                 wrong.append((start, len(row)))
@@ -90,13 +95,14 @@ def read_csv(path: str, file: BinaryIO, kind: str, quoting: str) -> Table:
     except csv.Error as error:
         hint = "if quotes are part of the text, set dataset.quoting: none"
         raise UserError(f"{path}: line {start}: malformed row ({error}): {hint}") from None
-    rows = chain([header], (record.values() for record in records))
+    named = [name for name in header if name.strip()]  # pandas writes its index without a name
+    rows = chain([named], (record.values() for record in records))
     if not wrong and not any(cell.strip() for row in rows for cell in row):
         raise _is_empty(path)
-    check_names(path, header)
+    check_names(path, named)
     if wrong:
         raise _ragged(path, wrong, len(records) + len(wrong), len(header), literal)
-    return Table(source=path, columns=header, records=records, places=starts, unit="line")
+    return Table(source=path, columns=named, records=records, places=starts, unit="line")
 
 
 def _ragged(
@@ -158,16 +164,29 @@ def read_jsonl(path: str, file: BinaryIO) -> Table:
 
 def read_json(path: str, file: BinaryIO, squad: bool) -> Table:
     """Return the rows of a JSON file: a list, or an object with a list `data`."""
-    text = file.read().decode("utf-8-sig")
+    raw = file.read()
+    text = raw.decode("utf-8-sig")
     if not text.strip():
         raise _is_empty(path)
     check_room(path, _VALUE * sum(map(text.count, ",[{")))
+    if not squad and _is_lines(text):
+        return read_jsonl(path, io.BytesIO(raw))
     content = _parse(path, text)
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list) or (squad and not isinstance(content, dict)):
         expected = "SQuAD's" if squad else "a list of rows, or"
         raise UserError(f'{path}: must be {expected} {{"data": [...]}}')
     return of_list(path, rows, squad)
+
+
+def _is_lines(text: str) -> bool:
+    """Return whether a text holds one JSON object on each line, whatever its file is called."""
+    first, _, rest = text.strip().partition("\n")
+    if not (first.startswith("{") and rest.lstrip().startswith("{")):
+        return False
+    with suppress(ValueError, RecursionError):
+        return isinstance(json.loads(first), dict)
+    return False
 
 
 def _parse(path: str, text: str, line: int | None = None) -> JsonValue:
@@ -185,7 +204,10 @@ def _parse(path: str, text: str, line: int | None = None) -> JsonValue:
 
 def of_list(source: str, rows: Sequence[object], squad: bool) -> Table:
     """Return the table of a list of objects, or of SQuAD's articles."""
-    if squad or (rows and isinstance(rows[0], Mapping) and "paragraphs" in rows[0]):
+    first = rows[0] if rows and isinstance(rows[0], Mapping) else {}
+    if "qas" in first and "context" in first:  # passages that stand in no article
+        return _of_articles(source, [{"paragraphs": rows}])
+    if squad or "paragraphs" in first:
         return _of_articles(source, rows)
     return _of_objects(source, rows, range(1, len(rows) + 1), "row")
 

@@ -47,15 +47,16 @@ def test_labels(
     assert [example.label for example in dataset.parts["train"]] == numbers  # type: ignore[union-attr]
 
 
-def test_all_bad_rows_are_counted_by_kind_with_the_first_of_each(tmp_path: Path) -> None:
+def test_all_bad_rows_are_counted_by_kind_with_the_first_three_of_each(tmp_path: Path) -> None:
     rows = ["id,text,label", "1,,pos", "2,b,good", "2,c,7", "4,,good", "5,e,pos"]
     file = write(tmp_path / "a.csv", "\n".join(rows))
     assert refusal(whole(file, labels=["neg", "pos"])).splitlines() == [
         f"{file}: 4 of 5 rows are wrong",
-        "  2 rows: empty text (first: line 2)",
-        '  2 rows: label is not one of neg, pos (first: line 3: "good")',
+        "  2 rows: empty text (first: line 2; line 5)",
+        '  2 rows: label is not one of neg, pos (first: line 3: "good"; line 5: "good")',
         '  1 row: label out of range 0 to 1 (first: line 4: "7")',
-        '  1 row: duplicate id (first: line 4: "2")',
+        '  1 row: duplicate id (first: line 4: "2"): make the ids unique, or set '
+        "dataset.columns.id: null to number the rows",
     ]
 
 

@@ -31,6 +31,10 @@ FORMS: list[tuple[str, Callable[[Any], object]]] = [
     ("rows.jsonl", lambda rows: "\n".join(map(json.dumps, rows))),
     ("rows.ndjson", lambda rows: "\r\n\n".join(map(json.dumps, rows)) + "\n"),
     ("rows.parquet", to_parquet),
+    ("rows.json", lambda rows: "\n".join(map(json.dumps, rows))),
+    ("rows.json", lambda rows: "\n\n" + "\r\n\n".join(map(json.dumps, rows)) + "\n"),
+    ("rows.csv", lambda rows: "," + to_csv(rows).replace("\n", "\n0,").removesuffix("0,")),
+    ("rows.csv", lambda rows: to_csv(rows).replace("\n", ",9\n").replace("label,9", "label, ")),
 ]
 
 
@@ -73,7 +77,7 @@ BAD_TEXTS: list[tuple[str, object, str]] = [
     ("a.tsv", "text\tlabel\na\tb\tc\n", "(first: line 2 has 3): quotes are part of the text here"),
     ("a.csv", 'text,label\n"a"b,c\n', "line 2: malformed row ("),
     ("a.csv", 'text,label\na,b\n"open\n,b\n', "line 3: malformed row (unexpected end of data)"),
-    ("a.csv", "text,label\n ,b\nx,a\n,a\n", "2 rows: empty text (first: line 2)"),
+    ("a.csv", "text,label\n ,b\nx,a\n,a\n", "2 rows: empty text (first: line 2; line 4)"),
     ("a.csv", 'text,label\n"two\nlines",a\n,b\n', "1 row: empty text (first: line 4)"),
     ("a.csv", "text,label\nx,\ny,a\n", "1 row: empty label (first: line 2)"),
     ("a.csv", "id,text,label\n1,a,x\n1,b,y\n1,c,y\n", "2 rows: duplicate id (first: line 3: "),
@@ -116,6 +120,22 @@ def test_bad_files(tmp_path: Path, name: str, content: object, fragment: str) ->
     message = refusal(whole(file))
     assert fragment in message
     assert str(file) in message
+
+
+def test_a_long_cell_is_read(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", f"text,label\n{'x' * 200_000},a\ny,b\n")
+    assert [len(example.text) for example in train_of(whole(file))] == [200_000, 1]
+
+
+def test_json_lines_in_a_json_file_name_the_wrong_line(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.json", '{"text": "a", "label": 1}\n{"text": "b"\n')
+    assert f"{file}: line 2: is not valid JSON" in refusal(whole(file))
+
+
+def test_passages_may_stand_in_no_article(tmp_path: Path) -> None:
+    qas = [{"id": "q", "question": "Where?", "answers": [{"text": "Rome", "answer_start": 0}]}]
+    file = write(tmp_path / "a.json", {"data": [{"context": "Rome", "qas": qas}]})
+    assert train_of(whole(file, "extractive_qa"))[0].answers == (("Rome", 0),)
 
 
 def test_what_arrow_holds_and_python_cannot_is_one_line(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_missing_cells_of_pandas_are_empty_and_numbers_stay() -> None:
     message = given_refusal(frame)
     assert message.splitlines() == [
         "the given train part: 5 of 5 rows are wrong",
-        "  5 rows: empty text (first: row 1)",
+        "  5 rows: empty text (first: row 1; row 2; row 3)",
     ]
 
 
