@@ -15,7 +15,7 @@ official names stay with the official numbers. If the references need it, other 
 - for scripts without spaces between words, `exact_unicode`, `f1_unicode` and `meteor_unicode` with
   the same tokens, and `bleu_char`, which is sacrebleu's BLEU with its tokeniser `char`.
 `exact_unicode` and `f1_unicode` are percentages, like exact match and F1 of squad_v2, and equal
-them on ASCII text. The official scripts of MLQA and DRCD count characters too. That of CMRC 2018
+them on ASCII text. The official script of MLQA counts characters too. That of CMRC 2018
 counts the longest common run of characters, so its F1 can be lower.
 
 To add a metric, compute its rows in a function like `_official` and add the `Evidence` of
