@@ -176,7 +176,7 @@ def said(
         file.write(json.dumps({"note": f"logged in with {TOKEN}"}) + "\n")
     run = str(folder / "classification-head")
     (folder / "trained/zero-shot").mkdir(parents=True)
-    (folder / "trained/zero-shot/results.json").write_text("{}")
+    (folder / "trained/zero-shot/results.json").write_text("")
     names = [
         "put403",
         "put425",

@@ -141,7 +141,7 @@ TEXTS: dict[str, tuple[str, bytes]] = {
     "a text is empty": ("a.csv", b"text,label\n,1\nfine,0\n"),
     "a text is blank": ("a.csv", b"text,label\n   ,1\nfine,0\n"),
     "no label": ("a.csv", b"text,label\nfine,\nbad,0\n"),
-    "label out of range": ("a.csv", b"text,label\nfine,7\ngood,1\nbad,0\n"),
+    "a label that is a fraction": ("a.csv", b"text,label\nfine,0.5\ngood,1\nbad,0\n"),
     "one class": ("a.csv", b"text,label\nfine,1\ngood,1\nwarm,1\n"),
     "Latin-1": ("a.csv", "text,label\ncaf\xe9,1\nbad,0\n".encode("latin-1")),
     "UTF-16": ("a.csv", "text,label\nfine,1\nbad,0\n".encode("utf-16")),

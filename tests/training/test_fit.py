@@ -286,7 +286,7 @@ def test_a_fresh_start_removes_evaluations_of_the_old_weights(
     left = {"zero-shot/results.json", "tuned/results.json", "comparison.json", "report.html"}
     for name in left:
         (run / name).parent.mkdir(exist_ok=True)
-        (run / name).write_text("old")
+        (run / name).write_text("")
     training.train(make_recipe("classification", "tiny", train=keys | {"seed": 7}), fresh=True)
     assert {name for name in left if (run / name).exists()} == {"zero-shot/results.json"}
 

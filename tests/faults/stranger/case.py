@@ -31,7 +31,7 @@ PRIVATE = "the private words of the user 4711"
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 )
-_BAR = re.compile(r"\r(?=[^\r\n]*(?:%\||it/s|ex/s|\?ex|\?it))|(?<=\n)\r|\r(?=\n)")
+_BAR = re.compile(r"\r *\r|\r(?=[^\r\n]*(?:%\||it/s|ex/s|\?ex|\?it))|(?<=\n)\r|\r(?=\n)")
 
 
 @dataclass
