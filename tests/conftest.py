@@ -12,6 +12,7 @@ from tests.support.paths import SHARED
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TQDM_DISABLE"] = "1"  # bars of Trainer move the cursor, in logs too
 
 import pytest
 
