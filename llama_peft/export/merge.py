@@ -40,7 +40,7 @@ def merge(run: Path, output: Path) -> float:
     dtype = _stored_dtype(loaded.recipe)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with new_folder(output.parent, output.name, replace=False) as partial:
+        with new_folder(output.parent, output.name) as partial:
             _write(loaded, partial, dtype)
             difference = _relative_difference(_reloaded(loaded, partial), expected)
             if not difference <= _TOLERANCE[dtype]:

@@ -15,9 +15,6 @@ from llama_peft.run_folder.threshold import UNFITTED, read_threshold
 from llama_peft.run_folder.weights import TunedModel, load_tuned
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     import datasets
     import pandas
 

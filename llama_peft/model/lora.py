@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llama_peft.errors import UserError
@@ -74,15 +73,11 @@ def _peft_keys(lora: Lora, head: str | None) -> dict[str, object]:
     return keys
 
 
-def check_adapter(
-    model: "PreTrainedModel", config: "LoraConfig", weights: Path, source: str
-) -> None:
-    """Refuse settings of a stranger's adapter with which PEFT would work, or take memory, for ever.
+def check_adapter(model: "PreTrainedModel", config: "LoraConfig", source: str) -> None:
+    """Refuse settings of a stranger's adapter with which PEFT would work for ever.
 
-    weights: the file of the adapter's weights. Raises UserError; `source` starts its message.
+    Raises UserError; `source` starts its message.
     """
-    from safetensors import safe_open
-
     bounds.check_patterns(config.to_dict(), _module_names(model), f"{source}: ")
     for key in ("layer_replication", "monteclora_config", "arrow_config"):
         if getattr(config, key):
@@ -93,13 +88,6 @@ def check_adapter(
             f"{source}: init_lora_weights: {str(config.init_lora_weights)[:40]!r} computes the first "
             "weights again for too long: set it to true, because the file replaces them"
         )
-    with safe_open(weights, "pt") as file:
-        sizes = {n for key in file.keys() for n in file.get_slice(key).get_shape()}  # noqa: SIM118
-    for rank in (config.r, *(config.rank_pattern or {}).values()):
-        if not isinstance(rank, int) or rank > max(sizes, default=0):
-            raise UserError(
-                f"{source}: the rank is {str(rank)[:20]}, but no tensor of {weights.name} is as large"
-            )
 
 
 def _module_names(model: "PreTrainedModel") -> list[str]:

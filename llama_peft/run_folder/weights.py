@@ -209,7 +209,7 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
         config = PeftConfig.from_pretrained(str(folder))
         if type(config) is not LoraConfig:
             raise UserError(f"{folder}: this is not a LoRA adapter")
-        lora.check_adapter(model, config, folder / ADAPTER_WEIGHTS, str(folder / ADAPTER_CONFIG))
+        lora.check_adapter(model, config, str(folder / ADAPTER_CONFIG))
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (
         RuntimeError,
@@ -304,7 +304,7 @@ def _check_numbers(folder: Path) -> None:
 
     try:
         numbers = _Numbers.model_validate(files.read_json(folder, ADAPTER_CONFIG))
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        tensors = load_file(files.inside(folder, ADAPTER_WEIGHTS))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
@@ -314,8 +314,9 @@ def _check_numbers(folder: Path) -> None:
     except SafetensorError as error:
         raise _refused(folder / ADAPTER_WEIGHTS, str(error)) from None
     ranks = [len(one) for name, one in tensors.items() if one.dim() and _is_ranked(name)]
-    if ranks and numbers.largest_rank > max(ranks):
-        reason = f"it asks for rank {numbers.largest_rank}, and its weights have {max(ranks)}"
+    most = max(ranks or [size for one in tensors.values() for size in one.shape], default=0)
+    if numbers.largest_rank > most:
+        reason = f"it asks for rank {numbers.largest_rank}, and its weights have {most}"
         raise _refused(folder / ADAPTER_CONFIG, reason)
     _check_finite(tensors, f"{folder / ADAPTER_WEIGHTS}: its weights are not numbers", _COPY)
 

@@ -36,7 +36,6 @@ LARGEST = 1_000_000_000
 """Bytes of a file that is read as a whole; weights are not."""
 _DEEPEST = 50
 """How deep the values of a JSON file may be nested; ours are 6 deep."""
-_FLAGS = os.O_CLOEXEC if hasattr(os, "O_CLOEXEC") else 0
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # to open a pipe without a writer would wait for ever
 
@@ -66,7 +65,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
     Raises UserError for what is not a regular file: a pipe would wait, a device would never end.
     """
-    descriptor = os.open(path, os.O_RDONLY | _FLAGS | _NO_WAIT | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(path, os.O_RDONLY | _NO_WAIT | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UserError(f"{path}: this is not a regular file")
@@ -238,19 +237,16 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(folder: Path, name: str, replace: bool = True) -> Iterator[Path]:
-    """An empty folder to write to; afterwards it takes the place of the folder of this name.
+def new_folder(folder: Path, name: str) -> Iterator[Path]:
+    """An empty folder to write to; afterwards it gets its name. After an error it is removed.
 
-    Links in its way are removed, never followed. After an error the new folder is removed.
-    replace: False raises OSError if the name is taken by then, and leaves what is there.
+    Raises OSError if the name is taken by then, and leaves what is there.
     """
     place = _place(folder, name)
     partial = place.with_name(_unfinished(place.name))
     partial.mkdir()
     try:
         yield partial
-        if replace:
-            remove_tree(folder, name)
         partial.rename(place)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -266,7 +262,7 @@ def copy(folder: Path, name: str, place: Path) -> None:
 
 def append(folder: Path, name: str) -> TextIO:
     """Open a file of a folder to write behind its text. A link is not followed: OSError."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS | _NO_LINK | _NO_WAIT
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK | _NO_WAIT
     descriptor = os.open(_place(folder, name), flags, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -371,7 +367,7 @@ def _unfinished(name: str) -> str:
 
 def _created(path: Path) -> TextIO:
     """Open a new file; one that exists, or a link, is an error."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS | _NO_LINK
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK
     return os.fdopen(os.open(path, flags, 0o666), "w", encoding="utf-8", newline="\n")
 
 

@@ -179,7 +179,6 @@ def put_aside(folder: Path) -> None:
         for path in tuned_folders(folder):
             evaluations.enter_context(only_process(path, "evaluating"))
         forget_aside(folder)
-        _check_free(folder / PREVIOUS)
         files.make_folder(folder, MOVING)
         files.move(folder, run_files(folder), ".", MOVING)
         files.rename(folder, MOVING, PREVIOUS)
@@ -206,19 +205,9 @@ def _finish_move(folder: Path) -> None:
     """Move the files of a move that a kill interrupted back into the run folder."""
     files.move(folder, run_files(folder, MOVING), MOVING, ".")
     _remove_run(folder, MOVING)
-    _check_free(folder / MOVING)
 
 
 def _remove_run(folder: Path, place: str) -> None:
     """Remove a run that was put aside, with each folder in which nothing else is."""
     files.remove_files(folder, [f"{place}/{name}" for name in run_files(folder, place)])
     files.prune(folder, place)
-
-
-def _check_free(place: Path) -> None:
-    """Raise UserError if something that is not a run is where an earlier run is put aside."""
-    if place.exists():
-        raise UserError(
-            f"{place}: this folder holds something that no training of ours made; move it away, "
-            "because an earlier run is kept there until the new one is trained"
-        )
