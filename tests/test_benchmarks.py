@@ -123,6 +123,13 @@ def test_features_end_on_the_weights_of_the_loop(base: material.Base) -> None:
 
 def test_layers_are_compared_seed_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "SHARED", material.SHARED / "nowhere")
+    reviews = {
+        "path": "tiny",
+        "name": "reviews",
+        "parts": {"train": 60},
+        "labels": ["negative", "positive"],
+    }
+    monkeypatch.setattr(layers, "sentences", lambda rows: reviews)
     monkeypatch.setattr(layers, "CHOICES", {"auto": {"layer": "auto"}})
     found = layers.run(60, 2)
     (row,) = found["rows"]

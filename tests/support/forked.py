@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,7 +23,23 @@ def start(
     program: str = "llama_peft",
     hook: Callable[[], object] | None = None,
 ) -> int:
-    """Begin a command of llama_peft or eval, all that it prints in `log`; returns its process id. `hook` runs in it first."""
+    """Begin a command of llama_peft or eval in a child; returns its process id. `hook` runs in it first."""
+
+    def command() -> None:
+        sys.argv = [program, *words]
+        if hook is not None:
+            hook()
+        if program == "eval":
+            from eval.__main__ import app
+        else:
+            from llama_peft.__main__ import app
+        cli.run(app)
+
+    return fork(command, log)
+
+
+def fork(work: Callable[[], object], log: Path) -> int:
+    """Begin work in a child, all that it prints in `log`; returns its process id."""
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -36,14 +53,7 @@ def start(
             for descriptor in (1, 2):  # what is written past Python too
                 os.dup2(file.fileno(), descriptor)
             logging.getLogger().handlers.clear()  # those of pytest
-            sys.argv = [program, *words]
-            if hook is not None:
-                hook()
-            if program == "eval":
-                from eval.__main__ import app
-            else:
-                from llama_peft.__main__ import app
-            cli.run(app)
+            work()
             code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0
@@ -52,6 +62,24 @@ def start(
             traceback.print_exc(file=file)
     finally:
         os._exit(code)
+
+
+def ranks(
+    count: int, start: Callable[[Callable[[], object], Path], int], folder: Path
+) -> list[int]:
+    """Begin as many processes as torchrun would, with what it would set; returns their exit codes.
+
+    start: begins one, which calls its first argument before anything else, and logs to its second.
+    """
+    port = str(free_port())
+    children = []
+    for rank in range(count):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+        settings = {name: str(value) for name, value in names.items()} | {
+            "MASTER_ADDR": "127.0.0.1"
+        }
+        children.append(start(partial(os.environ.update, settings), folder / f"rank-{rank}.log"))
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def until(true: Callable[[], bool], seconds: float = 120) -> None:

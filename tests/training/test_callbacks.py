@@ -105,7 +105,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     often = recipe_of(make_recipe, base, "classification", run, **keys)
     words = words_of(often, tmp_path)
     rng, steps = random.Random(1), []
-    for _ in range(10):
+    for _ in range(4):
         child = forked.start(words, tmp_path / "log")
         time.sleep(rng.uniform(0.3, 0.9) * uninterrupted[1])
         os.kill(child, signal.SIGKILL)

@@ -1,10 +1,7 @@
 """Training end to end on small real models: runs load back, resume and are bit-identical."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from llama_peft.inference import predict
 from llama_peft.recipe import GIVEN, Recipe, load_recipe
 from llama_peft.training import fit as training
 from tests.support import forked, runs
-from tests.support.paths import ROOT
 
 CASES = [
     ("classification", {"r": 4}),
@@ -220,20 +216,9 @@ def test_two_processes_take_the_step_of_one(
     recipe = make_recipe("classification", make_base(), train=keys, dataset=parts)
     one = training.train(recipe)
     words = ["train.per_device_train_batch_size=4", f"train.output_dir={tmp_path / 'two'}"]
-    command = [sys.executable, "-m", "llama_peft", "train", str(one / "recipe.yaml"), *words]
-    port = forked.free_port()
-    ranks = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            },
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    words = ["train", str(one / "recipe.yaml"), *words]
+    codes = forked.ranks(2, lambda hook, log: forked.start(words, log, hook=hook), tmp_path)
+    assert codes == [0, 0], (tmp_path / "rank-0.log").read_text()
     first = [
         json.loads((run / "history.jsonl").read_text().splitlines()[0])
         for run in (one, tmp_path / "two")

@@ -1,8 +1,5 @@
 """Law 4 in the real trainer: steps on tree rows equal the stock trainer's on plain rows."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -17,7 +14,6 @@ from llama_peft.prefix_tree import block_attention
 from llama_peft.prefix_tree.pack import TreeRow, collate, pack, packing, plain_rows
 from llama_peft.training.tree_trainer import TreeTrainer
 from tests.support import forked
-from tests.support.paths import ROOT
 from tests.support.tree_examples import TOLERANCE, families, with_lora
 
 
@@ -132,30 +128,15 @@ def pairwise(rows: list[TreeRow]) -> Iterable[tuple[TreeRow, TreeRow]]:
     return zip(rows[::2], rows[1::2], strict=True)
 
 
-def start_worker(rank: int, folder: Path) -> subprocess.Popen[bytes]:
-    """One of two gloo processes, with what torchrun would set."""
-    here = Path(__file__)
-    port = folder / "port"
-    if rank == 0:
-        port.write_text(str(forked.free_port()))
-    environment = {
-        "PYTHONPATH": os.pathsep.join([str(ROOT)]),
-        "OMP_NUM_THREADS": "1",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port.read_text(),
-    }
-    return subprocess.Popen([sys.executable, str(here), str(folder)], env=os.environ | environment)
-
-
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
     trees, _ = steps_of_two_rows(2)
     arguments = trainer_arguments(tmp_path, 1)
     one = train(TreeTrainer, "llama-sdpa", trees, arguments, collate)
-    workers = [start_worker(rank, tmp_path) for rank in range(2)]
-    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+
+    def start(hook: Callable[[], object], log: Path) -> int:
+        return forked.fork(lambda: (hook(), two_process_worker(tmp_path)), log)
+
+    assert forked.ranks(2, start, tmp_path) == [0, 0], (tmp_path / "rank-0.log").read_text()
     found = torch.load(tmp_path / "weights.pt")
     assert (found["weights"] - trained(one)).abs().max() < TOLERANCE
     for ours, expected in zip(found["losses"], losses(one), strict=True):
@@ -172,7 +153,3 @@ def two_process_worker(folder: Path) -> None:
     trainer = train(TreeTrainer, "llama-sdpa", trees, arguments, collate)
     if trainer.accelerator.is_main_process:
         torch.save({"weights": trained(trainer), "losses": losses(trainer)}, folder / "weights.pt")
-
-
-if __name__ == "__main__":
-    two_process_worker(Path(sys.argv[1]))
