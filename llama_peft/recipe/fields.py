@@ -4,6 +4,7 @@ A text inside an `Annotated` says the range in words, and messages about a wrong
 check that needs more than a range raises ValueError with the words of its message.
 """
 
+import io
 import re
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
@@ -65,6 +66,24 @@ def _has_a_word(text: str) -> str:
     if text != text.strip() or not re.search(r"\w", text):
         raise ValueError("must contain a word, without spaces around it")
     return text
+
+
+def _delimiter(text: str) -> str:
+    text = "\t" if text == r"\t" else text
+    if len(text) != 1 or text in '"\r\n\0':
+        raise ValueError("must be one character that is neither a quote nor a line break")
+    return text
+
+
+def _encoding(name: str) -> str:
+    try:
+        io.TextIOWrapper(io.BytesIO(), encoding=name)
+    except (LookupError, ValueError):  # unknown, or not of text; or it could not be a name
+        raise ValueError(
+            "is not a text encoding that Python knows: write for example utf-8, latin-1, cp1252, "
+            "utf-16, shift_jis or gb18030"
+        ) from None
+    return name
 
 
 def _distinct(values: list[str]) -> list[str]:
@@ -135,6 +154,8 @@ def _path(text: str) -> str:
     return text
 
 
+Delimiter = Annotated[str, AfterValidator(_delimiter)]
+Encoding = Annotated[str, AfterValidator(_encoding)]
 Names = Annotated[list[Text], AfterValidator(_distinct)]
 Labels = Annotated[list[Text], Field(min_length=2), AfterValidator(_distinct)]
 Splits = Annotated[

@@ -16,6 +16,8 @@ from llama_peft.recipe.fields import (
     ContextTemplate,
     Count,
     DataName,
+    Delimiter,
+    Encoding,
     Epochs,
     EvalSteps,
     Folder,
@@ -112,6 +114,10 @@ class Data(Section):
     "Format of the files. auto decides by the name of the file and, for .json, by its content."
     quoting: Literal["auto", "minimal", "none"] = "auto"
     "Quotes in CSV and TSV: minimal removes them, none keeps them. auto means none only for TSV."
+    delimiter: Delimiter | None = later(None)
+    "The character between the cells of CSV and TSV. null means a comma, or a tab for TSV."
+    encoding: Encoding = later("utf-8")
+    "The encoding of text files, by any name that Python knows: latin-1, cp1252, utf-16, ..."
     columns: Columns = Columns()
     labels: Labels | None = None
     "The names of labels 0, 1, ... null takes the names in the data."
