@@ -1,19 +1,23 @@
 """The cells of a table by the recipe's names for columns, and what is wrong with them.
 
-Nothing is repaired and nothing is dropped. A row that cannot be used stops the run before it costs
-anything. All bad rows are counted, and the first three of each kind are shown.
+Nothing is repaired. A row that cannot be used stops the run before it costs anything, unless the
+recipe says to drop such rows. All are counted, and the first three of each kind are shown.
 """
 
 import ast
 import json
+import logging
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from llama_peft.data.formats import Table
 from llama_peft.errors import UserError
 from llama_peft.recipe import Columns, Recipe
 from llama_peft.tasks import TASKS
 
+log = logging.getLogger(__name__)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -39,20 +43,57 @@ class Faults:
             if detail is not None and len(rows) <= _SHOWN:
                 self.details[kind, row] = f": {short(detail)}"
 
+    @property
+    def rows(self) -> set[int]:
+        """The bad rows."""
+        return {row for rows in self.kinds.values() for row in rows}
+
     def check(self) -> None:
         """Raise UserError if any row is bad."""
-        if not self.kinds:
-            return
-        bad = len({row for rows in self.kinds.values() for row in rows})
-        lines = [f"{self.table.source}: {bad} of {len(self.table.records)} rows are wrong"]
+        if self.kinds:
+            count = f"{len(self.rows)} of {len(self.table.records)} rows are wrong"
+            raise UserError(f"{self.table.source}: {count}", *self._lines())
+
+    def drop(self) -> Table:
+        """Return the table without its bad rows, which are logged. Raises UserError if all are bad."""
+        table, bad = self.table, self.rows
+        places = {kind: [table.place(row) for row in rows] for kind, rows in self.kinds.items()}
+        dropped = {**table.dropped, **places}
+        kept = [row for row in range(len(table.records)) if row not in bad]
+        if not dropped:
+            return table
+        if not kept:
+            self.check()
+        count = len(bad) + sum(map(len, table.dropped.values()))
+        log.warning(
+            "%s: %d of %d rows are dropped: %s",
+            *(table.source, count, count + len(kept), "; ".join(self._lines())),
+        )
+        marks = table.impossible
+        return replace(
+            table,
+            records=[table.records[row] for row in kept],
+            places=[table.places[row] for row in kept],
+            impossible=None if marks is None else [marks[row] for row in kept],
+            numbers=kept,
+            dropped=dropped,
+        )
+
+    def _lines(self) -> Iterator[str]:
+        """Yield a line for each kind of fault."""
+        for kind, places in self.table.dropped.items():
+            yield _line(kind, len(places), places[:_SHOWN])
         for kind, rows in self.kinds.items():
-            count = f"{len(rows)} row{'s' if len(rows) > 1 else ''}"
             first = [
                 f"{self.table.place(row)}{self.details.get((kind, row), '')}"
                 for row in rows[:_SHOWN]
             ]
-            lines.append(f"{count}: {kind} (first: {'; '.join(first)}){_ADVICE.get(kind, '')}")
-        raise UserError(*lines)
+            yield _line(kind, len(rows), first)
+
+
+def _line(kind: str, count: int, first: Sequence[str]) -> str:
+    rows = f"{count} row{'s' if count > 1 else ''}"
+    return f"{rows}: {kind} (first: {'; '.join(first)}){_ADVICE.get(kind, '')}"
 
 
 def short(value: object) -> str:
@@ -165,7 +206,8 @@ class Cells:
     def id(self, row: int) -> str:
         """Return the row's id, or its part and number if there is no column of ids."""
         if "id" not in self.columns:
-            return f"{self.part}-{row + 1}"
+            numbers = self.table.numbers
+            return f"{self.part}-{(row if numbers is None else numbers[row]) + 1}"
         text = self.name(row, "id", needed=True)
         if text and text in self.ids:
             self.faults.add(row, "duplicate id", text)

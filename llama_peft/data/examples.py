@@ -51,15 +51,28 @@ log = logging.getLogger(__name__)
 def to_examples(table: Table, recipe: Recipe, part: str, labels: Sequence[str]) -> list[Example]:
     """Return every row as an example. Raises UserError with everything that is wrong."""
     cells = Cells(table, recipe, part)
-    if recipe.kind.has_labels:
-        examples: list[Example] = [*_texts(cells, labels, recipe)]
-    else:
-        no_answer = recipe.prompt.no_answer if recipe.kind.head is None else None
-        examples = [*_questions(cells, recipe.dataset.group_by, no_answer)]
+    examples = list(_read(cells, recipe, labels))
     cells.faults.check()
     if cells.repeated and recipe.kind.finds_spans:
         _tell_repeated(cells)
     return examples
+
+
+def without_bad_rows(table: Table, recipe: Recipe, part: str, labels: Sequence[str]) -> Table:
+    """Return the table without the rows that cannot be used, if the recipe drops them."""
+    if recipe.dataset.on_bad_rows == "refuse":
+        return table
+    cells = Cells(table, recipe, part)
+    for _ in _read(cells, recipe, labels):
+        pass  # reading a row records its faults
+    return cells.faults.drop()
+
+
+def _read(cells: Cells, recipe: Recipe, labels: Sequence[str]) -> Iterator[Example]:
+    if recipe.kind.has_labels:
+        return _texts(cells, labels, recipe)
+    no_answer = recipe.prompt.no_answer if recipe.kind.head is None else None
+    return _questions(cells, recipe.dataset.group_by, no_answer)
 
 
 def _texts(cells: Cells, labels: Sequence[str], recipe: Recipe) -> Iterator[TextExample]:

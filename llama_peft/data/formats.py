@@ -47,15 +47,21 @@ class Table:
     impossible: Sequence[bool] | None = None
     """SQuAD's own mark of questions without an answer, if the source has it."""
 
+    numbers: Sequence[int] | None = None
+    """The number of each record in its source, from 0, if bad rows were dropped between them."""
+    dropped: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The places of dropped rows, by what was wrong with them."""
+
     def place(self, row: int) -> str:
         """Return where a record is, for messages: "line 7"."""
         return f"{self.unit} {self.places[row]}"
 
 
-def read_csv(path: str, text: TextIO, delimiter: str, literal: bool) -> Table:
+def read_csv(path: str, text: TextIO, delimiter: str, literal: bool, drop: bool) -> Table:
     """Return the rows of a file with a header.
 
-    literal: whether quotes are part of the text. They enclose cells otherwise.
+    literal: whether quotes are part of the text. They enclose cells otherwise. drop: whether rows
+    with another number of cells than the header are dropped.
     """
     first = text.readline()
     _check_delimiter(path, first, delimiter)
@@ -86,9 +92,17 @@ def read_csv(path: str, text: TextIO, delimiter: str, literal: bool) -> Table:
     if not wrong and not any(cell.strip() for row in rows for cell in row):
         raise _is_empty(path)
     check_names(path, named)
-    if wrong:
+    if wrong and not (drop and records):
         raise _ragged(path, wrong, len(records) + len(wrong), len(header), literal)
-    return Table(source=path, columns=named, records=records, places=starts, unit="line")
+    ragged = {f"not {len(header)} cells like the header": [f"line {line}" for line, _ in wrong]}
+    return Table(
+        source=path,
+        columns=named,
+        records=records,
+        places=starts,
+        unit="line",
+        dropped=ragged if wrong else {},
+    )
 
 
 def _check_delimiter(path: str, header: str, delimiter: str) -> None:

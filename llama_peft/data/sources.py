@@ -105,7 +105,8 @@ def _parse(path: str, file: io.BufferedReader, size: int, data: Data) -> Table:
         if is_csv:
             delimiter = data.delimiter or ("\t" if kind == "tsv" else ",")
             literal = data.quoting == "none" or (data.quoting == "auto" and kind == "tsv")
-            return formats.read_csv(path, text, delimiter, literal)
+            drop = data.on_bad_rows == "drop"
+            return formats.read_csv(path, text, delimiter, literal, drop)
         if kind == "jsonl":
             return formats.read_jsonl(path, text)
         return formats.read_json(path, text, squad=kind == "squad")

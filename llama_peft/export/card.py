@@ -15,6 +15,7 @@ from llama_peft.export.load_snippet import PushedRun, snippet
 from llama_peft.export.stage import Bundle
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.comparison import PartComparison
+from llama_peft.run_folder.record import TrainingRecord
 from llama_peft.run_folder.self_check import CONTEXT, QUESTION, TEXT, input_ids, samples
 from llama_peft.run_folder.threshold import UNFITTED
 from llama_peft.system.formatting import (
@@ -172,12 +173,22 @@ def _data(bundle: Bundle) -> list[str]:
     record = bundle.run.record
     parts = _listed(f"{part} {count:,}" for part, count in record.examples.items())
     return [
-        f"Data: {where}; {parts}; split with seed {data.seed}.",
+        f"Data: {where}; {parts}; split with seed {data.seed}.{_dropped(record)}",
         f"Ids of the examples in each part (`split.json`): sha256 {as_code(str(record.split_sha256))}.",
         f"Weights: sha256 {as_code(record.weights_sha256)}.",
         f"Base: {as_code(record.base_fingerprint)}.",
         *_evaluated_with(bundle),
     ]
+
+
+def _dropped(record: TrainingRecord) -> str:
+    """How many bad rows were dropped, and why; empty if there are none."""
+    counts = [
+        f"{count:,} of {part} ({kind})"
+        for part, kinds in record.dropped.items()
+        for kind, count in kinds.items()
+    ]
+    return f" Rows that could not be used were dropped: {_listed(counts)}." if counts else ""
 
 
 def _evaluated_with(bundle: Bundle) -> list[str]:

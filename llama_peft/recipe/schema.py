@@ -118,6 +118,8 @@ class Data(Section):
     "The character between the cells of CSV and TSV. null means a comma, or a tab for TSV."
     encoding: Encoding = later("utf-8")
     "The encoding of text files, by any name that Python knows: latin-1, cp1252, utf-16, ..."
+    on_bad_rows: Literal["refuse", "drop"] = later("refuse")
+    "Rows that cannot be used: refuse them all, or drop them and record how many, and why."
     columns: Columns = Columns()
     labels: Labels | None = None
     "The names of labels 0, 1, ... null takes the names in the data."

@@ -169,6 +169,7 @@ def _save(
             ),
             head=HeadChoice(layer=recipe.head.layer, pooling=recipe.head.pooling),
             examples={part: len(dataset.parts.get(part, [])) for part in loaded.rows},
+            dropped=dataset.dropped,
             rows={part: len(rows) for part, rows in loaded.rows.items()},
             steps=state.global_step,
             epochs=state.epoch,
