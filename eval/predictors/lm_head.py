@@ -7,7 +7,7 @@ answer that the model writes.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from transformers import PreTrainedModel
 
@@ -58,7 +58,7 @@ def open_lm_head(
         labels=labels,
         predict=partial(_verbalize if labels else _write, asked),
         prompt=partial(_prompt_text, asked),
-        length=lambda answer: len(asked.encoder.continuation(answer)),
+        length=lambda answer: len(asked.encoder.answer(answer)),
     )
 
 
@@ -82,6 +82,11 @@ class _Asked:
         """The verbalizers, in the order of the labels."""
         return self.recipe.prompt.verbalizers or self.labels
 
+    @cached_property
+    def continuations(self) -> list[tuple[int, ...]]:
+        """The token ids of the verbalizers."""
+        return [self.encoder.verbalizer(word) for word in self.words]
+
 
 def _write(
     asked: _Asked, examples: Sequence[Example], batch_size: int
@@ -99,7 +104,7 @@ def _verbalize(
     A verbalizer of several tokens counts with the sum of their log-probabilities, as `acc` of
     lm-evaluation-harness does.
     """
-    continuations = [asked.encoder.continuation(word) for word in asked.words]
+    continuations = asked.continuations
     ordered = sorted(texts(examples), key=lambda example: -len(example.text))
     prompts = _verbalizer_prompts(asked, ordered)
     size = 4 * batch_size
@@ -153,7 +158,7 @@ def _verbalizer_prompt(asked: _Asked, example: TextExample) -> tuple[tuple[int, 
     shots = texts(asked.shots(example)) if asked.shots else []
     worked = [(shot.text, words[shot.label]) for shot in shots]
     whole = encoder.zero_shot(example.text, shots=worked)
-    longest = max(len(encoder.continuation(word)) for word in words)
+    longest = max(map(len, asked.continuations))
     room = len(whole) if asked.limit is None else asked.limit - longest
     ids = encoder.zero_shot(example.text, asked.recipe.train.max_length, worked, room)
     return ids, ids == whole

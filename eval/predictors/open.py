@@ -100,7 +100,7 @@ def _of_tuned(tuned: TunedModel, config: ModelConfig) -> Predictor:
         labels=tuned.labels,
         predict=partial(predict, tuned),
         prompt=partial(prompt_text, tuned),
-        length=lambda answer: len(tuned.encoder.continuation(answer)),
+        length=lambda answer: len(tuned.encoder.answer(answer)),
         abstains=tuned.recipe.kind.fits_threshold,
     )
 

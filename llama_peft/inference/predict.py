@@ -217,7 +217,6 @@ def write_answers(
     stop = {encoder.end_id, encoder.tokenizer.eos_token_id}
     if encoder.newline_ends:  # `parse_answer` reads only the first line
         stop |= encoder.newline_ids
-    no_answer = (*encoder.continuation(recipe.prompt.no_answer), encoder.end_id)
     every = _prompts(model, encoder, examples, recipe, shots)
     size = 4 * batch_size
     for first in range(0, len(every), size):
@@ -231,7 +230,7 @@ def write_answers(
                 max_new_tokens=recipe.eval.max_new_tokens,
             )
         )
-        requests = [(prompt.prompt, no_answer) for prompt in prompts]
+        requests = [(prompt.prompt, encoder.no_answer) for prompt in prompts]
         scores = generate.loglikelihoods(model, requests, decoding=decoding)
         raws = [encoder.text(list(written[prompt.id])) for prompt in prompts]
         yield [

@@ -1,34 +1,23 @@
-"""All prompt text, and the one place where text becomes token ids and an answer becomes text again.
-
-Pieces are encoded separately and then joined. So training, evaluation and prefix sharing see the
-same ids, and no code searches for a boundary. Control tokens are placed by number; in text from
-data, the strings of control tokens are encoded as ordinary text.
-"""
+"""All prompt text, and an answer as text again."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from string import Formatter
 from typing import TYPE_CHECKING, NamedTuple
 
 from llama_peft.data import QuestionExample
 from llama_peft.errors import UserError
 from llama_peft.recipe import Prompt
-from llama_peft.system.limits import LimitError, limited
+from llama_peft.tokens.encoder import Ids, Offsets, TextEncoder, frame_of
 
 if TYPE_CHECKING:
-    from pydantic import JsonValue
     from transformers import PreTrainedTokenizerBase
 
-# Placeholders for the text of a turn while a chat template is rendered. No template contains these
-# private-use characters.
-_USER, _ASSISTANT = "\ue000user\ue001", "\ue000assistant\ue001"
-# Llama 3's template prints today's date; a fixed date keeps prompts the same every day.
-_TEMPLATE_DATE = "01 Jan 2025"
-_FRAME_LENGTH = 100_000
-"""The most characters that a chat template may write around the system turn and two short ones."""
-
 _NO_LIMIT = sys.maxsize
+_TOGETHER = 256
+"""Questions that are encoded together."""
 
 # The span head's prompt. The question is first, because the context states of a causal model must
 # have seen it. The last token of the suffix carries the score of "no answer", because no other
@@ -46,11 +35,18 @@ class Encoded:
     completion: tuple[int, ...] = ()
 
 
-class SpanPieces(NamedTuple):
-    """The ids before and after a window of the context."""
+class SpanText(NamedTuple):
+    """A question with its whole context as token ids, in three parts."""
 
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
+    prefix: Ids
+    context: Ids
+    offsets: Offsets
+    """The characters of each token of the context, without white space. A token that joins the end
+    of the context to the suffix belongs to the context.
+    """
+    suffix: Ids
+    break_off: Ids
+    """The suffix after a window that ends before the context does."""
 
 
 def answer_text(example: QuestionExample, no_answer: str) -> str:
@@ -87,19 +83,8 @@ class PromptEncoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> None:
         self.tokenizer = tokenizer
         self.prompt = prompt
-        self._bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-        if tokenizer.chat_template:
-            self._before, self._between, self.end_id = self._chat_frame()
-            self._lead = ""  # a turn starts with its text
-        else:
-            if tokenizer.eos_token_id is None:
-                raise UserError(
-                    "the tokenizer has no end-of-text token, so an answer could not end; choose a "
-                    "base whose tokenizer has one"
-                )
-            self._before, self._between = self._bos, ()
-            self.end_id = tokenizer.eos_token_id
-            self._lead = " "  # a prompt must not end in a space, so the answer starts with it
+        self._text = TextEncoder(tokenizer, frame_of(tokenizer, prompt.system))
+        self.end_id = self._text.frame.end_id
         self.newline_ends = not tokenizer.chat_template
         """Whether output is cut at the first line break if the model never learned to stop."""
 
@@ -111,17 +96,14 @@ class PromptEncoder:
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the token ids of text from data, which are never those of control tokens."""
-        encoding = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )
-        return tuple(encoding["input_ids"])
+        return self._text.plain(text)
 
     def head_input(self, text: str, max_length: int) -> tuple[int, ...]:
         """Return the ids that a classification head reads: BOS and the template around the text.
 
         They are cut at the end to `max_length` tokens.
         """
-        return (self._bos + self.ids(self.prompt.template.format(text=text)))[:max_length]
+        return (self._text.bos + self.ids(self.prompt.template.format(text=text)))[:max_length]
 
     def zero_shot(
         self,
@@ -136,50 +118,55 @@ class PromptEncoder:
         before it as worked examples. `max_length` is the limit without them, `room` the limit with
         them. Raises UserError if they leave no room.
         """
-        worked: tuple[int, ...] = ()
-        for shot, verbalizer in shots:
-            worked += self.ids(self.prompt.zero_shot.format(text=shot)) + self._worked(verbalizer)
-        limit = min(max_length, room - len(worked))
-        ids = self._cut_zero_shot(text, limit - len(self._before) - len(self._between))
-        if ids is None and limit == max_length:
+        template = self.prompt.zero_shot
+        worked = "".join(template.format(text=shot) + _worked(word) for shot, word in shots)
+        kept = self._cut(text, max_length, lambda text: template.format(text=text))
+        if kept is None:
             raise UserError(
                 f"train.max_length {max_length} has no room for prompt.zero_shot; raise it or "
                 "shorten the prompt"
             )
-        if ids is None:
+        kept = self._cut(kept, room, lambda text: worked + template.format(text=text))
+        if kept is None:
             raise UserError(
-                f"the worked examples take {len(worked)} tokens, which leaves no room for a text: "
-                f"the model has room for {room}; lower eval.num_fewshot"
+                f"the worked examples take {len(self._text.prompt(worked))} tokens, which leaves "
+                f"no room for a text: the model has room for {room}; lower eval.num_fewshot"
             )
-        return self._before + worked + ids + self._between
+        return self._text.prompt(worked + template.format(text=kept))
 
-    def _cut_zero_shot(self, text: str, space: int) -> tuple[int, ...] | None:
-        """Return at most `space` ids of the template and the text; None if no text fits."""
-        ids = self.ids(self.prompt.zero_shot.format(text=text))
-        while len(ids) > space:
-            _, offsets = self.offsets(text)
-            kept = len(offsets) - (len(ids) - space)
-            if kept <= 0:
-                return None
-            text = text[: offsets[kept - 1][1]]
-            ids = self.ids(self.prompt.zero_shot.format(text=text))
-        return ids
+    def _cut(self, text: str, room: int, around: Callable[[str], str]) -> str | None:
+        """Return as much of the text as a prompt of `room` tokens holds; None if it holds none.
 
-    def continuation(self, text: str) -> tuple[int, ...]:
-        """Return the ids of an answer or a verbalizer after a prompt, without the end token."""
-        return self.ids(self._lead + text.strip())
-
-    def _worked(self, answer: str) -> tuple[int, ...]:
-        """Return the ids of the answer of a worked example in the prompt.
-
-        They end in a blank line, where pieces encode separately as they would together.
+        around: returns the prompt with a text in it.
         """
-        return self.ids(f" {answer.strip()}\n\n")
+        if not text and len(self._text.prompt(around(text))) > room:
+            return None
+        while (excess := len(self._text.prompt(around(text))) - room) > 0:
+            starts = [start for start, _ in self._text.plain_with_offsets(text)[1]]
+            if excess >= len(starts):
+                return None
+            # A character of several tokens goes as a whole.
+            text = text[: min(starts[-excess], len(text) - 1)]
+        return text
+
+    def verbalizer(self, word: str) -> tuple[int, ...]:
+        """Return the ids of a verbalizer after the zero-shot prompt, without the end token."""
+        return self._text.continuation(_tail(self.prompt.zero_shot), word)
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """Return the ids of an answer after a question, without the end token."""
+        return self._text.continuation(_tail(self.prompt.question), text)
+
+    @cached_property
+    def no_answer(self) -> tuple[int, ...]:
+        """The ids of the no-answer phrase as the whole answer, with the end token."""
+        body = [_tail(self.prompt.question)]
+        return next(self._text.answered(body, [self.prompt.no_answer]))[1]
 
     def question(
         self,
         example: QuestionExample,
-        room: int | None = None,
+        room: int = _NO_LIMIT,
         shots: Sequence[QuestionExample] = (),
     ) -> tuple[int, ...]:
         """Return the generative prompt: the instruction, the context and the question.
@@ -189,64 +176,68 @@ class PromptEncoder:
         come before it; neighbours on one context share it. Raises UserError if the prompt without
         the context takes more than `room`.
         """
-        before, context, after = self._question_pieces(example, shots)
-        if room is None:
-            return before + context + after
-        space = room - len(before) - len(after)
-        if space < 0:
+        before, after = self._around_context(example, shots)
+
+        def around(context: str) -> str:
+            return before + self.prompt.context.format(context=context) + after
+
+        kept = self._cut(example.context, room, around)
+        if kept is None and len(bare := self._text.prompt(around(""))) > room:
             raise UserError(
-                f"question {example.id}: its prompt takes {len(before) + len(after)} tokens "
-                f"without the passage, and the model has room for {room}; lower eval.num_fewshot"
+                f"question {example.id}: its prompt takes {len(bare)} tokens without the passage, "
+                f"and the model has room for {room}; lower eval.num_fewshot"
             )
-        return before + context[:space] + after
+        return self._text.prompt(around(kept or ""))
 
-    def _question_pieces(
+    def _around_context(
         self, example: QuestionExample, shots: Sequence[QuestionExample]
-    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Return the ids before the last context, those of this context, and those after it.
-
-        Each piece ends in a blank line, where pieces encode separately as they would together.
-        """
-        before = self._before + self.ids(self.prompt.instruction)
-        context: tuple[int, ...] = ()
-        after: tuple[int, ...] = ()
-        last = None
+    ) -> tuple[str, str]:
+        """Return the text before the last context of a prompt, and the text after it."""
+        before, after, last = self.prompt.instruction, "", None
         for one in (*shots, example):
             if one.context != last:
-                before += context + after
-                context, after = self.ids(self.prompt.context.format(context=one.context)), ()
-                last = one.context
-            after += self.ids(self.prompt.question.format(question=one.question))
+                if last is not None:
+                    before += self.prompt.context.format(context=last) + after
+                after, last = "", one.context
+            after += self.prompt.question.format(question=one.question)
             if one is not example:
-                after += self._worked(answer_text(one, self.prompt.no_answer))
-        return before, context, after + self._between
+                after += _worked(answer_text(one, self.prompt.no_answer))
+        return before, after
 
-    def completion(self, example: QuestionExample) -> tuple[int, ...]:
-        """Return the ids that the model learns to write: the answer and the end token."""
-        return (*self.continuation(answer_text(example, self.prompt.no_answer)), self.end_id)
+    def encode(self, examples: Sequence[QuestionExample]) -> Iterator[Encoded]:
+        """Yield the prompt of each question with its completion.
 
-    def encode(self, example: QuestionExample, training: bool) -> Encoded:
-        """Return the prompt of a question and, in training, the completion."""
-        return Encoded(
-            example.id, self.question(example), self.completion(example) if training else ()
+        The completion is what the model learns to write: the answer and the end token.
+        """
+        for first in range(0, len(examples), _TOGETHER):
+            group = examples[first : first + _TOGETHER]
+            bodies = [self._body(example) for example in group]
+            answers = [answer_text(example, self.prompt.no_answer) for example in group]
+            for example, ids in zip(group, self._text.answered(bodies, answers), strict=True):
+                yield Encoded(example.id, *ids)
+
+    def _body(self, example: QuestionExample) -> str:
+        before, after = self._around_context(example, ())
+        return before + self.prompt.context.format(context=example.context) + after
+
+    def span_text(self, example: QuestionExample) -> SpanText:
+        """Return the prompt of a span head, encoded as a whole."""
+        prefix = SPAN_PREFIX.format(question=example.question)
+        ids, offsets = self._text.plain_with_offsets(prefix + example.context + SPAN_SUFFIX)
+        start, stop = len(prefix), len(prefix) + len(example.context)
+        first = sum(end <= start for _, end in offsets)
+        last = max(first, len(offsets) - sum(begin >= stop for begin, _ in offsets))
+        inside = (
+            (max(begin, start) - start, min(end, stop) - start)
+            for begin, end in offsets[first:last]
         )
-
-    def span_pieces(self, example: QuestionExample) -> SpanPieces:
-        """Return the ids around the context in the prompt of a span head."""
-        question = SPAN_PREFIX.format(question=example.question)
-        return SpanPieces(self._bos + self.ids(question), self.ids(SPAN_SUFFIX))
-
-    def offsets(self, context: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-        """Return the ids of a context, and the (start, end) of each token without white space."""
-        encoding = self.tokenizer(
-            context,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-            verbose=False,
+        return SpanText(
+            self._text.bos + ids[:first],
+            ids[first:last],
+            tuple(trim(example.context, *place) for place in inside),
+            ids[last:],
+            self.ids(SPAN_SUFFIX),
         )
-        trimmed = tuple(trim(context, start, end) for start, end in encoding["offset_mapping"])
-        return tuple(encoding["input_ids"]), trimmed
 
     def text(self, ids: list[int]) -> str:
         """Return the text of generated ids, without control tokens."""
@@ -254,49 +245,16 @@ class PromptEncoder:
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
-    def _chat_frame(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-        """Return the ids before the user's text and before the answer, and the id that ends it.
 
-        The template is rendered once, around placeholders. Data never pass through the template, so
-        they cannot open a turn. A stranger may have written it, so it is compiled and rendered under
-        limits.
-        """
-        turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
-        if self.prompt.system:
-            turns.insert(0, {"role": "system", "content": self.prompt.system})
+def _worked(answer: str) -> str:
+    """Return the answer of a worked example in a prompt."""
+    return f" {answer.strip()}\n\n"
 
-        def render() -> "JsonValue":
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, date_string=_TEMPLATE_DATE
-            )
-            before, rest = text.split(_USER)
-            between, after = rest.split(_ASSISTANT)
-            if len(text) > _FRAME_LENGTH + len(self.prompt.system or ""):
-                raise ValueError(f"it writes more than {_FRAME_LENGTH:,} characters")
-            text.encode()  # raises ValueError for what no tokenizer takes: half of a character
-            return [before, between, after]
 
-        try:
-            rendered = limited(render)
-            assert isinstance(rendered, list), "render returns a list"
-        except LimitError as error:
-            advice = "choose another base"
-            if self.prompt.system:
-                advice += ", or, if the template has no system turn, remove prompt.system"
-            raise UserError(
-                "the tokenizer's chat template does not write one turn after the other "
-                f"({error}); {advice}"
-            ) from None
-        pieces = [
-            tuple(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
-            for piece in rendered
-        ]
-        if not pieces[2]:
-            raise UserError(
-                "the tokenizer's chat template writes nothing after an answer, so an answer could "
-                "not end; choose another base"
-            )
-        return pieces[0], pieces[1], pieces[2][0]
+def _tail(template: str) -> str:
+    """Return what stands after the last value in a template."""
+    text, field, *_ = list(Formatter().parse(template))[-1]
+    return text if field is None else ""
 
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:

@@ -61,9 +61,10 @@ def windows(
     Neighbours share `doc_stride` tokens of the context. Raises UserError if the question leaves no
     room for more than these.
     """
-    prefix, suffix = encoder.span_pieces(example)
-    ids, offsets = encoder.offsets(example.context)
-    room = max_length - len(prefix) - len(suffix)
+    prefix, ids, offsets, suffix, break_off = encoder.span_text(example)
+    room = max_length - len(prefix) - max(len(suffix), len(break_off))
+    if len(prefix) + len(ids) + len(suffix) <= max_length:
+        room = len(ids)
     if room <= doc_stride and room < len(ids):
         raise UserError(
             f"question {example.id}: its question takes {len(prefix)} tokens and leaves {room} of "
@@ -73,8 +74,9 @@ def windows(
     first = 0
     while True:
         last = min(first + room, len(ids))
+        ending = suffix if last == len(ids) else break_off
         yield Window(
-            example.id, prefix + ids[first:last] + suffix, len(prefix), offsets[first:last]
+            example.id, prefix + ids[first:last] + ending, len(prefix), offsets[first:last]
         )
         if last == len(ids):
             return

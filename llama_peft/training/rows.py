@@ -5,7 +5,7 @@ holds, so that no example is left out without a message.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypedDict
 
@@ -186,9 +186,9 @@ def tree_rows(
 
 
 def _fitting(
-    recipe: Recipe, encoder: PromptEncoder, examples: Iterable[QuestionExample]
+    recipe: Recipe, encoder: PromptEncoder, examples: Sequence[QuestionExample]
 ) -> list[Encoded]:
-    encoded = (encoder.encode(example, training=True) for example in examples)
+    encoded = encoder.encode(examples)
     limit = recipe.train.max_length
     return [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
 

@@ -172,7 +172,7 @@ def check_tree_rows(loaded: Loaded, model: "nn.Module", dataset: data.Dataset) -
 
     # The first questions share a few passages, so their row has branches.
     examples = [one for one in dataset.parts["train"][:6] if isinstance(one, QuestionExample)]
-    encoded = [encoder.encode(example, training=True) for example in examples]
+    encoded = list(encoder.encode(examples))
     limit = recipe.train.max_length
     fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
     if fitting:

@@ -194,4 +194,4 @@ def recipe(folder: Path, attention: str | None = None, **sections: Any) -> Recip
 
 def encoded(encoder: PromptEncoder, examples: Sequence[QuestionExample]) -> Iterator[Encoded]:
     """The examples as training sees them."""
-    return (encoder.encode(example, training=True) for example in examples)
+    return encoder.encode(examples)

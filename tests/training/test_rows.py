@@ -22,7 +22,7 @@ def test_examples_that_fit_no_row_are_counted(
     recipe = make_recipe("generative_qa", make_base(), lora={"r": 4})
     encoder = predict.PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
     examples = data.load(recipe).parts["train"]
-    lengths = sorted(len(encoder.encode(e, True).prompt) for e in examples)
+    lengths = sorted(len(one.prompt) for one in encoder.encode(examples))
     short = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"max_length": lengths[12]})}
     )
