@@ -229,6 +229,7 @@ def finish(
         config=config,
         versions={"llama_peft": __version__} | {name: version(name) for name in _PACKAGES},
         n_samples=samples,
+        dropped=found.dataset.dropped,
         higher_is_better={
             task: {name: is_higher_better(name) for name in its if is_score(name)}
             for task, its in scores.items()

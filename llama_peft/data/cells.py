@@ -1,19 +1,23 @@
 """The cells of a table by the recipe's names for columns, and what is wrong with them.
 
-Nothing is repaired and nothing is dropped. A row that cannot be used stops the run before it costs
-anything. All bad rows are counted, and the first three of each kind are shown.
+Nothing is repaired. A row that cannot be used stops the run before it costs anything, unless the
+recipe says to drop such rows. All are counted, and the first three of each kind are shown.
 """
 
 import ast
 import json
+import logging
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from llama_peft.data.formats import Table
 from llama_peft.errors import UserError
-from llama_peft.recipe import Columns, Recipe
+from llama_peft.recipe import Columns, Prompt, Recipe, templates
 from llama_peft.tasks import TASKS
 
+log = logging.getLogger(__name__)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -39,20 +43,57 @@ class Faults:
             if detail is not None and len(rows) <= _SHOWN:
                 self.details[kind, row] = f": {short(detail)}"
 
+    @property
+    def rows(self) -> set[int]:
+        """The bad rows."""
+        return {row for rows in self.kinds.values() for row in rows}
+
     def check(self) -> None:
         """Raise UserError if any row is bad."""
-        if not self.kinds:
-            return
-        bad = len({row for rows in self.kinds.values() for row in rows})
-        lines = [f"{self.table.source}: {bad} of {len(self.table.records)} rows are wrong"]
+        if self.kinds:
+            count = f"{len(self.rows)} of {len(self.table.records)} rows are wrong"
+            raise UserError(f"{self.table.source}: {count}", *self._lines())
+
+    def drop(self) -> Table:
+        """Return the table without its bad rows, which are logged. Raises UserError if all are bad."""
+        table, bad = self.table, self.rows
+        places = {kind: [table.place(row) for row in rows] for kind, rows in self.kinds.items()}
+        dropped = {**table.dropped, **places}
+        kept = [row for row in range(len(table.records)) if row not in bad]
+        if not dropped:
+            return table
+        if not kept:
+            self.check()
+        count = len(bad) + sum(map(len, table.dropped.values()))
+        log.warning(
+            "%s: %d of %d rows are dropped: %s",
+            *(table.source, count, count + len(kept), "; ".join(self._lines())),
+        )
+        marks = table.impossible
+        return replace(
+            table,
+            records=[table.records[row] for row in kept],
+            places=[table.places[row] for row in kept],
+            impossible=None if marks is None else [marks[row] for row in kept],
+            numbers=kept,
+            dropped=dropped,
+        )
+
+    def _lines(self) -> Iterator[str]:
+        """Yield a line for each kind of fault."""
+        for kind, places in self.table.dropped.items():
+            yield _line(kind, len(places), places[:_SHOWN])
         for kind, rows in self.kinds.items():
-            count = f"{len(rows)} row{'s' if len(rows) > 1 else ''}"
             first = [
                 f"{self.table.place(row)}{self.details.get((kind, row), '')}"
                 for row in rows[:_SHOWN]
             ]
-            lines.append(f"{count}: {kind} (first: {'; '.join(first)}){_ADVICE.get(kind, '')}")
-        raise UserError(*lines)
+            yield _line(kind, len(rows), first)
+
+
+def _line(kind: str, count: int, first: Sequence[str]) -> str:
+    rows = f"{count} row{'s' if count > 1 else ''}"
+    return f"{rows}: {kind} (first: {'; '.join(first)}){_ADVICE.get(kind, '')}"
 
 
 def short(value: object) -> str:
@@ -92,7 +133,15 @@ def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
         names = columns.names(key)
         present = [name for name in names if name in table.columns]
         is_own = names != usual.names(key) and _concerns(key, recipe)
-        if len(present) > 1 and is_own:
+        fields = recipe.prompt.fields if key == "text" else ()
+        if fields and {*names} != {*fields}:
+            raise UserError(
+                f"{table.source}: the prompt names {templates.listed(fields)}: set "
+                f"dataset.columns.text: [{', '.join(fields)}]"
+            )
+        if key == "text" and is_own and (len(present) > 1 or recipe.prompt.fields):
+            _check_fields(table, recipe, names)
+        elif len(present) > 1 and is_own:
             raise UserError(
                 f"{table.source}: dataset.columns.{key} lists names for one column, but the data "
                 f"have {' and '.join(present)}: keep one of them"
@@ -108,6 +157,25 @@ def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def _check_fields(table: Table, recipe: Recipe, names: Sequence[str]) -> None:
+    """Raise UserError unless the data have all columns of a text, and the templates name them."""
+    absent = [name for name in names if name not in table.columns]
+    if absent:
+        raise UserError(
+            f"{table.source}: dataset.columns.text names {', '.join(names)}, but the data have no "
+            f"column named {' or '.join(absent)}: name the columns of one text, all of which the data "
+            f"have; the columns are: {', '.join(table.columns)}"
+        )
+    for key, usual in Prompt():
+        value = getattr(recipe.prompt, key)
+        is_of_texts = key in ("template", "zero_shot") and value != usual
+        if is_of_texts and templates.names(value) == [templates.ONE_TEXT]:
+            raise UserError(
+                f"{table.source}: prompt.{key} has {{text}}, which stands for one column, but the "
+                f"data have {len(names)} of dataset.columns.text: write {templates.listed(names)}"
+            )
+
+
 def _concerns(key: str, recipe: Recipe) -> bool:
     """Return whether the task would read a column that the data do not have."""
     others = {key for kind in TASKS.values() for key in kind.columns} - {*recipe.kind.columns}
@@ -120,6 +188,10 @@ class Cells:
     def __init__(self, table: Table, recipe: Recipe, part: str) -> None:
         self.table = table
         self.columns = find_columns(table, recipe)
+        names, usual = recipe.dataset.columns.names("text"), Columns().names("text")
+        is_several = len(names) > 1 and names != usual and {*names} <= {*table.columns}
+        self.fields = tuple(names) if is_several else ()
+        """The columns that make up a text, if there are several."""
         self.faults = Faults(table)
         self.part = part
         self.ids: set[str] = set()
@@ -135,7 +207,13 @@ class Cells:
 
     def text(self, row: int, key: str) -> str:
         """Return a cell that must hold text."""
-        value = self.cell(row, key)
+        return self._text(row, key, self.cell(row, key))
+
+    def field(self, row: int, column: str) -> str:
+        """Return a cell of one of the columns that make up a text."""
+        return self._text(row, column, self.table.records[row].get(column))
+
+    def _text(self, row: int, key: str, value: object) -> str:
         if value is None or (isinstance(value, str) and not value.strip()):
             self.faults.add(row, f"empty {key}")
         elif not isinstance(value, str):
@@ -165,7 +243,8 @@ class Cells:
     def id(self, row: int) -> str:
         """Return the row's id, or its part and number if there is no column of ids."""
         if "id" not in self.columns:
-            return f"{self.part}-{row + 1}"
+            numbers = self.table.numbers
+            return f"{self.part}-{(row if numbers is None else numbers[row]) + 1}"
         text = self.name(row, "id", needed=True)
         if text and text in self.ids:
             self.faults.add(row, "duplicate id", text)

@@ -6,15 +6,18 @@ have the same split.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from llama_peft.data import sources, splits
 from llama_peft.data.examples import (
     Example,
+    FieldsExample,
     QuestionExample,
     TextExample,
     to_examples,
+    without_bad_rows,
 )
 from llama_peft.data.formats import Table
 from llama_peft.data.labels import has_names, label_names
@@ -32,6 +35,8 @@ class Dataset:
 
     labels: tuple[str, ...]
     parts: dict[str, list[Example]]
+    dropped: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By part as it was read: how many rows were dropped, by what was wrong with them."""
 
 
 def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
@@ -41,11 +46,13 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
     """
     places = _places(recipe, given or {})
     train = _read(recipe, "train", places["train"])
-    recipe, labels = _labelled(recipe, train)
-    parts = {"train": to_examples(train, recipe, "train", labels)}
+    recipe, train, labels = _labelled(recipe, train)
+    tables = {"train": train}
     for part in PARTS[1:]:
         if part in places:
-            parts[part] = to_examples(_read(recipe, part, places[part]), recipe, part, labels)
+            table = _read(recipe, part, places[part])
+            tables[part] = without_bad_rows(table, recipe, part, labels)
+    parts = {part: to_examples(table, recipe, part, labels) for part, table in tables.items()}
     _check_ids(parts)
     if "test" not in parts:
         _cut(parts, "test", recipe.dataset.test_size, recipe, labels)
@@ -54,7 +61,12 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
     parts = {part: _sample(parts[part], part, recipe) for part in PARTS if part in parts}
     if recipe.kind.has_labels:
         _check_labels(parts["train"], labels, train.source, recipe)
-    return Dataset(labels=labels, parts=parts)
+    dropped = {
+        part: {kind: len(places) for kind, places in table.dropped.items()}
+        for part, table in tables.items()
+        if table.dropped
+    }
+    return Dataset(labels=labels, parts=parts, dropped=dropped)
 
 
 def mark_given(recipe: Recipe, parts: Iterable[str]) -> Recipe:
@@ -62,6 +74,15 @@ def mark_given(recipe: Recipe, parts: Iterable[str]) -> Recipe:
     marked = recipe.dataset.parts.model_copy(update=dict.fromkeys(parts, GIVEN))
     dataset = recipe.dataset.model_copy(update={"parts": marked})
     return recipe.model_copy(update={"dataset": dataset})
+
+
+def with_fields(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """Return the recipe whose prompt names the fields of its texts, if they have several."""
+    first = next(iter(chain.from_iterable(dataset.parts.values())), None)
+    if not isinstance(first, FieldsExample):
+        return recipe
+    prompt = recipe.prompt.of_fields(list(first.values))
+    return recipe.model_copy(update={"prompt": prompt})
 
 
 def load_file(
@@ -90,7 +111,8 @@ def load_file(
         table = sources.read_hub(str(source), part, own, name, advice="name one of these splits")
     recipe, labels = _known(recipe, given or {})
     ungrouped = recipe.dataset.model_copy(update={"group_by": None})
-    return to_examples(table, recipe.model_copy(update={"dataset": ungrouped}), part, labels)
+    recipe = recipe.model_copy(update={"dataset": ungrouped})
+    return to_examples(without_bad_rows(table, recipe, part, labels), recipe, part, labels)
 
 
 def known_labels(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> tuple[str, ...]:
@@ -104,11 +126,15 @@ def known_labels(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> tup
 def _known(recipe: Recipe, given: Mapping[str, Rows]) -> tuple[Recipe, tuple[str, ...]]:
     if not recipe.kind.has_labels or recipe.dataset.labels is not None:
         return recipe, tuple(recipe.dataset.labels or ())
-    return _labelled(recipe, _read(recipe, "train", _places(recipe, given)["train"]))
+    train = _read(recipe, "train", _places(recipe, given)["train"])
+    recipe, _, labels = _labelled(recipe, train)
+    return recipe, labels
 
 
-def _labelled(recipe: Recipe, train: Table) -> tuple[Recipe, tuple[str, ...]]:
+def _labelled(recipe: Recipe, train: Table) -> tuple[Recipe, Table, tuple[str, ...]]:
     """Return the names of labels 0, 1, ..., and a recipe that gives them if the source does.
+
+    The table is returned without rows that are dropped, whose labels do not count.
 
     Whole numbers in other files are then positions among these names, and are not names themselves.
     """
@@ -116,7 +142,8 @@ def _labelled(recipe: Recipe, train: Table) -> tuple[Recipe, tuple[str, ...]]:
     if labels and has_names(train, recipe):
         named = recipe.dataset.model_copy(update={"labels": list(labels)})
         recipe = recipe.model_copy(update={"dataset": named})
-    return recipe, labels
+    kept = without_bad_rows(train, recipe, "train", labels)
+    return recipe, kept, labels if kept is train else label_names(kept, recipe)
 
 
 def _places(recipe: Recipe, given: Mapping[str, Rows]) -> "dict[str, str | Rows]":

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llama_peft.data.answers import Answer, read_answers
@@ -10,6 +10,7 @@ from llama_peft.data.cells import Cells, short
 from llama_peft.data.formats import Table
 from llama_peft.data.labels import LabelReader
 from llama_peft.recipe import Recipe
+from llama_peft.recipe.templates import ONE_TEXT, filled, lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,32 @@ class TextExample:
     def asked(self) -> tuple[str, ...]:
         """What a model is asked, without the truth."""
         return (self.text,)
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What stands in place of each name in a template."""
+        return {ONE_TEXT: self.text}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FieldsExample(TextExample):
+    """A text of several fields, such as premise and hypothesis. `text` has a line for each."""
+
+    fields: tuple[tuple[str, str], ...]
+    """The name and the text of each field."""
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What stands in place of each name in a template."""
+        return dict(self.fields)
+
+    @classmethod
+    def of(
+        cls, values: Mapping[str, str], *, id: str, label: int, group: str = ""
+    ) -> "FieldsExample":
+        """Return the example with these texts by the names of their fields."""
+        text = filled(lines(list(values)), values)
+        return cls(id=id, text=text, label=label, group=group, fields=tuple(values.items()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,26 +78,41 @@ log = logging.getLogger(__name__)
 def to_examples(table: Table, recipe: Recipe, part: str, labels: Sequence[str]) -> list[Example]:
     """Return every row as an example. Raises UserError with everything that is wrong."""
     cells = Cells(table, recipe, part)
-    if recipe.kind.has_labels:
-        examples: list[Example] = [*_texts(cells, labels, recipe)]
-    else:
-        no_answer = recipe.prompt.no_answer if recipe.kind.head is None else None
-        examples = [*_questions(cells, recipe.dataset.group_by, no_answer)]
+    examples = list(_read(cells, recipe, labels))
     cells.faults.check()
     if cells.repeated and recipe.kind.finds_spans:
         _tell_repeated(cells)
     return examples
 
 
+def without_bad_rows(table: Table, recipe: Recipe, part: str, labels: Sequence[str]) -> Table:
+    """Return the table without the rows that cannot be used, if the recipe drops them."""
+    if recipe.dataset.on_bad_rows == "refuse":
+        return table
+    cells = Cells(table, recipe, part)
+    for _ in _read(cells, recipe, labels):
+        pass  # reading a row records its faults
+    return cells.faults.drop()
+
+
+def _read(cells: Cells, recipe: Recipe, labels: Sequence[str]) -> Iterator[Example]:
+    if recipe.kind.has_labels:
+        return _texts(cells, labels, recipe)
+    no_answer = recipe.prompt.no_answer if recipe.kind.head is None else None
+    return _questions(cells, recipe.dataset.group_by, no_answer)
+
+
 def _texts(cells: Cells, labels: Sequence[str], recipe: Recipe) -> Iterator[TextExample]:
     reader = LabelReader(cells, labels, recipe)
     for row in range(len(cells)):
-        yield TextExample(
-            label=reader.read(row),
-            id=cells.id(row),
-            text=cells.text(row, "text"),
-            group=cells.name(row, "group", needed=recipe.dataset.group_by == "group"),
-        )
+        label, id_ = reader.read(row), cells.id(row)
+        values = {name: cells.field(row, name) for name in cells.fields}
+        text = "" if values else cells.text(row, "text")
+        group = cells.name(row, "group", needed=recipe.dataset.group_by == "group")
+        if values:
+            yield FieldsExample.of(values, id=id_, label=label, group=group)
+        else:
+            yield TextExample(id=id_, text=text, label=label, group=group)
 
 
 def _questions(

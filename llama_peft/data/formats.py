@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import BinaryIO, TextIO, TypeVar
 
 from pydantic import JsonValue
 
@@ -20,16 +20,14 @@ from llama_peft.errors import UserError
 from llama_peft.system.formatting import memory
 from llama_peft.system.memory import available
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-
 _BATCH = 1_000
 """After so many rows the free memory is looked at again: short rows take many times their bytes."""
 _RESERVE = 100_000_000
 """Bytes of memory that stay free."""
 _VALUE = 50
 """The least bytes that a value takes."""
+_DELIMITERS = ";\t|,"
+"""Characters that separate cells in files of many programs."""
 _LONGEST_CELL = 2**31 - 1
 """Letters of a CSV cell; the csv module refuses more than 131,072 by itself."""
 Row = TypeVar("Row")
@@ -49,36 +47,30 @@ class Table:
     impossible: Sequence[bool] | None = None
     """SQuAD's own mark of questions without an answer, if the source has it."""
 
+    numbers: Sequence[int] | None = None
+    """The number of each record in its source, from 0, if bad rows were dropped between them."""
+    dropped: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The places of dropped rows, by what was wrong with them."""
+
     def place(self, row: int) -> str:
         """Return where a record is, for messages: "line 7"."""
         return f"{self.unit} {self.places[row]}"
 
 
-class Start(io.RawIOBase):
-    """The first bytes of a file, so that reading a file that grows comes to an end."""
+def read_csv(path: str, text: TextIO, delimiter: str, literal: bool, drop: bool) -> Table:
+    """Return the rows of a file with a header.
 
-    def __init__(self, file: io.BufferedReader, size: int) -> None:
-        self._file, self._left = file, size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "Buffer") -> int:
-        count = self._file.readinto(memoryview(buffer)[: self._left])
-        self._left -= count
-        return count
-
-
-def read_csv(path: str, file: BinaryIO, kind: str, quoting: str) -> Table:
-    """Return the rows of a file with a header and with commas or, if kind is tsv, tabs."""
-    literal = quoting == "none" or (quoting == "auto" and kind == "tsv")
+    literal: whether quotes are part of the text. They enclose cells otherwise. drop: whether rows
+    with another number of cells than the header are dropped.
+    """
+    first = text.readline()
+    _check_delimiter(path, first, delimiter)
     lines = csv.reader(
-        io.TextIOWrapper(file, encoding="utf-8-sig", newline=""),
-        delimiter="\t" if kind == "tsv" else ",",
+        chain([first], text) if first else (),
+        delimiter=delimiter,
         quoting=csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL,
         strict=True,
     )
-    csv.field_size_limit(_LONGEST_CELL)
     header: list[str] = []
     records, starts, wrong, start = [], [], [], 1
     try:
@@ -100,9 +92,31 @@ def read_csv(path: str, file: BinaryIO, kind: str, quoting: str) -> Table:
     if not wrong and not any(cell.strip() for row in rows for cell in row):
         raise _is_empty(path)
     check_names(path, named)
-    if wrong:
+    if wrong and not (drop and records):
         raise _ragged(path, wrong, len(records) + len(wrong), len(header), literal)
-    return Table(source=path, columns=named, records=records, places=starts, unit="line")
+    ragged = {f"not {len(header)} cells like the header": [f"line {line}" for line, _ in wrong]}
+    return Table(
+        source=path,
+        columns=named,
+        records=records,
+        places=starts,
+        unit="line",
+        dropped=ragged if wrong else {},
+    )
+
+
+def _check_delimiter(path: str, header: str, delimiter: str) -> None:
+    """Raise UserError if another character than the delimiter separates the names of a header."""
+    csv.field_size_limit(_LONGEST_CELL)
+    if len(next(csv.reader([header], delimiter=delimiter), ())) > 1:
+        return
+    other = max(_DELIMITERS, key=header.count)
+    if header.count(other):
+        shown = json.dumps(other)
+        raise UserError(
+            f"{path}: line 1: the header is one column here, and {shown} stands in its name: "
+            f"set dataset.delimiter: {shown}"
+        )
 
 
 def _ragged(
@@ -121,9 +135,14 @@ def _ragged(
     )
 
 
+def room() -> int:
+    """Return the bytes of memory that the rows of a file may take."""
+    return available() - _RESERVE
+
+
 def check_room(path: str, needed: int) -> None:
     """Raise UserError if the machine has not so many bytes of memory for the rows of a file."""
-    free = available() - _RESERVE
+    free = room()
     if needed > free:
         raise UserError(
             f"{path}: its rows do not fit into the memory of this machine "
@@ -149,10 +168,9 @@ def check_names(source: str, columns: Sequence[str]) -> None:
         raise UserError(f"{source}: the header contains {', '.join(repeated)} twice")
 
 
-def read_jsonl(path: str, file: BinaryIO) -> Table:
+def read_jsonl(path: str, lines: TextIO) -> Table:
     """Return the rows of a file with one JSON object on each line."""
     records, numbers = [], []
-    lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
     for number, line in enumerate(_while_room(path, lines), start=1):
         if line.strip():
             records.append(_parse(path, line.removesuffix("\n"), number))
@@ -162,15 +180,14 @@ def read_jsonl(path: str, file: BinaryIO) -> Table:
     return _of_objects(path, records, numbers, "line")
 
 
-def read_json(path: str, file: BinaryIO, squad: bool) -> Table:
+def read_json(path: str, file: TextIO, squad: bool) -> Table:
     """Return the rows of a JSON file: a list, or an object with a list `data`."""
-    raw = file.read()
-    text = raw.decode("utf-8-sig")
+    text = file.read()
     if not text.strip():
         raise _is_empty(path)
     check_room(path, _VALUE * sum(map(text.count, ",[{")))
     if not squad and _is_lines(text):
-        return read_jsonl(path, io.BytesIO(raw))
+        return read_jsonl(path, io.StringIO(text, newline="\n"))
     content = _parse(path, text)
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list) or (squad and not isinstance(content, dict)):
@@ -265,7 +282,7 @@ def _with_list(value: object, key: str, place: str) -> tuple[Mapping[str, object
     return value, inner
 
 
-def read_parquet(path: str, file: io.BufferedReader) -> Table:
+def read_parquet(path: str, file: BinaryIO) -> Table:
     """Return the rows of a Parquet file.
 
     A small file can hold many rows, and what it says of itself may be wrong, so it is read in

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from llama_peft.data import formats
+from llama_peft.data import formats, unpack
+from llama_peft.data.encoding import as_text, not_text
 from llama_peft.data.formats import Table
 from llama_peft.errors import UserError
 from llama_peft.recipe import Data
@@ -42,17 +43,11 @@ def read_file(path: str, data: Data) -> Table:
         file = Path(path).expanduser()
     except RuntimeError as error:  # ~nobody
         raise UserError(f"{path}: {error}") from None
-    kind = FORMATS.get(file.suffix.lower()) if data.format == "auto" else data.format
     _check_file(path, file)
-    if kind is None:
-        raise UserError(
-            f"{path}: the name does not say the format: set dataset.format to one of "
-            f"{', '.join(dict.fromkeys(FORMATS.values()))}, squad"
-        )
     with open_regular(file) as opened:
         size = os.fstat(opened.fileno()).st_size
         formats.check_room(path, size * _IN_MEMORY)
-        table = _parse(path, opened, size, kind, data.quoting)
+        table = _parse(path, opened, size, data)
         if os.fstat(opened.fileno()).st_size != size:
             raise UserError(
                 f"{path}: the file changed while it was read: wait until it is finished"
@@ -65,7 +60,12 @@ def is_file_name(path: str) -> bool:
     if path == "tiny" or Path(path).is_dir():
         return False
     local = path.startswith(("/", "./", "../", "~"))
-    return local or Path(path).suffix.lower() in FORMATS or Path(path).is_file()
+    is_named = Path(path).suffix.lower() in (*FORMATS, *unpack.SUFFIXES)
+    return local or is_named or Path(path).is_file()
+
+
+def _format(name: str) -> str | None:
+    return FORMATS.get(Path(name).suffix.lower())
 
 
 def _check_file(path: str, file: Path) -> None:
@@ -85,33 +85,35 @@ def _check_file(path: str, file: Path) -> None:
     raise UserError(f"{path}: no such file{hint}")
 
 
-def _parse(path: str, file: io.BufferedReader, size: int, kind: str, quoting: str) -> Table:
+def _parse(path: str, file: io.BufferedReader, size: int, data: Data) -> Table:
     """Return the rows of an open file of `size` bytes."""
+    room = formats.room() // _IN_MEMORY
+    found = unpack.content(path, file, size, room)
+    kind = _format(found.name) if data.format == "auto" else data.format
+    if kind is None:
+        raise UserError(
+            f"{path}: the name does not say the format: set dataset.format to one of "
+            f"{', '.join(dict.fromkeys(FORMATS.values()))}, squad"
+        )
     if kind == "parquet":
-        return formats.read_parquet(path, file)
-    start = io.BufferedReader(formats.Start(file, size))
+        return formats.read_parquet(
+            path, io.BytesIO(found.file.read()) if found.is_packed else file
+        )
+    is_csv = kind in ("csv", "tsv")
     try:
-        if kind in ("csv", "tsv"):
-            return formats.read_csv(path, start, kind, quoting)
+        text = as_text(path, found.file, data.encoding, newline="" if is_csv else "\n")
+        if is_csv:
+            delimiter = data.delimiter or ("\t" if kind == "tsv" else ",")
+            literal = data.quoting == "none" or (data.quoting == "auto" and kind == "tsv")
+            drop = data.on_bad_rows == "drop"
+            return formats.read_csv(path, text, delimiter, literal, drop)
         if kind == "jsonl":
-            return formats.read_jsonl(path, start)
-        return formats.read_json(path, start, squad=kind == "squad")
-    except UnicodeDecodeError:
+            return formats.read_jsonl(path, text)
+        return formats.read_json(path, text, squad=kind == "squad")
+    except UnicodeError:
         file.seek(0)
-        raise _not_utf8(path, file) from None
-
-
-def _not_utf8(path: str, file: io.BufferedReader) -> UserError:
-    """Return what is wrong with a file that is not UTF-8 text: its first such line."""
-    for number, line in enumerate(file, start=1):
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            byte = f"{line[error.start]:#04x}"
-            return UserError(
-                f"{path}: line {number}: is not UTF-8 text (byte {byte}): save the file as UTF-8"
-            )
-    return UserError(f"{path}: the file changed while it was read")
+        again = unpack.content(path, file, size, room)
+        raise not_text(path, again.file, data.encoding) from None
 
 
 def read_hub(

@@ -4,17 +4,20 @@ Every number comes from a file of the bundle: results.json, comparison.json, tra
 claims nothing that was not evaluated.
 """
 
+import json
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from llama_peft.data import FieldsExample
 from llama_peft.export import licences
 from llama_peft.export.card_metadata import metadata
 from llama_peft.export.load_snippet import PushedRun, snippet
 from llama_peft.export.stage import Bundle
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.comparison import PartComparison
+from llama_peft.run_folder.record import TrainingRecord
 from llama_peft.run_folder.self_check import CONTEXT, QUESTION, TEXT, input_ids, samples
 from llama_peft.run_folder.threshold import UNFITTED
 from llama_peft.system.formatting import (
@@ -151,8 +154,13 @@ def _costs(bundle: Bundle) -> list[tuple[str, str]]:
 
 
 def _commands(recipe: Recipe, repo_id: str) -> list[str]:
-    words = [TEXT] if recipe.kind.has_labels else ["--question", QUESTION, "--context", CONTEXT]
-    quoted = " ".join(word if word.startswith("--") else f'"{word}"' for word in words)
+    first = samples(recipe)[0]
+    if isinstance(first, FieldsExample):
+        quoted = shlex.quote(json.dumps(first.values))
+    elif recipe.kind.has_labels:
+        quoted = f'"{TEXT}"'
+    else:
+        quoted = f'--question "{QUESTION}" --context "{CONTEXT}"'
     return [
         f"llama-peft predict {shlex.quote(repo_id)} {quoted}",
         f"llama-eval run --model {shlex.quote(repo_id)}",
@@ -172,12 +180,22 @@ def _data(bundle: Bundle) -> list[str]:
     record = bundle.run.record
     parts = _listed(f"{part} {count:,}" for part, count in record.examples.items())
     return [
-        f"Data: {where}; {parts}; split with seed {data.seed}.",
+        f"Data: {where}; {parts}; split with seed {data.seed}.{_dropped(record)}",
         f"Ids of the examples in each part (`split.json`): sha256 {as_code(str(record.split_sha256))}.",
         f"Weights: sha256 {as_code(record.weights_sha256)}.",
         f"Base: {as_code(record.base_fingerprint)}.",
         *_evaluated_with(bundle),
     ]
+
+
+def _dropped(record: TrainingRecord) -> str:
+    """How many bad rows were dropped, and why; empty if there are none."""
+    counts = [
+        f"{count:,} of {part} ({kind})"
+        for part, kinds in record.dropped.items()
+        for kind, count in kinds.items()
+    ]
+    return f" Rows that could not be used were dropped: {_listed(counts)}." if counts else ""
 
 
 def _evaluated_with(bundle: Bundle) -> list[str]:

@@ -4,12 +4,14 @@ A text inside an `Annotated` says the range in words, and messages about a wrong
 check that needs more than a range raises ValueError with the words of its message.
 """
 
+import io
 import re
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
+from llama_peft.recipe.templates import check_texts
 from llama_peft.system.secrets import is_web_address
 
 Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
@@ -65,6 +67,24 @@ def _has_a_word(text: str) -> str:
     if text != text.strip() or not re.search(r"\w", text):
         raise ValueError("must contain a word, without spaces around it")
     return text
+
+
+def _delimiter(text: str) -> str:
+    text = "\t" if text == r"\t" else text
+    if len(text) != 1 or text in '"\r\n\0':
+        raise ValueError("must be one character that is neither a quote nor a line break")
+    return text
+
+
+def _encoding(name: str) -> str:
+    try:
+        io.TextIOWrapper(io.BytesIO(), encoding=name)
+    except (LookupError, ValueError):  # unknown, or not of text; or it could not be a name
+        raise ValueError(
+            "is not a text encoding that Python knows: write for example utf-8, latin-1, cp1252, "
+            "utf-16, shift_jis or gb18030"
+        ) from None
+    return name
 
 
 def _distinct(values: list[str]) -> list[str]:
@@ -135,6 +155,8 @@ def _path(text: str) -> str:
     return text
 
 
+Delimiter = Annotated[str, AfterValidator(_delimiter)]
+Encoding = Annotated[str, AfterValidator(_encoding)]
 Names = Annotated[list[Text], AfterValidator(_distinct)]
 Labels = Annotated[list[Text], Field(min_length=2), AfterValidator(_distinct)]
 Splits = Annotated[
@@ -145,7 +167,7 @@ Splits = Annotated[
 Column = Annotated[
     Text | Annotated[list[Text], Field(min_length=1)], "a column name or a list of them"
 ]
-TextTemplate = Annotated[str, AfterValidator(_template("{text}")), AfterValidator(_no_space_at_end)]
+TextTemplate = Annotated[str, AfterValidator(check_texts), AfterValidator(_no_space_at_end)]
 ContextTemplate = Annotated[str, AfterValidator(_template("{context}"))]
 QuestionTemplate = Annotated[
     str, AfterValidator(_template("{question}")), AfterValidator(_no_space_at_end)

@@ -57,6 +57,10 @@ def _complete(files: dict[str, str]) -> dict[str, str]:
     return files
 
 
+Dropped = dict[str, dict[str, Count]]
+"""By part of the data as it was read: bad rows that were dropped, by what was wrong with them."""
+
+
 class TrainingRecord(Stored):
     """The record of a finished training."""
 
@@ -69,6 +73,7 @@ class TrainingRecord(Stored):
     head: HeadChoice
     examples: dict[str, Count] = {}
     """Examples of the train and the validation part."""
+    dropped: Dropped = Field(default={}, exclude_if=lambda value: not value)
     rows: dict[str, Count] = {}
     steps: Step = 0
     epochs: NotNegative | None = None

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, AliasChoices, Field, JsonValue, TypeAdapter, ValidationError
 
 from llama_peft.run_folder.layout import RESULTS
-from llama_peft.run_folder.record import Stored
+from llama_peft.run_folder.record import Dropped, Stored
 from llama_peft.system.files import read_summed, write_summed
 from llama_peft.system.numbers import Count, Finite, Interval, NotNegative, Step, Version
 
@@ -111,6 +111,7 @@ class Results(Stored):
         serialization_alias="n-samples",
         validation_alias=AliasChoices("n-samples", "n_samples"),
     )
+    dropped: Dropped = Field(default_factory=dict, exclude_if=lambda value: not value)
     higher_is_better: dict[str, dict[str, bool]] = Field(default_factory=dict)
     git_hash: str | None = None
     date: str | None = None

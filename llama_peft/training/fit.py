@@ -54,7 +54,7 @@ def train(
             resume.bring_back(folder)
         preflight.check(recipe, long=True)
         dataset = data.load(recipe, given)
-        recipe = _with_labels(recipe, dataset)
+        recipe = data.with_fields(_with_labels(recipe, dataset), dataset)
         finished = not fresh and resume.is_finished(folder, recipe, dataset)
         if not finished:
             preflight.room(recipe, folder)
@@ -169,6 +169,7 @@ def _save(
             ),
             head=HeadChoice(layer=recipe.head.layer, pooling=recipe.head.pooling),
             examples={part: len(dataset.parts.get(part, [])) for part in loaded.rows},
+            dropped=dataset.dropped,
             rows={part: len(rows) for part, rows in loaded.rows.items()},
             steps=state.global_step,
             epochs=state.epoch,
