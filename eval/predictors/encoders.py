@@ -250,7 +250,9 @@ def _load(
     elif adapter is not None:
         # A causal checkpoint calls its backbone `model`, and the library's class `transformer`.
         extra["key_mapping"] = {r"^model\.": "transformer."}
-        extra["quantization_config"] = backbone.quantization_config(recipe.quantization, dtype)
+        extra["config"] = config = backbone.load_config(recipe.model)
+        packing = backbone.quantization_config(recipe.quantization, dtype, config)
+        extra["quantization_config"] = packing
     model, info = backbone.from_pretrained(
         auto,
         name,

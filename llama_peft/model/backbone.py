@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 from llama_peft import tiny
 from llama_peft.errors import UserError
 from llama_peft.model import bounds
-from llama_peft.model.quantize import check_packed_shapes, mend_cpu_4bit, quantization_config
+from llama_peft.model.quantize import (
+    check_packed_shapes,
+    mend_cpu_4bit,
+    packed_form,
+    quantization_config,
+    settle,
+)
 from llama_peft.recipe import Model, Recipe
 from llama_peft.system.memory import is_out_of_memory
 from llama_peft.tasks import TASKS, Task
@@ -200,10 +206,13 @@ def load(
 
     for_training: as in `load_tokenizer`.
     """
+    import torch
+
     from llama_peft.model import heads
 
     name, head = source(recipe.model), TASKS[task].head
     config = load_config(recipe.model)
+    packed = packed_form(config.to_dict()) is not None
     config.pad_token_id = load_tokenizer(recipe.model, for_training).pad_token_id
     if TASKS[task].has_labels:
         config.num_labels = num_labels
@@ -217,6 +226,8 @@ def load(
         info = {**info, "unexpected_keys": left}
     check_loading(name, info, head)
     check_packed_shapes(name, model)
+    if packed:
+        settle(model, recipe.quantization, getattr(torch, dtype_name(recipe)))
     mend_cpu_4bit(model)
     if head:
         setattr(model, head, heads.as_float32(getattr(model, head)))
@@ -250,7 +261,7 @@ def _load_weights(
         revision=recipe.model.revision,
         dtype=dtype,
         attn_implementation=recipe.model.attn_implementation,
-        quantization_config=quantization_config(recipe.quantization, dtype),
+        quantization_config=quantization_config(recipe.quantization, dtype, config),
         device_map={"": place_of(recipe)},
     )
 
