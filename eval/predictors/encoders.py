@@ -56,7 +56,7 @@ def open_classifier(
 
     Its labels are matched to the task's by name, or by number if they have no names.
     """
-    tokenizer = backbone.load_tokenizer(recipe.model, for_training=False)
+    tokenizer = backbone.load_tokenizer(recipe.model)
     model = _load(AutoModelForSequenceClassification, recipe, tokenizer.pad_token_id, adapter)
     opened = _Classifier(
         model=model,
@@ -80,7 +80,7 @@ def open_reader(recipe: Recipe, adapter: Adapter | None = None) -> Predictor:
     It reads the question and the passage as a pair. "No answer" is at the first token, or at [CLS]
     if its tokenizer has this token.
     """
-    tokenizer = backbone.load_tokenizer(recipe.model, for_training=False)
+    tokenizer = backbone.load_tokenizer(recipe.model)
     model = _load(AutoModelForQuestionAnswering, recipe, tokenizer.pad_token_id, adapter)
     opened = _Reader(
         model=model,
@@ -252,7 +252,9 @@ def _load(
     elif adapter is not None:
         # A causal checkpoint calls its backbone `model`, and the library's class `transformer`.
         extra["key_mapping"] = {r"^model\.": "transformer."}
-        extra["quantization_config"] = backbone.quantization_config(recipe.quantization, dtype)
+        extra["config"] = config = backbone.load_config(recipe.model)
+        packing = backbone.quantization_config(recipe.quantization, dtype, config)
+        extra["quantization_config"] = packing
     model, info = backbone.from_pretrained(
         auto,
         name,

@@ -43,7 +43,7 @@ def open_lm_head(
     way: the first word of its name in tables. config: what results record about it; its name and
     the source of the worked examples are added.
     """
-    tokenizer = backbone.load_tokenizer(recipe.model, for_training=False)
+    tokenizer = backbone.load_tokenizer(recipe.model)
     asked = _Asked(
         model=model,
         encoder=PromptEncoder(tokenizer, recipe.prompt),

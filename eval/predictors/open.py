@@ -39,7 +39,7 @@ def open_predictor(
         return open_classifier(base, labels)
     if subject.kind == "reader":
         return open_reader(base)
-    model = backbone.load(base, LANGUAGE_MODELLING, for_training=False)
+    model = backbone.load(base, LANGUAGE_MODELLING)
     counted = lora.count_loaded(model, LANGUAGE_MODELLING)
     way = f"{recipe.eval.num_fewshot}-shot" if shots else "zero-shot"
     config = ModelConfig(
@@ -121,7 +121,7 @@ def _open_adapter(
         return open_classifier(base, labels, adapter)
     if kind.head is not None and adapter.is_librarys:
         return open_reader(base, adapter)
-    model = backbone.load(base, kind.name, adapter.num_labels, for_training=False)
+    model = backbone.load(base, kind.name, adapter.num_labels)
     total = model.num_parameters()
     model = attach_adapter(model, adapter.folder).eval()
     config = ModelConfig(
@@ -135,7 +135,7 @@ def _open_adapter(
     )
     if kind.head is None:
         return open_lm_head(model, base, labels, "adapter,", config, shots)
-    tokenizer = backbone.load_tokenizer(base.model, for_training=False)
+    tokenizer = backbone.load_tokenizer(base.model)
     # The adapter's task, because a span head answers a generative task with spans of the passage.
     tuned = TunedModel(
         recipe=base.model_copy(update={"task": kind.name}),

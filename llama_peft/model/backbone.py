@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 from llama_peft import tiny
 from llama_peft.errors import UserError
 from llama_peft.model import bounds
-from llama_peft.model.quantize import check_packed_shapes, mend_cpu_4bit, quantization_config
+from llama_peft.model.quantize import (
+    check_packed_shapes,
+    mend_cpu_4bit,
+    packed_form,
+    quantization_config,
+    settle,
+)
 from llama_peft.recipe import Model, Recipe
 from llama_peft.system.memory import is_out_of_memory
 from llama_peft.tasks import TASKS, Task
@@ -149,17 +155,16 @@ def commit(model: Model) -> str:
     return Path(str(path)).parent.name
 
 
-def load_tokenizer(model: Model, for_training: bool = True) -> "PreTrainedTokenizerBase":
-    """Return the base's tokenizer, with padding on the right and a padding token of its own.
+def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
+    """Return the base's tokenizer, with padding on the right and a padding token in the embedding.
 
-    for_training: if it is false, the end-of-text token may serve as padding if there is no other
-        token. In training this would hide the labels of that token, and the model would never stop.
+    Raises UserError if text or a prompt could hold an id that the embedding has no row for.
     """
-    return _load_tokenizer(source(model), model.revision, for_training)
+    return _load_tokenizer(source(model), model.revision)
 
 
 @lru_cache(maxsize=1)  # a 128,256-token vocabulary takes seconds to read
-def _load_tokenizer(name: str, revision: str, for_training: bool) -> "PreTrainedTokenizerBase":
+def _load_tokenizer(name: str, revision: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     with _in_one_line(f"{name}: its tokenizer does not load"):
@@ -167,7 +172,7 @@ def _load_tokenizer(name: str, revision: str, for_training: bool) -> "PreTrained
             name, revision=revision, trust_remote_code=False
         )
     config = load_config(Model(model_name_or_path=name, revision=revision))
-    size = getattr(config.get_text_config(), "vocab_size", 0)
+    size = getattr(config.get_text_config(), "vocab_size", len(tokenizer))
     # If the files are missing, transformers makes a tokenizer of special tokens, to which all text
     # is unknown.
     if len(tokenizer) < size / 2:
@@ -175,36 +180,50 @@ def _load_tokenizer(name: str, revision: str, for_training: bool) -> "PreTrained
             f"{name}: its tokenizer has {len(tokenizer):,} tokens and its config {size:,}: "
             "add the tokenizer's files that belong to it"
         )
-    if tokenizer.pad_token_id is None:
-        known = tokenizer.get_vocab().keys() - {tokenizer.eos_token}
-        last = None if for_training else tokenizer.eos_token
-        pad = next((token for token in _LLAMA_PAD_TOKENS if token in known), last)
-        if pad is None:
-            raise UserError(
-                f"{name}: its tokenizer has no token to pad with: set pad_token in its "
-                "tokenizer_config.json to a token other than the end-of-text token"
-            )
-        tokenizer.pad_token = pad
+    _check_ids(name, tokenizer, size)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
+        # Masks and labels here go by length. transformers alone takes the last token that is not
+        # padding, and the end-of-text token is never in a text.
+        known = tokenizer.get_vocab()
+        usual = (token for token in _LLAMA_PAD_TOKENS if known.get(token, size) < size)
+        tokenizer.pad_token = next(usual, tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0))
     tokenizer.padding_side = "right"
     return tokenizer
 
 
-def load(
-    recipe: Recipe, task: Task, num_labels: int = 0, for_training: bool = True
-) -> "PreTrainedModel":
+def _check_ids(name: str, tokenizer: "PreTrainedTokenizerBase", size: int) -> None:
+    """Refuse tokens without a row in the embedding, unless they are control tokens of no prompt.
+
+    Gemma 3 has such a token for images, and padding is replaced. In text from data, the strings of
+    control tokens are ordinary text.
+    """
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    template = str(tokenizer.chat_template or "")
+    for number, token in tokenizer.added_tokens_decoder.items():
+        written = not token.special or number in used or token.content in template
+        if number >= size and written:
+            raise UserError(
+                f"{name}: its tokenizer has the token {token.content!r} with the id {number:,}, but "
+                f"its embedding has {size:,} rows: use a checkpoint that was saved with this tokenizer"
+            )
+
+
+def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
     """Return the frozen base of a recipe with the task's head, in evaluation mode.
 
     `generative_qa` uses the LM head. Any other head is float32, and its first weights are random
     and depend on `train.seed` only. Raises UserError if a weight is missing, is unexpected or has
     another shape.
-
-    for_training: as in `load_tokenizer`.
     """
+    import torch
+
     from llama_peft.model import heads
 
     name, head = source(recipe.model), TASKS[task].head
     config = load_config(recipe.model)
-    config.pad_token_id = load_tokenizer(recipe.model, for_training).pad_token_id
+    packed = packed_form(config.to_dict()) is not None
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = load_tokenizer(recipe.model).pad_token_id
     if TASKS[task].has_labels:
         config.num_labels = num_labels
         config.head_pooling = recipe.head.pooling
@@ -217,6 +236,8 @@ def load(
         info = {**info, "unexpected_keys": left}
     check_loading(name, info, head)
     check_packed_shapes(name, model)
+    if packed:
+        settle(model, recipe.quantization, getattr(torch, dtype_name(recipe)))
     mend_cpu_4bit(model)
     if head:
         setattr(model, head, heads.as_float32(getattr(model, head)))
@@ -250,7 +271,7 @@ def _load_weights(
         revision=recipe.model.revision,
         dtype=dtype,
         attn_implementation=recipe.model.attn_implementation,
-        quantization_config=quantization_config(recipe.quantization, dtype),
+        quantization_config=quantization_config(recipe.quantization, dtype, config),
         device_map={"": place_of(recipe)},
     )
 

@@ -10,7 +10,12 @@ Shapes: B examples, T tokens, D hidden size, C classes.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModel,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -116,6 +121,21 @@ class _Span(GenericForQuestionAnswering):
 
     accepts_loss_kwargs = False
 
+    def __init__(self, config: PretrainedConfig) -> None:
+        """Build backbone and head. The library's own cannot: it reads `config.hidden_size`, which
+        bases with a section for their language model (Gemma 3 with images) lack.
+        """
+        super(GenericForQuestionAnswering, self).__init__(config)
+        self.model = AutoModel.from_config(config)
+        self.qa_outputs = nn.Linear(config.get_text_config().hidden_size, 2)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -145,6 +165,6 @@ def model_class(config: PretrainedConfig, task: Task) -> type[PreTrainedModel]:
     causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     family = next(base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel"))
     generic = _Classification if TASKS[task].has_labels else _Span
-    stem = causal.__name__.removesuffix("ForCausalLM")
+    stem = causal.__name__.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
     name = f"{stem}For{TASKS[task].library_class}"
     return type(name, (generic, family), {"config_class": type(config)})

@@ -1,6 +1,6 @@
 """What is known of a base before it is loaded: its config.json, and what the Hub says about it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ class Weights(NamedTuple):
     parameters: int = 0
     download: int = 0
     """Bytes; 0 if the weights are on this machine."""
+    config: Mapping[str, object] = {}
+    """What its config.json says; empty if it has none, as an adapter."""
 
 
 def read_config(name: str, revision: str = "main") -> dict[str, object]:
@@ -46,7 +48,9 @@ def local_weights(folder: Path) -> Weights:
     """Return the weights of a folder; each is assumed to have 16 bits."""
     size = _bytes_of(folder)
     names = [] if size else [path.name for path in folder.iterdir()]
-    return Weights([] if size else [_no_weights(names)], size // 2)
+    file = folder / "config.json"
+    config = bounds.read_config(file) if file.is_file() else {}
+    return Weights([] if size else [_no_weights(names)], size // 2, config=config)
 
 
 def hub_weights(model: Model) -> Weights:
@@ -57,7 +61,7 @@ def hub_weights(model: Model) -> Weights:
 
     name, revision = model.model_name_or_path, model.revision
     if size := _cached(name, revision):
-        return Weights([], size // 2)
+        return Weights([], size // 2, config=read_config(name, revision))
     try:
         auth_check(name)
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
@@ -67,7 +71,9 @@ def hub_weights(model: Model) -> Weights:
     size = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
     if not size:
         return Weights([_no_weights(file.rfilename for file in files)])
-    return Weights([], info.safetensors.total if info.safetensors else size // 2, size)
+    total = info.safetensors.total if info.safetensors else size // 2
+    described = any(file.rfilename == "config.json" for file in files)
+    return Weights([], total, size, read_config(name, revision) if described else {})
 
 
 def _bytes_of(folder: Path) -> int:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from llama_peft.errors import UserError
 from llama_peft.model import bounds, counts
@@ -12,8 +12,13 @@ from llama_peft.recipe import Lora, Recipe
 from llama_peft.tasks import TASKS, Task
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
+
+Values = TypeVar("Values")
+
+_HEADS = tuple(kind.head for kind in TASKS.values() if kind.head)
 
 
 class LiveCounts(NamedTuple):
@@ -34,7 +39,7 @@ def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -
     check_targets(model, lora)
     # The task type only names the class that loads the adapter; the head is in modules_to_save.
     task_type = TaskType(TASKS[task].peft_task_type)
-    keys = _peft_keys(lora, TASKS[task].head)
+    keys = _peft_keys(lora, TASKS[task].head, _outside_text(model))
     try:
         adapted = get_peft_model(
             model,
@@ -55,22 +60,94 @@ def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    widen_saved(adapted)
     return adapted
 
 
-def _peft_keys(lora: Lora, head: str | None) -> dict[str, object]:
-    """Return the keys of LoraConfig; a head trains whole and gets no LoRA."""
+def widen_saved(adapted: "PeftModel") -> bool:
+    """Make what trains whole (`modules_to_save`) compute in float32 on a base of a narrower type.
+
+    Its input is widened, and its output gets the type of the base again, which the next layer reads.
+    The heads do so themselves. Returns whether there is such a module.
+    """
+    import torch
+    from peft.utils import ModulesToSaveWrapper
+
+    found = False
+    for name, module in adapted.named_modules():
+        if not isinstance(module, ModulesToSaveWrapper) or name.endswith(_HEADS):
+            continue
+        narrow = next(module.original_module.parameters()).dtype
+        if narrow == torch.float32:
+            continue
+
+        for copy in module.modules_to_save.values():
+            copy.float().register_forward_pre_hook(
+                lambda _, args, kwargs: _cast((args, kwargs), torch.float32), with_kwargs=True
+            )
+            copy.register_forward_hook(lambda _, __, output, to=narrow: _cast(output, to))
+            found = True
+    return found
+
+
+def _cast(values: "Values", dtype: "torch.dtype") -> "Values":
+    """Return tensors, or tuples and dicts of them, with all that are not integers in a type."""
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    found: Values = tree_map_only(torch.Tensor, cast, values)
+    return found
+
+
+def _peft_keys(lora: Lora, head: str | None, outside: str | None) -> dict[str, object]:
+    """Return the keys of LoraConfig; a head trains whole and gets no LoRA.
+
+    outside: from `_outside_text`.
+    """
     keys = lora.peft_kwargs()
-    if head is None:
-        return keys
-    keys["modules_to_save"] = [*(lora.modules_to_save or []), head]
-    if lora.target_modules == "all-linear":  # this would put LoRA on the head as well
-        excluded = lora.exclude_modules or []
-        if isinstance(excluded, str):
-            keys["exclude_modules"] = f"({excluded})|(.*\\.)?{head}"
-        else:
-            keys["exclude_modules"] = [*excluded, head]
+    excluded = lora.exclude_modules or []
+    if head is not None:
+        keys["modules_to_save"] = [*(lora.modules_to_save or []), head]
+        if lora.target_modules == "all-linear":  # this would put LoRA on the head as well
+            excluded = _with_names(excluded, [head])
+    if outside is not None:
+        excluded = f"({_with_names(excluded, [], whole=True)})|{outside}" if excluded else outside
+    keys["exclude_modules"] = excluded or None
     return keys
+
+
+def _with_names(
+    excluded: str | list[str], names: list[str], whole: bool = False
+) -> str | list[str]:
+    """Return what is excluded with more names: a list, or an expression if it is one or `whole`."""
+    if isinstance(excluded, str):
+        return "|".join([f"({excluded})", *(rf"(.*\.)?{name}" for name in names)])
+    every = [*excluded, *names]
+    return "|".join(rf"(.*\.)?{re.escape(name)}" for name in every) if whole else every
+
+
+def _outside_text(model: "PreTrainedModel") -> str | None:
+    """Return the expression of all modules outside the language model of a base that also sees.
+
+    The layers of a vision tower have the same names, and read nothing here. None if a base has no
+    other part.
+    """
+    own = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is own)
+    inside = (f"{prefix}.", "lm_head", *_HEADS) if prefix else ("",)
+    if all(name.startswith(inside) for name in _linear_names(model)):
+        return None
+    return rf"(?!{re.escape(prefix)}\.|lm_head$).*"
+
+
+def _linear_names(model: "PreTrainedModel") -> list[str]:
+    import torch
+
+    modules = model.named_modules()
+    return [name for name, module in modules if isinstance(module, torch.nn.Linear)]
 
 
 def check_adapter(model: "PreTrainedModel", config: "LoraConfig", source: str) -> None:
@@ -96,15 +173,15 @@ def _module_names(model: "PreTrainedModel") -> list[str]:
 
 def check_targets(model: "PreTrainedModel", lora: Lora) -> None:
     """Refuse each name or number in a recipe that matches nothing; PEFT ignores those."""
-    import torch
-
-    modules = _module_names(model)
+    modules, outside = _module_names(model), _outside_text(model)
     bounds.check_patterns(lora.model_dump(), modules, "lora.")
     _check_names(modules, lora)
     _check_nesting(modules, lora)
     _check_biases(model, lora)
     _check_layers(model, lora)
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    linear = _linear_names(model)
+    if outside is not None:
+        linear = [name for name in linear if not re.fullmatch(outside, name)]
     targets = lora.target_modules
     for target in [targets] if isinstance(targets, str) else targets:
         wanted = target if target is targets else [target]

@@ -13,6 +13,7 @@ from llama_peft.model import backbone
 from llama_peft.model.counts import BadConfig, UncountedFamily, count
 from llama_peft.model.estimate import Estimate, estimate
 from llama_peft.model.hub import Weights, hub_weights, local_weights, read_config
+from llama_peft.model.quantize import packed_form, packed_problems
 from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
 from llama_peft.system.formatting import disk_space
@@ -35,8 +36,9 @@ def check(recipe: Recipe, long: bool) -> None:
     weights = local_weights(folder) if folder.is_dir() else hub_weights(recipe.model)
     problems = [
         *weights.problems,
+        *packed_problems(weights.config, recipe.quantization),
         *_machine_problems(recipe, weights, long),
-        *(_shape_problems(folder, weights) if folder.is_dir() else ()),
+        *(_shape_problems(weights) if folder.is_dir() else ()),
     ]
     if problems:
         raise UserError(f"{recipe.model.model_name_or_path} cannot be used:", *problems)
@@ -95,17 +97,12 @@ def _machine_problems(recipe: Recipe, weights: Weights, long: bool) -> list[str]
     return [*found, *_disk_problems(weights), *_memory_problems(recipe, weights)]
 
 
-def _shape_problems(folder: Path, weights: Weights) -> list[str]:
+def _shape_problems(weights: Weights) -> list[str]:
     """Return whether a folder's config describes far more weights than its files can hold.
 
     transformers would make the missing ones, and fill the memory with them.
     """
-    if weights.problems or not (folder / "config.json").is_file():
-        return []
-    try:
-        described = count(read_config(str(folder))).backbone
-    except (UncountedFamily, BadConfig):
-        return []
+    described = 0 if weights.problems else _described(weights)
     most = 4 * weights.parameters  # which assumes 16 bits for each, and 4 are the least
     return (
         [
@@ -115,6 +112,14 @@ def _shape_problems(folder: Path, weights: Weights) -> list[str]:
         if described > most
         else []
     )
+
+
+def _described(weights: Weights) -> int:
+    """Return the parameters that a config.json describes; 0 if there is no formula for its family."""
+    try:
+        return count(weights.config).backbone
+    except (UncountedFamily, BadConfig):
+        return 0
 
 
 def _kernel_problems(recipe: Recipe) -> list[str]:
@@ -145,7 +150,10 @@ def _disk_problems(weights: Weights) -> list[str]:
 
 
 def _memory_problems(recipe: Recipe, weights: Weights) -> list[str]:
-    needed, free = weights.parameters * _bytes_per_weight(recipe), _free_memory(recipe)
+    parameters = weights.parameters  # of packed weights, bytes are counted
+    if packed_form(weights.config) is not None:
+        parameters = _described(weights) or parameters
+    needed, free = parameters * _bytes_per_weight(recipe), _free_memory(recipe)
     if needed <= free:
         return []
     return [

@@ -144,6 +144,9 @@ def _mask_from_vector(
         return None
     others = {key: value for key, value in kwargs.items() if key != "subtree_end"}
     inputs = attention_inputs(
-        backbone.config, kwargs["subtree_end"], kwargs["position_ids"], backbone.dtype
+        backbone.config.get_text_config(),
+        kwargs["subtree_end"],
+        kwargs["position_ids"],
+        backbone.dtype,
     )
     return args, {**others, **inputs}

@@ -196,8 +196,9 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     Raises UserError unless the file and the base have the same tensors: PEFT loads an adapter of
     another depth without a warning.
     """
-    from peft import LoraConfig, PeftConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
     from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     missing = [name for name in ADAPTER_FILES if not files.is_file(folder, name)]
     if missing:
@@ -224,6 +225,8 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
         reason = lines[-1].strip() if lines else "it is damaged"
         raise UserError(f"{folder}: this adapter does not fit the base: {reason}") from None
     _check_tensors(adapted, folder)
+    if lora.widen_saved(adapted):  # PEFT has just rounded them to the type of the base
+        set_peft_model_state_dict(adapted, load_file(files.inside(folder, ADAPTER_WEIGHTS)))
     return adapted
 
 

@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.model.lora import add_lora, count_loaded
-from llama_peft.recipe import Recipe
+from llama_peft.recipe import Prompt, Recipe
+from llama_peft.tokens.batches import pad
+from llama_peft.tokens.prompts import PromptEncoder
 
 TASKS = ["classification", "extractive_qa", "generative_qa"]
 
@@ -150,6 +152,64 @@ def test_head_follows_the_seed(
         for seed in (1, 1, 2)
     ]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_tokens_beyond_the_embedding_are_refused_if_a_prompt_can_hold_them(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    from transformers import AddedToken, AutoTokenizer
+
+    def load(name: str, change: Callable[[AutoTokenizer], object]) -> AutoTokenizer:
+        folder = tmp_path / name
+        shutil.copytree(make_base(), folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        change(tokenizer)
+        tokenizer.save_pretrained(folder)
+        return backbone.load_tokenizer(make_recipe("classification", folder).model)
+
+    def turns(tokenizer: AutoTokenizer) -> None:
+        tokenizer.add_tokens(AddedToken("<|turn|>", special=True))
+        tokenizer.chat_template = "{% for m in messages %}<|turn|>{{ m.content }}{% endfor %}"
+
+    refused: dict[str, Callable[[AutoTokenizer], object]] = {
+        "<word>": lambda one: one.add_tokens("<word>"),
+        "<end>": lambda one: one.add_special_tokens({"eos_token": "<end>"}),
+        r"<\|turn\|>": turns,
+    }
+    for number, (token, change) in enumerate(refused.items()):
+        with pytest.raises(
+            UserError, match=f"the token '{token}' with the id .* its embedding has"
+        ):
+            load(str(number), change)
+    image = load("image", lambda one: one.add_tokens(AddedToken("<image>", special=True)))
+    text = image("<image> [PAD]", add_special_tokens=False, split_special_tokens=True)
+    assert max(text["input_ids"]) < len(image) - 1
+
+
+def test_transformers_alone_pools_the_same_token(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """It finds the last token by the padding id in the config, and never reads the mask."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path / "base"
+    shutil.copytree(make_base(), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    ours = backbone.load(make_recipe("classification", folder), "classification", 2)
+    own = PromptEncoder(
+        backbone.load_tokenizer(make_recipe("classification", folder).model), Prompt()
+    )
+    rows = [own.head_input(text, 50) for text in ("A fine film.", "Bad</s>", "a b c d e f g h")]
+    ids, mask = pad(rows, ours.config.pad_token_id)
+    stock = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=2, pad_token_id=ours.config.pad_token_id
+    )
+    stock.score.load_state_dict(ours.score.state_dict())
+    with torch.no_grad():
+        found = [model(input_ids=ids, attention_mask=mask).logits for model in (ours, stock)]
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
 def test_tokenizer_pads_with_a_token_of_its_own(

@@ -19,7 +19,13 @@ from tests.support.paths import ROOT
 GB = 10**9
 MODELS = {
     "meta/gated": {"gated": True, "files": {"model.safetensors": GB}},
-    "open/large": {"files": {"config.json": 1, "model.safetensors": 3 * GB}},
+    "open/large": {"files": {"config.json": b"{}", "model.safetensors": 3 * GB}},
+    "open/gptq": {
+        "files": {
+            "config.json": b'{"quantization_config": {"quant_method": "gptq"}}',
+            "model.safetensors": GB // 10,
+        }
+    },
     "open/huge": {"files": {"model.safetensors": 10**6 * GB}},
     "open/pickled": {"files": {"pytorch_model.bin": GB}},
 }
@@ -64,6 +70,11 @@ def test_each_problem_says_what_to_do(said: dict[str, str]) -> None:
     assert "pytorch_model.bin is a pickle" in said["open/pickled"]
     assert "no such model" in said["no/such"] and "no such model" in said["not a name"]
     assert "no revision 'v9'" in said["open/large@v9"]
+
+
+def test_a_form_that_cannot_be_trained_is_refused_before_the_download(said: dict[str, str]) -> None:
+    (_, problem) = said["open/gptq"].splitlines()
+    assert "packed as 'gptq'" in problem and "name the base" in problem
 
 
 def test_several_problems_are_reported_together(said: dict[str, str]) -> None:

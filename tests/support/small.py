@@ -52,6 +52,22 @@ def save_base(folder: Path, family: str = "llama", **changes: Any) -> Path:
     return folder
 
 
+def save_seeing_base(folder: Path) -> Path:
+    """Save a Gemma 3 with a vision tower of one block beside its two blocks for text."""
+    import torch
+    from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = AutoConfig.from_pretrained(save_base(folder, "gemma3_text"))
+    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=1
+    )
+    torch.manual_seed(0)
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
 def make_recipe(
     task: str,
     base: Path | str,
