@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from llama_peft.data import broken
 from llama_peft.errors import UserError
+from llama_peft.inference.unfinished import check_ids, repeated
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.results import ModelConfig, Results
@@ -20,7 +21,7 @@ from llama_peft.tokens.prompts import without_no_answer
 
 from .job import Job, unnamed_folder
 from .results import PredictionLine
-from .scoring import check_ids, finish, gold, material, repeated
+from .scoring import finish, gold, material
 
 
 class Given(NamedTuple):

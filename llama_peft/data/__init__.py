@@ -9,9 +9,10 @@ from llama_peft.data.dataset import (
     known_labels,
     load,
     load_file,
+    load_inputs,
     mark_given,
 )
-from llama_peft.data.examples import Example, QuestionExample, TextExample
+from llama_peft.data.examples import Example, Inputs, QuestionExample, TextExample
 from llama_peft.data.fingerprint import (
     asked_sum,
     asked_sums,
@@ -29,6 +30,7 @@ __all__ = [
     "Answer",
     "Dataset",
     "Example",
+    "Inputs",
     "QuestionExample",
     "Rows",
     "TextExample",
@@ -40,6 +42,7 @@ __all__ = [
     "known_labels",
     "load",
     "load_file",
+    "load_inputs",
     "mark_given",
     "record_text",
     "split_ids",
