@@ -153,7 +153,10 @@ def _print_table(folders: list[Path]) -> None:
 def score(
     predictions: Annotated[
         Path,
-        typer.Option(help="predictions.jsonl, or SQuAD's official JSON format: {id: text}."),
+        typer.Option(
+            help="predictions.jsonl, a CSV file with the columns id and prediction, what llama-peft predict wrote, "
+            "samples_*.jsonl of lm-evaluation-harness, or SQuAD's official JSON format: {id: text}."
+        ),
     ],
     task: Annotated[
         str, typer.Option(help="The recipe: a YAML file, or a packaged name such as sst2.")

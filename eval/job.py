@@ -9,15 +9,11 @@ from llama_peft.data import Rows, is_file_name
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, Source, load_recipe
 from llama_peft.run_folder.layout import RECIPE, TUNED, ZERO_SHOT
-from llama_peft.run_folder.run import is_run
+from llama_peft.run_folder.run import check_fixed, is_run
 from llama_peft.system import files
 
 from .predictors.kinds import Kind
 
-OWN_KEYS = ("eval.", "dataset.", "train.per_device_eval_batch_size")
-"""The beginnings of the keys that an evaluation of a run may set. The others were fixed by
-training.
-"""
 _NAMED = ("eval.splits", "eval.limit", "eval.num_fewshot")
 """Keys that have words of their own in the name of a folder."""
 _CHANGING = (
@@ -77,7 +73,7 @@ def make_job(
         if model is None or not is_run(model):
             raise UserError(f"{model}: this is not a run folder; name the recipe with --task")
         task = str(Path(model, RECIPE))
-        _check_fixed(str(name), overrides)
+        check_fixed(str(name), overrides)
     data_split = _data_split(data_file, splits) if data_file and splits else None
     if splits and not data_file:
         overrides = [*overrides, f"eval.splits=[{', '.join(splits)}]"]
@@ -119,16 +115,6 @@ def _data_split(data_file: str, splits: Sequence[str]) -> str:
             f"--split: {data_file} can be evaluated on one split only; give one --split"
         )
     return splits[0]
-
-
-def _check_fixed(run: str, overrides: Sequence[str]) -> None:
-    """Refuse overrides that would be in the results without an effect, because training fixed them."""
-    fixed = [text for text in overrides if not text.strip().startswith(OWN_KEYS)]
-    if fixed:
-        raise UserError(
-            f"override {fixed[0]}: the training of {run} fixed this key; an evaluation can set only "
-            f"{', '.join(OWN_KEYS)}"
-        )
 
 
 def _local(model: str | None, task: Source | None) -> str | None:

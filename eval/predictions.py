@@ -1,45 +1,28 @@
-"""Predictions that reach a file as they are made, so that an interrupted evaluation resumes.
+"""Predictions of an evaluation, which resumes if it was interrupted.
 
-A file is resumed only if it has the same key: the same model, adapter, prompts, data and settings.
+It resumes only with the same key: the same model, adapter, prompts, data and settings.
 """
 
 import hashlib
 import json
-import logging
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from pydantic import TypeAdapter
 
 from llama_peft.data import Example
-from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
+from llama_peft.inference.unfinished import predictions
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
-from llama_peft.system.files import append, parse_json, read_text, sum_of, write_text
-from llama_peft.system.memory import free_memory, is_out_of_memory
+from llama_peft.system.files import sum_of
 
 from .job import Job
 from .predictors.predictor import Predictor
 from .predictors.recognise import Subject
-from .scoring import Material, check_ids, gold
-
-log = logging.getLogger(__name__)
-
-_PREDICTION = TypeAdapter(Prediction)
-
-
-class _Line(NamedTuple):
-    """A line of an unfinished file."""
-
-    prediction: Prediction
-    more: bool
-    """Whether other predictions of its batch follow."""
-    text: str
+from .scoring import Material
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,114 +85,9 @@ def threshold_digest(recipe: Recipe, validation: Sequence[Example]) -> str:
 def predict(
     predictor: Predictor, examples: Sequence[Example], partial: Path, key: str, batch_size: int = 32
 ) -> list[Prediction]:
-    """Return one prediction for each example. Those in the file `partial` are not computed again.
-
-    If memory runs out, the batch is halved. Raises UserError if even one example does not fit, or
-    if there is not exactly one prediction for each example.
+    """Return one prediction for each example, in their order. Those in the file `partial` are not
+    computed again. Raises UserError as `unfinished.predictions`.
     """
-    from tqdm import tqdm
-
-    found = _resume(partial, key)
-    if found:
-        log.info("%d of %d predictions exist already", len(found), len(examples))
-    by_id = {example.id: example for example in examples}
-    bar = tqdm(
-        total=len(examples), initial=len(found), desc=predictor.kind, unit="ex", disable=None
-    )
-    with append(partial.parent, partial.name) as file, bar:
-        while waiting := _without(examples, found):
-            try:
-                for batch in predictor.predict(waiting, batch_size):
-                    for number, prediction in enumerate(batch, start=1):
-                        example, more = by_id[prediction.id], number < len(batch)
-                        file.write(_signed(_stored(prediction, example, predictor.labels, more)))
-                        file.flush()
-                        bar.update()
-                    found += batch
-                break
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                batch_size = _halved(batch_size)
-            free_memory()
-    check_ids([prediction.id for prediction in found], list(by_id), predictor.kind)
-    return found
-
-
-def _without(examples: Sequence[Example], found: Sequence[Prediction]) -> list[Example]:
-    predicted = {prediction.id for prediction in found}
-    return [example for example in examples if example.id not in predicted]
-
-
-def _halved(batch_size: int) -> int:
-    if batch_size == 1:
-        raise UserError(
-            "memory is too small for one example at a time: lower train.max_length or "
-            "eval.max_new_tokens, load in 4-bit, or use a smaller base; finished predictions are "
-            "kept"
-        )
-    log.warning("memory ran out; the evaluation goes on with batches of %d", batch_size // 2)
-    return batch_size // 2
-
-
-def _stored(
-    prediction: Prediction, example: Example, labels: Sequence[str], more: bool
-) -> dict[str, object]:
-    """Return the line of an unfinished file for a prediction.
-
-    more: whether other predictions of its batch follow. A batch that is not whole in the file is
-    computed again as a whole, because only then are the results the same, bit for bit.
-    """
-    known = {key: value for key, value in asdict(prediction).items() if value is not None}
-    return {**known, "more": more, "gold": gold(example, labels), "text": example.asked[0]}
-
-
-def _resume(partial: Path, key: str) -> list[Prediction]:
-    """Return the finished predictions under the key, and leave only them in the file.
-
-    A file of another key, a damaged line and a batch that is not whole are dropped.
-    """
-    begin, *texts = _texts(partial)
-    beginning, kept = _signed({"key": key}), []
-    for text in texts if f"{begin}\n" == beginning else ():
-        line = _line(text)
-        if line is None:
-            break  # what follows a damaged line does not count
-        kept.append(line)
-    while kept and kept[-1].more:
-        kept.pop()
-    written = "".join(f"{line.text}\n" for line in kept)
-    write_text(partial.parent, partial.name, beginning + written)
-    return [line.prediction for line in kept]
-
-
-def _texts(partial: Path) -> list[str]:
-    """Return the lines of an unfinished file; one empty line if there is no file."""
-    try:
-        return read_text(partial.parent, partial.name, errors="replace").split("\n")
-    except FileNotFoundError:
-        return [""]
-    except ValueError as error:
-        raise UserError(f"{partial}: {error}; remove this file") from None
-
-
-def _line(text: str) -> _Line | None:
-    """Return a line as a prediction; None if it was torn or changed."""
-    if _checksum(text[9:]) != text[:8]:
-        return None
-    try:
-        values = parse_json(text[9:])
-        more = values.get("more", True) if isinstance(values, dict) else True
-        return _Line(_PREDICTION.validate_python(values), more is not False, text)
-    except ValueError:  # the sum has no key, so a stranger can write any line
-        return None
-
-
-def _signed(line: Mapping[str, object]) -> str:
-    """Return a line of an unfinished file: its checksum, and the values as JSON."""
-    text = json.dumps(line, ensure_ascii=False)
-    return f"{_checksum(text)} {text}\n"
-
-
-def _checksum(text: str) -> str:
-    return f"{zlib.crc32(text.encode('utf-8', 'replace')):08x}"
+    name = predictor.kind
+    portions = predictions(predictor.predict, examples, partial, key, batch_size, name)
+    return list(chain.from_iterable(portions))

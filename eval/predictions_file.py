@@ -3,15 +3,19 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from llama_peft.data import broken
+from llama_peft.data import Example, broken
+from llama_peft.data.labels import label_key
+from llama_peft.data.sources import read_file
 from llama_peft.errors import UserError
-from llama_peft.recipe import Recipe
+from llama_peft.inference.rows import as_written
+from llama_peft.inference.unfinished import check_ids, repeated
+from llama_peft.recipe import Data, Recipe
 from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.results import ModelConfig, Results
 from llama_peft.system.files import JsonObject, read_whole
@@ -19,8 +23,9 @@ from llama_peft.system.lock import only_process
 from llama_peft.tokens.prompts import without_no_answer
 
 from .job import Job, unnamed_folder
+from .predictors.samples import Asked, from_samples, is_sample
 from .results import PredictionLine
-from .scoring import check_ids, finish, gold, material, repeated
+from .scoring import finish, gold, material
 
 
 class Given(NamedTuple):
@@ -40,7 +45,8 @@ def scores_folder(predictions: Path) -> Path:
 
 
 def score_file(job: Job, predictions: Path, no_answer_probabilities: Path | None) -> Results:
-    """Score a predictions.jsonl, or SQuAD's official {id: text} with its {id: probability}.
+    """Score predictions.jsonl, a CSV file with `id` and `prediction`, samples of
+    lm-evaluation-harness, or SQuAD's official {id: text} with its {id: probability}.
 
     Labels may be names or numbers. Raises UserError if a file cannot be read, or if the ids do not
     match the examples one for one.
@@ -48,7 +54,7 @@ def score_file(job: Job, predictions: Path, no_answer_probabilities: Path | None
     check_evaluation_folder(job.output)
     started = time.monotonic()
     found = material(job)
-    given = read_predictions(predictions, job.recipe, found.labels)
+    given = read_predictions(predictions, job.recipe, found.labels, found.examples)
     if no_answer_probabilities is not None:
         given = _join(given, no_answer_probabilities)
     _check_probabilities(given, predictions)
@@ -79,9 +85,18 @@ def _check_probabilities(given: Sequence[Given], source: Path) -> None:
         )
 
 
-def read_predictions(path: Path, recipe: Recipe, labels: Sequence[str]) -> list[Given]:
-    """Return every prediction of a file. Raises UserError if one cannot be scored."""
-    values = _read_json(path)
+def read_predictions(
+    path: Path, recipe: Recipe, labels: Sequence[str], examples: Sequence[Example] = ()
+) -> list[Given]:
+    """Return every prediction of a file. Raises UserError if one cannot be scored.
+
+    examples: what the samples of lm-evaluation-harness are matched with.
+    """
+    is_table = path.suffix.lower() in (".csv", ".tsv")
+    values = _read_table(path) if is_table else _read_json(path)
+    if isinstance(values, list) and values and is_sample(values[0]):
+        asked = Asked(recipe=recipe, labels=labels, examples=examples)
+        values = [*from_samples(values, path, asked)]
     if isinstance(values, dict):
         values = [{"id": id_, "prediction": text} for id_, text in values.items()]
     return [
@@ -96,7 +111,8 @@ def _given(value: JsonValue, place: str, recipe: Recipe, labels: Sequence[str]) 
     place: the file and the number of the prediction, for messages.
     """
     fields = value if isinstance(value, dict) else {}
-    text = fields.get("prediction")
+    # `llama-peft predict` calls a prediction what it is.
+    text = fields.get("prediction", fields.get("label" if labels else "answer"))
     if labels:
         text = _label(text, labels)
     if not isinstance(text, str) or "id" not in fields:
@@ -126,6 +142,8 @@ def _chances(fields: JsonObject, place: str, labels: Sequence[str]) -> list[floa
     values, what = fields.get("probabilities"), f"probabilities of {place}"
     if values is None or not labels:
         return None
+    if isinstance(values, dict) and values.keys() == {*labels}:
+        values = [values[label] for label in labels]
     found = [_number(one, what) for one in values] if isinstance(values, list) else []
     if len(found) != len(labels) or not all(0 <= one <= 1 for one in found):
         raise UserError(f"{what}: these are not {len(labels)} numbers from 0 to 1, one a label")
@@ -137,6 +155,9 @@ def _label(value: JsonValue, labels: Sequence[str]) -> JsonValue:
 
     A number means the label with this name or, if no label is a number, the label at this place.
     """
+    for label in labels:
+        if label_key(value) == label_key(label):
+            return label
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if text in labels or not isinstance(text, str) or not text.isdecimal() or len(text) > 9:
         return text
@@ -188,6 +209,42 @@ def _read_json(path: Path) -> JsonObject | list[JsonValue]:
             f"{path}: this file holds neither {{id: prediction}} nor lines of predictions"
         )
     return values
+
+
+def _read_table(path: Path) -> list[JsonValue]:
+    """Return the rows of a CSV or TSV file as the objects that JSON lines would hold.
+
+    A column `probabilities.NAME` is one of the named values in `probabilities`.
+    """
+    table = read_file(str(path), Data())
+    if "id" not in table.columns:
+        raise UserError(
+            f"{path}: there is no column id; the columns are: {', '.join(table.columns)}"
+        )
+    return [_fields({name: str(cell) for name, cell in row.items()}) for row in table.records]
+
+
+def _fields(row: Mapping[str, str]) -> JsonObject:
+    fields: JsonObject = {}
+    chances: JsonObject = {}
+    for column, cell in row.items():
+        name = as_written(column)
+        if name.startswith("probabilities."):
+            chances[name.removeprefix("probabilities.")] = _value(cell)
+        elif name not in ("probabilities", "no_answer_probability"):
+            fields[name] = as_written(cell)
+        elif cell.strip():
+            fields[name] = _value(cell)
+    return {**fields, "probabilities": chances} if chances else fields
+
+
+def _value(cell: str) -> JsonValue:
+    """Return the number or the list that a cell writes, or the text itself."""
+    try:
+        value: JsonValue = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    return value
 
 
 def _is_object(line: str) -> bool:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample
-from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import GIVEN, Recipe
 from llama_peft.run_folder.layout import PREDICTIONS
@@ -31,7 +30,6 @@ from llama_peft.run_folder.results import (
     write_results,
 )
 from llama_peft.system.files import sum_of, write_text
-from llama_peft.system.terminal import one_line
 from llama_peft.tokens.prompts import parse_answer
 
 from .job import Job
@@ -284,31 +282,3 @@ def _git_hash() -> str | None:
     except FileNotFoundError:
         return None
     return found.stdout.strip() or None
-
-
-def check_ids(predicted: Sequence[str], asked: Sequence[str], source: str) -> None:
-    """Raise UserError unless there is exactly one prediction for each example (law 8)."""
-    given = set(predicted)
-    counts = {
-        "given twice": repeated(predicted),
-        "missing": [id_ for id_ in asked if id_ not in given],
-        "for no example": sorted(given - set(asked)),
-    }
-    faults = [
-        f"{len(ids)} {fault} (first: {one_line(ids[0])})" for fault, ids in counts.items() if ids
-    ]
-    if faults:
-        raise UserError(
-            f"{source}: {len(predicted)} predictions for {len(asked)} examples: {'; '.join(faults)}"
-        )
-
-
-def repeated(names: Iterable[str]) -> list[str]:
-    """Return the names that have occurred before in the same sequence."""
-    seen: set[str] = set()
-    found = []
-    for name in names:
-        if name in seen:
-            found.append(name)
-        seen.add(name)
-    return found

@@ -158,27 +158,91 @@ def estimate(
 @app.command()
 def predict(
     run: RunName,
-    text: Annotated[str | None, typer.Argument(help="The text to classify.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The text to classify. With --data: settings in place of the recipe's, as dataset.key=value.",
+            metavar="[TEXT]",
+        ),
+    ] = None,
     question: Annotated[str | None, typer.Option(help="The question to answer.")] = None,
     context: Annotated[str | None, typer.Option(help="The passage that holds the answer.")] = None,
     as_json: AsJson = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A file or Hub name to predict; - reads standard input. Labels and answers may be missing.",
+            callback=cli.name,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="With a Hub name in --data, one of its splits.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --data, the new file for the predictions: .csv or .jsonl. Default: JSON lines on standard "
+            "output. In CSV, a text that a spreadsheet would run as a formula begins with an apostrophe."
+        ),
+    ] = None,
 ) -> None:
-    """Classify a text or answer a question with a finished run."""
+    """Classify texts or answer questions with a run.
+
+    It takes one text or question, or every row of a file. A prediction into a file that was interrupted continues with the same command.
+    """
+    from llama_peft.errors import UserError
+
+    if data is None:
+        if split is not None or output is not None:
+            raise UserError("--split and --output belong to --data; name the file to predict")
+        _predict_one(run, words or [], question, context, as_json)
+        return
+    if question is not None or context is not None:
+        raise UserError("--data names the questions; leave --question and --context out")
+    _predict_data(run, data, split, output, words or [])
+
+
+def _predict_data(
+    run: str, data: str, split: str | None, output: Path | None, overrides: list[str]
+) -> None:
+    """Write the predictions of a file's rows, or print them."""
+    from llama_peft.inference import batch
+    from llama_peft.run_folder.fetch import run_folder
+    from llama_peft.run_folder.run import open_run
+
+    if output is not None:
+        batch.check_output(output)
+    opened = batch.open_batch(open_run(run_folder(run)), data, split, overrides)
+    if output is not None:
+        batch.write(opened, output)
+        say(output)
+        return
+    for row in batch.replies(opened):
+        say_json(row)
+
+
+def _predict_one(
+    run: str, words: list[str], question: str | None, context: str | None, as_json: bool
+) -> None:
+    """Print the prediction of one text or question."""
     from llama_peft.errors import UserError
     from llama_peft.run_folder.fetch import run_folder
     from llama_peft.run_folder.run import open_run
 
     opened = open_run(run_folder(run))
     labels = opened.recipe.kind.has_labels
-    if labels and (text is None or question or context):
-        raise UserError(f'{run} classifies texts: write llama-peft predict {run} "text"')
-    if not labels and (text or question is None or context is None):
+    if labels and (len(words) != 1 or question or context):
         raise UserError(
-            f"{run} answers questions: write llama-peft predict {run} --question Q --context PASSAGE"
+            f'{run} classifies texts: write llama-peft predict {run} "text", or --data FILE'
+        )
+    if not labels and (words or question is None or context is None):
+        raise UserError(
+            f"{run} answers questions: write llama-peft predict {run} --question Q --context "
+            "PASSAGE, or --data FILE"
         )
     from llama_peft.inference.ask import load
 
-    asked = [str(text)] if labels else [(str(question), str(context))]
+    asked = words if labels else [(str(question), str(context))]
     (reply,) = load(opened).predict(asked)
     row = reply.as_dict()
     if as_json:

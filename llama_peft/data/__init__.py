@@ -9,10 +9,11 @@ from llama_peft.data.dataset import (
     known_labels,
     load,
     load_file,
+    load_inputs,
     mark_given,
     with_fields,
 )
-from llama_peft.data.examples import Example, FieldsExample, QuestionExample, TextExample
+from llama_peft.data.examples import Example, FieldsExample, Inputs, QuestionExample, TextExample
 from llama_peft.data.fingerprint import (
     asked_sum,
     asked_sums,
@@ -31,6 +32,7 @@ __all__ = [
     "Dataset",
     "Example",
     "FieldsExample",
+    "Inputs",
     "QuestionExample",
     "Rows",
     "TextExample",
@@ -43,6 +45,7 @@ __all__ = [
     "literal",
     "load",
     "load_file",
+    "load_inputs",
     "mark_given",
     "record_text",
     "split_ids",

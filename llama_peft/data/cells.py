@@ -19,7 +19,8 @@ from llama_peft.tasks import TASKS
 
 log = logging.getLogger(__name__)
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
+TRUTH = ("label", "answers", "answer_start")
+"""The columns with what a model should say. Rows that are only to be predicted need none of them."""
 
 _SHOWN = 3
 """Rows of a kind of fault that are shown."""
@@ -117,19 +118,21 @@ def literal(text: str) -> object:
     return text
 
 
-def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
+def find_columns(table: Table, recipe: Recipe, with_truth: bool = True) -> dict[str, str]:
     """Return the table's name of each column that the recipe knows and the table has.
 
-    Raises UserError if a needed column is missing.
+    with_truth: False looks only for what a model reads, and for the ids if there are any. Raises
+    UserError if a needed column is missing.
     """
     if not table.records:
         raise UserError(f"{table.source}: contains no rows")
     columns, usual = recipe.dataset.columns, Columns()
-    needed = {*recipe.kind.columns}
-    if recipe.dataset.group_by in ("title", "group"):
+    needed = {*recipe.kind.columns} if with_truth else {*recipe.kind.columns} - {*TRUTH}
+    keys = [key for key in Columns.model_fields if with_truth or key in {*needed, "id"}]
+    if with_truth and recipe.dataset.group_by in ("title", "group"):
         needed.add(recipe.dataset.group_by)
     found, lines = {}, []
-    for key in Columns.model_fields:
+    for key in keys:
         names = columns.names(key)
         present = [name for name in names if name in table.columns]
         is_own = names != usual.names(key) and _concerns(key, recipe)
@@ -148,7 +151,7 @@ def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
             )
         if present:
             found[key] = present[0]
-        elif key in needed or is_own:
+        elif key in needed or (is_own and with_truth):
             looked = f"no column named {' or '.join(names)}"
             lines.append(f"{looked}: set dataset.columns.{key} to the column with the {key}")
     if lines:
@@ -185,9 +188,9 @@ def _concerns(key: str, recipe: Recipe) -> bool:
 class Cells:
     """The cells of a table by the recipe's names for columns. Reading one checks it."""
 
-    def __init__(self, table: Table, recipe: Recipe, part: str) -> None:
+    def __init__(self, table: Table, recipe: Recipe, part: str, with_truth: bool = True) -> None:
         self.table = table
-        self.columns = find_columns(table, recipe)
+        self.columns = find_columns(table, recipe, with_truth)
         names, usual = recipe.dataset.columns.names("text"), Columns().names("text")
         is_several = len(names) > 1 and names != usual and {*names} <= {*table.columns}
         self.fields = tuple(names) if is_several else ()

@@ -14,9 +14,11 @@ from llama_peft.data import sources, splits
 from llama_peft.data.examples import (
     Example,
     FieldsExample,
+    Inputs,
     QuestionExample,
     TextExample,
     to_examples,
+    to_inputs,
     without_bad_rows,
 )
 from llama_peft.data.formats import Table
@@ -98,21 +100,41 @@ def load_file(
         set is its own.
     given: rows from Python that the recipe was trained on, as in `load`.
     """
+    table, part = _table(recipe, source, split)
+    recipe, labels = _known(recipe, given or {})
+    recipe = _ungrouped(recipe)
+    return to_examples(without_bad_rows(table, recipe, part, labels), recipe, part, labels)
+
+
+def load_inputs(recipe: Recipe, source: str, split: str | None = None) -> Inputs:
+    """Return all rows of one source as what a model reads. Labels and answers may be missing.
+
+    source: a file, "-" for standard input, or the name of a Hub data set. split: as in `load_file`.
+    """
+    if source == "-":
+        table, part = sources.read_stdin(recipe.dataset), "stdin"
+    else:
+        table, part = _table(recipe, source, split)
+    return to_inputs(table, _ungrouped(recipe), part)
+
+
+def _table(recipe: Recipe, source: "str | Path | Rows", split: str | None) -> tuple[Table, str]:
+    """Return the rows of one source, and the word that the ids of rows without an id begin with."""
     own = recipe.dataset
     if not isinstance(source, str | Path):
-        part = split or "rows"
-        table = sources.read_rows(source, own)
-    elif is_file_name(str(source)):
-        table, part = sources.read_file(str(source), own), Path(source).stem
-    else:
-        is_own = str(source) == own.path
-        part = str(split or (own.parts.test if is_own else None) or "test")
-        name = own.name if is_own else None
-        table = sources.read_hub(str(source), part, own, name, advice="name one of these splits")
-    recipe, labels = _known(recipe, given or {})
+        return sources.read_rows(source, own), split or "rows"
+    if is_file_name(str(source)):
+        return sources.read_file(str(source), own), Path(source).stem
+    is_own = str(source) == own.path
+    part = str(split or (own.parts.test if is_own else None) or "test")
+    name = own.name if is_own else None
+    return sources.read_hub(str(source), part, own, name, advice="name one of these splits"), part
+
+
+def _ungrouped(recipe: Recipe) -> Recipe:
+    """Return a recipe that needs no groups, because nothing is cut."""
     ungrouped = recipe.dataset.model_copy(update={"group_by": None})
-    recipe = recipe.model_copy(update={"dataset": ungrouped})
-    return to_examples(without_bad_rows(table, recipe, part, labels), recipe, part, labels)
+    return recipe.model_copy(update={"dataset": ungrouped})
 
 
 def known_labels(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> tuple[str, ...]:

@@ -75,6 +75,32 @@ Example = TextExample | QuestionExample
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Rows to predict, in the order of their source: what is right is not known."""
+
+    examples: list[Example]
+    id_column: str | None
+    """What the source calls its ids; None if it has none."""
+    own_ids: list[object]
+    """The cells of that column."""
+
+
+def to_inputs(table: Table, recipe: Recipe, part: str) -> Inputs:
+    """Return every row as what a model reads. Raises UserError with everything that is wrong.
+
+    A column with labels or answers is not read. All labels are 0, and no question has an answer.
+    """
+    cells = Cells(table, recipe, part, with_truth=False)
+    if recipe.kind.has_labels:
+        examples: list[Example] = [*_texts(cells, None, recipe)]
+    else:
+        examples = [*_questions(cells, None, None, with_truth=False)]
+    cells.faults.check()
+    own_ids = [cells.cell(row, "id") for row in range(len(cells))]
+    return Inputs(examples=examples, id_column=cells.columns.get("id"), own_ids=own_ids)
+
+
 def to_examples(table: Table, recipe: Recipe, part: str, labels: Sequence[str]) -> list[Example]:
     """Return every row as an example. Raises UserError with everything that is wrong."""
     cells = Cells(table, recipe, part)
@@ -97,15 +123,14 @@ def without_bad_rows(table: Table, recipe: Recipe, part: str, labels: Sequence[s
 
 def _read(cells: Cells, recipe: Recipe, labels: Sequence[str]) -> Iterator[Example]:
     if recipe.kind.has_labels:
-        return _texts(cells, labels, recipe)
+        return _texts(cells, LabelReader(cells, labels, recipe), recipe)
     no_answer = recipe.prompt.no_answer if recipe.kind.head is None else None
     return _questions(cells, recipe.dataset.group_by, no_answer)
 
 
-def _texts(cells: Cells, labels: Sequence[str], recipe: Recipe) -> Iterator[TextExample]:
-    reader = LabelReader(cells, labels, recipe)
+def _texts(cells: Cells, reader: LabelReader | None, recipe: Recipe) -> Iterator[TextExample]:
     for row in range(len(cells)):
-        label, id_ = reader.read(row), cells.id(row)
+        label, id_ = 0 if reader is None else reader.read(row), cells.id(row)
         values = {name: cells.field(row, name) for name in cells.fields}
         text = "" if values else cells.text(row, "text")
         group = cells.name(row, "group", needed=recipe.dataset.group_by == "group")
@@ -116,12 +141,12 @@ def _texts(cells: Cells, labels: Sequence[str], recipe: Recipe) -> Iterator[Text
 
 
 def _questions(
-    cells: Cells, group_by: str | None, no_answer: str | None
+    cells: Cells, group_by: str | None, no_answer: str | None, with_truth: bool = True
 ) -> Iterator[QuestionExample]:
     forbidden = None if no_answer is None else _words(no_answer)
     for row in range(len(cells)):
         context = cells.text(row, "context")
-        answers = tuple(read_answers(cells, row, context))
+        answers = tuple(read_answers(cells, row, context)) if with_truth else ()
         if any(_words(answer.text) == forbidden for answer in answers):
             cells.faults.add(
                 row, f"a right answer reads the same as prompt.no_answer ({no_answer})"

@@ -37,6 +37,8 @@ class Reply:
     """Of each label; empty for questions."""
     no_answer_probability: float | None = None
     """None for texts."""
+    start: int | None = None
+    """The first character of the answer in its passage, if the answer is a piece of it."""
 
     def as_dict(self) -> dict[str, str | float]:
         """The reply as one flat row, for a table or for JSON."""
@@ -61,17 +63,19 @@ class LoadedRun:
         """
         examples = list(_examples(self.run, inputs))
         batches = predict(self.tuned, examples)
-        found = {one.id: self._reply(one) for batch in batches for one in batch}
+        found = {one.id: self.reply(one) for batch in batches for one in batch}
         return [found[example.id] for example in examples]
 
-    def _reply(self, found: Prediction) -> Reply:
+    def reply(self, found: Prediction) -> Reply:
+        """What the run says of an example that its model has predicted."""
         if found.probabilities is not None:
             named = dict(zip(self.run.labels, found.probabilities, strict=True))
             return Reply(prediction=found.prediction, probabilities=named)
         answer, probability = found.prediction, found.no_answer_probability or 0.0
         if self.run.recipe.kind.fits_threshold:
             answer = "" if probability > self.threshold else found.raw
-        return Reply(prediction=answer, no_answer_probability=probability)
+        start = found.start if answer else None
+        return Reply(prediction=answer, no_answer_probability=probability, start=start)
 
 
 _in_memory: dict[tuple[Path, str], TunedModel] = {}

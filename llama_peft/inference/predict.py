@@ -42,6 +42,8 @@ class Prediction:
     no_answer_probability: float | None = None
     raw: str = ""
     """The model's output before it was parsed."""
+    start: int | None = None
+    """The first character of `raw` in the passage, if it is a piece of the passage."""
 
     def __post_init__(self) -> None:
         """Raise UserError unless the scores are numbers."""
@@ -197,6 +199,7 @@ def _best_answer(
         prediction=best.text if best.no_answer_probability <= 0.5 else "",
         no_answer_probability=best.no_answer_probability,
         raw=best.text,
+        start=best.start if best.text else None,
     )
 
 

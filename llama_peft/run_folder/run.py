@@ -1,5 +1,6 @@
 """A finished run, opened once and passed along: its files are verified, and no model is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder.layout import ADAPTER, ADAPTER_FILES, HEAD, RECIPE, TRAINING
 from llama_peft.run_folder.record import TrainingRecord, read_record, verify_exports
 from llama_peft.system.files import inside
+
+OWN_KEYS = ("eval.", "dataset.", "train.per_device_eval_batch_size")
+"""The beginnings of the keys that may be set when a run is used. Training fixed the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,3 +80,13 @@ def open_run(folder: Path) -> Run:
 def is_run(folder: str | Path) -> bool:
     """Whether a folder belongs to a run, finished or not."""
     return Path(folder, RECIPE).is_file()
+
+
+def check_fixed(run: str | Path, overrides: Sequence[str]) -> None:
+    """Raise UserError for an override that would have no effect, because training fixed its key."""
+    fixed = [text for text in overrides if not text.strip().startswith(OWN_KEYS)]
+    if fixed:
+        raise UserError(
+            f"override {fixed[0]}: the training of {run} fixed this key; only these can be set now: "
+            f"{', '.join(OWN_KEYS)}"
+        )

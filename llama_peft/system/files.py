@@ -327,6 +327,21 @@ def rename(folder: Path, old: str, new: str) -> None:
     _place(folder, old).rename(_place(folder, new))
 
 
+def publish(folder: Path, old: str, new: str) -> None:
+    """Rename a file of a folder. Raises FileExistsError, and replaces nothing, if the name is taken."""
+    source, target = _place(folder, old), _place(folder, new)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system that knows no second name of a file
+        if os.path.lexists(target):
+            raise FileExistsError(f"{target}: this name is taken") from None
+        source.rename(target)
+    source.unlink(missing_ok=True)
+    fsync(target.parent)
+
+
 def prune(folder: Path, name: str) -> None:
     """Remove the empty folders in a folder, and the folder if nothing is left in it."""
     place = _place(folder, name)

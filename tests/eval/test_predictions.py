@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from eval import harness, predictions, scoring
+from eval import harness, scoring
 from eval.fewshot import worked_examples
 from eval.predictions import Evaluation, evaluation_key, predict
 from eval.predictors.open import open_predictor
@@ -23,6 +23,7 @@ from eval.predictors.recognise import identify
 from llama_peft import data
 from llama_peft.data import Example
 from llama_peft.errors import UserError
+from llama_peft.inference import unfinished
 from llama_peft.inference.predict import Prediction
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe, dump_recipe
@@ -34,14 +35,14 @@ from tests.support.eval.jobs import changed, job_for
 
 def die_after(further: int) -> None:
     """In a child: kill -9 while it predicts, after `further` more predictions have reached the file."""
-    plain, done = predictions._stored, count()
+    plain, done = unfinished._stored, count()
 
     def deadly(*of: Any) -> Any:
         if next(done) == further:
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(*of)
 
-    predictions._stored = deadly
+    unfinished._stored = deadly
 
 
 def named(kind: str, predict: Any) -> Predictor:
@@ -266,7 +267,7 @@ def test_a_line_that_no_evaluation_wrote_is_computed_again(
     predictor, partial = named("oracle", oracle), tmp_path / "partial"
     whole = predict(predictor, examples, partial, "key")
     begin, *_ = partial.read_text().splitlines(keepends=True)
-    partial.write_text(f"{begin}{predictions._checksum(text)} {text}\n")
+    partial.write_text(f"{begin}{unfinished._checksum(text)} {text}\n")
     assert predict(predictor, examples, partial, "key") == whole
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
 from eval import harness, scoring
@@ -14,11 +15,15 @@ from eval.__main__ import app
 from eval.job import Job, make_job
 from eval.predictions_file import read_predictions, score_file, scores_folder
 from llama_peft import data
-from llama_peft.data import Example, QuestionExample
+from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
+from llama_peft.inference.batch import open_batch
+from llama_peft.inference.batch import write as write_predictions
 from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder.results import ModelConfig
+from llama_peft.run_folder.run import open_run
+from tests.support.paths import RUNS_0_1_0
 
 SMALL = ["dataset.parts={train: 24, validation: 8, test: 16}"]
 
@@ -294,3 +299,91 @@ def test_probabilities_that_are_none_are_one_line(tmp_path: Path, chances: objec
     lines = [{"id": e.id, "prediction": 0, "probabilities": chances} for e in asked(job)]
     with pytest.raises(UserError, match=r"^probabilities of .*prediction 1"):
         scored(job, tmp_path / "theirs.json", lines)
+
+
+def test_a_csv_file_scores_as_its_json(tmp_path: Path) -> None:
+    job = job_for("tiny-sst2", tmp_path / "out")
+    labels = data.load(job.recipe).labels
+    lines = [
+        {
+            "id": e.id,
+            "prediction": labels[n % 2],
+            "probabilities": [0.4 - n % 2 / 5, 0.6 + n % 2 / 5],
+        }
+        for n, e in enumerate(asked(job))
+    ]
+    expected = scored(job, tmp_path / "a.json", lines)
+    flat = [
+        {"id": line["id"], "label": line["prediction"]}
+        | {f"probabilities.{k}": v for k, v in zip(labels, line["probabilities"], strict=True)}
+        for line in lines
+    ]
+    for name, frame in (("a.csv", lines), ("b.csv", flat), ("c.tsv", lines), ("d.tsv", flat)):
+        between = "\t" if name.endswith("tsv") else ","
+        pandas.DataFrame(frame).to_csv(tmp_path / name, index=False, sep=between)
+        again = score_file(job, tmp_path / name, None).results[job.recipe.name]
+        assert again == expected, name
+
+
+def test_answers_in_a_csv_file(tmp_path: Path) -> None:
+    job = job_for("tiny-squad", tmp_path / "out")
+    answers = first_answers(job)
+    lines = [
+        {"id": id_, "prediction": text, "no_answer_probability": 0.1 if text else 0.9}
+        for id_, text in answers.items()
+    ]
+    pandas.DataFrame(lines).to_csv(tmp_path / "a.csv", index=False)
+    found = score_file(job, tmp_path / "a.csv", None).results[job.recipe.name]
+    assert found["exact"] == found["best_f1"] == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("film,prediction\n1,positive\n", "there is no column id"),
+        ("id,text\n1,positive\n", "prediction 1 is no"),
+        ("id,prediction,probabilities\n1,positive,high\n", "these are not 2 numbers"),
+        ("id,prediction,probabilities.positive\n1,positive,0.5\n", "these are not 2 numbers"),
+        ('id,prediction,probabilities\n1,positive,"[0.5, 7]"\n', "these are not 2 numbers"),
+        ("id,prediction\n1,positive\n", "16 missing"),
+        ("id,prediction\n1\n", "do not have 2 cells"),
+        ("", "the file is empty"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_scored_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    job, path = job_for("tiny-sst2", tmp_path / "out"), tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said) as error:
+        score_file(job, path, None)
+    assert len(error.value.args) == 1 and "\n" not in str(error.value)
+
+
+def test_equal_numbers_are_one_predicted_label(tmp_path: Path) -> None:
+    """pandas writes whole numbers as 1.0 if a cell of the column is empty."""
+    path = tmp_path / "a.csv"
+    path.write_text("id,prediction\na,1.0\nb,2\nc, TRUE\n")
+    lines = read_predictions(path, load_recipe("tiny-sst2"), ("1", "2", "True"))
+    assert [line.prediction for line in lines] == ["1", "2", "True"]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
+@pytest.mark.parametrize("run", ["classifier", "generative"])
+def test_what_predict_writes_scores_as_the_run_s_own_evaluation(
+    tmp_path: Path, run: str, name: str
+) -> None:
+    folder = RUNS_0_1_0 / run
+    recipe = load_recipe(folder / "recipe.yaml")
+    part = data.load(recipe).parts["test"][:10]
+    rows = [
+        {"id": e.id, "text": e.text, "label": recipe.dataset.labels[e.label]}  # type: ignore[index]
+        if isinstance(e, TextExample)
+        else {"id": e.id, "question": e.question, "context": e.context, "answers": []}
+        for e in part
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    own = make_job(None, str(folder), str(file), None, None, tmp_path / "own", [])
+    expected = harness.run(own).results
+    write_predictions(open_batch(open_run(folder), str(file), None, ()), tmp_path / name)
+    job = make_job(str(folder / "recipe.yaml"), None, str(file), None, None, tmp_path / "s", [])
+    assert score_file(job, tmp_path / name, None).results == expected
