@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from llama_peft import data
 from llama_peft.data import TextExample
 from llama_peft.errors import UserError
 from llama_peft.recipe import GIVEN, dump_recipe, load_recipe
+from tests.support.paths import RUNS_0_1_0
 from tests.support.tables import (
     CONTEXT,
     ROWS,
@@ -264,3 +266,22 @@ def test_rows_to_evaluate_may_be_given_in_place_of_a_file() -> None:
     assert data.known_labels(unnamed, {"train": some(9)}) == ("n", "p")
     (example,) = data.load_file(unnamed, some(1), "exam", {"train": some(9)})
     assert (example.id, example.label) == ("exam-1", 0)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("run", ["classifier", "generative", "head", "span"])
+def test_split_and_record_are_those_that_version_0_1_0_wrote(run: str) -> None:
+    folder = RUNS_0_1_0 / run
+    dataset = data.load(load_recipe(folder / "recipe.yaml"))
+    assert data.split_text(dataset) == (folder / "split.json").read_text("utf-8")
+    assert data.record_text(dataset) == (folder / "data.sha256").read_text("utf-8")
+
+
+def test_what_changes_a_sum() -> None:
+    one = TextExample(id="1", text="A good film", label=1)
+    asked = [replace(one, id="2"), replace(one, label=0), replace(one, text=" a GOOD\n film")]
+    assert {data.asked_sum(example) for example in asked} == {data.asked_sum(one)}
+    assert data.asked_sum(replace(one, text="A good film!")) != data.asked_sum(one)
+    sets = [data.Dataset(labels=("n", "p"), parts={"train": [each]}) for each in (one, *asked)]
+    assert len(set(map(data.content_sum, sets))) == 4
+    unused = data.Dataset(labels=("n", "p"), parts={"test": [one]})
+    assert data.asked_sums(unused) == set()
