@@ -71,6 +71,7 @@ def predictions(
                     bar.update()
             check_ids([one.id for one in found], [example.id for example in portion], name)
             by_id = {one.id: one for one in found}
+            bar.clear()  # whoever prints the predictions begins on an empty line
             yield [by_id[example.id] for example in portion]
 
 

@@ -79,7 +79,7 @@ def test_a_run_takes_only_overrides_of_the_evaluation(
     _, folder = span_run
     arguments = (None, str(folder), None, None, None, tmp_path / "short")
     for fixed in ("prompt.template=x {text}", "train.max_length=4", "model.dtype=float16"):
-        with pytest.raises(UserError, match=r"fixed this key; an evaluation can set only eval\."):
+        with pytest.raises(UserError, match=r"fixed this key; only these can be set now: eval\."):
             make_job(*arguments, [fixed])
     job = make_job(*arguments, ["eval.max_answer_length=1", "train.per_device_eval_batch_size=4"])
     harness.run(job)
