@@ -235,14 +235,16 @@ def _predict_one(
         raise UserError(
             f'{run} classifies texts: write llama-peft predict {run} "text", or --data FILE'
         )
-    if not labels and (words or question is None or context is None):
+    passage = bool(opened.recipe.dataset.columns.context)
+    if not labels and (words or question is None or (context is None) == passage):
+        ending = " --context PASSAGE" if passage else ""
         raise UserError(
-            f"{run} answers questions: write llama-peft predict {run} --question Q --context "
-            "PASSAGE, or --data FILE"
+            f"{run} answers questions: write llama-peft predict {run} --question Q{ending}, or "
+            "--data FILE"
         )
     from llama_peft.inference.ask import load
 
-    asked = words if labels else [(str(question), str(context))]
+    asked = words if labels else [{"question": str(question), "context": context or ""}]
     (reply,) = load(opened).predict(asked)
     row = reply.as_dict()
     if as_json:

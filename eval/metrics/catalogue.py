@@ -66,6 +66,8 @@ METRICS = (
     Metric("best_f1", "answers", is_percent=True),
     Metric("bleu", "answers", in_tables=True),
     Metric("HasAns_bleu", "answers", in_tables=True),
+    Metric("chrf", "answers", may_be_missing=True),
+    Metric("HasAns_chrf", "answers", may_be_missing=True),
     Metric("rouge1", "answers"),
     Metric("HasAns_rouge1", "answers"),
     Metric("rouge2", "answers"),

@@ -1,7 +1,7 @@
-"""How much an answer overlaps with its references: BLEU, ROUGE and METEOR.
+"""How much an answer overlaps with its references: BLEU, chrF, ROUGE and METEOR.
 
 They are computed by sacrebleu, rouge-score and nltk. With several references, BLEU takes all of
-them, and ROUGE and METEOR take the best one. Every score is given over all questions and, as
+them, and the others take the best one. Every score is given over all questions and, as
 `HasAns_<metric>`, over the answerable ones. On an unanswerable question ROUGE and METEOR give 1 to
 an empty answer and 0 to any text, as squad_v2 does. BLEU is computed over the whole corpus: an
 empty answer adds nothing, and a text lowers the precision. All scores are fractions.
@@ -50,7 +50,7 @@ def overlap_evidences(predictions: Mapping[str, str], golds: Golds) -> tuple[Evi
     """
     check_match(predictions, golds)
     texts = [predictions[identity] for identity in golds]
-    found = [_official(texts, golds)]
+    found = [_official(texts, golds), _chrf(texts, golds)]
     if need_unicode(golds):
         found.append(_unicode_rouge(texts, golds))
     if need_characters(golds):
@@ -112,6 +112,23 @@ def _official(texts: Sequence[str], golds: Golds) -> Evidence:
     values = np.hstack([_rouge(texts, references), meteor])
     counts = _bleu_counts(texts, references)
     return _with_bleu(golds, (*ROUGE_TYPES, meteor_name(wordnet)), values, "bleu", counts)
+
+
+def _chrf(texts: Sequence[str], golds: Golds) -> Evidence:
+    """chrF by sacrebleu, which takes the best reference: 6 orders of character n-grams, beta 2."""
+    from sacrebleu.metrics import CHRF
+
+    metric = CHRF()
+    rows = [
+        metric._extract_corpus_statistics([text], [[one] for one in _references(own) or [""]])[0]
+        for text, own in zip(texts, golds.values(), strict=True)
+    ]
+
+    def scores(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
+        found = [metric._compute_f_score(row) / 100 for row in (counts_RK @ rows_KC).tolist()]
+        return {"chrf": np.where(counts_RK.sum(axis=1) > 0, found, np.nan)}
+
+    return _evidence(golds, np.array(rows, dtype=np.float64), scores, {})
 
 
 def _unicode_rouge(texts: Sequence[str], golds: Golds) -> Evidence:

@@ -9,7 +9,7 @@ from llama_peft.data.labels import label_key
 
 
 class Answer(NamedTuple):
-    """A right answer, and where it starts in the context, in characters."""
+    """A right answer, and where it starts in the context, in characters; -1 if it is not in it."""
 
     text: str
     start: int
@@ -19,8 +19,12 @@ Pair = tuple[str, int | None]
 """The text of an answer and its start. None means that the start must be found."""
 
 
-def read_answers(cells: Cells, row: int, context: str) -> Iterator[Answer]:
-    """Yield the right answers of a row. Each is checked against the context."""
+def read_answers(cells: Cells, row: int, context: str, must_quote: bool = True) -> Iterator[Answer]:
+    """Yield the right answers of a row.
+
+    must_quote: each is checked against the context. Without it, an answer may be any text, such as
+    "yes" or a summary; its start is -1 if it is not in the context.
+    """
     raw = cells.cell(row, "answers")
     # What looks like JSON may be text of the passage, as in "returns [] when empty".
     is_quote = isinstance(raw, str) and bool(raw.strip()) and raw in context
@@ -44,6 +48,10 @@ def read_answers(cells: Cells, row: int, context: str) -> Iterator[Answer]:
             cells.faults.add(row, "an answer is empty")
         elif broken(text):
             cells.faults.add(row, "unpaired Unicode surrogate in an answer", ascii(text))
+        elif text not in context and not must_quote:
+            if context:
+                cells.unquoted.setdefault(row, text)
+            yield Answer(text, -1)
         elif start is None and text not in context:
             cells.faults.add(row, "an answer is not in its context", text)
         elif start is None:

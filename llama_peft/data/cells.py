@@ -128,6 +128,7 @@ def find_columns(table: Table, recipe: Recipe, with_truth: bool = True) -> dict[
         raise UserError(f"{table.source}: contains no rows")
     columns, usual = recipe.dataset.columns, Columns()
     needed = {*recipe.kind.columns} if with_truth else {*recipe.kind.columns} - {*TRUTH}
+    needed -= {key for key in needed if not columns.names(key)}  # null: there is no such column
     keys = [key for key in Columns.model_fields if with_truth or key in {*needed, "id"}]
     if with_truth and recipe.dataset.group_by in ("title", "group"):
         needed.add(recipe.dataset.group_by)
@@ -152,8 +153,11 @@ def find_columns(table: Table, recipe: Recipe, with_truth: bool = True) -> dict[
         if present:
             found[key] = present[0]
         elif key in needed or (is_own and with_truth):
-            looked = f"no column named {' or '.join(names)}"
-            lines.append(f"{looked}: set dataset.columns.{key} to the column with the {key}")
+            line = f"no column named {' or '.join(names)}: set dataset.columns.{key} to the column "
+            line += f"with the {key}"
+            if key == "context" and recipe.kind.head is None:
+                line += ", or to null if the questions have no passage"
+            lines.append(line)
     if lines:
         lines.append(f"the columns are: {', '.join(table.columns)}")
         raise UserError(f"{table.source}: missing column", *lines)
@@ -200,6 +204,8 @@ class Cells:
         self.ids: set[str] = set()
         self.repeated: dict[int, str] = {}
         """By row: an answer without a start that occurs several times in its passage."""
+        self.unquoted: dict[int, str] = {}
+        """By row: an answer that is not in its passage, where it need not be."""
 
     def __len__(self) -> int:
         return len(self.table.records)

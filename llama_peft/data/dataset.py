@@ -246,8 +246,12 @@ def _cut(
 
 
 def _groups(examples: Sequence[Example], recipe: Recipe) -> list[int] | None:
-    """Return the group of each example: questions on one passage, and rows equal in `group_by`."""
-    contexts = [example.context for example in examples if isinstance(example, QuestionExample)]
+    """Return the group of each example: questions on one passage, and rows equal in `group_by`.
+
+    Without passages, rows with one question are a group.
+    """
+    questions = [example for example in examples if isinstance(example, QuestionExample)]
+    contexts = [example.context or example.question for example in questions]
     keys = [contexts] if contexts else []
     if recipe.dataset.group_by in ("title", "group"):
         keys.append([getattr(example, recipe.dataset.group_by) for example in examples])

@@ -56,7 +56,10 @@ class FieldsExample(TextExample):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuestionExample:
-    """A question on a passage. No answers means that the passage does not answer it."""
+    """A question on a passage. No answers means that the passage does not answer it.
+
+    `context` is "" if the questions have no passage.
+    """
 
     id: str
     context: str
@@ -95,7 +98,7 @@ def to_inputs(table: Table, recipe: Recipe, part: str) -> Inputs:
     if recipe.kind.has_labels:
         examples: list[Example] = [*_texts(cells, None, recipe)]
     else:
-        examples = [*_questions(cells, None, None, with_truth=False)]
+        examples = [*_questions(cells, None, with_truth=False)]
     cells.faults.check()
     own_ids = [cells.cell(row, "id") for row in range(len(cells))]
     return Inputs(examples=examples, id_column=cells.columns.get("id"), own_ids=own_ids)
@@ -107,7 +110,9 @@ def to_examples(table: Table, recipe: Recipe, part: str, labels: Sequence[str]) 
     examples = list(_read(cells, recipe, labels))
     cells.faults.check()
     if cells.repeated and recipe.kind.finds_spans:
-        _tell_repeated(cells)
+        _tell(cells, cells.repeated, _REPEATED)
+    if cells.unquoted:
+        _tell(cells, cells.unquoted, _UNQUOTED)
     return examples
 
 
@@ -124,8 +129,10 @@ def without_bad_rows(table: Table, recipe: Recipe, part: str, labels: Sequence[s
 def _read(cells: Cells, recipe: Recipe, labels: Sequence[str]) -> Iterator[Example]:
     if recipe.kind.has_labels:
         return _texts(cells, LabelReader(cells, labels, recipe), recipe)
-    no_answer = recipe.prompt.no_answer if recipe.kind.head is None else None
-    return _questions(cells, recipe.dataset.group_by, no_answer)
+    if recipe.kind.finds_spans:
+        return _questions(cells, recipe.dataset.group_by)
+    no_answer = recipe.prompt.no_answer
+    return _questions(cells, recipe.dataset.group_by, no_answer, must_quote=False)
 
 
 def _texts(cells: Cells, reader: LabelReader | None, recipe: Recipe) -> Iterator[TextExample]:
@@ -141,12 +148,17 @@ def _texts(cells: Cells, reader: LabelReader | None, recipe: Recipe) -> Iterator
 
 
 def _questions(
-    cells: Cells, group_by: str | None, no_answer: str | None, with_truth: bool = True
+    cells: Cells,
+    group_by: str | None,
+    no_answer: str | None = None,
+    *,
+    must_quote: bool = True,
+    with_truth: bool = True,
 ) -> Iterator[QuestionExample]:
     forbidden = None if no_answer is None else _words(no_answer)
     for row in range(len(cells)):
-        context = cells.text(row, "context")
-        answers = tuple(read_answers(cells, row, context)) if with_truth else ()
+        context = cells.text(row, "context") if "context" in cells.columns else ""
+        answers = tuple(read_answers(cells, row, context, must_quote)) if with_truth else ()
         if any(_words(answer.text) == forbidden for answer in answers):
             cells.faults.add(
                 row, f"a right answer reads the same as prompt.no_answer ({no_answer})"
@@ -161,13 +173,19 @@ def _questions(
         )
 
 
-def _tell_repeated(cells: Cells) -> None:
-    row, text = next(iter(cells.repeated.items()))
+_REPEATED = (
+    "have an answer that occurs several times in its passage, and no start: the first place is "
+    "taken; a column with the starts (dataset.columns.answer_start) would say which place is meant"
+)
+_UNQUOTED = "have an answer that is not in its passage: it is learned and scored as it is written"
+
+
+def _tell(cells: Cells, rows: Mapping[int, str], what: str) -> None:
+    row, text = next(iter(rows.items()))
+    place = f"{cells.table.place(row)}: {short(text)}"
     log.info(
-        "%s: %d of %d questions have an answer that occurs several times in its passage, and no "
-        "start: the first place is taken (first: %s: %s); a column with the starts "
-        "(dataset.columns.answer_start) would say which place is meant",
-        *(cells.table.source, len(cells.repeated), len(cells), cells.table.place(row), short(text)),
+        "%s: %d of %d questions %s (first: %s)",
+        *(cells.table.source, len(rows), len(cells), what, place),
     )
 
 

@@ -158,8 +158,12 @@ def _of_fields(run: Run, number: str, value: object, fields: Sequence[str]) -> E
 
 
 def _question(run: Run, number: str, value: object) -> Example:
+    has_passage = bool(run.recipe.dataset.columns.context)
     if isinstance(value, Mapping):
-        question, context = _cell(run, value, "question"), _cell(run, value, "context")
+        question = _cell(run, value, "question")
+        context = _cell(run, value, "context") if has_passage else ""
+    elif not has_passage:
+        question, context = value, ""
     elif isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
         question, context = value
     else:
@@ -167,7 +171,8 @@ def _question(run: Run, number: str, value: object) -> Example:
             f'{run.folder}: input {number} is {_shown(value)}; a question needs its passage: {{"question": ..., "context": ...}}'
         )
     for name, text in (("question", question), ("context", context)):
-        if not isinstance(text, str) or not text.strip():
+        is_needed = name == "question" or has_passage
+        if not isinstance(text, str) or (is_needed and not text.strip()):
             raise UserError(f"{run.folder}: the {name} of input {number} is not a text")
     return QuestionExample(id=number, context=str(context), question=str(question), answers=())
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from llama_peft.recipe import templates
-from llama_peft.recipe.schema import GIVEN, Columns, Lora, Recipe
+from llama_peft.recipe.schema import GIVEN, Columns, Lora, Prompt, Recipe
 from llama_peft.recipe.strict_yaml import KeyPath
 
 
@@ -32,6 +32,7 @@ def pair_faults(recipe: Recipe) -> Iterator[Fault]:
         _task_faults,
         _layer_choice_faults,
         _classification_faults,
+        _passage_faults,
         _field_faults,
         _model_faults,
         _lora_faults,
@@ -121,6 +122,25 @@ def _field_faults(recipe: Recipe) -> Problems:
         elif left_out:
             message = f"leaves out {templates.listed(left_out)}, which dataset.columns.text names"
             yield message, *keys
+
+
+def _passage_faults(recipe: Recipe) -> Problems:
+    """Check what questions without a passage cannot have."""
+    if recipe.dataset.columns.context is not None or recipe.kind.has_labels:
+        return
+    key = "dataset.columns.context"
+    if recipe.kind.finds_spans:
+        yield f"{recipe.task} finds answers in a passage: name its column", key, "task"
+    if recipe.prompt.instruction == Prompt().instruction:
+        message = (
+            "speaks of a passage, which the questions do not have: write your own, for example "
+            '"Answer the question.\\n\\n"'
+        )
+        yield message, "prompt.instruction", key
+    if recipe.dataset.group_by == "context":
+        yield "there is no passage to group by", "dataset.group_by", key
+    if recipe.eval.fewshot_from == "passage":
+        yield "there is no passage: set it to train", "eval.fewshot_from", key
 
 
 def _model_faults(recipe: Recipe) -> Problems:

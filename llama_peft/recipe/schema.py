@@ -61,8 +61,8 @@ class Columns(Section):
     "A unique name of the row. If null or if there is no such column, part and number are taken."
     question: Column = "question"
     "The question."
-    context: Column = ["context", "passage"]
-    "The passage that a question is about."
+    context: Column | None = ["context", "passage"]
+    "The passage that a question is about. null means that questions have none (generative_qa)."
     answers: Column = ["answers", "answer"]
     "The right answers. An empty list or an empty text means that the passage has no answer."
     answer_start: Column = later("answer_start")

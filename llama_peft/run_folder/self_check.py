@@ -29,8 +29,9 @@ def samples(recipe: Recipe) -> list[Example]:
         ]
     if recipe.kind.has_labels:
         return [TextExample(id=str(i), text=text, label=0) for i, text in enumerate(_TEXTS)]
+    context = CONTEXT if recipe.dataset.columns.context else ""
     return [
-        QuestionExample(id=str(i), context=CONTEXT, question=question, answers=())
+        QuestionExample(id=str(i), context=context, question=question, answers=())
         for i, question in enumerate(_QUESTIONS)
     ]
 

@@ -195,7 +195,7 @@ class PromptEncoder:
         before, after = self._around_context(example, shots)
 
         def around(texts: Texts) -> str:
-            return before + templates.filled(self.prompt.context, texts) + after
+            return before + self._passage(texts["context"]) + after
 
         kept = self._cut({"context": example.context}, room, around)
         if kept is None and len(bare := self._text.prompt(around({"context": ""}))) > room:
@@ -213,7 +213,7 @@ class PromptEncoder:
         for one in (*shots, example):
             if one.context != last:
                 if last is not None:
-                    before += self.prompt.context.format(context=last) + after
+                    before += self._passage(last) + after
                 after, last = "", one.context
             after += self.prompt.question.format(question=one.question)
             if one is not example:
@@ -234,7 +234,11 @@ class PromptEncoder:
 
     def _body(self, example: QuestionExample) -> str:
         before, after = self._around_context(example, ())
-        return before + self.prompt.context.format(context=example.context) + after
+        return before + self._passage(example.context) + after
+
+    def _passage(self, context: str) -> str:
+        """Return the text of a passage in the prompt; "" if there is none."""
+        return self.prompt.context.format(context=context) if context else ""
 
     def span_text(self, example: QuestionExample) -> SpanText:
         """Return the prompt of a span head, encoded as a whole."""

@@ -131,8 +131,8 @@ def test_answers_without_a_start_that_occur_several_times_are_counted(
     train_of(whole(file, "extractive_qa"))
     assert caplog.messages == [
         f"{file}: 2 of 4 questions have an answer that occurs several times in its passage, and no "
-        'start: the first place is taken (first: row 2: "Rome"); a column with the starts '
-        "(dataset.columns.answer_start) would say which place is meant"
+        "start: the first place is taken; a column with the starts (dataset.columns.answer_start) "
+        'would say which place is meant (first: row 2: "Rome")'
     ]
     caplog.clear()
     train_of(whole(file, "generative_qa"))

@@ -47,6 +47,21 @@ def test_bleu_equals_sacrebleu(written):
     assert overlap.bleu_signature().startswith("nrefs:var|case:mixed|eff:yes|tok:13a|smooth:exp|")
 
 
+def test_chrf_equals_sacrebleu(written):
+    from sacrebleu.metrics import CHRF
+
+    answers, golds = written
+    scores = overlap_scores(answers, golds)
+    for prefix, keys in (("", list(golds)), ("HasAns_", [key for key in golds if golds[key]])):
+        most = max(len(golds[key]) for key in keys)
+        streams = [
+            [dict(enumerate(golds[key] or [""])).get(number) for key in keys]
+            for number in range(most)
+        ]
+        corpus = CHRF().corpus_score([answers[key] for key in keys], streams)
+        assert scores[f"{prefix}chrf"] == pytest.approx(corpus.score / 100, abs=1e-9)
+
+
 def test_bleu_of_short_right_answers_is_one():
     scores = overlap_scores({"1": "Paris", "2": "red house"}, {"1": ["Paris"], "2": ["red house"]})
     assert scores["bleu"] == scores["HasAns_bleu"] == pytest.approx(1)
