@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llama_peft.data import Example, mark_given
+from llama_peft.data import Example, mark_given, with_fields
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
@@ -43,6 +43,13 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
     subject = subject or identify(job.model, job.recipe, job.kind)
     job = replace(job, recipe=_recipe(job, subject))
     found = material(job)
+    settled = with_fields(job.recipe, found.dataset)
+    if subject.run is not None and settled != job.recipe:
+        raise UserError(
+            f"{subject.run.folder}: this run reads one text, but dataset.columns.text names several "
+            "columns that the data have: keep one of them"
+        )
+    job = replace(job, recipe=settled)
     seen = None
     if subject.run is not None:
         strict = job.data_file is None

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llama_peft.data import Example, QuestionExample
+from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import (
     Prediction,
@@ -110,26 +110,28 @@ class _Classifier:
     limit: int
 
     def predict(self, examples: Sequence[Example], batch_size: int) -> Iterator[list[Prediction]]:
-        encoded = [(example.id, *self.encode(example.text)) for example in texts(examples)]
+        encoded = [(example.id, *self.encode(example)) for example in texts(examples)]
         rows = [(id_, ids) for id_, ids, _ in encoded]
         cut = sum(not whole for *_, whole in encoded)
         warn_of_cuts(cut, len(rows), "texts", f"the model's {self.limit} tokens")
         pad_id = self.tokenizer.pad_token_id
         return classify_rows(self.model, rows, self.labels, self.order, pad_id, batch_size)
 
-    def encode(self, text: str) -> tuple[list[int], bool]:
-        """Return the ids, and whether they hold the whole text."""
-        ids = self.tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+    def encode(self, example: TextExample) -> tuple[list[int], bool]:
+        """Return the ids, and whether they hold the whole text. A text of two fields is a pair."""
+        fields = list(example.values.values())
+        text = fields if len(fields) == 2 else [example.text]
+        ids = self.tokenizer(*text, split_special_tokens=True, verbose=False)["input_ids"]
         if len(ids) <= self.limit:
             return ids, True
         cut = self.tokenizer(
-            text, truncation=True, max_length=self.limit, split_special_tokens=True
+            *text, truncation=True, max_length=self.limit, split_special_tokens=True
         )
         return cut["input_ids"], False
 
     def prompt(self, example: Example) -> str:
         (text,) = texts([example])
-        return str(self.tokenizer.decode(self.encode(text.text)[0]))
+        return str(self.tokenizer.decode(self.encode(text)[0]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,11 +156,11 @@ def _verbalizer_prompt(asked: _Asked, example: TextExample) -> tuple[tuple[int, 
     """
     encoder, words = asked.encoder, asked.words
     shots = texts(asked.shots(example)) if asked.shots else []
-    worked = [(shot.text, words[shot.label]) for shot in shots]
-    whole = encoder.zero_shot(example.text, shots=worked)
+    worked = [(shot.values, words[shot.label]) for shot in shots]
+    whole = encoder.zero_shot(example.values, shots=worked)
     longest = max(map(len, asked.continuations))
     room = len(whole) if asked.limit is None else asked.limit - longest
-    ids = encoder.zero_shot(example.text, asked.recipe.train.max_length, worked, room)
+    ids = encoder.zero_shot(example.values, asked.recipe.train.max_length, worked, room)
     return ids, ids == whole
 
 

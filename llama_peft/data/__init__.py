@@ -1,7 +1,7 @@
 """Data: from files, the Hub, the generator or Python objects to examples in parts."""
 
 from llama_peft.data.answers import Answer
-from llama_peft.data.cells import broken
+from llama_peft.data.cells import broken, literal
 from llama_peft.data.dataset import (
     PARTS,
     TRAINED_ON,
@@ -10,8 +10,9 @@ from llama_peft.data.dataset import (
     load,
     load_file,
     mark_given,
+    with_fields,
 )
-from llama_peft.data.examples import Example, QuestionExample, TextExample
+from llama_peft.data.examples import Example, FieldsExample, QuestionExample, TextExample
 from llama_peft.data.fingerprint import (
     asked_sum,
     asked_sums,
@@ -29,6 +30,7 @@ __all__ = [
     "Answer",
     "Dataset",
     "Example",
+    "FieldsExample",
     "QuestionExample",
     "Rows",
     "TextExample",
@@ -38,6 +40,7 @@ __all__ = [
     "content_sum",
     "is_file_name",
     "known_labels",
+    "literal",
     "load",
     "load_file",
     "mark_given",
@@ -45,4 +48,5 @@ __all__ = [
     "split_ids",
     "split_sum",
     "split_text",
+    "with_fields",
 ]

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from llama_peft.data.formats import Table
 from llama_peft.errors import UserError
-from llama_peft.recipe import Columns, Recipe
+from llama_peft.recipe import Columns, Prompt, Recipe, templates
 from llama_peft.tasks import TASKS
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,15 @@ def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
         names = columns.names(key)
         present = [name for name in names if name in table.columns]
         is_own = names != usual.names(key) and _concerns(key, recipe)
-        if len(present) > 1 and is_own:
+        fields = recipe.prompt.fields if key == "text" else ()
+        if fields and {*names} != {*fields}:
+            raise UserError(
+                f"{table.source}: the prompt names {templates.listed(fields)}: set "
+                f"dataset.columns.text: [{', '.join(fields)}]"
+            )
+        if key == "text" and is_own and (len(present) > 1 or recipe.prompt.fields):
+            _check_fields(table, recipe, names)
+        elif len(present) > 1 and is_own:
             raise UserError(
                 f"{table.source}: dataset.columns.{key} lists names for one column, but the data "
                 f"have {' and '.join(present)}: keep one of them"
@@ -149,6 +157,25 @@ def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def _check_fields(table: Table, recipe: Recipe, names: Sequence[str]) -> None:
+    """Raise UserError unless the data have all columns of a text, and the templates name them."""
+    absent = [name for name in names if name not in table.columns]
+    if absent:
+        raise UserError(
+            f"{table.source}: dataset.columns.text names {', '.join(names)}, but the data have no "
+            f"column named {' or '.join(absent)}: name the columns of one text, all of which the data "
+            f"have; the columns are: {', '.join(table.columns)}"
+        )
+    for key, usual in Prompt():
+        value = getattr(recipe.prompt, key)
+        is_of_texts = key in ("template", "zero_shot") and value != usual
+        if is_of_texts and templates.names(value) == [templates.ONE_TEXT]:
+            raise UserError(
+                f"{table.source}: prompt.{key} has {{text}}, which stands for one column, but the "
+                f"data have {len(names)} of dataset.columns.text: write {templates.listed(names)}"
+            )
+
+
 def _concerns(key: str, recipe: Recipe) -> bool:
     """Return whether the task would read a column that the data do not have."""
     others = {key for kind in TASKS.values() for key in kind.columns} - {*recipe.kind.columns}
@@ -161,6 +188,10 @@ class Cells:
     def __init__(self, table: Table, recipe: Recipe, part: str) -> None:
         self.table = table
         self.columns = find_columns(table, recipe)
+        names, usual = recipe.dataset.columns.names("text"), Columns().names("text")
+        is_several = len(names) > 1 and names != usual and {*names} <= {*table.columns}
+        self.fields = tuple(names) if is_several else ()
+        """The columns that make up a text, if there are several."""
         self.faults = Faults(table)
         self.part = part
         self.ids: set[str] = set()
@@ -176,7 +207,13 @@ class Cells:
 
     def text(self, row: int, key: str) -> str:
         """Return a cell that must hold text."""
-        value = self.cell(row, key)
+        return self._text(row, key, self.cell(row, key))
+
+    def field(self, row: int, column: str) -> str:
+        """Return a cell of one of the columns that make up a text."""
+        return self._text(row, column, self.table.records[row].get(column))
+
+    def _text(self, row: int, key: str, value: object) -> str:
         if value is None or (isinstance(value, str) and not value.strip()):
             self.faults.add(row, f"empty {key}")
         elif not isinstance(value, str):

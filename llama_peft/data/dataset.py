@@ -7,11 +7,13 @@ have the same split.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from llama_peft.data import sources, splits
 from llama_peft.data.examples import (
     Example,
+    FieldsExample,
     QuestionExample,
     TextExample,
     to_examples,
@@ -72,6 +74,15 @@ def mark_given(recipe: Recipe, parts: Iterable[str]) -> Recipe:
     marked = recipe.dataset.parts.model_copy(update=dict.fromkeys(parts, GIVEN))
     dataset = recipe.dataset.model_copy(update={"parts": marked})
     return recipe.model_copy(update={"dataset": dataset})
+
+
+def with_fields(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """Return the recipe whose prompt names the fields of its texts, if they have several."""
+    first = next(iter(chain.from_iterable(dataset.parts.values())), None)
+    if not isinstance(first, FieldsExample):
+        return recipe
+    prompt = recipe.prompt.of_fields(list(first.values))
+    return recipe.model_copy(update={"prompt": prompt})
 
 
 def load_file(

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llama_peft.data.answers import Answer, read_answers
@@ -10,6 +10,7 @@ from llama_peft.data.cells import Cells, short
 from llama_peft.data.formats import Table
 from llama_peft.data.labels import LabelReader
 from llama_peft.recipe import Recipe
+from llama_peft.recipe.templates import ONE_TEXT, filled, lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,32 @@ class TextExample:
     def asked(self) -> tuple[str, ...]:
         """What a model is asked, without the truth."""
         return (self.text,)
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What stands in place of each name in a template."""
+        return {ONE_TEXT: self.text}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FieldsExample(TextExample):
+    """A text of several fields, such as premise and hypothesis. `text` has a line for each."""
+
+    fields: tuple[tuple[str, str], ...]
+    """The name and the text of each field."""
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What stands in place of each name in a template."""
+        return dict(self.fields)
+
+    @classmethod
+    def of(
+        cls, values: Mapping[str, str], *, id: str, label: int, group: str = ""
+    ) -> "FieldsExample":
+        """Return the example with these texts by the names of their fields."""
+        text = filled(lines(list(values)), values)
+        return cls(id=id, text=text, label=label, group=group, fields=tuple(values.items()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,12 +105,14 @@ def _read(cells: Cells, recipe: Recipe, labels: Sequence[str]) -> Iterator[Examp
 def _texts(cells: Cells, labels: Sequence[str], recipe: Recipe) -> Iterator[TextExample]:
     reader = LabelReader(cells, labels, recipe)
     for row in range(len(cells)):
-        yield TextExample(
-            label=reader.read(row),
-            id=cells.id(row),
-            text=cells.text(row, "text"),
-            group=cells.name(row, "group", needed=recipe.dataset.group_by == "group"),
-        )
+        label, id_ = reader.read(row), cells.id(row)
+        values = {name: cells.field(row, name) for name in cells.fields}
+        text = "" if values else cells.text(row, "text")
+        group = cells.name(row, "group", needed=recipe.dataset.group_by == "group")
+        if values:
+            yield FieldsExample.of(values, id=id_, label=label, group=group)
+        else:
+            yield TextExample(id=id_, text=text, label=label, group=group)
 
 
 def _questions(

@@ -4,11 +4,13 @@ Every number comes from a file of the bundle: results.json, comparison.json, tra
 claims nothing that was not evaluated.
 """
 
+import json
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from llama_peft.data import FieldsExample
 from llama_peft.export import licences
 from llama_peft.export.card_metadata import metadata
 from llama_peft.export.load_snippet import PushedRun, snippet
@@ -152,8 +154,13 @@ def _costs(bundle: Bundle) -> list[tuple[str, str]]:
 
 
 def _commands(recipe: Recipe, repo_id: str) -> list[str]:
-    words = [TEXT] if recipe.kind.has_labels else ["--question", QUESTION, "--context", CONTEXT]
-    quoted = " ".join(word if word.startswith("--") else f'"{word}"' for word in words)
+    first = samples(recipe)[0]
+    if isinstance(first, FieldsExample):
+        quoted = shlex.quote(json.dumps(first.values))
+    elif recipe.kind.has_labels:
+        quoted = f'"{TEXT}"'
+    else:
+        quoted = f'--question "{QUESTION}" --context "{CONTEXT}"'
     return [
         f"llama-peft predict {shlex.quote(repo_id)} {quoted}",
         f"llama-eval run --model {shlex.quote(repo_id)}",

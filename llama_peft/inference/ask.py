@@ -1,12 +1,13 @@
 """A finished run that stays loaded, and its replies to texts and questions from anywhere."""
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from llama_peft.data import Example, QuestionExample, TextExample
+from llama_peft.data import Example, FieldsExample, QuestionExample, TextExample, literal
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction, predict
 from llama_peft.run_folder.fetch import run_folder
@@ -130,11 +131,26 @@ def _rows(inputs: Iterable[object]) -> Iterable[object]:
 
 
 def _text(run: Run, number: str, value: object) -> Example:
+    if fields := run.recipe.prompt.fields:
+        return _of_fields(run, number, value, fields)
     if isinstance(value, Mapping):
         value = _cell(run, value, "text")
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{run.folder}: input {number} is not a text but {_shown(value)}")
     return TextExample(id=number, text=value, label=0)
+
+
+def _of_fields(run: Run, number: str, value: object, fields: Sequence[str]) -> Example:
+    """A text of several fields: as named texts, in the order of the fields, or as JSON of these."""
+    given = literal(value) if isinstance(value, str) else value
+    if isinstance(given, list | tuple) and len(given) == len(fields):
+        given = dict(zip(fields, given, strict=True))
+    cells = [given.get(name) for name in fields] if isinstance(given, Mapping) else []
+    texts = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
+    if len(texts) < len(fields):
+        wanted = json.dumps(dict.fromkeys(fields, "..."), ensure_ascii=False)
+        raise UserError(f"{run.folder}: input {number} is {_shown(value)}, and not {wanted}")
+    return FieldsExample.of(dict(zip(fields, texts, strict=True)), id=number, label=0)
 
 
 def _question(run: Run, number: str, value: object) -> Example:

@@ -94,7 +94,7 @@ def classify(
 ) -> Iterator[list[Prediction]]:
     """Yield the label that the classification head gives each text."""
     encoder, max_length = tuned.encoder, tuned.recipe.train.max_length
-    rows = [(example.id, encoder.head_input(example.text, max_length)) for example in examples]
+    rows = [(example.id, encoder.head_input(example.values, max_length)) for example in examples]
     order = range(len(tuned.labels))
     pad_id = encoder.tokenizer.pad_token_id
     return classify_rows(tuned.model, rows, tuned.labels, order, pad_id, batch_size)

@@ -1,5 +1,6 @@
 """A recipe describes one task on one model. This package reads YAML into checked values."""
 
+from llama_peft.recipe import templates
 from llama_peft.recipe.checks import Fault
 from llama_peft.recipe.load import (
     RECIPES,
@@ -47,5 +48,6 @@ __all__ = [
     "find_recipe",
     "is_recipe_name",
     "load_recipe",
+    "templates",
     "validate",
 ]

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from llama_peft.recipe.schema import GIVEN, Lora, Recipe
+from llama_peft.recipe import templates
+from llama_peft.recipe.schema import GIVEN, Columns, Lora, Recipe
 from llama_peft.recipe.strict_yaml import KeyPath
 
 
@@ -31,6 +32,7 @@ def pair_faults(recipe: Recipe) -> Iterator[Fault]:
         _task_faults,
         _layer_choice_faults,
         _classification_faults,
+        _field_faults,
         _model_faults,
         _lora_faults,
         _data_faults,
@@ -88,6 +90,37 @@ def _classification_faults(recipe: Recipe) -> Problems:
     for key, value in (("dataset.labels", data.labels), ("prompt.verbalizers", verbalizers)):
         if value is not None:
             yield f"only classification has {key.split('.')[1]}: remove this key", key, "task"
+
+
+def _field_faults(recipe: Recipe) -> Problems:
+    """Check that templates name the columns of a text: all of them, and no others."""
+    columns = recipe.dataset.columns.names("text")
+    if "text" not in recipe.kind.columns or len(columns) < 2:
+        columns = []
+    braces = [name for name in columns if re.search("[{}]", name)]
+    if braces:
+        yield f"{braces[0]}: a column of texts cannot have braces in its name", "dataset.columns"
+    for key in ("template", "zero_shot"):
+        names = templates.names(getattr(recipe.prompt, key))
+        if names == [templates.ONE_TEXT]:
+            continue
+        keys = f"prompt.{key}", "dataset.columns.text"
+        unknown = [name for name in names if name not in columns]
+        left_out = [name for name in columns if name not in names]
+        if columns == Columns().names("text") or not columns:
+            message = (
+                f"names {templates.listed(names)}: set dataset.columns.text: [{', '.join(names)}]"
+            )
+            yield message if len(names) > 1 else "must contain {text} exactly once", *keys
+        elif unknown:
+            listed = ", ".join(columns)
+            message = (
+                f"names {templates.listed(unknown)}, which dataset.columns.text ({listed}) does not"
+            )
+            yield message, *keys
+        elif left_out:
+            message = f"leaves out {templates.listed(left_out)}, which dataset.columns.text names"
+            yield message, *keys
 
 
 def _model_faults(recipe: Recipe) -> Problems:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
+from llama_peft.recipe.templates import check_texts
 from llama_peft.system.secrets import is_web_address
 
 Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
@@ -166,7 +167,7 @@ Splits = Annotated[
 Column = Annotated[
     Text | Annotated[list[Text], Field(min_length=1)], "a column name or a list of them"
 ]
-TextTemplate = Annotated[str, AfterValidator(_template("{text}")), AfterValidator(_no_space_at_end)]
+TextTemplate = Annotated[str, AfterValidator(check_texts), AfterValidator(_no_space_at_end)]
 ContextTemplate = Annotated[str, AfterValidator(_template("{context}"))]
 QuestionTemplate = Annotated[
     str, AfterValidator(_template("{question}")), AfterValidator(_no_space_at_end)

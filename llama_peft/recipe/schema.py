@@ -7,10 +7,12 @@ keys that do not fit together.
 
 # ruff: noqa: RUF012  (pydantic copies a default, so it may be a list or a dict)
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from pydantic.fields import FieldInfo
 
+from llama_peft.recipe import templates
 from llama_peft.recipe.fields import (
     Column,
     ContextTemplate,
@@ -49,10 +51,10 @@ from llama_peft.tasks import TASKS, Task, TaskKind
 
 
 class Columns(Section):
-    """Names of the columns. From a list of names, the first that the data have is taken."""
+    """Names of the columns. From a list of names, the one that the data have is taken."""
 
     text: Column = ["text", "sentence", "content", "review"]
-    "The text that is classified."
+    "The text that is classified. If the data have all columns of your list, each is a part of it."
     label: Column = ["label", "labels", "class"]
     "The class of the text, by name or by number."
     id: Column | None = "id"
@@ -73,7 +75,7 @@ class Columns(Section):
     def names(self, key: str) -> list[str]:
         """Return the names to look for, in order, for one key of this section."""
         value: str | list[str] | None = getattr(self, key)
-        return [value] if isinstance(value, str) else value or []
+        return [value] if isinstance(value, str) else list(dict.fromkeys(value or []))
 
 
 GIVEN = "given"
@@ -143,7 +145,7 @@ class Prompt(Section):
     """The text around the data."""
 
     template: TextTemplate = "{text}"
-    "The text that a classification head reads."
+    "The text that a head reads: {text}, or for several columns their names: {premise} {hypothesis}."
     zero_shot: TextTemplate = "Text: {text}\nLabel:"
     "The prompt that the base model, before any training, continues with a verbalizer."
     verbalizers: Names | None = None
@@ -161,6 +163,24 @@ class Prompt(Section):
     "The question in the prompt, in generative_qa."
     no_answer: NoAnswer = "unanswerable"
     "The words that mean that there is no answer, in generative_qa."
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Return the columns that a text is made of; none if its one column may have any name."""
+        for template in (self.template, self.zero_shot):
+            if (names := templates.names(template)) != [templates.ONE_TEXT]:
+                return tuple(names)
+        return ()
+
+    def of_fields(self, fields: Sequence[str]) -> "Prompt":
+        """Return the prompt for texts of these fields: a line for each, unless the recipe says."""
+        usual, lines = Prompt(), templates.lines(fields)
+        changed = {}
+        if self.template == usual.template:
+            changed["template"] = lines
+        if self.zero_shot == usual.zero_shot:
+            changed["zero_shot"] = f"{lines}\nLabel:"
+        return self.model_copy(update=changed)
 
 
 class Train(Section):

@@ -1,8 +1,9 @@
 """The scores of a few fixed inputs: two copies of a run must give the same ones."""
 
 import math
+from itertools import cycle
 
-from llama_peft.data import Example, QuestionExample, TextExample
+from llama_peft.data import Example, FieldsExample, QuestionExample, TextExample
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.weights import TunedModel
 from llama_peft.tokens import spans
@@ -20,6 +21,12 @@ Scores = list[list[float]]
 
 def samples(recipe: Recipe) -> list[Example]:
     """A few made-up inputs of the recipe's task. The first one stands in the card."""
+    if fields := recipe.prompt.fields:
+        turned = [_TEXTS[i:] + _TEXTS[:i] for i in range(len(_TEXTS))]  # fields differ
+        return [
+            FieldsExample.of(dict(zip(fields, cycle(texts))), id=str(i), label=0)
+            for i, texts in enumerate(turned)
+        ]
     if recipe.kind.has_labels:
         return [TextExample(id=str(i), text=text, label=0) for i, text in enumerate(_TEXTS)]
     return [
@@ -32,7 +39,7 @@ def input_ids(encoder: PromptEncoder, recipe: Recipe, example: Example) -> tuple
     """The token ids that a tuned model reads for an example; of a long passage, its first window."""
     train = recipe.train
     if isinstance(example, TextExample):
-        return encoder.head_input(example.text, train.max_length)
+        return encoder.head_input(example.values, train.max_length)
     if recipe.kind.head is not None:
         return next(spans.windows(encoder, example, train.max_length, train.doc_stride)).input_ids
     return encoder.question(example)

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from string import Formatter
 from typing import TYPE_CHECKING, NamedTuple
 
 from llama_peft.data import QuestionExample
 from llama_peft.errors import UserError
-from llama_peft.recipe import Prompt
+from llama_peft.recipe import Prompt, templates
+from llama_peft.tokens.cut import Texts, cut
 from llama_peft.tokens.encoder import Ids, Offsets, TextEncoder, frame_of
 
 if TYPE_CHECKING:
@@ -98,56 +98,72 @@ class PromptEncoder:
         """Return the token ids of text from data, which are never those of control tokens."""
         return self._text.plain(text)
 
-    def head_input(self, text: str, max_length: int) -> tuple[int, ...]:
+    def head_input(self, texts: str | Texts, max_length: int = _NO_LIMIT) -> tuple[int, ...]:
         """Return the ids that a classification head reads: BOS and the template around the text.
 
-        They are cut at the end to `max_length` tokens.
+        They are cut at the end to `max_length` tokens. Of several texts, the longest loses its end
+        first. Raises UserError if there is no room for each of them.
         """
-        return (self._text.bos + self.ids(self.prompt.template.format(text=text)))[:max_length]
+
+        def around(texts: Texts) -> tuple[int, ...]:
+            return self._text.bos + self.ids(templates.filled(self.prompt.template, texts))
+
+        texts = _named(texts)
+        whole = around(texts)
+        if len(whole) <= max_length or len(texts) == 1:
+            return whole[:max_length]
+        kept = cut(texts, max_length, lambda texts: len(around(texts)), self._starts)
+        if kept is None:
+            raise UserError(
+                f"train.max_length {max_length} has no room for prompt.template and all texts in "
+                "it; raise it or shorten the template"
+            )
+        return around(kept)
 
     def zero_shot(
         self,
-        text: str,
+        texts: str | Texts,
         max_length: int = _NO_LIMIT,
-        shots: Sequence[tuple[str, str]] = (),
+        shots: Sequence[tuple[str | Texts, str]] = (),
         room: int = _NO_LIMIT,
     ) -> tuple[int, ...]:
         """Return the prompt after which the verbalizers are scored.
 
-        A text that is too long loses its end. `shots` are pairs of text and verbalizer, which come
-        before it as worked examples. `max_length` is the limit without them, `room` the limit with
-        them. Raises UserError if they leave no room.
+        A text that is too long loses its end; of several texts, the longest first. `shots` are
+        pairs of texts and verbalizer, which come before it as worked examples. `max_length` is the
+        limit without them, `room` the limit with them. Raises UserError if they leave no room.
         """
         template = self.prompt.zero_shot
-        worked = "".join(template.format(text=shot) + _worked(word) for shot, word in shots)
-        kept = self._cut(text, max_length, lambda text: template.format(text=text))
+        worked = "".join(
+            templates.filled(template, _named(shot)) + _worked(word) for shot, word in shots
+        )
+
+        def alone(texts: Texts) -> str:
+            return templates.filled(template, texts)
+
+        kept = self._cut(_named(texts), max_length, alone)
         if kept is None:
             raise UserError(
                 f"train.max_length {max_length} has no room for prompt.zero_shot; raise it or "
                 "shorten the prompt"
             )
-        kept = self._cut(kept, room, lambda text: worked + template.format(text=text))
+        kept = self._cut(kept, room, lambda texts: worked + alone(texts))
         if kept is None:
             raise UserError(
                 f"the worked examples take {len(self._text.prompt(worked))} tokens, which leaves "
                 f"no room for a text: the model has room for {room}; lower eval.num_fewshot"
             )
-        return self._text.prompt(worked + template.format(text=kept))
+        return self._text.prompt(worked + alone(kept))
 
-    def _cut(self, text: str, room: int, around: Callable[[str], str]) -> str | None:
-        """Return as much of the text as a prompt of `room` tokens holds; None if it holds none.
+    def _cut(self, texts: Texts, room: int, around: Callable[[Texts], str]) -> Texts | None:
+        """Return as much of the texts as a prompt of `room` tokens holds; None if it holds none.
 
-        around: returns the prompt with a text in it.
+        around: returns the prompt with texts in it.
         """
-        if not text and len(self._text.prompt(around(text))) > room:
-            return None
-        while (excess := len(self._text.prompt(around(text))) - room) > 0:
-            starts = [start for start, _ in self._text.plain_with_offsets(text)[1]]
-            if excess >= len(starts):
-                return None
-            # A character of several tokens goes as a whole.
-            text = text[: min(starts[-excess], len(text) - 1)]
-        return text
+        return cut(texts, room, lambda texts: len(self._text.prompt(around(texts))), self._starts)
+
+    def _starts(self, text: str) -> list[int]:
+        return [start for start, _ in self._text.plain_with_offsets(text)[1]]
 
     def verbalizer(self, word: str) -> tuple[int, ...]:
         """Return the ids of a verbalizer after the zero-shot prompt, without the end token."""
@@ -178,16 +194,16 @@ class PromptEncoder:
         """
         before, after = self._around_context(example, shots)
 
-        def around(context: str) -> str:
-            return before + self.prompt.context.format(context=context) + after
+        def around(texts: Texts) -> str:
+            return before + templates.filled(self.prompt.context, texts) + after
 
-        kept = self._cut(example.context, room, around)
-        if kept is None and len(bare := self._text.prompt(around(""))) > room:
+        kept = self._cut({"context": example.context}, room, around)
+        if kept is None and len(bare := self._text.prompt(around({"context": ""}))) > room:
             raise UserError(
                 f"question {example.id}: its prompt takes {len(bare)} tokens without the passage, "
                 f"and the model has room for {room}; lower eval.num_fewshot"
             )
-        return self._text.prompt(around(kept or ""))
+        return self._text.prompt(around(kept or {"context": ""}))
 
     def _around_context(
         self, example: QuestionExample, shots: Sequence[QuestionExample]
@@ -246,6 +262,10 @@ class PromptEncoder:
         )
 
 
+def _named(texts: str | Texts) -> Texts:
+    return {templates.ONE_TEXT: texts} if isinstance(texts, str) else texts
+
+
 def _worked(answer: str) -> str:
     """Return the answer of a worked example in a prompt."""
     return f" {answer.strip()}\n\n"
@@ -253,8 +273,7 @@ def _worked(answer: str) -> str:
 
 def _tail(template: str) -> str:
     """Return what stands after the last value in a template."""
-    text, field, *_ = list(Formatter().parse(template))[-1]
-    return text if field is None else ""
+    return template.rpartition("}")[2]
 
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:

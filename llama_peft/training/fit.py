@@ -54,7 +54,7 @@ def train(
             resume.bring_back(folder)
         preflight.check(recipe, long=True)
         dataset = data.load(recipe, given)
-        recipe = _with_labels(recipe, dataset)
+        recipe = data.with_fields(_with_labels(recipe, dataset), dataset)
         finished = not fresh and resume.is_finished(folder, recipe, dataset)
         if not finished:
             preflight.room(recipe, folder)

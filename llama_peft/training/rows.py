@@ -129,15 +129,17 @@ def classification_rows(
 ) -> list[ClassificationRow]:
     """Return one row for each text; a text that is too long loses its end."""
     limit = recipe.train.max_length
-    whole = [encoder.head_input(example.text, limit + 1) for example in examples]
-    if num_cut := sum(len(ids) > limit for ids in whole):
+    rows, num_cut = [], 0
+    for example in examples:
+        ids = encoder.head_input(example.values)
+        if len(ids) > limit:
+            ids, num_cut = encoder.head_input(example.values, limit), num_cut + 1
+        rows.append(ClassificationRow(ids=[example.id], input_ids=ids, labels=example.label))
+    if num_cut:
         log.warning(
-            "%s: %d of %d texts are cut to train.max_length %d", part, num_cut, len(whole), limit
+            "%s: %d of %d texts are cut to train.max_length %d", part, num_cut, len(rows), limit
         )
-    return [
-        ClassificationRow(ids=[example.id], input_ids=ids[:limit], labels=example.label)
-        for example, ids in zip(examples, whole, strict=True)
-    ]
+    return rows
 
 
 def span_rows(

@@ -79,11 +79,6 @@ def test_a_list_of_columns_names_one_column(tmp_path: Path) -> None:
     rows = [{"premise": "a", "hypothesis": "b", "text": "c", "content": "d", "label": "x"}]
     rows += [rows[0] | {"label": "y"}]
     file = write(tmp_path / "a.json", rows)
-    names = ["premise", "hypothesis", "other"]
-    assert refusal(whole(file, columns={"text": names})) == (
-        f"{file}: dataset.columns.text lists names for one column, but the data have premise and "
-        "hypothesis: keep one of them"
-    )
     both = refusal(whole(file, columns={"label": ["label", "content"]}))
     assert "dataset.columns.label lists names for one column" in both
     assert train_of(whole(file))[0].text == "c", "the usual names are tried one after the other"

@@ -138,6 +138,16 @@ def test_dropped_rows_are_counted_in_the_line_of_the_data(staged: Bundle) -> Non
     assert '"dropped"' not in staged.run.record.model_dump_json()
 
 
+def test_the_command_of_a_pair_names_both_fields(staged: Bundle) -> None:
+    template = "prompt.template=premise: {premise}\nhypothesis: {hypothesis}"
+    zero_shot = "prompt.zero_shot={premise}? {hypothesis}\nAnswer:"
+    columns = "dataset.columns.text=[premise, hypothesis]"
+    one = changed(staged, columns, template, zero_shot)
+    text = card.render(one, REPO, encoder(one.recipe), None)
+    pair = '{"premise": "A warm and funny film.", "hypothesis": "Not worth the time."}'
+    assert f"llama-peft predict {REPO} '{pair}'\n" in text
+
+
 def test_what_it_was_trained_on_stands_beside_the_numbers(run: Path, tmp_path: Path) -> None:
     """The number of evaluated examples that it was trained on; nothing if there are none, or if
     they were not counted.
