@@ -44,6 +44,19 @@ def check(recipe: Recipe, long: bool) -> None:
         raise UserError(f"{recipe.model.model_name_or_path} cannot be used:", *problems)
 
 
+def check_named(recipe: Recipe, long: bool, by: Path) -> None:
+    """Check the base that a run or an adapter names: it may be a folder of another machine."""
+    try:
+        check(recipe, long)
+    except UserError as error:
+        if Path(backbone.source(recipe.model)).is_dir():
+            raise
+        raise UserError(
+            f"{by}: this names a base that cannot be used; if it is elsewhere here, name it with --base:",
+            *error.args,
+        ) from None
+
+
 def room(recipe: Recipe, folder: Path) -> None:
     """Compare what the training will take with what the machine has free.
 
