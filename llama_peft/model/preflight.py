@@ -6,6 +6,7 @@ reported at once, each with what to do.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from llama_peft.errors import UserError
@@ -37,6 +38,7 @@ def check(recipe: Recipe, long: bool) -> None:
     problems = [
         *weights.problems,
         *packed_problems(weights.config, recipe.quantization),
+        *_length_problems(recipe, weights.config),
         *_machine_problems(recipe, weights, long),
         *(_shape_problems(weights) if folder.is_dir() else ()),
     ]
@@ -108,6 +110,18 @@ def _machine_problems(recipe: Recipe, weights: Weights, long: bool) -> list[str]
             'try `make demo`, or insist with SET="train.use_cpu=true"'
         )
     return [*found, *_disk_problems(weights), *_memory_problems(recipe, weights)]
+
+
+def _length_problems(recipe: Recipe, config: Mapping[str, object]) -> list[str]:
+    """Return whether the answers that an evaluation may write leave no room for a prompt."""
+    text = config.get("text_config")
+    most = (text if isinstance(text, Mapping) else config).get("max_position_embeddings")
+    room = recipe.eval.max_new_tokens
+    if recipe.kind.head is not None or not isinstance(most, int) or not 0 < most <= room:
+        return []
+    return [
+        f"eval.max_new_tokens {room} leaves no room for a prompt in its {most} positions: lower it"
+    ]
 
 
 def _shape_problems(weights: Weights) -> list[str]:
