@@ -36,6 +36,7 @@ def evaluate(
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
     kind: Kind | None = None,
+    base: str | None = None,
 ) -> "Results":
     """Evaluate a model on a task, and return its results.
 
@@ -49,6 +50,7 @@ def evaluate(
     `eval.splits`.
     limit: evaluate on a random sample of this size.
     kind: what the model is, if its files do not tell.
+    base: what a run or an adapter stands on, if it names a folder of another machine.
 
     Raises UserError, in one line, on any mistake.
     """
@@ -68,6 +70,7 @@ def evaluate(
             None if output is None else Path(output),
             list(overrides),
             kind,
+            base,
         )
         if data is not None and file is None:
             folder = job.output if output else job.output.with_name(f"{job.output.name}-rows")

@@ -57,6 +57,13 @@ def run(
     kind: Annotated[
         Kind | None, typer.Option(help="What the model is. Needed only if its files do not tell.")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="The base of a run or an adapter, if it names a folder of another machine.",
+            callback=cli.name,
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -91,7 +98,15 @@ def run(
     models: list[str | None] = [*model] if model else [None]
     jobs = [
         make_job(
-            task, name, data, split, limit, _inside(output, name, models), overrides or [], kind
+            task,
+            name,
+            data,
+            split,
+            limit,
+            _inside(output, name, models),
+            overrides or [],
+            kind,
+            base,
         )
         for name in models
     ]
@@ -105,7 +120,7 @@ def _evaluate(jobs: "list[Job]", show: int) -> None:
     from .predictors.recognise import identify
 
     # A model that cannot be evaluated is refused before the first one starts.
-    subjects = [identify(job.model, job.recipe, job.kind) for job in jobs]
+    subjects = [identify(job.model, job.recipe, job.kind, job.base) for job in jobs]
     finished: list[Path] = []
     try:
         for job, subject in zip(jobs, subjects, strict=True):

@@ -40,7 +40,7 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
     check_evaluation_folder(job.output)
     started = time.monotonic()
     reset_peak()
-    subject = subject or identify(job.model, job.recipe, job.kind)
+    subject = subject or identify(job.model, job.recipe, job.kind, job.base)
     job = replace(job, recipe=_recipe(job, subject))
     found = material(job)
     settled = with_fields(job.recipe, found.dataset)

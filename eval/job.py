@@ -31,6 +31,8 @@ class Job:
     output: Path
     kind: Kind | None = None
     """What the model is; None if its files tell."""
+    base: str | None = None
+    """What a run or an adapter stands on; None if it is the base that it names."""
     given: Mapping[str, Rows] | None = None
     """Rows from Python by part. They replace what the recipe says about that part."""
     data_file: "str | Rows | None" = None
@@ -56,6 +58,7 @@ def make_job(
     output: Path | None,
     overrides: list[str],
     kind: Kind | None = None,
+    base: str | None = None,
 ) -> Job:
     """Return the job that a command asks for.
 
@@ -88,6 +91,7 @@ def make_job(
         model=model or recipe.model.model_name_or_path,
         output=output,
         kind=kind,
+        base=base,
         data_file=data_file,
         data_split=data_split,
         limit=limit,

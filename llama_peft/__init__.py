@@ -66,14 +66,17 @@ def train(
         return fit(loaded, fresh=fresh, given=given)
 
 
-def load_run(name: str | Path) -> "LoadedRun":
-    """A finished run with its model in memory, by its folder or by the Hub's user/repo[@revision]."""
+def load_run(name: str | Path, base: str | None = None) -> "LoadedRun":
+    """A finished run with its model in memory, by its folder or by the Hub's user/repo[@revision].
+
+    base: another name of its base, if that is a folder of another machine.
+    """
     from llama_peft.system.quiet import python_face
 
     with python_face():
         from llama_peft.inference.ask import load_run as load
 
-        return load(name)
+        return load(name, base)
 
 
 def predict(run: "LoadedRun | str | Path", inputs: "Inputs") -> "list[Reply]":

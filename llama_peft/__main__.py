@@ -32,6 +32,12 @@ RunName = Annotated[
         help="The finished run: its folder, or user/repo[@revision] on the Hub.", callback=cli.name
     ),
 ]
+BaseName = Annotated[
+    str | None,
+    typer.Option(
+        help="The run's base, if its recipe names a folder of another machine.", callback=cli.name
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -167,6 +173,7 @@ def predict(
     ] = None,
     question: Annotated[str | None, typer.Option(help="The question to answer.")] = None,
     context: Annotated[str | None, typer.Option(help="The passage that holds the answer.")] = None,
+    base: BaseName = None,
     as_json: AsJson = False,
     data: Annotated[
         str | None,
@@ -229,7 +236,7 @@ def _predict_one(
     from llama_peft.run_folder.fetch import run_folder
     from llama_peft.run_folder.run import open_run
 
-    opened = open_run(run_folder(run))
+    opened = open_run(run_folder(run), base)
     labels = opened.recipe.kind.has_labels
     if labels and (len(words) != 1 or question or context):
         raise UserError(
@@ -308,6 +315,7 @@ def merge(
     output: Annotated[
         Path, typer.Option(help="The folder for the merged model. It must not exist.")
     ],
+    base: BaseName = None,
 ) -> None:
     """Merge a run's adapter into its base.
 
@@ -318,7 +326,7 @@ def merge(
     folder = run_folder(run)
     from llama_peft.export.merge import merge as merged
 
-    difference = merged(folder, output)
+    difference = merged(folder, output, base)
     say(f"largest relative score difference after merging: {difference:.2g}")
     say(output)
 

@@ -230,7 +230,11 @@ def _label_order(config: PreTrainedConfig, labels: tuple[str, ...], name: str) -
     unnamed = all(text == f"label_{number}" for text, number in theirs.items())
     if unnamed and len(theirs) == len(labels):
         pairs = ", ".join(f"{number} is {label}" for number, label in enumerate(labels))
-        log.info("%s: its labels have no names, so they are matched by number: %s", name, pairs)
+        log.warning(
+            "%s: its labels have no names (LABEL_0, ...), so they are taken by their numbers: %s; "
+            "if this is wrong, set dataset.labels in the checkpoint's order",
+            *(name, pairs),
+        )
         return list(range(len(labels)))
     raise UserError(
         f"{name}: its labels are {', '.join(theirs)}, but the task's labels are "

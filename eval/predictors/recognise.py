@@ -3,7 +3,7 @@ seconds.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -29,6 +29,8 @@ _SUFFIXES: dict[str, Kind] = {
 }
 _HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 """The last weight of a classification head: a causal model's, most encoders', RoBERTa's."""
+_ONE_LABEL = "single_label_classification"
+"""The problem_type of a checkpoint whose scores are shares of one label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,23 +75,30 @@ class Subject:
         return path if path is not None and path.is_file() else None
 
 
-def identify(model: str, recipe: Recipe, kind: Kind | None = None) -> Subject:
+def identify(
+    model: str, recipe: Recipe, kind: Kind | None = None, base: str | None = None
+) -> Subject:
     """Return what a model is. Raises UserError if it cannot be evaluated on the recipe's task.
 
-    kind: what the user says that it is.
+    kind: what the user says that it is. base: what a run or an adapter stands on, if it names a
+    folder of another machine.
     """
     if kind == "run" or (kind is None and is_run(model)):
-        return Subject(kind="run", name=model, run=_open_run(Path(model), recipe))
+        return Subject(kind="run", name=model, run=_open_run(Path(model), recipe, base))
     preflight.check(on_base(recipe, model), long=True)
     revision = recipe.model.revision
     kind = kind or recognise(model, revision)
     adapter = None
     if kind == "adapter":
         adapter = read_adapter(fetch_adapter(model, revision))
-        preflight.check(on_base(recipe, adapter.base, adapter.revision), long=True)
+        adapter = replace(adapter, base=base or adapter.base)
+        named = on_base(recipe, adapter.base, adapter.revision)
+        preflight.check_named(named, True, adapter.folder)
         _check_adapter(adapter, recipe)
     elif kind != "causal" and (kind == "classifier") != recipe.kind.has_labels:
         raise UserError(f"{model}: this is a {KIND_NAMES[kind]}, but the task is {recipe.task}")
+    elif kind == "classifier":
+        _check_outputs(model, _read_json(model, "config.json", revision) or {})
     return Subject(kind=kind, name=model, adapter=adapter)
 
 
@@ -102,8 +111,8 @@ def on_base(recipe: Recipe, model: str, revision: str | None = None) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=named)})
 
 
-def _open_run(folder: Path, recipe: Recipe) -> Run:
-    run = open_run(folder)
+def _open_run(folder: Path, recipe: Recipe, base: str | None) -> Run:
+    run = open_run(folder, base)
     if recipe.eval.num_fewshot:
         raise UserError(
             "eval.num_fewshot is for models that are not fine-tuned, because a run was trained "
@@ -127,6 +136,18 @@ def _check_adapter(adapter: Adapter, recipe: Recipe) -> None:
         raise UserError(
             f"{adapter.folder}: this adapter has no head named score or classifier, and a random "
             "head has no meaningful score"
+        )
+
+
+def _check_outputs(model: str, config: Mapping[str, JsonValue]) -> None:
+    """Refuse a classifier whose outputs are not the scores of labels of which one is right."""
+    names = config.get("id2label")
+    one = isinstance(names, dict) and len(names) == 1
+    problem = config.get("problem_type") or ("regression" if one else _ONE_LABEL)
+    if problem != _ONE_LABEL:
+        raise UserError(
+            f"{model}: its config.json says problem_type {str(problem)[:40]!r}, but the task gives "
+            f"each text one label: choose a checkpoint of problem_type {_ONE_LABEL}"
         )
 
 

@@ -26,14 +26,14 @@ _TOLERANCE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 """The largest relative difference from the unmerged model's scores that rounding can cause."""
 
 
-def merge(run: Path, output: Path) -> float:
+def merge(run: Path, output: Path, base: str | None = None) -> float:
     """Write the merged model and its tokenizer. Returns the largest relative difference of its
     scores from the unmerged ones.
 
     Raises UserError if there is nothing to merge, or if the merged model gives other scores; then
     nothing is written.
     """
-    opened = open_run(run)
+    opened = open_run(run, base)
     _check_mergeable(opened, output)
     loaded = load_tuned(opened, full_precision=True)
     expected = sample_scores(loaded)

@@ -82,15 +82,17 @@ _in_memory: dict[tuple[Path, str], TunedModel] = {}
 """The model that was loaded last, by its run folder and the record of its training."""
 
 
-def load_run(name: str | Path) -> LoadedRun:
+def load_run(name: str | Path, base: str | None = None) -> LoadedRun:
     """Load a finished run by its folder, or by the Hub's user/repo[@revision].
+
+    base: another name of its base, if that is a folder of another machine.
 
     The last model stays in memory: loading it again costs nothing unless it was trained again in
     between.
     """
     if not isinstance(name, str | Path):
         raise UserError(f"a run is named by its folder or its Hub name, not by {_shown(name)}")
-    return load(open_run(run_folder(name)))
+    return load(open_run(run_folder(name), base))
 
 
 def load(run: Run) -> LoadedRun:

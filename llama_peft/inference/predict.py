@@ -95,11 +95,23 @@ def classify(
     tuned: TunedModel, examples: Sequence[TextExample], batch_size: int
 ) -> Iterator[list[Prediction]]:
     """Yield the label that the classification head gives each text."""
-    encoder, max_length = tuned.encoder, tuned.recipe.train.max_length
-    rows = [(example.id, encoder.head_input(example.values, max_length)) for example in examples]
+    encoder, max_length, limit = tuned.encoder, tuned.recipe.train.max_length, _limit(tuned)
+    whole = [encoder.head_input(example.values, max_length) for example in examples]
+    cut = sum(len(ids) > limit for ids in whole)
+    warn_of_cuts(cut, len(whole), "texts", f"the model's {limit} positions")
+    rows = [
+        (example.id, ids if len(ids) <= limit else encoder.head_input(example.values, limit))
+        for example, ids in zip(examples, whole, strict=True)
+    ]
     order = range(len(tuned.labels))
     pad_id = encoder.tokenizer.pad_token_id
     return classify_rows(tuned.model, rows, tuned.labels, order, pad_id, batch_size)
+
+
+def _limit(tuned: TunedModel) -> int:
+    """Return the most tokens of a row: `train.max_length`, and never more than the model reads."""
+    limit, most = tuned.recipe.train.max_length, generate.positions(tuned.model)
+    return limit if most is None else min(limit, most)
 
 
 def classify_rows(
@@ -152,7 +164,7 @@ def read_spans(
         return map(ScoredWindow, windows, starts, ends)
 
     rows = [
-        (example, list(spans.windows(encoder, example, train.max_length, train.doc_stride)))
+        (example, list(spans.windows(encoder, example, _limit(tuned), train.doc_stride)))
         for example in examples
     ]
     return best_answers(rows, score, tuned.recipe.eval, batch_size)

@@ -110,6 +110,15 @@ def load_config(model: Model) -> "PretrainedConfig":
     return config
 
 
+def positions(config: "PretrainedConfig") -> int | None:
+    """Return the largest number of tokens that a model reads; None if its config sets no limit.
+
+    Bloom has no limit, and XLNet says -1.
+    """
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if found is not None and found > 0 else None
+
+
 def _config_file(name: str, revision: str) -> Path:
     """Return the config.json of a base. The network is not used if it is in the cache."""
     from huggingface_hub import try_to_load_from_cache

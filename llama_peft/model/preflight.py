@@ -6,6 +6,7 @@ reported at once, each with what to do.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from llama_peft.errors import UserError
@@ -37,11 +38,25 @@ def check(recipe: Recipe, long: bool) -> None:
     problems = [
         *weights.problems,
         *packed_problems(weights.config, recipe.quantization),
+        *_length_problems(recipe, weights.config),
         *_machine_problems(recipe, weights, long),
         *(_shape_problems(weights) if folder.is_dir() else ()),
     ]
     if problems:
         raise UserError(f"{recipe.model.model_name_or_path} cannot be used:", *problems)
+
+
+def check_named(recipe: Recipe, long: bool, by: Path) -> None:
+    """Check the base that a run or an adapter names: it may be a folder of another machine."""
+    try:
+        check(recipe, long)
+    except UserError as error:
+        if Path(backbone.source(recipe.model)).is_dir():
+            raise
+        raise UserError(
+            f"{by}: this names a base that cannot be used; if it is elsewhere here, name it with --base:",
+            *error.args,
+        ) from None
 
 
 def room(recipe: Recipe, folder: Path) -> None:
@@ -95,6 +110,18 @@ def _machine_problems(recipe: Recipe, weights: Weights, long: bool) -> list[str]
             'try `make demo`, or insist with SET="train.use_cpu=true"'
         )
     return [*found, *_disk_problems(weights), *_memory_problems(recipe, weights)]
+
+
+def _length_problems(recipe: Recipe, config: Mapping[str, object]) -> list[str]:
+    """Return whether the answers that an evaluation may write leave no room for a prompt."""
+    text = config.get("text_config")
+    most = (text if isinstance(text, Mapping) else config).get("max_position_embeddings")
+    room = recipe.eval.max_new_tokens
+    if recipe.kind.head is not None or not isinstance(most, int) or not 0 < most <= room:
+        return []
+    return [
+        f"eval.max_new_tokens {room} leaves no room for a prompt in its {most} positions: lower it"
+    ]
 
 
 def _shape_problems(weights: Weights) -> list[str]:

@@ -23,6 +23,8 @@ class Run:
     record: TrainingRecord
     written: Recipe
     """The recipe as recipe.yaml holds it."""
+    base: str | None = None
+    """Another name of the base, if the recipe's is a folder of another machine."""
 
     @property
     def recipe(self) -> Recipe:
@@ -33,6 +35,8 @@ class Run:
         model = self.written.model
         if (commit := self.commit) is not None:  # the branch may have moved on since
             model = model.model_copy(update={"revision": commit})
+        if self.base is not None:
+            model = model.model_copy(update={"model_name_or_path": self.base})
         return self.written.model_copy(update={"head": head, "model": model})
 
     @property
@@ -60,14 +64,16 @@ class Run:
         return [self.adapter / name for name in ADAPTER_FILES]
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path, base: str | None = None) -> Run:
     """Open a finished run and verify what it exported. Raises UserError if it is unfinished or
     damaged.
+
+    base: another name of its base. Loading compares its files with those of the training.
     """
     record = read_record(folder)
     verify_exports(folder, record)
     inside(folder, RECIPE)  # the record of a stranger need not name it
-    run = Run(folder=folder, record=record, written=load_recipe(folder / RECIPE))
+    run = Run(folder=folder, record=record, written=load_recipe(folder / RECIPE), base=base)
     for path in run.weights:
         if path.relative_to(folder).as_posix() not in record.files:
             raise UserError(

@@ -146,7 +146,7 @@ def load_tuned(run: Run, full_precision: bool = False) -> TunedModel:
     Raises UserError if the base at hand is not the one that the run was trained on.
     """
     recipe = _in_float32(run.recipe) if full_precision else run.recipe
-    preflight.check(recipe, long=False)
+    preflight.check_named(recipe, False, run.folder)
     found = base_fingerprint(recipe)
     if found != run.record.base_fingerprint:
         raise UserError(

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from llama_peft.model import backbone
 from llama_peft.system.numbers import check_scores
 from llama_peft.tokens.batches import batches, pad
 from llama_peft.tokens.prompts import Encoded
@@ -24,12 +25,8 @@ Request = tuple[Sequence[int], Sequence[int]]
 
 
 def positions(model: "PreTrainedModel") -> int | None:
-    """Return the largest number of tokens that a model reads; None if its config sets no limit.
-
-    Bloom has no limit, and XLNet says -1.
-    """
-    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return found if found is not None and found > 0 else None
+    """Return the largest number of tokens that a model reads; None if its config sets no limit."""
+    return backbone.positions(model.config)
 
 
 def greedy(

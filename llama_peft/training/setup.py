@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from llama_peft import data
 from llama_peft.data import QuestionExample
+from llama_peft.errors import UserError
 from llama_peft.model import backbone, counts
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.model.lora import add_lora, count_loaded
@@ -64,6 +65,7 @@ def load(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Loaded:
         part: encode_part(recipe, encoder, part, dataset.parts.get(part, []))
         for part in data.TRAINED_ON
     }
+    _check_positions(recipe, rows)
     base = backbone.load(recipe, recipe.task, len(dataset.labels))
     if recipe.head.layer == "auto":
         from llama_peft.training.features.layer_choice import choose
@@ -74,6 +76,33 @@ def load(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Loaded:
         base = backbone.load(recipe, recipe.task, len(dataset.labels))
     origin = Origin(base_fingerprint(recipe), *sums)
     return Loaded(recipe=recipe, encoder=encoder, rows=rows, base=base, origin=origin)
+
+
+def _check_positions(recipe: Recipe, rows: Mapping[str, Sequence[Row]]) -> None:
+    """Raise UserError if a row is longer than what the base can read; warn if only the limit is."""
+    most = backbone.positions(backbone.load_config(recipe.model))
+    limit = recipe.train.max_length
+    if most is None or limit <= most:
+        return
+    for part, its in rows.items():
+        lengths = [_length(row) for row in its]
+        if long := sum(length > most for length in lengths):
+            raise UserError(
+                f"{part}: {long:,} of {len(its):,} rows are longer than the {most:,} positions of "
+                f"{recipe.model.model_name_or_path} (the longest has {max(lengths):,} tokens): set "
+                f"train.max_length to {most} or less"
+            )
+    log.warning(
+        "train.max_length %d is more than the %d positions of the base; no row of the training is "
+        "longer than these, and a longer text will be cut to them in an evaluation",
+        *(limit, most),
+    )
+
+
+def _length(row: Row) -> int:
+    """Return how many positions a row takes. A prefix tree takes those of its longest example."""
+    depths = cast("Mapping[str, Sequence[int]]", row).get("position_ids")
+    return len(row["input_ids"]) if depths is None else max(depths) + 1
 
 
 def attach(loaded: Loaded, folder: Path) -> Attached:

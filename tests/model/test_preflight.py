@@ -115,3 +115,16 @@ def test_a_folder_without_weights_is_refused(
     (tmp_path / "base/pytorch_model.bin").write_bytes(b"a pickle")
     with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle"):
         preflight.check(recipe, long=True)
+
+
+def test_answers_as_long_as_the_model_reads_are_refused(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    base = make_base(max_position_embeddings=64)
+    for longest, refused in ((63, False), (64, True)):
+        recipe = make_recipe("generative_qa", base, lora={}, eval={"max_new_tokens": longest})
+        if refused:
+            with pytest.raises(UserError, match="leaves no room for a prompt in its 64 positions"):
+                preflight.check(recipe, long=True)
+        else:
+            preflight.check(recipe, long=True)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llama_peft.errors import UserError
+from llama_peft.inference.ask import load_run
 from llama_peft.recipe import Recipe
 from llama_peft.training import fit as training
 
@@ -69,3 +70,36 @@ def test_activation_checkpointing_of_a_head_alone_is_nothing(
         "max_length": 300,
     }
     training.train(make_recipe(task, base, train=keys))
+
+
+@pytest.mark.parametrize("task", ["classification", "extractive_qa", "generative_qa"])
+@pytest.mark.parametrize("packing", ["none", "prefix_tree"])
+def test_rows_beyond_the_base_s_positions_are_refused_before_it_is_loaded(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    task: str,
+    packing: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A limit that no row reaches is a warning; texts to predict are then cut to the positions."""
+    if packing == "prefix_tree" and task != "generative_qa":
+        pytest.skip("only answers are packed as trees")
+    keys = {"max_length": 2000, "packing": packing, "max_steps": 1}
+
+    def recipe(positions: int, name: str) -> Recipe:
+        out = keys | {"output_dir": str(tmp_path / name)}
+        base = make_base(max_position_embeddings=positions)
+        return make_recipe(task, base, lora={"r": 2}, train=out, eval={"max_new_tokens": 4})
+
+    with pytest.raises(
+        UserError, match=r"^train: .* rows are longer than the 16 positions of .*16"
+    ):
+        training.train(recipe(16, "short"))
+    run = training.train(recipe(1024, "long"))
+    said = [one.getMessage() for one in caplog.records if "2000" in one.getMessage()]
+    assert len(said) == 1 and "more than the 1024 positions" in said[0]
+    if task == "classification":
+        loaded = load_run(run)
+        assert loaded.predict(["long " * 1200, "A fine film."])
+        assert "1 of 2 texts are cut to the model's 1024 positions" in caplog.text

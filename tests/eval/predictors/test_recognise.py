@@ -9,7 +9,9 @@ import pytest
 
 from eval.predictors.recognise import identify, on_base, read_adapter, recognise
 from llama_peft.errors import UserError
+from llama_peft.inference.ask import load_run
 from llama_peft.recipe import Recipe
+from llama_peft.training.fit import train
 from tests.support.eval.checkpoints import adapter, classifier, heads, reader
 from tests.support.eval.jobs import evaluate
 
@@ -57,14 +59,59 @@ def test_what_does_not_fit_is_refused_in_one_line(
     with pytest.raises(UserError, match=r"its labels are spam, ham.*negative, positive"):
         evaluate(texts, named, tmp_path / "out")
     unnamed = classifier(tmp_path / "unnamed", id2label={0: "LABEL_0", 1: "LABEL_1"})
-    caplog.set_level("INFO")
     evaluate(texts, unnamed, tmp_path / "unnamed-out")
-    assert (
-        "have no names, so they are matched by number: 0 is negative, 1 is positive" in caplog.text
-    )
+    (said,) = [one.getMessage() for one in caplog.records if "have no names" in one.getMessage()]
+    assert "taken by their numbers: 0 is negative, 1 is positive" in said
+    for number, changes in enumerate(
+        (
+            {"problem_type": "multi_label_classification"},
+            {"problem_type": "regression"},
+            {"id2label": {0: "LABEL_0"}},
+        )
+    ):
+        other = classifier(tmp_path / f"other-{number}", **changes)
+        with pytest.raises(UserError, match=r"says problem_type '.*choose a checkpoint of"):
+            identify(str(other), texts)
     with pytest.raises(
         UserError, match=r"lacks weights, which would be random: 1, first score.weight"
     ):
         headless = tmp_path / "headless"
         shutil.copytree(base, headless)
         evaluate(texts, headless, tmp_path / "out", kind="classifier")
+
+
+def test_a_base_of_another_machine_can_be_named(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    """An adapter and a run hold the folder in which they were trained."""
+    recipe = make_recipe("generative_qa", base, lora={}, eval={"max_new_tokens": 2})
+    theirs = adapter(tmp_path / "adapter", base, *heads(base)["generative_qa"])
+    here = evaluate(recipe, theirs, tmp_path / "here")
+    file = theirs / "adapter_config.json"
+    there = {"base_model_name_or_path": "/home/other/llama"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | there))
+    with pytest.raises(UserError, match=r"this names a base.*--base:\n.*/home/other/llama"):
+        identify(str(theirs), recipe)
+    named = evaluate(recipe, theirs, tmp_path / "there", base=str(base))
+    assert named.results == here.results and named.config.model == str(base)
+
+
+def test_a_run_is_opened_on_a_base_that_moved(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+) -> None:
+    before, after, changed = (tmp_path / name for name in ("before", "after", "changed"))
+    shutil.copytree(base, before)
+    recipe = make_recipe(
+        "classification", before, lora={"r": 2}, train={"output_dir": str(tmp_path / "run")}
+    )
+    run = train(recipe)
+    before.rename(after)
+    shutil.copytree(after, changed)
+    (changed / "config.json").write_text((changed / "config.json").read_text() + " ")
+    with pytest.raises(UserError, match=rf"{run}: this names a base.*--base"):
+        evaluate(recipe, run, tmp_path / "out")
+    with pytest.raises(UserError, match="trained on another"):
+        evaluate(recipe, run, tmp_path / "out", base=str(changed))
+    assert evaluate(recipe, run, tmp_path / "out", base=str(after)).results
+    (reply,) = load_run(run, str(after)).predict(["A fine film."])
+    assert reply.prediction in ("negative", "positive")
