@@ -202,15 +202,20 @@ def predict(
     if data is None:
         if split is not None or output is not None:
             raise UserError("--split and --output belong to --data; name the file to predict")
-        _predict_one(run, words or [], question, context, as_json)
+        _predict_one(run, base, words or [], question, context, as_json)
         return
     if question is not None or context is not None:
         raise UserError("--data names the questions; leave --question and --context out")
-    _predict_data(run, data, split, output, words or [])
+    _predict_data(run, base, data, split, output, words or [])
 
 
 def _predict_data(
-    run: str, data: str, split: str | None, output: Path | None, overrides: list[str]
+    run: str,
+    base: str | None,
+    data: str,
+    split: str | None,
+    output: Path | None,
+    overrides: list[str],
 ) -> None:
     """Write the predictions of a file's rows, or print them."""
     from llama_peft.inference import batch
@@ -219,7 +224,7 @@ def _predict_data(
 
     if output is not None:
         batch.check_output(output)
-    opened = batch.open_batch(open_run(run_folder(run)), data, split, overrides)
+    opened = batch.open_batch(open_run(run_folder(run), base), data, split, overrides)
     if output is not None:
         batch.write(opened, output)
         say(output)
@@ -229,7 +234,12 @@ def _predict_data(
 
 
 def _predict_one(
-    run: str, words: list[str], question: str | None, context: str | None, as_json: bool
+    run: str,
+    base: str | None,
+    words: list[str],
+    question: str | None,
+    context: str | None,
+    as_json: bool,
 ) -> None:
     """Print the prediction of one text or question."""
     from llama_peft.errors import UserError
