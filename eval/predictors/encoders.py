@@ -35,6 +35,7 @@ from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Eval, Recipe
 from llama_peft.run_folder.results import ModelConfig
 from llama_peft.run_folder.weights import attach_adapter
+from llama_peft.tasks import Side
 from llama_peft.tokens.generate import positions
 from llama_peft.tokens.prompts import trim
 from llama_peft.tokens.spans import Window
@@ -62,8 +63,9 @@ def open_classifier(
         model=model,
         tokenizer=tokenizer,
         labels=labels,
-        order=_label_order(model.config, labels, recipe.model.model_name_or_path),
+        order=_label_order(model.config, labels, recipe),
         limit=_max_length(model, tokenizer),
+        side=recipe.kind.side,
     )
     name = KIND_NAMES["classifier"] if adapter is None else "adapter, sequence classification"
     return Predictor(
@@ -71,6 +73,7 @@ def open_classifier(
         labels=labels,
         predict=opened.predict,
         prompt=opened.prompt,
+        fits_threshold=recipe.kind.fits_threshold,
     )
 
 
@@ -96,7 +99,7 @@ def open_reader(recipe: Recipe, adapter: Adapter | None = None) -> Predictor:
         predict=opened.predict,
         prompt=opened.prompt,
         length=lambda answer: len(tokenizer(answer, add_special_tokens=False)["input_ids"]),
-        abstains=True,
+        fits_threshold=True,
     )
 
 
@@ -108,6 +111,7 @@ class _Classifier:
     order: list[int]
     """For each label of the task, its number in the checkpoint."""
     limit: int
+    side: Side
 
     def predict(self, examples: Sequence[Example], batch_size: int) -> Iterator[list[Prediction]]:
         encoded = [(example.id, *self.encode(example.text)) for example in texts(examples)]
@@ -115,7 +119,9 @@ class _Classifier:
         cut = sum(not whole for *_, whole in encoded)
         warn_of_cuts(cut, len(rows), "texts", f"the model's {self.limit} tokens")
         pad_id = self.tokenizer.pad_token_id
-        return classify_rows(self.model, rows, self.labels, self.order, pad_id, batch_size)
+        return classify_rows(
+            self.model, rows, self.labels, self.order, pad_id, batch_size, self.side
+        )
 
     def encode(self, text: str) -> tuple[list[int], bool]:
         """Return the ids, and whether they hold the whole text."""
@@ -220,8 +226,12 @@ def windows(
     return found
 
 
-def _label_order(config: PreTrainedConfig, labels: tuple[str, ...], name: str) -> list[int]:
-    """Return for each label of the task its number in the checkpoint."""
+def _label_order(config: PreTrainedConfig, labels: tuple[str, ...], recipe: Recipe) -> list[int]:
+    """Return for each label of the task its number in the checkpoint; for a number, its output."""
+    name = recipe.model.model_name_or_path
+    _check_problem(config, recipe, name)
+    if recipe.kind.side == "numbers":
+        return [0]
     theirs = {str(text).casefold(): int(number) for number, text in config.id2label.items()}
     if set(theirs) == {label.casefold() for label in labels}:
         return [theirs[label.casefold()] for label in labels]
@@ -234,6 +244,21 @@ def _label_order(config: PreTrainedConfig, labels: tuple[str, ...], name: str) -
         f"{name}: its labels are {', '.join(theirs)}, but the task's labels are "
         f"{', '.join(labels)}; set dataset.labels to its names, in the order of the data's numbers"
     )
+
+
+def _check_problem(config: PreTrainedConfig, recipe: Recipe, name: str) -> None:
+    """Raise UserError if a checkpoint predicts something else than the task asks for.
+
+    Older checkpoints do not say whether a text has one label or several.
+    """
+    theirs = config.problem_type or ("regression" if config.num_labels == 1 else None)
+    ours = recipe.kind.problem_type or "single_label_classification"
+    if theirs != ours and (theirs is not None or ours == "regression"):
+        what = f"problem_type {theirs}" if theirs else f"{config.num_labels} labels"
+        raise UserError(
+            f"{name}: this is a checkpoint with {what}, but the task is {recipe.kind.name}: set "
+            "task (classification or regression) and dataset.single_label to what it predicts"
+        )
 
 
 def _load(

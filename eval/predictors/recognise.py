@@ -3,7 +3,7 @@ seconds.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -86,6 +86,8 @@ def identify(model: str, recipe: Recipe, kind: Kind | None = None) -> Subject:
     adapter = None
     if kind == "adapter":
         adapter = read_adapter(fetch_adapter(model, revision))
+        if adapter.kind.peft_task_type == recipe.kind.peft_task_type:
+            adapter = replace(adapter, kind=recipe.kind)  # an adapter does not say which of them
         preflight.check(on_base(recipe, adapter.base, adapter.revision), long=True)
         _check_adapter(adapter, recipe)
     elif kind != "causal" and (kind == "classifier") != recipe.kind.has_labels:
@@ -109,9 +111,10 @@ def _open_run(folder: Path, recipe: Recipe) -> Run:
             "eval.num_fewshot is for models that are not fine-tuned, because a run was trained "
             "without worked examples"
         )
-    if run.recipe.task != recipe.task:
+    if run.recipe.kind != recipe.kind:
         raise UserError(
-            f"{folder}: this run was trained for {run.recipe.task}, but the task is {recipe.task}"
+            f"{folder}: this run was trained for {run.recipe.kind.name}, but the task is "
+            f"{recipe.kind.name}"
         )
     return run
 
@@ -204,7 +207,9 @@ def read_adapter(folder: Path) -> Adapter:
     path, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS
     found = _json_of(path)
     config = found if isinstance(found, dict) else {}
-    kinds = {kind.peft_task_type: kind for kind in TASKS.values()}
+    kinds: dict[str, TaskKind] = {}
+    for each in TASKS.values():
+        kinds.setdefault(each.peft_task_type, each)
     base, task = config.get("base_model_name_or_path"), config.get("task_type")
     kind = kinds.get(task) if isinstance(task, str) else None
     if not base or not isinstance(base, str) or kind is None:

@@ -21,6 +21,7 @@ from llama_peft.data.fingerprint import (
     split_sum,
     split_text,
 )
+from llama_peft.data.labels import Label
 from llama_peft.data.sources import Rows, is_file_name
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Answer",
     "Dataset",
     "Example",
+    "Label",
     "QuestionExample",
     "Rows",
     "TextExample",

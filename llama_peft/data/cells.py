@@ -88,8 +88,12 @@ def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
     if recipe.dataset.group_by in ("title", "group"):
         needed.add(recipe.dataset.group_by)
     found, lines = {}, []
+    each = label_columns(recipe)
+    for name in each:
+        if name not in table.columns:
+            lines.append(f"no column named {name}, which dataset.columns.label lists as a label")
     for key in Columns.model_fields:
-        names = columns.names(key)
+        names = each[:1] if each and key == "label" else columns.names(key)
         present = [name for name in names if name in table.columns]
         is_own = names != usual.names(key) and _concerns(key, recipe)
         if len(present) > 1 and is_own:
@@ -106,6 +110,13 @@ def find_columns(table: Table, recipe: Recipe) -> dict[str, str]:
         lines.append(f"the columns are: {', '.join(table.columns)}")
         raise UserError(f"{table.source}: missing column", *lines)
     return found
+
+
+def label_columns(recipe: Recipe) -> list[str]:
+    """Return the columns that are a label each; empty if one column holds the labels of a row."""
+    names = recipe.dataset.columns.names("label")
+    is_own = names != Columns().names("label")
+    return names if recipe.kind.side == "label_sets" and is_own and len(names) > 1 else []
 
 
 def _concerns(key: str, recipe: Recipe) -> bool:

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from llama_peft.data.answers import Answer, read_answers
 from llama_peft.data.cells import Cells, short
 from llama_peft.data.formats import Table
-from llama_peft.data.labels import LabelReader
+from llama_peft.data.labels import Label, label_reader
 from llama_peft.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextExample:
-    """A text and the number of its label. Rows of one group stay in one part."""
+    """A text and its truth. Rows of one group stay in one part."""
 
     id: str
     text: str
-    label: int
+    label: Label
     group: str = ""
 
     @property
@@ -63,10 +63,10 @@ def to_examples(table: Table, recipe: Recipe, part: str, labels: Sequence[str]) 
 
 
 def _texts(cells: Cells, labels: Sequence[str], recipe: Recipe) -> Iterator[TextExample]:
-    reader = LabelReader(cells, labels, recipe)
+    read = label_reader(cells, labels, recipe)
     for row in range(len(cells)):
         yield TextExample(
-            label=reader.read(row),
+            label=read(row),
             id=cells.id(row),
             text=cells.text(row, "text"),
             group=cells.name(row, "group", needed=recipe.dataset.group_by == "group"),

@@ -206,7 +206,8 @@ def load(
     config = load_config(recipe.model)
     config.pad_token_id = load_tokenizer(recipe.model, for_training).pad_token_id
     if TASKS[task].has_labels:
-        config.num_labels = num_labels
+        config.num_labels = TASKS[task].outputs(num_labels)
+        config.problem_type = TASKS[task].problem_type
         config.head_pooling = recipe.head.pooling
     blocks = _blocks_kept(recipe, task)
     if blocks is not None:
