@@ -42,7 +42,9 @@ def evidence_of(
     for values, role in ((predictions, "predictions"), (golds, "references")):
         expected = said_type(side, role == "references")
         if not all(isinstance(value, expected) for value in values.values()):
-            raise ValueError(f"the {role} are not {_NAMES[expected]}")
+            lists = "lists of " if expected is list else ""
+            named = "labels" if side == "label_sets" else side
+            raise ValueError(f"the {role} are not {lists}{named}")
     if side == "labels":
         one, other = cast("Mapping[str, str]", predictions), cast("Mapping[str, str]", golds)
         return classification_evidence(one, other, labels)
@@ -53,9 +55,6 @@ def evidence_of(
         return number_evidence(*numbers)
     texts = cast("Mapping[str, str]", predictions)
     return squad_evidence(texts, cast("Mapping[str, Sequence[str]]", golds))
-
-
-_NAMES: Mapping[type, str] = {str: "texts", float: "numbers", list: "lists of texts"}
 
 
 def said_type(side: Side, is_gold: bool) -> type[str] | type[float] | type[list[str]]:

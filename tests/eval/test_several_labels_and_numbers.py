@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from eval import evaluate, report
+from eval import evaluate, report, score
 from llama_peft import load_recipe, predict, tiny, train
+from llama_peft.errors import UserError
 from llama_peft.export import push
 from llama_peft.run_folder.run import open_run
 from llama_peft.run_folder.weights import load_tuned
@@ -99,6 +100,8 @@ def test_from_a_file_to_a_card(tmp_path: Path, kind: str, lora: bool) -> None:
     else:
         assert after["mse"] < min(before["mse"], float(scores["mse"].text)) / 2
         assert after["spearman"] > 0.5
+    again = score(run / "tuned/predictions.jsonl", task=recipe, output=tmp_path / "scores")
+    assert again.results == tuned.results
     report.write_html(run)
     pushed = push.push(run, "me/small", dry_run=True)
     assert "f1_micro" in pushed.card or "mae" in pushed.card
@@ -114,9 +117,18 @@ def test_from_a_file_to_a_card(tmp_path: Path, kind: str, lora: bool) -> None:
             assert torch.allclose(found, logits.sigmoid(), atol=1e-5)
 
 
-def test_what_the_recipe_must_say(tmp_path: Path) -> None:
-    from llama_peft.errors import UserError
+@pytest.mark.parametrize("limits", [{"label_thresholds": [0.5, 0.5]}, {"no_answer_threshold": 0.5}])
+def test_thresholds_of_other_labels_are_refused(tmp_path: Path, limits: dict[str, Any]) -> None:
+    """A stranger may have written them: three labels need three thresholds."""
+    recipe = recipe_of("label_sets", tmp_path, False)
+    recipe["train"]["num_train_epochs"] = 1.0
+    run = train(recipe)
+    (run / "threshold.json").write_text(json.dumps(limits))
+    with pytest.raises(UserError, match=r"threshold\.json: this file is damaged"):
+        predict(run, ["The music is loud."])
 
+
+def test_what_the_recipe_must_say(tmp_path: Path) -> None:
     recipe = recipe_of("numbers", tmp_path, True)
     with pytest.raises(UserError, match="list the numbers that the base can answer with"):
         load_recipe(recipe | {"prompt": {}})

@@ -105,7 +105,7 @@ def test_numbers_as_scikit_learn_and_scipy(drawn: list[tuple[float, float]]) -> 
 def test_what_does_not_belong_to_the_side_is_refused() -> None:
     with pytest.raises(ValueError, match="the predictions are not numbers"):
         measure.evidence_of("numbers", {"1": "a"}, {"1": 1.0}, ())
-    with pytest.raises(ValueError, match="the references are not lists of texts"):
+    with pytest.raises(ValueError, match="the references are not lists of labels"):
         measure.evidence_of("label_sets", {"1": ["a"]}, {"1": "a"}, LABELS)
     with pytest.raises(ValueError, match="these are not labels: \\['z'\\]"):
         metrics.label_set_evidence({"1": ["z"]}, {"1": []}, LABELS)
