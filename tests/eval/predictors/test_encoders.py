@@ -40,6 +40,16 @@ def test_a_whole_classifier_gives_its_own_logits(
         assert line["prediction"] == ("positive" if positive > negative else "negative")
 
 
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_a_classifier_of_another_problem_is_refused(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, problem: str
+) -> None:
+    """Its outputs would be read by softmax, and give labels that it never meant."""
+    folder = classifier(tmp_path / "theirs", problem_type=problem)
+    with pytest.raises(UserError, match=f"this is a checkpoint with problem_type {problem}"):
+        evaluate(make_recipe("classification", base), folder, tmp_path / "out")
+
+
 def test_a_checkpoint_without_a_tokenizer_is_refused(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
 ) -> None:
