@@ -63,7 +63,7 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             log.info("%s: this evaluation is finished already", job.output)
             return finished
         if predictor.length is not None:
-            length, spans = predictor.length, predictor.abstains
+            length, spans = predictor.length, predictor.fits_threshold
             if lost := too_long(found.examples, length, job.recipe, spans):
                 log.warning("%s", lost)
         threshold = fitted_threshold(evaluation, validation)

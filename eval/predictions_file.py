@@ -20,19 +20,29 @@ from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.results import ModelConfig, Results
 from llama_peft.system.files import JsonObject, read_whole
 from llama_peft.system.lock import only_process
+from llama_peft.tasks import Side
 from llama_peft.tokens.prompts import without_no_answer
 
 from .job import Job, unnamed_folder
+from .metrics.measure import Said
 from .predictors.samples import Asked, from_samples, is_sample
 from .results import PredictionLine
 from .scoring import finish, gold, material
+
+_OWN_NAMES: Mapping[Side, str] = {
+    "labels": "label",
+    "label_sets": "labels",
+    "numbers": "number",
+    "answers": "answer",
+}
+"""What `llama-peft predict` calls a prediction."""
 
 
 class Given(NamedTuple):
     """One prediction of a user's file."""
 
     id: str
-    prediction: str
+    prediction: Said
     raw: str | None = None
     no_answer_probability: float | None = None
     probabilities: list[float] | None = None
@@ -112,29 +122,47 @@ def _given(value: JsonValue, place: str, recipe: Recipe, labels: Sequence[str]) 
     """
     fields = value if isinstance(value, dict) else {}
     # `llama-peft predict` calls a prediction what it is.
-    text = fields.get("prediction", fields.get("label" if labels else "answer"))
-    if labels:
-        text = _label(text, labels)
-    if not isinstance(text, str) or "id" not in fields:
-        wanted = "one of the labels " + ", ".join(labels) if labels else "a text"
+    usual = _OWN_NAMES[recipe.kind.side]
+    said = _said(fields.get("prediction", fields.get(usual)), recipe, labels)
+    if said is None or "id" not in fields:
+        listed = ", ".join(labels)
+        wanted = {
+            "labels": f"one of the labels {listed}",
+            "label_sets": f"a list of some of the labels {listed}",
+            "numbers": "a number",
+            "answers": "a text",
+        }[recipe.kind.side]
         raise UserError(f"{place} is not an object with an id and a prediction that is {wanted}")
-    if not labels:
-        text = without_no_answer(text, recipe.prompt.no_answer)
     identity, raw = str(fields["id"]), fields.get("raw")
     raw = raw if isinstance(raw, str) else None
-    if broken(identity + text + (raw or "")):
+    if broken(identity + (said if isinstance(said, str) else "") + (raw or "")):
         raise UserError(
             f"{place} holds an unpaired Unicode surrogate, which cannot be written to a file; "
             "repair the text"
         )
     probability = fields.get("no_answer_probability")
     if probability is None:
-        return Given(identity, text, raw, None, _chances(fields, place, labels))
+        return Given(identity, said, raw, None, _chances(fields, place, labels))
     what = f"no_answer_probability of {place}"
     number = _number(probability, what)
     if not 0 <= number <= 1:
         raise UserError(f"{what} is {number:g}, which is not a number from 0 to 1")
-    return Given(identity, text, raw, number)
+    return Given(identity, said, raw, number)
+
+
+def _said(value: JsonValue, recipe: Recipe, labels: Sequence[str]) -> Said | None:
+    """Return what a prediction says; None if it is not what the task predicts."""
+    if recipe.kind.side == "numbers":
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return _number(value, "prediction") if is_number else None
+    if recipe.kind.side == "label_sets":
+        named = [_label(one, labels) for one in value] if isinstance(value, list) else [None]
+        found = [one for one in named if isinstance(one, str) and one in labels]
+        return found if len(found) == len(named) else None
+    said = _label(value, labels) if labels else value
+    if not isinstance(said, str):
+        return None
+    return said if labels else without_no_answer(said, recipe.prompt.no_answer)
 
 
 def _chances(fields: JsonObject, place: str, labels: Sequence[str]) -> list[float] | None:

@@ -16,13 +16,13 @@ from llama_peft.run_folder.layout import PREDICTIONS, RESULTS, TUNED, ZERO_SHOT
 from llama_peft.run_folder.record import Stored
 from llama_peft.run_folder.results import ModelConfig, Results, read_results
 from llama_peft.system.files import inside, read_text, sum_of
+from llama_peft.tasks import TASKS, Side
 
 from .metrics.bootstrap import Evidence, scores_of
-from .metrics.catalogue import INTERVAL_SUFFIX, Side, metrics_of
-from .metrics.classification import classification_evidence
+from .metrics.catalogue import INTERVAL_SUFFIX, metrics_of
 from .metrics.ids import check_unique
+from .metrics.measure import Said, evidence_of
 from .metrics.overlap import overlap_evidences
-from .metrics.squad_v2 import squad_evidence
 
 
 class PredictionLine(Stored):
@@ -31,15 +31,17 @@ class PredictionLine(Stored):
     model_config = ConfigDict(allow_inf_nan=False)
 
     id: str
-    prediction: str
-    """The name of a label, or an answer; "" means no answer."""
+    prediction: Said
+    """The name of a label, the names of several, a number, or an answer; "" means no answer."""
     probabilities: list[float] | None = None
     """The probability of each label, in the order of the labels."""
     no_answer_probability: float | None = None
     raw: str | None = None
     """The model's output before it was parsed, if it is known."""
-    gold: str | list[str]
-    """The name of the right label, or the right answers: none if there is no answer."""
+    gold: Said
+    """The name of the right label, those of all right labels, the right number, or the right answers:
+    none if there is no answer.
+    """
     text: str = ""
     """The sentence or question, if the file holds it."""
     split: str
@@ -62,13 +64,15 @@ class SystemResults:
     task: str
     part: str
     labels: tuple[str, ...]
-    """Empty for question answering."""
+    """Empty for questions and numbers."""
     lines: list[PredictionLine]
     results: Results
 
     @property
     def side(self) -> Side:
-        return "labels" if self.labels else "answers"
+        named = self.results.configs[self.task].task
+        found = [kind.side for kind in TASKS.values() if kind.name == named]
+        return found[0] if found else "labels" if self.labels else "answers"
 
     @property
     def config(self) -> ModelConfig:
@@ -92,23 +96,33 @@ class SystemResults:
         return None
 
     @cached_property
-    def predictions(self) -> dict[str, str]:
+    def predictions(self) -> dict[str, Said]:
         return {line.id: line.prediction for line in self.lines}
 
     @cached_property
+    def texts(self) -> dict[str, str]:
+        """The predictions by id that are one label or one answer."""
+        return {line.id: line.prediction for line in self.lines if isinstance(line.prediction, str)}
+
+    @cached_property
     def gold_labels(self) -> dict[str, str]:
-        """The right labels by id; empty for question answering."""
+        """The right labels by id; empty unless each example has one."""
         return {line.id: line.gold for line in self.lines if isinstance(line.gold, str)}
 
     @cached_property
-    def gold_answers(self) -> dict[str, list[str]]:
-        """The right answers by id; empty for classification."""
+    def gold_lists(self) -> dict[str, list[str]]:
+        """The right answers, or all right labels, by id; empty for one label and for numbers."""
         return {line.id: line.gold for line in self.lines if isinstance(line.gold, list)}
 
-    @property
-    def golds(self) -> Mapping[str, str | list[str]]:
+    @cached_property
+    def gold_numbers(self) -> dict[str, float]:
+        """The right numbers by id; empty unless numbers are predicted."""
+        return {line.id: line.gold for line in self.lines if isinstance(line.gold, float)}
+
+    @cached_property
+    def golds(self) -> dict[str, Said]:
         """The references by id, whatever their kind."""
-        return self.gold_labels or self.gold_answers
+        return {line.id: line.gold for line in self.lines}
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -117,14 +131,12 @@ class SystemResults:
 
     @cached_property
     def overlap_evidences(self) -> tuple[Evidence, ...]:
-        """The evidence of BLEU, ROUGE and METEOR, which take seconds; empty for labels."""
-        return () if self.labels else overlap_evidences(self.predictions, self.gold_answers)
+        """The evidence of BLEU, ROUGE and METEOR, which take seconds; only answers have it."""
+        return overlap_evidences(self.texts, self.gold_lists) if self.side == "answers" else ()
 
-    def evidence_of(self, predictions: Mapping[str, str]) -> Evidence:
+    def evidence_of(self, predictions: Mapping[str, Said]) -> Evidence:
         """The evidence of the task's main metrics for any predictions of the same examples."""
-        if self.labels:
-            return classification_evidence(predictions, self.gold_labels, self.labels)
-        return squad_evidence(predictions, self.gold_answers)
+        return evidence_of(self.side, predictions, self.golds, self.labels)
 
 
 def result_folders(folder: Path) -> list[Path]:
@@ -163,12 +175,13 @@ def _system(
     if not own or task not in results.configs:
         raise ValueError(f"{task} has no {'predictions' if not own else 'configs'}")
     labels = tuple(results.configs[task].labels)
-    if any(isinstance(line.gold, str) != bool(labels) for line in own):
-        kind = "labels" if labels else "lists of answers"
-        raise ValueError(f"the references of {task} are not {kind}")
     system = SystemResults(
         folder=folder, task=task, part=own[0].split, labels=labels, lines=own, results=results
     )
+    if (system.side in ("labels", "label_sets")) != bool(labels):
+        raise ValueError(
+            f"{task} has {'labels, and' if labels else 'no labels, but'} predicts {system.side}"
+        )
     _check_scores(system)
     return system
 

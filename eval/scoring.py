@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample
-from llama_peft.inference.predict import Prediction
+from llama_peft.inference.predict import Prediction, decided
 from llama_peft.recipe import GIVEN, Recipe
 from llama_peft.run_folder.layout import PREDICTIONS
 from llama_peft.run_folder.results import (
@@ -29,13 +29,22 @@ from llama_peft.run_folder.results import (
     TaskSettings,
     write_results,
 )
+from llama_peft.run_folder.threshold import Threshold
 from llama_peft.system.files import sum_of, write_text
+from llama_peft.tasks import Side
 from llama_peft.tokens.prompts import parse_answer
 
 from .job import Job
 from .metrics.catalogue import higher_is_better as is_higher_better
 from .metrics.catalogue import is_score
-from .metrics.measure import answer_results, classification_results
+from .metrics.measure import (
+    Said,
+    answer_results,
+    classification_results,
+    label_set_results,
+    number_results,
+    texts_of,
+)
 from .metrics.overlap import bleu_signature
 from .results import PredictionLine, task_name
 
@@ -98,11 +107,15 @@ def _dataset(job: Job) -> data.Dataset:
     return data.Dataset(labels=labels, parts={"data": examples})
 
 
-def gold(example: Example, labels: Sequence[str]) -> str | list[str]:
-    """Return the name of the right label, or the right answers: none if there is no answer."""
-    if isinstance(example, TextExample):
-        return labels[example.label]
-    return [answer.text for answer in example.answers]
+def gold(example: Example, labels: Sequence[str]) -> Said:
+    """Return the name of the right label, the names of all right ones, the right number, or the right
+    answers: none if there is no answer.
+    """
+    if not isinstance(example, TextExample):
+        return [answer.text for answer in example.answers]
+    if isinstance(example.label, tuple):
+        return [labels[number] for number in example.label]
+    return example.label if isinstance(example.label, float) else labels[example.label]
 
 
 def too_long(
@@ -115,7 +128,8 @@ def too_long(
     """
     key = "max_answer_length" if spans else "max_new_tokens"
     limit = getattr(recipe.eval, key)
-    golds = [gold(example, ()) for example in examples if not isinstance(example, TextExample)]
+    asked = [example for example in examples if not isinstance(example, TextExample)]
+    golds = [texts_of(gold(example, ())) for example in asked]
     cores = [[_ENDS.sub("", text) for text in own] for own in golds]
     lost = sum(bool(own) and all(length(text) > limit for text in own) for own in cores)
     if not lost:
@@ -128,23 +142,21 @@ def too_long(
 
 
 def lines_of(
-    predictions: Iterable[Prediction], found: Material, threshold: float | None = None
+    predictions: Iterable[Prediction], found: Material, threshold: Threshold | None = None
 ) -> list[PredictionLine]:
     """Return the lines of predictions.jsonl for a model's predictions.
 
-    threshold: the no-answer probability above which `raw` counts as no answer.
+    threshold: decides on "no answer", or on each label of a text that can have several.
     """
     examples, part_of = {example.id: example for example in found.examples}, found.part_of
     lines = []
     for one in predictions:
-        text = one.prediction
-        if threshold is not None:
-            text = "" if (one.no_answer_probability or 0.0) > threshold else one.raw
+        said = decided(one, threshold, found.labels)
         chances = None if one.probabilities is None else list(one.probabilities)
         lines.append(
             PredictionLine(
                 id=one.id,
-                prediction=text,
+                prediction=list(said) if isinstance(said, tuple) else said,
                 probabilities=chances,
                 no_answer_probability=one.no_answer_probability,
                 raw=one.raw,
@@ -160,20 +172,28 @@ def score(
     lines: Sequence[PredictionLine],
     examples: Sequence[Example],
     labels: Sequence[str],
+    side: Side,
     no_answer: str = "",
 ) -> Scores:
     """Return the scores of one part, each with its interval.
 
-    no_answer: the phrase that a model writes for it. Raises ValueError unless predictions match
-    the examples id for id.
+    side: what is predicted. no_answer: the phrase that a model writes for it. Raises ValueError
+    unless predictions match the examples id for id.
     """
-    predictions = {line.id: line.prediction for line in lines}
-    if labels:
-        names = {example.id: str(gold(example, labels)) for example in examples}
-        known = {line.id: line.probabilities for line in lines if line.probabilities}
-        confidence = known if len(known) == len(lines) else None
+    said = {line.id: line.prediction for line in lines}
+    truth = {example.id: gold(example, labels) for example in examples}
+    known = {line.id: line.probabilities for line in lines if line.probabilities}
+    confidence = known if len(known) == len(lines) else None
+    predictions = {id_: one for id_, one in said.items() if isinstance(one, str)}
+    golds = {id_: texts_of(one) for id_, one in truth.items()}
+    if side == "labels":
+        names = {id_: str(one) for id_, one in truth.items()}
         return _as_json(classification_results(predictions, names, labels, confidence))
-    golds = {example.id: list(gold(example, labels)) for example in examples}
+    if side == "label_sets":
+        sets = {id_: texts_of(one) for id_, one in said.items()}
+        return _as_json(label_set_results(sets, golds, labels, confidence))
+    if side == "numbers":
+        return _as_json(number_results(_numbers(said), _numbers(truth)))
     chances = {
         line.id: line.no_answer_probability
         for line in lines
@@ -181,6 +201,10 @@ def score(
     }
     before = {line.id: _before(line, no_answer) for line in lines}
     return _as_json(answer_results(predictions, golds, chances or None, before=before))
+
+
+def _numbers(values: Mapping[str, Said]) -> dict[str, float]:
+    return {id_: value for id_, value in values.items() if isinstance(value, float)}
 
 
 def _as_json(scores: Mapping[str, float | list[float]]) -> Scores:
@@ -192,9 +216,9 @@ def _before(line: PredictionLine, no_answer: str) -> str:
 
     A model that wrote the no-answer phrase had no answer before either.
     """
-    raw = line.raw or ""
-    removed = not line.prediction and parse_answer(raw, no_answer)
-    return raw if removed else line.prediction
+    raw, said = line.raw or "", str(line.prediction)
+    removed = not said and parse_answer(raw, no_answer)
+    return raw if removed else said
 
 
 def finish(
@@ -204,13 +228,13 @@ def finish(
     config: ModelConfig,
     *,
     started: float,
-    threshold: float | None = None,
+    threshold: Threshold | None = None,
     peak_memory_bytes: int | None = None,
 ) -> Results:
     """Score predictions, write both files into the job's folder, and return the results.
 
     config: what is recorded about the model. started: the value of `time.monotonic` at the start.
-    threshold: the no-answer threshold that the lines were made with.
+    threshold: the threshold that the lines were made with.
     """
     ordered = sorted(lines, key=lambda line: line.id)
     names = {part: task_name(job.recipe.name, part) for part in found.parts}
@@ -246,7 +270,8 @@ def finish(
 
 def _score_part(job: Job, found: Material, lines: Sequence[PredictionLine], part: str) -> Scores:
     own = [line for line in lines if line.split == part]
-    return score(own, found.parts[part], found.labels, job.recipe.prompt.no_answer)
+    side, no_answer = job.recipe.kind.side, job.recipe.prompt.no_answer
+    return score(own, found.parts[part], found.labels, side, no_answer)
 
 
 def _json(line: PredictionLine) -> str:
@@ -254,11 +279,11 @@ def _json(line: PredictionLine) -> str:
     return json.dumps(line.model_dump(exclude_none=True), ensure_ascii=False) + "\n"
 
 
-def _settings(job: Job, labels: Sequence[str], threshold: float | None) -> TaskSettings:
-    recipe = job.recipe
+def _settings(job: Job, labels: Sequence[str], threshold: Threshold | None) -> TaskSettings:
+    recipe, limits = job.recipe, threshold or Threshold()
     return TaskSettings(
         labels=list(labels),
-        task=recipe.task,
+        task=recipe.kind.name,
         dataset=recipe.dataset.model_dump(mode="json"),
         data_file=job.data_file if isinstance(job.data_file, str | None) else GIVEN,
         data_split=job.data_split,
@@ -268,8 +293,9 @@ def _settings(job: Job, labels: Sequence[str], threshold: float | None) -> TaskS
         max_length=recipe.train.max_length,
         doc_stride=recipe.train.doc_stride,
         eval=recipe.eval.model_dump() | {"limit": job.sample_size},
-        no_answer_threshold=threshold,
-        bleu_signature=None if labels else bleu_signature(),
+        no_answer_threshold=limits.no_answer_threshold,
+        label_thresholds=limits.label_thresholds,
+        bleu_signature=bleu_signature() if recipe.kind.side == "answers" else None,
     )
 
 

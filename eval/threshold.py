@@ -1,4 +1,7 @@
-"""The no-answer threshold of a span model: fitted on validation examples, and kept with the run."""
+"""The thresholds of a model: on "no answer", or on each label of a text that can have several.
+
+They are fitted on validation examples, and kept with the run.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -11,9 +14,11 @@ from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import THRESHOLD, UNFINISHED_VALIDATION
 from llama_peft.run_folder.ownership import is_our_file
 from llama_peft.run_folder.run import Run
-from llama_peft.run_folder.threshold import UNFITTED, Threshold, read_threshold, write_threshold
+from llama_peft.run_folder.threshold import UNFITTED, Threshold, run_threshold, write_threshold
 from llama_peft.system.files import remove_file
 
+from .metrics.measure import texts_of
+from .metrics.sets_and_numbers import fit_label_thresholds
 from .metrics.squad_v2 import fit_threshold
 from .predictions import Evaluation, evaluation_key, predict, threshold_digest
 from .scoring import gold
@@ -26,7 +31,7 @@ def validation_examples(evaluation: Evaluation) -> list[Example]:
 
     If a run is evaluated on a file, they are the validation part of the recipe's data.
     """
-    if not evaluation.predictor.abstains:
+    if not evaluation.predictor.fits_threshold:
         return []
     job, dataset = evaluation.job, evaluation.found.dataset
     if job.data_file is not None and evaluation.subject.run is not None:
@@ -37,40 +42,46 @@ def validation_examples(evaluation: Evaluation) -> list[Example]:
     return dataset.parts.get("validation", [])
 
 
-def fitted_threshold(evaluation: Evaluation, validation: Sequence[Example]) -> float | None:
-    """Return the no-answer probability above which a span model gives no answer.
+def fitted_threshold(evaluation: Evaluation, validation: Sequence[Example]) -> Threshold | None:
+    """Return above which no-answer probability a span model gives no answer, or above which
+    probability a model gives each label.
 
     It is fitted on the validation examples, and 0.5 if there are none. A run keeps the threshold
     that was fitted on the whole validation part of its own recipe. None: the model needs none.
     """
-    if not evaluation.predictor.abstains:
+    if not evaluation.predictor.fits_threshold:
         return None
     kept = _kept(evaluation, validation)
     if kept is not None:
         return kept
     if not validation:
+        labels = evaluation.predictor.labels
+        what = "each label" if labels else "no answer"
         log.warning(
-            "there are no validation examples, so no answer is given above a probability of 0.5"
+            "there are no validation examples, so %s is given above a probability of 0.5", what
         )
-        return UNFITTED
+        if labels:
+            return Threshold(label_thresholds=[UNFITTED] * len(labels))
+        return Threshold(no_answer_threshold=UNFITTED)
     job, predictor = evaluation.job, evaluation.predictor
     key = evaluation_key(evaluation, {"validation": validation})
     partial = job.output / UNFINISHED_VALIDATION
     size = job.recipe.train.per_device_eval_batch_size
-    threshold = _fit(predict(predictor, validation, partial, key, size), validation)
+    found = predict(predictor, validation, partial, key, size)
+    threshold = _fit(found, validation, predictor.labels)
     if evaluation.subject.run is not None and not job.fetched:
         _keep(evaluation.subject.run, job.recipe, validation, threshold)
     remove_file(job.output, UNFINISHED_VALIDATION)
     return threshold
 
 
-def _kept(evaluation: Evaluation, validation: Sequence[Example]) -> float | None:
+def _kept(evaluation: Evaluation, validation: Sequence[Example]) -> Threshold | None:
     """Return the threshold that a run keeps, if it was fitted on the same examples."""
     run = evaluation.subject.run
     if run is None:
         return None
     try:
-        kept = read_threshold(run.folder, run.record)
+        kept = run_threshold(run)
     except UserError as error:
         if not validation:
             raise
@@ -78,28 +89,36 @@ def _kept(evaluation: Evaluation, validation: Sequence[Example]) -> float | None
         return None
     digest = threshold_digest(evaluation.job.recipe, validation)
     fits = kept is not None and (kept.fitted_for == digest or not validation)
-    return kept.no_answer_threshold if kept is not None and fits else None
+    return kept if fits else None
 
 
-def _fit(predictions: Sequence[Prediction], validation: Sequence[Example]) -> float:
-    return fit_threshold(
+def _fit(
+    predictions: Sequence[Prediction], validation: Sequence[Example], labels: Sequence[str]
+) -> Threshold:
+    golds = {example.id: texts_of(gold(example, labels)) for example in validation}
+    if labels:
+        chances = {one.id: one.probabilities or () for one in predictions}
+        return Threshold(label_thresholds=fit_label_thresholds(chances, golds, labels))
+    limit = fit_threshold(
         {one.id: one.raw for one in predictions},
-        {example.id: list(gold(example, ())) for example in validation},
+        golds,
         {one.id: one.no_answer_probability or 0.0 for one in predictions},
     )
+    return Threshold(no_answer_threshold=limit)
 
 
-def _keep(run: Run, recipe: Recipe, validation: Sequence[Example], threshold: float) -> None:
+def _keep(run: Run, recipe: Recipe, validation: Sequence[Example], threshold: Threshold) -> None:
     """Write a threshold into its run, if the run's own recipe would give the same one."""
     digest = threshold_digest(recipe, validation)
     own = run.written
     if own.dataset != recipe.dataset or threshold_digest(own, validation) != digest:
         return
-    record = Threshold(
-        no_answer_threshold=threshold,
-        fitted_on=len(validation),
-        fitted_for=digest,
-        adapter_sha256=run.record.weights_sha256,
+    record = threshold.model_copy(
+        update={
+            "fitted_on": len(validation),
+            "fitted_for": digest,
+            "adapter_sha256": run.record.weights_sha256,
+        }
     )
     if not is_our_file(run.folder, THRESHOLD):
         log.warning(

@@ -5,12 +5,15 @@ text, because rich alone takes three times as long to load as all the rest.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llama_peft import cli
 from llama_peft.system.terminal import listed, say, say_json
+
+if TYPE_CHECKING:
+    from llama_peft.inference.predict import Output
 
 app = typer.Typer(
     help="Fine-tune a small Llama or Gemma in 4-bit for classification or question answering.",
@@ -267,8 +270,13 @@ def _predict_one(
     if as_json:
         say_json(row)
         return
-    values = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
-    say("  ".join(values))
+    say("  ".join(map(_shown, row.values())))
+
+
+def _shown(value: "Output") -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value) or "(no label)"
+    return f"{value:.4f}" if isinstance(value, float) else value
 
 
 @app.command()

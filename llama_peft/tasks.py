@@ -6,11 +6,17 @@ predictor is opened (`inference/predict.py`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-Task = Literal["classification", "extractive_qa", "generative_qa"]
+Task = Literal[
+    "classification", "multi_label_classification", "regression", "extractive_qa", "generative_qa"
+]
+NamedTask = Literal["classification", "extractive_qa", "generative_qa", "regression"]
+"""What a recipe's `task` can be. Classification with several labels a row is a kind of its own."""
+Side = Literal["labels", "label_sets", "numbers", "answers"]
+"""What is predicted: one label, any number of labels, a number, or an answer to a question."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +24,7 @@ class TaskKind:
     """One kind of task."""
 
     name: Task
+    side: Side
     columns: tuple[str, ...]
     """The columns of `dataset.columns` that every row needs."""
     head: str | None
@@ -31,6 +38,8 @@ class TaskKind:
     """What follows `AutoModelFor` and `AutoPeftModelFor` in the names of transformers and PEFT."""
     peft_task_type: str
     """LoraConfig's `task_type`."""
+    problem_type: str | None = None
+    """What transformers calls the head's loss in `config.problem_type`; None is its default."""
     label_keys: tuple[str, ...]
     """The keys of a batch that hold what is learned."""
     packs_prefix_trees: bool
@@ -40,7 +49,7 @@ class TaskKind:
     large.
     """
     fits_threshold: bool
-    """Whether "no answer" is decided by a threshold that is fitted on validation."""
+    """Whether thresholds that are fitted on validation decide: on "no answer", or on each label."""
     tuned_name: str
     """What tables call a tuned model."""
     pipeline_tag: str
@@ -49,11 +58,20 @@ class TaskKind:
     """For the card: what the trained weights do."""
     snippet: str
     """For the card: how plain transformers uses the model on `{inputs}`."""
+    outcome: str = ""
+    """For the card: what every text gets."""
 
     @property
     def has_labels(self) -> bool:
-        """Whether an example is a text with a label; else it is a question on a passage."""
+        """Whether an example is a text with its truth in the column `label`; else it is a question
+        on a passage.
+        """
         return "label" in self.columns
+
+    @property
+    def names_labels(self) -> bool:
+        """Whether the truth is one or several labels from a list of names."""
+        return self.side in ("labels", "label_sets")
 
     @property
     def finds_spans(self) -> bool:
@@ -66,31 +84,60 @@ class TaskKind:
         """Parameters of the head on states of size `hidden`."""
         if self.head is None:
             return 0
-        outputs = num_labels if self.head_outputs is None else self.head_outputs
-        return outputs * (hidden + self.head_bias)
+        return self.outputs(num_labels) * (hidden + self.head_bias)
+
+    def outputs(self, num_labels: int) -> int:
+        """Outputs of the head, if there are so many labels."""
+        return num_labels if self.head_outputs is None else self.head_outputs
 
 
+_CLASSIFICATION = TaskKind(
+    name="classification",
+    side="labels",
+    columns=("text", "label"),
+    head="score",
+    head_outputs=None,
+    head_bias=False,
+    library_class="SequenceClassification",
+    peft_task_type="SEQ_CLS",
+    label_keys=("labels",),
+    packs_prefix_trees=False,
+    caches_features=True,
+    fits_threshold=False,
+    tuned_name="classification head",
+    pipeline_tag="text-classification",
+    purpose="that classifies texts",
+    snippet="scores = model({inputs}).logits.softmax(-1)",
+    outcome="every text gets one of the labels",
+)
 _QUESTION = ("question", "context", "answers")
 _ROWS = (
-    TaskKind(
-        name="classification",
-        columns=("text", "label"),
-        head="score",
-        head_outputs=None,
-        head_bias=False,
-        library_class="SequenceClassification",
-        peft_task_type="SEQ_CLS",
-        label_keys=("labels",),
-        packs_prefix_trees=False,
-        caches_features=True,
-        fits_threshold=False,
-        tuned_name="classification head",
-        pipeline_tag="text-classification",
-        purpose="that classifies texts",
-        snippet="scores = model({inputs}).logits.softmax(-1)",
+    _CLASSIFICATION,
+    replace(
+        _CLASSIFICATION,
+        name="multi_label_classification",
+        side="label_sets",
+        problem_type="multi_label_classification",
+        fits_threshold=True,
+        tuned_name="multi-label head",
+        purpose="that gives texts any number of labels",
+        snippet="scores = model({inputs}).logits.sigmoid()",
+        outcome="every text gets each label whose probability is above its threshold",
+    ),
+    replace(
+        _CLASSIFICATION,
+        name="regression",
+        side="numbers",
+        head_outputs=1,
+        problem_type="regression",
+        tuned_name="regression head",
+        purpose="that gives texts a number",
+        snippet="numbers = model({inputs}).logits[:, 0]",
+        outcome="every text gets a number, which can lie outside the range of the training data",
     ),
     TaskKind(
         name="extractive_qa",
+        side="answers",
         columns=_QUESTION,
         head="qa_outputs",
         head_outputs=2,
@@ -108,6 +155,7 @@ _ROWS = (
     ),
     TaskKind(
         name="generative_qa",
+        side="answers",
         columns=_QUESTION,
         head=None,
         head_outputs=0,
@@ -125,6 +173,6 @@ _ROWS = (
     ),
 )
 TASKS: Mapping[Task, TaskKind] = MappingProxyType({row.name: row for row in _ROWS})
-"""Every kind of task by its name in a recipe."""
+"""Every kind of task by its name."""
 LANGUAGE_MODELLING: Task = "generative_qa"
 """The kind that uses the base's own language model head: what an untuned base is opened as."""

@@ -1,7 +1,8 @@
 """The one table of metrics: every score that results.json may hold, under its official name.
 
-To add a metric, add its row here and compute it in `classification`, `squad_v2` or `overlap`. The
-columns of every table and page, and `higher_is_better` in results.json, follow from the row.
+To add a metric, add its row here and compute it in `classification`, `sets_and_numbers`, `squad_v2`
+or `overlap`. The columns of every table and page, and `higher_is_better` in results.json, follow
+from the row.
 
 Results also hold counts and thresholds, under the names that the official scripts give them, and
 `<name>_per_label` lists in the order of the labels. They are not single scores and have no row.
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 INTERVAL_SUFFIX = "_ci95"
+Side = Literal["labels", "label_sets", "numbers", "answers"]
+"""What is predicted, in the words of llama_peft/tasks.py."""
 _NO_SCORES = ("_total", "_thresh", "_per_label", INTERVAL_SUFFIX)
-Side = Literal["labels", "answers"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Metric:
 
     name: str
     side: Side
-    """What is scored: predicted labels, or answers to questions."""
+    """What is scored."""
     in_tables: bool = False
     """Whether tables have a column for it; results.json holds it either way."""
     hidden_at_zero: bool = False
@@ -56,6 +58,18 @@ METRICS = (
     Metric("ece", "labels", higher_is_better=False),
     Metric("roc_auc", "labels", is_label_mean=True),
     Metric("average_precision", "labels", is_label_mean=True),
+    Metric("subset_accuracy", "label_sets", in_tables=True),
+    Metric("f1_micro", "label_sets", in_tables=True),
+    Metric("f1_macro", "label_sets", in_tables=True),
+    Metric("f1_samples", "label_sets", in_tables=True),
+    Metric("mean_average_precision", "label_sets", in_tables=True),
+    Metric("precision_micro", "label_sets"),
+    Metric("recall_micro", "label_sets"),
+    Metric("mae", "numbers", in_tables=True, higher_is_better=False),
+    Metric("mse", "numbers", in_tables=True, higher_is_better=False),
+    Metric("r2", "numbers", in_tables=True),
+    Metric("pearson", "numbers", in_tables=True),
+    Metric("spearman", "numbers", in_tables=True),
     Metric("exact", "answers", in_tables=True, is_percent=True),
     Metric("f1", "answers", in_tables=True, is_percent=True),
     Metric("HasAns_exact", "answers", in_tables=True, is_percent=True),
@@ -99,7 +113,9 @@ METRICS = (
     Metric("meteor_no_wordnet_unicode", "answers", in_tables=True),
     Metric("HasAns_meteor_no_wordnet_unicode", "answers"),
 )
-"""In the order of the columns. A side's first metric says of each example whether it is right."""
+"""In the order of the columns. A side's first metric says of each example whether it is right, or how
+close a number is.
+"""
 
 
 def metrics_of(side: Side) -> tuple[Metric, ...]:

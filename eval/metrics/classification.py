@@ -65,7 +65,7 @@ def scores_per_label(
     """Precision, recall, F1 and the number of references, each as a list in the order of labels."""
     counts = confusion(predictions, golds, labels).astype(np.float64)
     predicted, support = counts[:, :-1].sum(axis=0), counts.sum(axis=1)
-    each = (*_label_scores(np.diag(counts), predicted, support), support.astype(np.int64))
+    each = (*label_scores(np.diag(counts), predicted, support), support.astype(np.int64))
     names = ("precision", "recall", "f1", "support")
     return {f"{name}_per_label": one.tolist() for name, one in zip(names, each, strict=True)}
 
@@ -122,13 +122,13 @@ def ranking_scores(
     """
     rows = confidence_evidence(probabilities, golds, labels).rows
     asked = range(len(labels)) if len(labels) > 2 else [len(labels) - 1]
-    ranked = np.array([_ranking(rows[:, 1 + label], rows[:, 0] == label) for label in asked])
+    ranked = np.array([ranking(rows[:, 1 + label], rows[:, 0] == label) for label in asked])
     names = ("roc_auc", "average_precision")
     known = {name: one[~np.isnan(one)] for name, one in zip(names, ranked.T, strict=True)}
     return {name: float(one.mean()) for name, one in known.items() if one.size}
 
 
-def _ranking(chance_K: FloatArray, is_gold_K: NDArray[np.bool_]) -> tuple[float, float]:
+def ranking(chance_K: FloatArray, is_gold_K: NDArray[np.bool_]) -> tuple[float, float]:
     """The area under the ROC curve and the average precision of one label against the rest.
 
     Equal probabilities are one point of either curve, as in scikit-learn. NaN if there is no
@@ -152,7 +152,7 @@ def _scores(hits: FloatArray, predicted: FloatArray, support: FloatArray) -> dic
     """Each score, shape (R,), from the counts of each label, shape (R, labels)."""
     total = support.sum(axis=-1)
     kinds = ("precision", "recall", "f1")
-    each = dict(zip(kinds, _label_scores(hits, predicted, support), strict=True))
+    each = dict(zip(kinds, label_scores(hits, predicted, support), strict=True))
     occurs = support + predicted > 0
     macro = {kind: (each[kind] * occurs).sum(axis=-1) / occurs.sum(axis=-1) for kind in kinds}
     weighted = {kind: (each[kind] * support).sum(axis=-1) / total for kind in kinds}
@@ -175,17 +175,17 @@ def _correlation(hits: FloatArray, predicted: FloatArray, support: FloatArray) -
     covariance = hits.sum(axis=-1) * total - (predicted * support).sum(axis=-1)
     of_predictions = total**2 - (predicted**2).sum(axis=-1) - none**2
     of_golds = total**2 - (support**2).sum(axis=-1)
-    return _ratio(covariance, np.sqrt(of_predictions * of_golds))
+    return ratio(covariance, np.sqrt(of_predictions * of_golds))
 
 
-def _label_scores(
+def label_scores(
     hits: FloatArray, predicted: FloatArray, support: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Precision, recall and F1 = 2 hits / (predicted + support) of each label."""
-    return _ratio(hits, predicted), _ratio(hits, support), _ratio(2 * hits, predicted + support)
+    return ratio(hits, predicted), ratio(hits, support), ratio(2 * hits, predicted + support)
 
 
-def _ratio(top: FloatArray, bottom: FloatArray, otherwise: float = 0.0) -> FloatArray:
+def ratio(top: FloatArray, bottom: FloatArray, otherwise: float = 0.0) -> FloatArray:
     """top / bottom; `otherwise` if bottom is 0."""
     return np.divide(top, bottom, out=np.full_like(top, otherwise), where=bottom > 0)
 

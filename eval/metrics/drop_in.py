@@ -21,8 +21,7 @@ import numpy as np
 
 from .bootstrap import FloatArray
 from .ids import check_unique
-from .meteor import meteor_name, meteor_score
-from .overlap import ROUGE_TYPES, bleu_signature, corpus_bleu
+from .overlap import ROUGE_TYPES, bleu_signature, corpus_bleu, meteor_name, meteor_score
 from .squad_v2 import squad_scores
 from .wordnet import find_wordnet
 

@@ -1,12 +1,13 @@
 """The results of one task as results.json holds them: every score, and its 95 % interval beside it.
 
-`classification_results` and `answer_results` need only what predictions.jsonl holds.
+The functions need only what predictions.jsonl holds.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from .bootstrap import Evidence, intervals, scores_of
-from .catalogue import INTERVAL_SUFFIX
+from .catalogue import INTERVAL_SUFFIX, Side
 from .classification import (
     classification_evidence,
     confidence_evidence,
@@ -14,9 +15,53 @@ from .classification import (
     scores_per_label,
 )
 from .overlap import overlap_evidences
+from .sets_and_numbers import (
+    Sets,
+    label_set_evidence,
+    label_set_lists,
+    label_set_ranking,
+    number_evidence,
+)
 from .squad_v2 import squad_evidence, squad_scores
 
+Said = str | float | list[str]
+"""What is predicted or right: a label, a number, several labels, or answers."""
+
 TaskResults = dict[str, float | list[float]]
+
+
+def texts_of(said: Said) -> list[str]:
+    """The texts of a list; none of a single value."""
+    return said if isinstance(said, list) else []
+
+
+def evidence_of(
+    side: Side, predictions: Mapping[str, Said], golds: Mapping[str, Said], labels: Sequence[str]
+) -> Evidence:
+    """The evidence of a side's main metrics. Raises ValueError unless values are of that side."""
+    for values, role in ((predictions, "predictions"), (golds, "references")):
+        expected = said_type(side, role == "references")
+        if not all(isinstance(value, expected) for value in values.values()):
+            lists = "lists of " if expected is list else ""
+            named = "labels" if side == "label_sets" else side
+            raise ValueError(f"the {role} are not {lists}{named}")
+    if side == "labels":
+        one, other = cast("Mapping[str, str]", predictions), cast("Mapping[str, str]", golds)
+        return classification_evidence(one, other, labels)
+    if side == "label_sets":
+        return label_set_evidence(cast("Sets", predictions), cast("Sets", golds), labels)
+    if side == "numbers":
+        numbers = cast("Mapping[str, float]", predictions), cast("Mapping[str, float]", golds)
+        return number_evidence(*numbers)
+    texts = cast("Mapping[str, str]", predictions)
+    return squad_evidence(texts, cast("Mapping[str, Sequence[str]]", golds))
+
+
+def said_type(side: Side, is_gold: bool) -> type[str] | type[float] | type[list[str]]:
+    """The type of a side's predictions, or of its references."""
+    if side == "numbers":
+        return float
+    return list if side == "label_sets" or (side == "answers" and is_gold) else str
 
 
 def classification_results(
@@ -37,6 +82,27 @@ def classification_results(
         results |= _with_intervals(scores_of(evidence), evidence)
         results |= ranking_scores(probabilities, golds, labels)
     return results
+
+
+def label_set_results(
+    predictions: Sets,
+    golds: Sets,
+    labels: Sequence[str],
+    probabilities: Mapping[str, Sequence[float]] | None = None,
+) -> TaskResults:
+    """The scores of sets of labels by id. Raises ValueError unless all hold the same ids."""
+    evidence = label_set_evidence(predictions, golds, labels)
+    results = _with_intervals(scores_of(evidence), evidence)
+    results |= label_set_lists(predictions, golds, labels)
+    if probabilities is not None:
+        results |= label_set_ranking(probabilities, golds, labels)
+    return results
+
+
+def number_results(predictions: Mapping[str, float], golds: Mapping[str, float]) -> TaskResults:
+    """The scores of numbers by id. Raises ValueError unless both hold the same ids."""
+    evidence = number_evidence(predictions, golds)
+    return _with_intervals(scores_of(evidence), evidence)
 
 
 def answer_results(

@@ -18,22 +18,29 @@ official names stay with the official numbers. If the references need it, other 
 them on ASCII text. The official script of MLQA counts characters too. That of CMRC 2018
 counts the longest common run of characters, so its F1 can be lower.
 
+METEOR splits text by nltk's word tokeniser without sentence splitting, which needs no data. A right
+answer of one word scores 0.5 by its formula, whose penalty for fragments is highest if each match is
+a chunk of its own. nltk asks WordNet only about words that match neither exactly nor by stem, so
+without WordNet some pairs would pass and a later one raise. Here WordNet is loaded before the first
+pair. If it is not installed, synonyms are not matched and the result is called `meteor_no_wordnet`: a
+lower number must not carry METEOR's name.
+
 To add a metric, compute its rows in a function like `_official` and add the `Evidence` of
 that function to `overlap_evidences`. Resamples are drawn from the distinct rows of one `Evidence`,
 so a metric with an `Evidence` of its own does not move the intervals of the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .bootstrap import Evidence, FloatArray
 from .ids import check_match
-from .meteor import meteor_name, meteor_score
 from .squad_v2 import is_answerable, normal_golds, normalise, word_f1
 from .unicode_tokens import Tokeniser, need_characters, need_unicode, tokens
-from .wordnet import find_wordnet
+from .wordnet import WordNet, find_wordnet
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
@@ -245,3 +252,35 @@ def _bleu_from(counts: list[float]) -> float:
         effective_order=True,
     )
     return float(score.score) / 100
+
+
+class NoWordNet:
+    """A WordNet without synonyms."""
+
+    def synsets(self, lemma: str) -> Sequence[object]:
+        return ()
+
+
+def meteor_name(wordnet: WordNet | None) -> str:
+    """The metric's name with this WordNet."""
+    return "meteor_no_wordnet" if wordnet is None else "meteor"
+
+
+def meteor_score(
+    prediction: str,
+    golds: Sequence[str],
+    wordnet: WordNet | None,
+    split: Callable[[str], list[str]] | None = None,
+    **weights: float,
+) -> float:
+    """The best METEOR over the references, 0 to 1. `weights` are nltk's alpha, beta and gamma.
+
+    split: returns the words of a text; None is nltk's word tokeniser.
+    """
+    from nltk.tokenize import word_tokenize
+    from nltk.translate import meteor_score as nltk_meteor
+
+    split = split or partial(word_tokenize, preserve_line=True)
+    references, words = [split(gold) for gold in golds], split(prediction)
+    lexicon = wordnet or NoWordNet()
+    return float(nltk_meteor.meteor_score(references, words, wordnet=lexicon, **weights))

@@ -35,6 +35,7 @@ from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Eval, Recipe
 from llama_peft.run_folder.results import ModelConfig
 from llama_peft.run_folder.weights import attach_adapter
+from llama_peft.tasks import Side
 from llama_peft.tokens.generate import positions
 from llama_peft.tokens.prompts import trim
 from llama_peft.tokens.spans import Window
@@ -62,8 +63,9 @@ def open_classifier(
         model=model,
         tokenizer=tokenizer,
         labels=labels,
-        order=_label_order(model.config, labels, recipe.model.model_name_or_path),
+        order=_label_order(model.config, labels, recipe),
         limit=_max_length(model, tokenizer),
+        side=recipe.kind.side,
     )
     name = KIND_NAMES["classifier"] if adapter is None else "adapter, sequence classification"
     return Predictor(
@@ -71,6 +73,7 @@ def open_classifier(
         labels=labels,
         predict=opened.predict,
         prompt=opened.prompt,
+        fits_threshold=recipe.kind.fits_threshold,
     )
 
 
@@ -96,7 +99,7 @@ def open_reader(recipe: Recipe, adapter: Adapter | None = None) -> Predictor:
         predict=opened.predict,
         prompt=opened.prompt,
         length=lambda answer: len(tokenizer(answer, add_special_tokens=False)["input_ids"]),
-        abstains=True,
+        fits_threshold=True,
     )
 
 
@@ -108,6 +111,7 @@ class _Classifier:
     order: list[int]
     """For each label of the task, its number in the checkpoint."""
     limit: int
+    side: Side
 
     def predict(self, examples: Sequence[Example], batch_size: int) -> Iterator[list[Prediction]]:
         encoded = [(example.id, *self.encode(example)) for example in texts(examples)]
@@ -115,7 +119,9 @@ class _Classifier:
         cut = sum(not whole for *_, whole in encoded)
         warn_of_cuts(cut, len(rows), "texts", f"the model's {self.limit} tokens")
         pad_id = self.tokenizer.pad_token_id
-        return classify_rows(self.model, rows, self.labels, self.order, pad_id, batch_size)
+        return classify_rows(
+            self.model, rows, self.labels, self.order, pad_id, batch_size, self.side
+        )
 
     def encode(self, example: TextExample) -> tuple[list[int], bool]:
         """Return the ids, and whether they hold the whole text. A text of two fields is a pair."""
@@ -222,8 +228,11 @@ def windows(
     return found
 
 
-def _label_order(config: PreTrainedConfig, labels: tuple[str, ...], name: str) -> list[int]:
-    """Return for each label of the task its number in the checkpoint."""
+def _label_order(config: PreTrainedConfig, labels: tuple[str, ...], recipe: Recipe) -> list[int]:
+    """Return for each label of the task its number in the checkpoint; for a number, its output."""
+    name = recipe.model.model_name_or_path
+    if recipe.kind.side == "numbers":
+        return [0]
     theirs = {str(text).casefold(): int(number) for number, text in config.id2label.items()}
     if set(theirs) == {label.casefold() for label in labels}:
         return [theirs[label.casefold()] for label in labels]

@@ -1,20 +1,24 @@
 """How a causal model answers with its own language model head.
 
-A text gets the label whose verbalizer is likeliest after the zero-shot prompt. A question gets the
-answer that the model writes.
+A text gets the label whose verbalizer is likeliest after the zero-shot prompt. If it can have several
+labels, the model is asked for each one, and a label is given if "yes" is likelier than "no". A number
+is the expected value over the numbers that the verbalizers write. A question gets the answer that the
+model writes.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 
 from transformers import PreTrainedModel
 
-from llama_peft.data import Example, QuestionExample, TextExample
+from llama_peft.data import Example, Label, QuestionExample, TextExample
 from llama_peft.inference.predict import (
     Prediction,
     Shots,
+    labels_above,
     question_prompt,
     questions,
     texts,
@@ -43,20 +47,23 @@ def open_lm_head(
     way: the first word of its name in tables. config: what results record about it; its name and
     the source of the worked examples are added.
     """
-    tokenizer = backbone.load_tokenizer(recipe.model)
+    encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
+    several = recipe.kind.side == "label_sets"
     asked = _Asked(
         model=model,
-        encoder=PromptEncoder(tokenizer, recipe.prompt),
+        encoder=encoder,
+        encoders=[encoder.about(label) for label in labels] if several else [encoder],
         recipe=recipe,
         labels=labels,
         shots=shots,
     )
-    name = f"{way} {'verbalizer' if labels else 'generative'}"
+    has_labels = recipe.kind.has_labels
+    name = f"{way} {'verbalizer' if has_labels else 'generative'}"
     source = recipe.eval.fewshot_from if shots else None
     return Predictor(
         config=config.model_copy(update={"model_kind": name, "fewshot_from": source}),
         labels=labels,
-        predict=partial(_verbalize if labels else _write, asked),
+        predict=partial(_verbalize if has_labels else _write, asked),
         prompt=partial(_prompt_text, asked),
         length=lambda answer: len(asked.encoder.answer(answer)),
     )
@@ -68,9 +75,11 @@ class _Asked:
 
     model: PreTrainedModel
     encoder: PromptEncoder
+    encoders: Sequence[PromptEncoder]
+    """One for each prompt about a text."""
     recipe: Recipe
     labels: tuple[str, ...]
-    """Empty for questions."""
+    """Empty for questions and numbers."""
     shots: Shots | None
 
     @property
@@ -79,8 +88,9 @@ class _Asked:
 
     @property
     def words(self) -> Sequence[str]:
-        """The verbalizers, in the order of the labels."""
-        return self.recipe.prompt.verbalizers or self.labels
+        """The verbalizers: in the order of the labels, for no and for yes, or numbers."""
+        usual = ("no", "yes") if self.recipe.kind.side == "label_sets" else self.labels
+        return self.recipe.prompt.verbalizers or usual
 
     @cached_property
     def continuations(self) -> list[tuple[int, ...]]:
@@ -99,7 +109,7 @@ def _write(
 def _verbalize(
     asked: _Asked, examples: Sequence[Example], batch_size: int
 ) -> Iterator[list[Prediction]]:
-    """Yield the label of each text, long texts first.
+    """Yield what the verbalizers say of each text, long texts first.
 
     A verbalizer of several tokens counts with the sum of their log-probabilities, as `acc` of
     lm-evaluation-harness does.
@@ -107,61 +117,86 @@ def _verbalize(
     continuations = asked.continuations
     ordered = sorted(texts(examples), key=lambda example: -len(example.text))
     prompts = _verbalizer_prompts(asked, ordered)
-    size = 4 * batch_size
+    size = max(1, 4 * batch_size // len(asked.encoders))
     for first in range(0, len(ordered), size):
-        chunk = ordered[first : first + size]
+        chunk = prompts[first : first + size]
         requests = [
             (prompt, continuation)
-            for prompt in prompts[first : first + size]
+            for own in chunk
+            for prompt in own
             for continuation in continuations
         ]
         decoding = asked.recipe.eval.decoding
-        scores = generate.loglikelihoods(asked.model, requests, decoding=decoding)
-        count = len(continuations)
+        scores = iter(generate.loglikelihoods(asked.model, requests, decoding=decoding))
         yield [
-            _likeliest(asked, example, scores[i * count : (i + 1) * count])
-            for i, example in enumerate(chunk)
+            _of_shares(
+                asked, example, [_shares([*islice(scores, len(continuations))]) for _ in own]
+            )
+            for example, own in zip(ordered[first : first + size], chunk, strict=True)
         ]
 
 
-def _likeliest(asked: _Asked, example: TextExample, scores: Sequence[float]) -> Prediction:
-    """Return the label with the highest score. The scores are log-probabilities of verbalizers."""
-    best = max(range(len(asked.labels)), key=scores.__getitem__)
-    total = sum(math.exp(score - scores[best]) for score in scores)
-    return Prediction(
-        id=example.id,
-        prediction=asked.labels[best],
-        probabilities=tuple(math.exp(score - scores[best]) / total for score in scores),
-        raw=asked.words[best],
-    )
+def _shares(scores: Sequence[float]) -> list[float]:
+    """Return the probability of each verbalizer among them, from their log-probabilities."""
+    best = max(scores)
+    total = sum(math.exp(score - best) for score in scores)
+    return [math.exp(score - best) / total for score in scores]
 
 
-def _verbalizer_prompts(asked: _Asked, examples: Sequence[TextExample]) -> list[tuple[int, ...]]:
-    """Return the prompt of each text. Logs how many texts are cut."""
+def _of_shares(asked: _Asked, example: TextExample, rows: Sequence[Sequence[float]]) -> Prediction:
+    """Return the prediction from the probabilities of the verbalizers after each prompt."""
+    if asked.recipe.kind.side == "label_sets":
+        chances = tuple(yes for _, yes in rows)
+        given = labels_above(chances, asked.labels)
+        return Prediction(id=example.id, prediction=given, probabilities=chances)
+    (shares,) = rows
+    best = shares.index(max(shares))
+    if asked.recipe.kind.side == "numbers":
+        mean = sum(share * float(word) for share, word in zip(shares, asked.words, strict=True))
+        return Prediction(id=example.id, prediction=mean, raw=asked.words[best])
+    label, word = asked.labels[best], asked.words[best]
+    return Prediction(id=example.id, prediction=label, probabilities=tuple(shares), raw=word)
+
+
+def _verbalizer_prompts(
+    asked: _Asked, examples: Sequence[TextExample]
+) -> list[list[tuple[int, ...]]]:
+    """Return the prompts of each text. Logs how many texts are cut."""
     prompts, cut = [], 0
     for example in examples:
-        ids, whole = _verbalizer_prompt(asked, example)
-        prompts.append(ids)
-        cut += not whole
+        found = [_verbalizer_prompt(asked, example, about) for about in range(len(asked.encoders))]
+        prompts.append([ids for ids, _ in found])
+        cut += not all(whole for _, whole in found)
     bounds = f"train.max_length {asked.recipe.train.max_length}"
     bounds += f" and the model's {asked.limit} positions" if asked.limit else ""
     warn_of_cuts(cut, len(prompts), "texts", bounds)
     return prompts
 
 
-def _verbalizer_prompt(asked: _Asked, example: TextExample) -> tuple[tuple[int, ...], bool]:
-    """Return the prompt before a verbalizer, and whether it holds the whole text.
+def _verbalizer_prompt(
+    asked: _Asked, example: TextExample, about: int = 0
+) -> tuple[tuple[int, ...], bool]:
+    """Return a prompt before a verbalizer, and whether it holds the whole text.
 
-    It leaves room for the longest verbalizer.
+    about: the number of the prompt. It leaves room for the longest verbalizer.
     """
-    encoder, words = asked.encoder, asked.words
+    encoder, words = asked.encoders[about], asked.words
     shots = texts(asked.shots(example)) if asked.shots else []
-    worked = [(shot.values, words[shot.label]) for shot in shots]
+    worked = [(shot.values, _right_word(words, shot.label, about)) for shot in shots]
     whole = encoder.zero_shot(example.values, shots=worked)
     longest = max(map(len, asked.continuations))
     room = len(whole) if asked.limit is None else asked.limit - longest
     ids = encoder.zero_shot(example.values, asked.recipe.train.max_length, worked, room)
     return ids, ids == whole
+
+
+def _right_word(words: Sequence[str], label: Label, about: int) -> str:
+    """Return the right verbalizer of a worked example; of a number, the nearest one."""
+    if isinstance(label, tuple):
+        return words[about in label]
+    if isinstance(label, float):
+        return min(words, key=lambda word: abs(float(word) - label))
+    return words[label]
 
 
 def _prompt_text(asked: _Asked, example: Example) -> str:

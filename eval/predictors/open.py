@@ -101,7 +101,7 @@ def _of_tuned(tuned: TunedModel, config: ModelConfig) -> Predictor:
         predict=partial(predict, tuned),
         prompt=partial(prompt_text, tuned),
         length=lambda answer: len(tuned.encoder.answer(answer)),
-        abstains=tuned.recipe.kind.fits_threshold,
+        fits_threshold=tuned.recipe.kind.fits_threshold,
     )
 
 
@@ -110,10 +110,10 @@ def _open_adapter(
 ) -> Predictor:
     """Return the predictor of an adapter's head, or of the LM head if the adapter has none."""
     kind = adapter.kind
-    if kind.has_labels and adapter.num_labels != len(labels):
+    if kind.has_labels and adapter.num_labels != kind.outputs(len(labels)):
         raise UserError(
-            f"{adapter.folder}: the head of this adapter has {adapter.num_labels} labels, but the "
-            f"task's labels are {', '.join(labels)}"
+            f"{adapter.folder}: the head of this adapter has {adapter.num_labels} labels, but "
+            f"{_outputs(labels)}"
         )
     base = on_base(recipe, adapter.base, adapter.revision)
     base = base.model_copy(update={"head": adapter.head})
@@ -138,9 +138,13 @@ def _open_adapter(
     tokenizer = backbone.load_tokenizer(base.model)
     # The adapter's task, because a span head answers a generative task with spans of the passage.
     tuned = TunedModel(
-        recipe=base.model_copy(update={"task": kind.name}),
+        recipe=base if kind is base.kind else base.model_copy(update={"task": kind.name}),
         labels=labels,
         model=model,
         encoder=PromptEncoder(tokenizer, base.prompt),
     )
     return _of_tuned(tuned, config)
+
+
+def _outputs(labels: tuple[str, ...]) -> str:
+    return f"the task's labels are {', '.join(labels)}" if labels else "the task needs one number"

@@ -21,8 +21,10 @@ class Predictor:
     """Returns what the model reads of an example."""
     length: Callable[[str], int] | None = None
     """Returns the tokens of an answer, if the length of answers is limited and their tokens are known."""
-    abstains: bool = False
-    """Whether a threshold decides between a span and "no answer"."""
+    fits_threshold: bool = False
+    """Whether thresholds that are fitted on validation decide: between a span and "no answer", or on
+    each label of a text that can have several.
+    """
 
     @property
     def kind(self) -> str:

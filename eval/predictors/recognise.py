@@ -92,13 +92,15 @@ def identify(
     if kind == "adapter":
         adapter = read_adapter(fetch_adapter(model, revision))
         adapter = replace(adapter, base=base or adapter.base)
+        if adapter.kind.peft_task_type == recipe.kind.peft_task_type:
+            adapter = replace(adapter, kind=recipe.kind)  # an adapter does not say which of them
         named = on_base(recipe, adapter.base, adapter.revision)
         preflight.check_named(named, True, adapter.folder)
         _check_adapter(adapter, recipe)
     elif kind != "causal" and (kind == "classifier") != recipe.kind.has_labels:
         raise UserError(f"{model}: this is a {KIND_NAMES[kind]}, but the task is {recipe.task}")
     elif kind == "classifier":
-        _check_outputs(model, _read_json(model, "config.json", revision) or {})
+        _check_outputs(model, _read_json(model, "config.json", revision) or {}, recipe)
     return Subject(kind=kind, name=model, adapter=adapter)
 
 
@@ -118,9 +120,10 @@ def _open_run(folder: Path, recipe: Recipe, base: str | None) -> Run:
             "eval.num_fewshot is for models that are not fine-tuned, because a run was trained "
             "without worked examples"
         )
-    if run.recipe.task != recipe.task:
+    if run.recipe.kind != recipe.kind:
         raise UserError(
-            f"{folder}: this run was trained for {run.recipe.task}, but the task is {recipe.task}"
+            f"{folder}: this run was trained for {run.recipe.kind.name}, but the task is "
+            f"{recipe.kind.name}"
         )
     return run
 
@@ -139,15 +142,20 @@ def _check_adapter(adapter: Adapter, recipe: Recipe) -> None:
         )
 
 
-def _check_outputs(model: str, config: Mapping[str, JsonValue]) -> None:
-    """Refuse a classifier whose outputs are not the scores of labels of which one is right."""
+def _check_outputs(model: str, config: Mapping[str, JsonValue], recipe: Recipe) -> None:
+    """Raise UserError if a classifier predicts something else than the task asks for.
+
+    Older checkpoints do not say whether a text has one label or several.
+    """
     names = config.get("id2label")
-    one = isinstance(names, dict) and len(names) == 1
-    problem = config.get("problem_type") or ("regression" if one else _ONE_LABEL)
-    if problem != _ONE_LABEL:
+    is_one = isinstance(names, dict) and len(names) == 1
+    theirs = config.get("problem_type") or ("regression" if is_one else None)
+    ours = recipe.kind.problem_type or _ONE_LABEL
+    if theirs != ours and (theirs is not None or ours == "regression"):
+        said = f"problem_type {str(theirs)[:40]!r}" if theirs else "no problem_type"
         raise UserError(
-            f"{model}: its config.json says problem_type {str(problem)[:40]!r}, but the task gives "
-            f"each text one label: choose a checkpoint of problem_type {_ONE_LABEL}"
+            f"{model}: its config.json says {said}, but the task is {recipe.kind.name}: set task "
+            "(classification or regression) and dataset.single_label to what it predicts"
         )
 
 
@@ -225,7 +233,9 @@ def read_adapter(folder: Path) -> Adapter:
     path, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS
     found = _json_of(path)
     config = found if isinstance(found, dict) else {}
-    kinds = {kind.peft_task_type: kind for kind in TASKS.values()}
+    kinds: dict[str, TaskKind] = {}
+    for each in TASKS.values():
+        kinds.setdefault(each.peft_task_type, each)
     base, task = config.get("base_model_name_or_path"), config.get("task_type")
     kind = kinds.get(task) if isinstance(task, str) else None
     if not base or not isinstance(base, str) or kind is None:

@@ -19,6 +19,7 @@ from llama_peft.system.files import inside, read_text, sum_of, write_text
 
 from ..metrics.catalogue import metrics_of
 from ..metrics.classification import confusion
+from ..metrics.measure import Said, texts_of
 from ..results import SystemResults, read_systems
 from .chart import loss_chart
 from .comparison import check_replaceable, write_compared
@@ -148,16 +149,20 @@ def _pairs(
 def _part(before: SystemResults, after: SystemResults) -> Part:
     return Part(
         table=table([before, after]),
-        grids=[_grid(before, ZERO_SHOT), _grid(after, TUNED)],
+        grids=[*_grids(before, ZERO_SHOT), *_grids(after, TUNED)],
         changes=_changes(before, after) if before.golds == after.golds else [],
     )
 
 
-def _grid(system: SystemResults, name: str) -> Grid:
-    """Predicted labels by true labels, or kinds of answers by kinds of questions."""
+def _grids(system: SystemResults, name: str) -> list[Grid]:
+    """Predicted labels by true labels, or kinds of answers by kinds of questions. None for numbers."""
     columns: tuple[str, ...]
-    if system.labels:
-        counts = confusion(system.predictions, system.gold_labels, system.labels)
+    if system.side == "numbers":
+        return []
+    if system.side == "label_sets":
+        columns, rows = ("right", "missed", "given by mistake"), _label_counts(system)
+    elif system.side == "labels":
+        counts = confusion(system.texts, system.gold_labels, system.labels)
         columns = (*system.labels, "no label")
         rows = {label: row.tolist() for label, row in zip(system.labels, counts, strict=True)}
         if not counts[:, -1].any():
@@ -165,13 +170,27 @@ def _grid(system: SystemResults, name: str) -> Grid:
     else:
         columns = ("answered right", "answered wrong", "no answer")
         rows = _answer_counts(system)
-    return Grid(name, columns, [GridRow(label, _with_shares(row)) for label, row in rows.items()])
+    lines = [GridRow(label, _with_shares(row)) for label, row in rows.items()]
+    return [Grid(name, columns, lines)]
+
+
+def _label_counts(system: SystemResults) -> dict[str, list[int]]:
+    """For each label: in how many texts it is right, missed, and given by mistake."""
+    pairs = [(set(texts_of(line.gold)), set(texts_of(line.prediction))) for line in system.lines]
+    return {
+        label: [
+            sum(label in gold & given for gold, given in pairs),
+            sum(label in gold - given for gold, given in pairs),
+            sum(label in given - gold for gold, given in pairs),
+        ]
+        for label in system.labels
+    }
 
 
 def _answer_counts(system: SystemResults) -> dict[str, list[int]]:
     counts = {"answerable": [0, 0, 0], "unanswerable": [0, 0, 0]}
     for line, exact in zip(system.lines, system.evidence.vectors["exact"], strict=True):
-        row = counts["answerable" if any(line.gold) else "unanswerable"]
+        row = counts["answerable" if any(texts_of(line.gold)) else "unanswerable"]
         row[2 if line.prediction == "" else 0 if exact else 1] += 1
     return {name: row for name, row in counts.items() if any(row)}
 
@@ -182,25 +201,30 @@ def _with_shares(row: Sequence[int]) -> list[Share]:
 
 
 def _changes(before: SystemResults, after: SystemResults) -> list[Changes]:
-    """The examples that became right and those that became wrong, with a fixed sample of each."""
-    metric = metrics_of(after.side)[0].name
+    """The examples that became right and those that became wrong, with a fixed sample of each.
+
+    A number is never quite right, so for numbers it is those whose error became smaller or larger.
+    """
+    metric, what = (
+        metrics_of(after.side)[0].name,
+        "Closer" if after.side == "numbers" else "Right only",
+    )
     old = dict(zip(before.evidence.ids, before.evidence.vectors[metric], strict=True))
     new = dict(zip(after.evidence.ids, after.evidence.vectors[metric], strict=True))
     improved = sorted(key for key in new if new[key] > old[key])
     worsened = sorted(key for key in new if new[key] < old[key])
     return [
-        _sample("Right only after fine-tuning", improved, before, after),
-        _sample("Right only before fine-tuning", worsened, before, after),
+        _sample(f"{what} after fine-tuning", improved, before, after),
+        _sample(f"{what} before fine-tuning", worsened, before, after),
     ]
 
 
 def _sample(caption: str, keys: list[str], before: SystemResults, after: SystemResults) -> Changes:
     chosen = sorted(random.Random(0).sample(keys, min(_SAMPLE, len(keys))))
     texts = {line.id: line.text for line in after.lines}
-    columns: dict[str, dict[str, str]] = {
-        "true": {key: _gold(after.golds[key]) for key in chosen},
-        ZERO_SHOT: before.predictions,
-        TUNED: after.predictions,
+    said = {"true": after.golds, ZERO_SHOT: before.predictions, TUNED: after.predictions}
+    columns = {
+        name: {key: _as_text(values[key]) for key in chosen} for name, values in said.items()
     }
     if any(texts[key] for key in chosen):
         columns = {"text": texts} | columns
@@ -211,8 +235,10 @@ def _sample(caption: str, keys: list[str], before: SystemResults, after: SystemR
     return Changes(caption, len(keys), ("id", *columns), rows)
 
 
-def _gold(gold: str | list[str]) -> str:
-    return gold if isinstance(gold, str) else " | ".join(dict.fromkeys(gold))
+def _as_text(said: Said) -> str:
+    if isinstance(said, float):
+        return f"{said:.4g}"
+    return said if isinstance(said, str) else " | ".join(dict.fromkeys(said))
 
 
 def _short(text: str) -> str:

@@ -8,12 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from llama_peft.system.formatting import duration, interval, memory, number
+from llama_peft.tasks import Side
 
 from ..metrics.bootstrap import Paired, paired, scores_of
 from ..metrics.catalogue import Metric, metrics_of
+from ..metrics.measure import Said
 from ..metrics.overlap import bleu_signature
 from ..results import SystemResults, read_systems, result_folders
 
@@ -61,11 +64,11 @@ def compare(folders: Sequence[Path]) -> list[Table]:
     A run folder stands for its zero-shot/ and tuned/. Raises UserError if a folder's results are
     missing or cannot be trusted.
     """
-    groups: dict[tuple[tuple[str, ...], str], list[SystemResults]] = {}
+    groups: dict[tuple[Side, tuple[str, ...], str], list[SystemResults]] = {}
     for folder in folders:
         for inner in result_folders(Path(folder)):
             for system in read_systems(inner):
-                groups.setdefault((system.labels, system.part), []).append(system)
+                groups.setdefault((system.side, system.labels, system.part), []).append(system)
     return [table(group) for group in groups.values()]
 
 
@@ -191,17 +194,26 @@ def _difference_rows(
 
 
 def _constant_system(first: SystemResults, metrics: Sequence[Metric]) -> Row | None:
-    """The scores of a system that always predicts the commonest label, or no answer.
+    """The scores of a system that says the same of every example: the commonest label, the labels
+    that most texts have, the mean, or no answer.
 
     None if every question has an answer: always predicting none would score 0.
     """
-    if first.labels:
+    says: Said = ""
+    if first.side == "labels":
         says = Counter(first.gold_labels.values()).most_common(1)[0][0]
         name = f"always {says!r}"
-    elif all(map(any, first.gold_answers.values())):
+    elif first.side == "label_sets":
+        counts = Counter(label for own in first.gold_lists.values() for label in own)
+        says = [label for label in first.labels if 2 * counts[label] > len(first.lines)]
+        name = f"always {', '.join(map(repr, says)) or 'no label'}"
+    elif first.side == "numbers":
+        says = fmean(first.gold_numbers.values())
+        name = f"always the mean, {says:.4g}"
+    elif all(map(any, first.gold_lists.values())):
         return None
     else:
-        says, name = "", "always no answer"
+        name = "always no answer"
     scores = scores_of(first.evidence_of(dict.fromkeys(first.golds, says)))
     return Row(
         name,
@@ -230,7 +242,7 @@ def _notes(
             )
         if reason := why_not_comparable(first, system):
             notes.append(f"{name} was {reason} than {names[0]}, so the two cannot be compared.")
-    if not first.labels:
+    if first.side == "answers":
         shown = shown_metrics(systems)
         percent = ", ".join(metric.name for metric in shown if metric.is_percent)
         notes.append(f"{percent} are percentages; the other scores are fractions of 1.")

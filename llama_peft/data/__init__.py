@@ -23,6 +23,7 @@ from llama_peft.data.fingerprint import (
     split_sum,
     split_text,
 )
+from llama_peft.data.labels import Label
 from llama_peft.data.sources import Rows, is_file_name
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Example",
     "FieldsExample",
     "Inputs",
+    "Label",
     "QuestionExample",
     "Rows",
     "TextExample",

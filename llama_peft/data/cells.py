@@ -133,8 +133,12 @@ def find_columns(table: Table, recipe: Recipe, with_truth: bool = True) -> dict[
     if with_truth and recipe.dataset.group_by in ("title", "group"):
         needed.add(recipe.dataset.group_by)
     found, lines = {}, []
+    each = label_columns(recipe) if with_truth else []
+    for name in each:
+        if name not in table.columns:
+            lines.append(f"no column named {name}, which dataset.columns.label lists as a label")
     for key in keys:
-        names = columns.names(key)
+        names = each[:1] if each and key == "label" else columns.names(key)
         present = [name for name in names if name in table.columns]
         is_own = names != usual.names(key) and _concerns(key, recipe)
         fields = recipe.prompt.fields if key == "text" else ()
@@ -181,6 +185,13 @@ def _check_fields(table: Table, recipe: Recipe, names: Sequence[str]) -> None:
                 f"{table.source}: prompt.{key} has {{text}}, which stands for one column, but the "
                 f"data have {len(names)} of dataset.columns.text: write {templates.listed(names)}"
             )
+
+
+def label_columns(recipe: Recipe) -> list[str]:
+    """Return the columns that are a label each; empty if one column holds the labels of a row."""
+    names = recipe.dataset.columns.names("label")
+    is_own = names != Columns().names("label")
+    return names if recipe.kind.side == "label_sets" and is_own and len(names) > 1 else []
 
 
 def _concerns(key: str, recipe: Recipe) -> bool:

@@ -146,7 +146,7 @@ def known_labels(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> tup
 
 
 def _known(recipe: Recipe, given: Mapping[str, Rows]) -> tuple[Recipe, tuple[str, ...]]:
-    if not recipe.kind.has_labels or recipe.dataset.labels is not None:
+    if not recipe.kind.names_labels or recipe.dataset.labels is not None:
         return recipe, tuple(recipe.dataset.labels or ())
     train = _read(recipe, "train", _places(recipe, given)["train"])
     recipe, _, labels = _labelled(recipe, train)
@@ -232,7 +232,9 @@ def _cut(
         return
     train = parts["train"]
     groups = _groups(train, recipe)
-    names = [labels[example.label] for example in train if isinstance(example, TextExample)]
+    # Sets of labels and numbers are not stratified.
+    own = [example.label for example in train if isinstance(example, TextExample)]
+    names = [labels[label] for label in own if isinstance(label, int)]
     cut = splits.cut(
         len(train),
         share,
@@ -268,14 +270,27 @@ def _check_labels(
     train: Sequence[Example], labels: Sequence[str], source: str, recipe: Recipe
 ) -> None:
     used = {example.label for example in train if isinstance(example, TextExample)}
+    if recipe.kind.side == "label_sets" and len(labels) < 2:
+        raise UserError(
+            f"{source}: there is only one label ({', '.join(labels)}): name two or more in "
+            "dataset.labels, or use dataset.single_label: true with the classes yes and no"
+        )
     if len(used) < 2:
+        label = used.pop()
+        shown = labels[label] if isinstance(label, int) else _listed(label, labels)
         raise UserError(
             f"{source}: all {len(train)} rows to train on have one label "
-            f"({labels[used.pop()]}): there is nothing to learn"
+            f"({shown}): there is nothing to learn"
         )
-    verbalizers = recipe.prompt.verbalizers
+    verbalizers = recipe.prompt.verbalizers if recipe.kind.side == "labels" else None
     if verbalizers is not None and len(verbalizers) != len(labels):
         raise UserError(
             f"prompt.verbalizers: there are {len(verbalizers)} verbalizers for the {len(labels)} "
             f"labels of {source} ({', '.join(labels[:10])})"
         )
+
+
+def _listed(label: float | tuple[int, ...], labels: Sequence[str]) -> str:
+    if isinstance(label, tuple):
+        return ", ".join(labels[number] for number in label) or "none"
+    return f"{label:g}"

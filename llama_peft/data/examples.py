@@ -2,24 +2,24 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llama_peft.data.answers import Answer, read_answers
 from llama_peft.data.cells import Cells, short
 from llama_peft.data.formats import Table
-from llama_peft.data.labels import LabelReader
+from llama_peft.data.labels import Label, label_reader
 from llama_peft.recipe import Recipe
 from llama_peft.recipe.templates import ONE_TEXT, filled, lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextExample:
-    """A text and the number of its label. Rows of one group stay in one part."""
+    """A text and its truth. Rows of one group stay in one part."""
 
     id: str
     text: str
-    label: int
+    label: Label
     group: str = ""
 
     @property
@@ -47,7 +47,7 @@ class FieldsExample(TextExample):
 
     @classmethod
     def of(
-        cls, values: Mapping[str, str], *, id: str, label: int, group: str = ""
+        cls, values: Mapping[str, str], *, id: str, label: Label, group: str = ""
     ) -> "FieldsExample":
         """Return the example with these texts by the names of their fields."""
         text = filled(lines(list(values)), values)
@@ -128,16 +128,18 @@ def without_bad_rows(table: Table, recipe: Recipe, part: str, labels: Sequence[s
 
 def _read(cells: Cells, recipe: Recipe, labels: Sequence[str]) -> Iterator[Example]:
     if recipe.kind.has_labels:
-        return _texts(cells, LabelReader(cells, labels, recipe), recipe)
+        return _texts(cells, label_reader(cells, labels, recipe), recipe)
     if recipe.kind.finds_spans:
         return _questions(cells, recipe.dataset.group_by)
     no_answer = recipe.prompt.no_answer
     return _questions(cells, recipe.dataset.group_by, no_answer, must_quote=False)
 
 
-def _texts(cells: Cells, reader: LabelReader | None, recipe: Recipe) -> Iterator[TextExample]:
+def _texts(
+    cells: Cells, read: Callable[[int], Label] | None, recipe: Recipe
+) -> Iterator[TextExample]:
     for row in range(len(cells)):
-        label, id_ = 0 if reader is None else reader.read(row), cells.id(row)
+        label, id_ = 0 if read is None else read(row), cells.id(row)
         values = {name: cells.field(row, name) for name in cells.fields}
         text = "" if values else cells.text(row, "text")
         group = cells.name(row, "group", needed=recipe.dataset.group_by == "group")

@@ -310,7 +310,8 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     """Return the names of classes by column, which the datasets library writes into its files."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        classes = {key: value for key, value in features.items() if "names" in value}
+        items = {key: value.get("feature", value) for key, value in features.items()}  # of lists
+        classes = {key: value for key, value in items.items() if "names" in value}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}  # another program wrote the file
     return {

@@ -1,14 +1,18 @@
 """A label is a name. How a cell is read never depends on which other values happen to occur."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
+from functools import partial
 
-from llama_peft.data.cells import Cells, broken, find_columns, literal
+from llama_peft.data.cells import Cells, broken, find_columns, label_columns, literal
 from llama_peft.data.formats import Table
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe
+from llama_peft.recipe.fields import is_number
 
+Label = int | float | tuple[int, ...]
+"""The number of a label; in regression a float; with any number of labels, the numbers of all."""
 _NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?")
 
 
@@ -36,13 +40,19 @@ def label_key(value: object) -> str:
 
 def label_names(table: Table, recipe: Recipe) -> tuple[str, ...]:
     """Return the names of labels 0, 1, ...: the recipe's, the source's, or those in the data."""
-    if not recipe.kind.has_labels:
+    if not recipe.kind.names_labels:
         return ()
-    column = find_columns(table, recipe)["label"]
-    named = recipe.dataset.labels or table.class_names.get(column)
+    column, each = find_columns(table, recipe)["label"], label_columns(recipe)
+    named = recipe.dataset.labels or each or table.class_names.get(column)
+    if each and named and len(named) != len(each):
+        raise UserError(
+            f"dataset.labels: there are {len(named)} names for the {len(each)} columns of "
+            "dataset.columns.label: give one for each, in the same order, or none"
+        )
     if named:
         return tuple(named)
-    cells = [record.get(column) for record in table.records]
+    columns = [record.get(column) for record in table.records]
+    cells = [one for cell in columns for one in _values(cell, recipe) or ()]
     keys = {label_key(cell) for cell in cells if _why_not(cell) is None}
     if all(map(_NUMBER.fullmatch, keys)):
         return tuple(sorted(keys, key=Decimal))
@@ -51,7 +61,22 @@ def label_names(table: Table, recipe: Recipe) -> tuple[str, ...]:
 
 def has_names(table: Table, recipe: Recipe) -> bool:
     """Return whether the source itself names the classes of the column with the labels."""
-    return find_columns(table, recipe)["label"] in table.class_names
+    column = find_columns(table, recipe)["label"]
+    return column in table.class_names and not label_columns(recipe)
+
+
+def _values(cell: object, recipe: Recipe) -> Sequence[object] | None:
+    """Return what a cell names as labels; None if it is a list that cannot be read."""
+    if recipe.kind.side != "label_sets":
+        return [cell]
+    if not isinstance(cell, str):
+        return cell if isinstance(cell, list | tuple) else [cell]
+    if not cell.lstrip().startswith(("[", "(")):
+        return cell.split(recipe.dataset.label_separator) if cell.strip() else []
+    found = literal(cell)
+    # Python reads the labels 'a' 'b', as numpy writes a list, as the one label 'ab'.
+    is_list = isinstance(found, list | tuple) and not re.search(r"""['"]\s+['"]""", cell)
+    return found if is_list and isinstance(found, list | tuple) else None
 
 
 def _why_not(cell: object) -> str | None:
@@ -68,6 +93,43 @@ def _why_not(cell: object) -> str | None:
     if "." in key and _NUMBER.fullmatch(key):
         return "label is a number and not a class: round it, or list the classes in dataset.labels"
     return None
+
+
+def label_reader(cells: Cells, labels: Sequence[str], recipe: Recipe) -> Callable[[int], Label]:
+    """Return the function that reads the truth of a row, as the recipe's kind of task has it."""
+    if recipe.kind.side == "numbers":
+        return partial(_read_number, cells)
+    reader = LabelReader(cells, labels, recipe)
+    if recipe.kind.side == "labels":
+        return reader.read
+    each = label_columns(recipe)
+    return partial(_read_columns, cells, each) if each else partial(reader.read_set, recipe)
+
+
+def _read_number(cells: Cells, row: int) -> float:
+    """Return the number of a row. It is 0 if the cell is wrong, which is recorded."""
+    cell = cells.cell(row, "label")
+    key = "" if isinstance(cell, bool) else label_key(cell)
+    if is_number(key):
+        return float(key)
+    empty = cell is None or cell != cell or (isinstance(cell, str) and not key)
+    cells.faults.add(
+        row, "empty label" if empty else "label is not a number", None if empty else cell
+    )
+    return 0.0
+
+
+def _read_columns(cells: Cells, names: Sequence[str], row: int) -> tuple[int, ...]:
+    """Return the numbers of the columns that hold 1 or true."""
+    found = []
+    for number, name in enumerate(names):
+        cell = cells.table.records[row].get(name)
+        key = label_key(cell)
+        if key not in ("0", "1", "false", "true"):
+            cells.faults.add(row, f"the label {name} is neither 0 nor 1", cell)
+        elif key in ("1", "true"):
+            found.append(number)
+    return tuple(found)
 
 
 class LabelReader:
@@ -92,7 +154,17 @@ class LabelReader:
 
     def read(self, row: int) -> int:
         """Return the number of a row's label. It is 0 if the cell is wrong, which is recorded."""
+        return self._number(row, self.cells.cell(row, "label"))
+
+    def read_set(self, recipe: Recipe, row: int) -> tuple[int, ...]:
+        """Return the numbers of all labels of a row, which can have none."""
         cell = self.cells.cell(row, "label")
+        values = _values(cell, recipe)
+        if values is None:
+            self.cells.faults.add(row, "label is not a list in JSON or Python", cell)
+        return tuple(sorted({self._number(row, value) for value in values or ()}))
+
+    def _number(self, row: int, cell: object) -> int:
         key = label_key(cell)
         position = int(key) if re.fullmatch("[0-9]{1,9}", key) else -1
         is_own = bool(self.own) and isinstance(cell, int) and not isinstance(cell, bool)

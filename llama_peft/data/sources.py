@@ -182,8 +182,11 @@ def _check_meaning(path: str) -> None:
 def _of_dataset(source: str, rows: "datasets.Dataset") -> Table:
     import datasets
 
-    features = rows.features.items()
-    names = {name: each.names for name, each in features if isinstance(each, datasets.ClassLabel)}
+    # In a column of lists, the feature of the list's items has the names.
+    features = {name: getattr(each, "feature", each) for name, each in rows.features.items()}
+    names = {
+        name: each.names for name, each in features.items() if isinstance(each, datasets.ClassLabel)
+    }
     return formats.numbered(source, rows.column_names, rows.to_list(), names)
 
 

@@ -229,10 +229,8 @@ def _answer_limit(bundle: Bundle) -> str:
     """What an answer can be, for the task."""
     recipe = bundle.recipe
     if recipe.kind.has_labels:
-        return (
-            f"Texts are cut after {recipe.train.max_length} tokens; every text gets one of the "
-            "labels."
-        )
+        cut = f"Texts are cut after {recipe.train.max_length} tokens; {recipe.kind.outcome}"
+        return cut + (f" ({_label_thresholds(bundle)})." if recipe.kind.fits_threshold else ".")
     if not recipe.kind.finds_spans:
         return (
             f"It writes at most {recipe.eval.max_new_tokens} tokens, and may write things that "
@@ -240,9 +238,18 @@ def _answer_limit(bundle: Bundle) -> str:
             "the example shows."
         )
     fitted = bundle.threshold is not None
-    limit = bundle.threshold.no_answer_threshold if bundle.threshold else UNFITTED
+    limit = UNFITTED if bundle.threshold is None else bundle.threshold.no_answer_threshold
     return (
         f"Answers are pieces of the passage, of at most {recipe.eval.max_answer_length} tokens. "
         f"An answer is given if the probability of no answer is at most {limit:.4f} "
         f"({'fitted on validation' if fitted else 'not fitted'})."
     )
+
+
+def _label_thresholds(bundle: Bundle) -> str:
+    fitted = bundle.threshold.label_thresholds if bundle.threshold else None
+    if fitted is None:
+        return f"{UNFITTED}, not fitted"
+    names = map(in_markdown, bundle.run.labels)
+    limits = (f"{name} {limit:.4f}" for name, limit in zip(names, fitted, strict=True))
+    return f"fitted on validation: {', '.join(limits)}"

@@ -136,7 +136,10 @@ def _arguments(run: PushedRun) -> list[str]:
     recipe = run.recipe
     found = []
     if recipe.kind.has_labels:
-        found += [f"num_labels={len(recipe.dataset.labels or ())}", f"pad_token_id={run.pad_id}"]
+        outputs = recipe.kind.outputs(len(recipe.dataset.labels or ()))
+        found += [f"num_labels={outputs}", f"pad_token_id={run.pad_id}"]
+    if recipe.kind.problem_type:
+        found.append(f"problem_type={literal(recipe.kind.problem_type)}")
     if recipe.kind.finds_spans and run.reader == "transformer":
         found.append(_MAPPING)
     if _is_inner(recipe):

@@ -91,9 +91,10 @@ def _write(loaded: TunedModel, folder: Path, dtype: str) -> None:
     from transformers import AutoTokenizer
 
     whole = loaded.model.merge_and_unload()
-    if loaded.recipe.kind.has_labels:
+    if loaded.recipe.kind.names_labels:
         whole.config.id2label = dict(enumerate(loaded.labels))
         whole.config.label2id = {label: number for number, label in enumerate(loaded.labels)}
+    if loaded.recipe.kind.has_labels:
         del whole.config.head_pooling  # our own setting; every other tool reads the last token
     whole.to(getattr(torch, dtype)).save_pretrained(folder)
     model = loaded.recipe.model

@@ -149,7 +149,7 @@ def check_reload(run: Run, bundle: Bundle) -> None:
 def _settings(recipe: Recipe) -> tuple[object, ...]:
     """Every setting that scores depend on, besides the weights."""
     sections = (recipe.model, recipe.quantization, recipe.lora, recipe.head, recipe.prompt)
-    return (recipe.task, *sections, recipe.dataset.labels, recipe.train.max_length)
+    return (recipe.kind, *sections, recipe.dataset.labels, recipe.train.max_length)
 
 
 def _keep_card(run: Path, text: str) -> None:

@@ -44,7 +44,7 @@ from llama_peft.run_folder.layout import (
 from llama_peft.run_folder.record import write_record
 from llama_peft.run_folder.results import Results, write_results
 from llama_peft.run_folder.run import Run
-from llama_peft.run_folder.threshold import Threshold, read_threshold, write_threshold
+from llama_peft.run_folder.threshold import Threshold, run_threshold, write_threshold
 from llama_peft.system.files import copy, read_json, sha256, write_text
 
 
@@ -92,7 +92,7 @@ def stage(run: Run, folder: Path) -> Bundle:
         copy(run.folder, HEAD, folder / HEAD)
     else:
         _stage_adapter(run, folder, pushed)
-    threshold = read_threshold(run.folder, run.record)
+    threshold = run_threshold(run)
     if threshold is not None:
         write_threshold(folder, threshold)
     evaluations = read_evaluations(run.folder, run.record) if is_evaluated(run.folder) else None

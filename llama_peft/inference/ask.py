@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from llama_peft.data import Example, FieldsExample, QuestionExample, TextExample, literal
 from llama_peft.errors import UserError
-from llama_peft.inference.predict import Prediction, predict
+from llama_peft.inference.predict import Output, Prediction, decided, predict
 from llama_peft.run_folder.fetch import run_folder
 from llama_peft.run_folder.run import Run, open_run
-from llama_peft.run_folder.threshold import UNFITTED, read_threshold
+from llama_peft.run_folder.threshold import UNFITTED, Threshold, run_threshold
 from llama_peft.run_folder.weights import TunedModel, load_tuned
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ Inputs: TypeAlias = "Sequence[str] | Sequence[Question] | pandas.DataFrame | dat
 class Reply:
     """What a run says of one text or question."""
 
-    prediction: str
-    """A label, or an answer; "" for no answer."""
+    prediction: Output
+    """A label, several labels, a number, or an answer; "" for no answer."""
     probabilities: dict[str, float] = field(default_factory=dict)
     """Of each label; empty for questions."""
     no_answer_probability: float | None = None
@@ -40,9 +40,9 @@ class Reply:
     start: int | None = None
     """The first character of the answer in its passage, if the answer is a piece of it."""
 
-    def as_dict(self) -> dict[str, str | float]:
+    def as_dict(self) -> dict[str, Output]:
         """The reply as one flat row, for a table or for JSON."""
-        row: dict[str, str | float] = {"prediction": self.prediction, **self.probabilities}
+        row: dict[str, Output] = {"prediction": self.prediction, **self.probabilities}
         if self.no_answer_probability is not None:
             row["no_answer_probability"] = self.no_answer_probability
         return row
@@ -54,8 +54,8 @@ class LoadedRun:
 
     run: Run
     tuned: TunedModel
-    threshold: float
-    """Above this no-answer probability a span run gives no answer."""
+    threshold: Threshold | None
+    """What its evaluation fitted on validation; None if nothing was fitted."""
 
     def predict(self, inputs: "Inputs") -> list[Reply]:
         """One reply for each input, in the order given. Raises UserError if an input is not what
@@ -68,14 +68,14 @@ class LoadedRun:
 
     def reply(self, found: Prediction) -> Reply:
         """What the run says of an example that its model has predicted."""
-        if found.probabilities is not None:
-            named = dict(zip(self.run.labels, found.probabilities, strict=True))
-            return Reply(prediction=found.prediction, probabilities=named)
-        answer, probability = found.prediction, found.no_answer_probability or 0.0
-        if self.run.recipe.kind.fits_threshold:
-            answer = "" if probability > self.threshold else found.raw
-        start = found.start if answer else None
-        return Reply(prediction=answer, no_answer_probability=probability, start=start)
+        chances = zip(self.run.labels, found.probabilities or (), strict=bool(found.probabilities))
+        said = decided(found, self.threshold, self.run.labels)
+        return Reply(
+            prediction=said,
+            probabilities=dict(chances),
+            no_answer_probability=found.no_answer_probability,
+            start=found.start if said else None,
+        )
 
 
 _in_memory: dict[tuple[Path, str], TunedModel] = {}
@@ -104,17 +104,16 @@ def load(run: Run) -> LoadedRun:
     return LoadedRun(run=run, tuned=_in_memory[key], threshold=_threshold(run))
 
 
-def _threshold(run: Run) -> float:
-    fitted = read_threshold(run.folder, run.record)
-    if fitted is not None:
-        return fitted.no_answer_threshold
-    if run.recipe.kind.fits_threshold:
+def _threshold(run: Run) -> Threshold | None:
+    fitted = run_threshold(run)
+    if fitted is None and run.recipe.kind.fits_threshold:
+        what = "it gives labels above a" if run.labels else "it answers up to a no-answer"
         log.warning(
-            "%s: no threshold was fitted for this run, so it answers up to a no-answer probability of %s; "
+            "%s: no threshold was fitted for this run, so %s probability of %s; "
             "to fit one: llama-eval run --model %s",
-            *(run.folder, UNFITTED, run.folder),
+            *(run.folder, what, UNFITTED, run.folder),
         )
-    return UNFITTED
+    return fitted
 
 
 def _examples(run: Run, inputs: object) -> Iterator[Example]:

@@ -101,7 +101,7 @@ def _replies(batch: Batch, place: Path, key: str) -> Iterator[Row]:
         loaded.tuned, recipe=loaded.tuned.recipe.model_copy(update={"eval": recipe.eval})
     )
     size = recipe.train.per_device_eval_batch_size
-    fields = rows.FIELDS[batch.run.recipe.task]
+    fields = rows.FIELDS[batch.run.recipe.kind.name]
     every = predictions(partial(predict, tuned), inputs.examples, place, key, size, "predictions")
     own = iter(inputs.own_ids)
     for portion in every:

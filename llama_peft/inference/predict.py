@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.recipe import Eval, Recipe
 from llama_peft.run_folder.self_check import input_ids
+from llama_peft.run_folder.threshold import UNFITTED, Threshold
 from llama_peft.run_folder.weights import TunedModel
 from llama_peft.system.numbers import check_scores
+from llama_peft.tasks import Side
 from llama_peft.tokens import generate, spans
 from llama_peft.tokens.batches import batches, grouped, pad
 from llama_peft.tokens.prompts import Encoded, PromptEncoder, parse_answer
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Output = str | float | tuple[str, ...]
+"""A label, an answer ("" means no answer), a number, or the labels of a text that can have several."""
 Shots = Callable[[Example], Sequence[Example]]
 """Returns the worked examples that come before an example in a prompt."""
 
@@ -35,8 +39,7 @@ class Prediction:
     """A model's output for one example."""
 
     id: str
-    prediction: str
-    """The name of a label, or an answer; "" means no answer."""
+    prediction: Output
     probabilities: tuple[float, ...] | None = None
     """The probability of each label, in the order of the labels (classification)."""
     no_answer_probability: float | None = None
@@ -47,7 +50,9 @@ class Prediction:
 
     def __post_init__(self) -> None:
         """Raise UserError unless the scores are numbers."""
-        check_scores([*(self.probabilities or ()), self.no_answer_probability or 0.0], self.id)
+        number = self.prediction if isinstance(self.prediction, float) else 0.0
+        scores = [*(self.probabilities or ()), self.no_answer_probability or 0.0, number]
+        check_scores(scores, self.id)
 
 
 class HasIds(Protocol):
@@ -94,7 +99,7 @@ def questions(examples: Sequence[Example]) -> list[QuestionExample]:
 def classify(
     tuned: TunedModel, examples: Sequence[TextExample], batch_size: int
 ) -> Iterator[list[Prediction]]:
-    """Yield the label that the classification head gives each text."""
+    """Yield what the head says of each text: a label, several, or a number."""
     encoder, max_length, limit = tuned.encoder, tuned.recipe.train.max_length, _limit(tuned)
     whole = [encoder.head_input(example.values, max_length) for example in examples]
     cut = sum(len(ids) > limit for ids in whole)
@@ -103,9 +108,9 @@ def classify(
         (example.id, ids if len(ids) <= limit else encoder.head_input(example.values, limit))
         for example, ids in zip(examples, whole, strict=True)
     ]
-    order = range(len(tuned.labels))
-    pad_id = encoder.tokenizer.pad_token_id
-    return classify_rows(tuned.model, rows, tuned.labels, order, pad_id, batch_size)
+    order = range(tuned.recipe.kind.outputs(len(tuned.labels)))
+    pad_id, side = encoder.tokenizer.pad_token_id, tuned.recipe.kind.side
+    return classify_rows(tuned.model, rows, tuned.labels, order, pad_id, batch_size, side)
 
 
 def _limit(tuned: TunedModel) -> int:
@@ -121,10 +126,12 @@ def classify_rows(
     order: Sequence[int],
     pad_id: int,
     batch_size: int,
+    side: Side = "labels",
 ) -> Iterator[list[Prediction]]:
-    """Yield the likeliest label of each row of token ids.
+    """Yield what the model says of each row of token ids.
 
-    order: the number of the model's output for each of the labels.
+    order: the number of the model's output for each of the labels; of its only one for a number.
+    side: what it predicts.
     """
     import torch
 
@@ -133,13 +140,43 @@ def classify_rows(
         with torch.inference_mode():
             output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
         logits = output.logits[:, list(order)].float()
-        shares = logits.softmax(-1)
+        scores = logits
+        if side != "numbers":
+            scores = logits.softmax(-1) if side == "labels" else logits.sigmoid()
         # A logit of minus infinity would leave shares that look well.
-        found = torch.where(logits.isfinite(), shares, torch.nan).tolist()
+        found = torch.where(logits.isfinite(), scores, torch.nan).tolist()
         yield [
-            Prediction(id=id_, prediction=labels[row.index(max(row))], probabilities=tuple(row))
-            for (id_, _), row in zip(batch, found, strict=True)
+            _of_scores(id_, row, labels, side) for (id_, _), row in zip(batch, found, strict=True)
         ]
+
+
+def _of_scores(id_: str, row: Sequence[float], labels: Sequence[str], side: Side) -> Prediction:
+    """Return the prediction of a row of probabilities, or of one number."""
+    if side == "numbers":
+        return Prediction(id=id_, prediction=row[0])
+    if side == "label_sets":
+        return Prediction(id=id_, prediction=labels_above(row, labels), probabilities=tuple(row))
+    return Prediction(id=id_, prediction=labels[row.index(max(row))], probabilities=tuple(row))
+
+
+def labels_above(
+    probabilities: Sequence[float], labels: Sequence[str], limits: Sequence[float] = ()
+) -> tuple[str, ...]:
+    """Return the labels whose probability is above their threshold. limits: 0.5 each if empty."""
+    limits = limits or [UNFITTED] * len(labels)
+    rows = zip(labels, probabilities, limits, strict=True)
+    return tuple(label for label, probability, limit in rows if probability > limit)
+
+
+def decided(one: Prediction, threshold: Threshold | None, labels: Sequence[str]) -> Output:
+    """Return what a model says with fitted thresholds. None: it has none, or needs none."""
+    if threshold is None:
+        return one.prediction
+    if threshold.label_thresholds is not None:
+        return labels_above(one.probabilities or (), labels, threshold.label_thresholds)
+    if threshold.no_answer_threshold is None:
+        return one.prediction
+    return "" if (one.no_answer_probability or 0.0) > threshold.no_answer_threshold else one.raw
 
 
 def read_spans(

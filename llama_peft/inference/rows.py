@@ -21,7 +21,7 @@ def _answer(reply: Reply) -> Row:
 
 def _span(reply: Reply) -> Row:
     """Return an answer with its place: `context[start:end]` is the answer."""
-    end = None if reply.start is None else reply.start + len(reply.prediction)
+    end = None if reply.start is None else reply.start + len(str(reply.prediction))
     return {**_answer(reply), "start": reply.start, "end": end}
 
 
@@ -29,8 +29,19 @@ def _label(reply: Reply) -> Row:
     return {"label": reply.prediction, "probabilities": reply.probabilities}
 
 
+def _labels(reply: Reply) -> Row:
+    assert isinstance(reply.prediction, tuple), "this kind predicts sets of labels"
+    return {"labels": list(reply.prediction), "probabilities": reply.probabilities}
+
+
+def _number(reply: Reply) -> Row:
+    return {"number": reply.prediction}
+
+
 FIELDS: Mapping[Task, Callable[[Reply], Row]] = {
     "classification": _label,
+    "multi_label_classification": _labels,
+    "regression": _number,
     "extractive_qa": _span,
     "generative_qa": _answer,
 }

@@ -234,7 +234,8 @@ def load(recipe: Recipe, task: Task, num_labels: int = 0) -> "PreTrainedModel":
     for part in (config, config.get_text_config()):
         part.pad_token_id = load_tokenizer(recipe.model).pad_token_id
     if TASKS[task].has_labels:
-        config.num_labels = num_labels
+        config.num_labels = TASKS[task].outputs(num_labels)
+        config.problem_type = TASKS[task].problem_type
         config.head_pooling = recipe.head.pooling
     blocks = _blocks_kept(recipe, task)
     if blocks is not None:

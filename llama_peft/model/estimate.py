@@ -67,7 +67,9 @@ def estimate(recipe: Recipe, config: Mapping[str, object], dtype: str, device: s
     """
     whole = counts.text_config(config)
     c = counts.cut(whole, recipe.head.layer)
-    counted = counts.count_text(c, recipe.task, len(recipe.dataset.labels or "ab"), recipe.lora)
+    counted = counts.count_text(
+        c, recipe.kind.name, len(recipe.dataset.labels or "ab"), recipe.lora
+    )
     size = 4 if dtype == "float32" else 2
     kept = Activations(recipe, c, size, device)
     memory = (

@@ -67,9 +67,18 @@ def pool(hidden_BTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
     return (hidden_BTD.float() * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1)
 
 
-def class_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Return the mean cross-entropy over the batch."""
-    return F.cross_entropy(logits_BC.float(), labels_B)
+def class_loss(logits_BC: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
+    """Return the mean loss over the batch, as transformers computes it for this problem.
+
+    labels: numbers of classes (B,); for multi_label_classification 0.0 or 1.0 for each class
+    (B, C), whose binary cross-entropy is also averaged over the classes; for regression the numbers
+    to learn (B,), whose squared error is averaged.
+    """
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits_BC.float(), labels)
+    if problem_type == "regression":
+        return F.mse_loss(logits_BC.float().squeeze(-1), labels)
+    return F.cross_entropy(logits_BC.float(), labels)
 
 
 def span_scores(logits_BT2: Tensor, allowed_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +118,7 @@ class _Classification(GenericForSequenceClassification):
             input_ids=input_ids, attention_mask=mask, use_cache=False
         ).last_hidden_state
         logits = self.score(pool(hidden, mask, self.config.head_pooling))
-        loss = None if labels is None else class_loss(logits, labels)
+        loss = None if labels is None else class_loss(logits, labels, self.config.problem_type)
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
 
 

@@ -1,11 +1,13 @@
 """What `llama-peft params` reports: the counts of a recipe or a model, without torch."""
 
+from typing import get_args
+
 from llama_peft.errors import UserError
 from llama_peft.model import counts
 from llama_peft.model.counts import TextConfig
 from llama_peft.model.hub import read_config
 from llama_peft.recipe import Recipe, is_recipe_name, load_recipe
-from llama_peft.tasks import TASKS
+from llama_peft.tasks import TASKS, NamedTask
 
 Report = dict[str, int | str]
 
@@ -41,7 +43,7 @@ def _shapes(name: str, revision: str = "main") -> TextConfig:
 
 def _of_model(name: str, c: TextConfig) -> Report:
     base = counts.count_text(c)
-    heads = [kind.name for kind in TASKS.values() if kind.head]
+    heads = [name for name in get_args(NamedTask) if TASKS[name].head]
     return {
         "model": name,
         "base": base.base,
@@ -56,11 +58,11 @@ def _of_recipe(recipe: Recipe, c: TextConfig) -> Report:
         loaded = counts.cut(c, recipe.head.layer)
     except counts.BadConfig as error:
         raise UserError(f"{recipe.model.model_name_or_path}: {error}") from None
-    counted = counts.count_text(loaded, recipe.task, named or 2, recipe.lora)
+    counted = counts.count_text(loaded, recipe.kind.name, named or 2, recipe.lora)
     labels: Report = {"labels": named or "2, assumed: dataset.labels names none"}
     return {
         "task": recipe.task,
-        **(labels if recipe.kind.has_labels else {}),
+        **(labels if recipe.kind.names_labels else {}),
         "head": counted.head,
         "adapter": counted.adapter,
         "trainable": counted.trainable,

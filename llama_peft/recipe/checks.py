@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from llama_peft.recipe import templates
+from llama_peft.recipe.fields import is_number
 from llama_peft.recipe.schema import GIVEN, Columns, Lora, Prompt, Recipe
 from llama_peft.recipe.strict_yaml import KeyPath
 
@@ -62,9 +63,9 @@ def _layer_choice_faults(recipe: Recipe) -> Problems:
     if recipe.head.layer != "auto":
         return
     data = recipe.dataset
-    if recipe.lora is not None or not recipe.kind.caches_features:
+    if recipe.lora is not None or recipe.kind.side != "labels":
         message = (
-            "auto works only for a classification head without lora: "
+            "auto works only for a classification head without lora, with one label a row: "
             "give the number of a block, or remove lora"
         )
         yield message, "head.layer", "lora", "task"
@@ -78,18 +79,24 @@ def _layer_choice_faults(recipe: Recipe) -> Problems:
 
 def _classification_faults(recipe: Recipe) -> Problems:
     data, verbalizers = recipe.dataset, recipe.prompt.verbalizers
+    if recipe.task != "classification" and not data.single_label:
+        yield (
+            "only classification has single_label: remove this key",
+            "dataset.single_label",
+            "task",
+        )
     if recipe.kind.has_labels:
         if data.format == "squad":
             yield "squad files hold questions, not classes", "dataset.format", "task"
         if data.group_by in ("title", "context"):
-            message = "classification can only group by group (the column dataset.columns.group)"
+            message = f"{recipe.task} can only group by group (the column dataset.columns.group)"
             yield message, "dataset.group_by", "task"
-        if data.labels and verbalizers and len(data.labels) != len(verbalizers):
-            message = f"there are {len(verbalizers)} verbalizers for {len(data.labels)} labels"
-            yield message, "prompt.verbalizers", "dataset.labels"
-        return
-    for key, value in (("dataset.labels", data.labels), ("prompt.verbalizers", verbalizers)):
-        if value is not None:
+        yield from _verbalizer_faults(recipe)
+    for key, value, has_it in (
+        ("dataset.labels", data.labels, recipe.kind.names_labels),
+        ("prompt.verbalizers", verbalizers, recipe.kind.has_labels),
+    ):
+        if value is not None and not has_it:
             yield f"only classification has {key.split('.')[1]}: remove this key", key, "task"
 
 
@@ -101,8 +108,10 @@ def _field_faults(recipe: Recipe) -> Problems:
     braces = [name for name in columns if re.search("[{}]", name)]
     if braces:
         yield f"{braces[0]}: a column of texts cannot have braces in its name", "dataset.columns"
-    for key in ("template", "zero_shot"):
+    for key in ("template", "zero_shot", "zero_shot_label"):
         names = templates.names(getattr(recipe.prompt, key))
+        if key == "zero_shot_label":
+            names.remove(templates.LABEL)
         if names == [templates.ONE_TEXT]:
             continue
         keys = f"prompt.{key}", "dataset.columns.text"
@@ -141,6 +150,23 @@ def _passage_faults(recipe: Recipe) -> Problems:
         yield "there is no passage to group by", "dataset.group_by", key
     if recipe.eval.fewshot_from == "passage":
         yield "there is no passage: set it to train", "eval.fewshot_from", key
+
+
+def _verbalizer_faults(recipe: Recipe) -> Problems:
+    """Check that there is a verbalizer for each label, for no and yes, or for each number."""
+    side, labels, words = recipe.kind.side, recipe.dataset.labels, recipe.prompt.verbalizers
+    if side == "labels" and labels and words and len(labels) != len(words):
+        message = f"there are {len(words)} verbalizers for {len(labels)} labels"
+        yield message, "prompt.verbalizers", "dataset.labels"
+    if side == "label_sets" and words and len(words) != 2:
+        message = "each label is asked for by itself: give two, for no and for yes"
+        yield message, "prompt.verbalizers", "dataset.single_label"
+    if side == "numbers" and (len(words or ()) < 2 or not all(map(is_number, words or ()))):
+        message = (
+            "for zero-shot, list the numbers that the base can answer with, in quotes, for example "
+            '["0", "1", "2", "3", "4", "5"]'
+        )
+        yield message, "prompt.verbalizers", "task"
 
 
 def _model_faults(recipe: Recipe) -> Problems:

@@ -7,11 +7,12 @@ check that needs more than a range raises ValueError with the words of its messa
 import io
 import re
 from collections.abc import Callable
+from math import isfinite
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from llama_peft.recipe.templates import check_texts
+from llama_peft.recipe.templates import check_label, check_texts
 from llama_peft.system.secrets import is_web_address
 
 Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
@@ -41,15 +42,23 @@ def later(default: Value) -> Value:
     return field
 
 
-def _template(placeholder: str = "") -> Callable[[str], str]:
-    """Return a check that a text contains the placeholder once, and no other brace."""
+def is_number(text: str) -> bool:
+    """Return whether a text is a finite decimal number."""
+    number = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2})?"
+    return re.fullmatch(number, text.strip(), re.ASCII) is not None and isfinite(float(text))
+
+
+def _template(*placeholders: str) -> Callable[[str], str]:
+    """Return a check that a text contains each placeholder once, and no other brace."""
 
     def check(text: str) -> str:
-        if placeholder and text.count(placeholder) != 1:
-            raise ValueError(f"must contain {placeholder} exactly once")
-        rest = text.replace(placeholder, "") if placeholder else text
+        rest = text
+        for placeholder in placeholders:
+            if text.count(placeholder) != 1:
+                raise ValueError(f"must contain {placeholder} exactly once")
+            rest = rest.replace(placeholder, "")
         if "{" in rest or "}" in rest:
-            allowed = f" except {placeholder}" if placeholder else ""
+            allowed = f" except {' and '.join(placeholders)}" if placeholders else ""
             raise ValueError(f"must contain no braces{allowed}")
         return text
 
@@ -168,6 +177,7 @@ Column = Annotated[
     Text | Annotated[list[Text], Field(min_length=1)], "a column name or a list of them"
 ]
 TextTemplate = Annotated[str, AfterValidator(check_texts), AfterValidator(_no_space_at_end)]
+LabelTemplate = Annotated[str, AfterValidator(check_label), AfterValidator(_no_space_at_end)]
 ContextTemplate = Annotated[str, AfterValidator(_template("{context}"))]
 QuestionTemplate = Annotated[
     str, AfterValidator(_template("{question}")), AfterValidator(_no_space_at_end)

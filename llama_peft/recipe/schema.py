@@ -25,6 +25,7 @@ from llama_peft.recipe.fields import (
     Folder,
     Instruction,
     Labels,
+    LabelTemplate,
     MaxSteps,
     Names,
     NoAnswer,
@@ -47,7 +48,7 @@ from llama_peft.recipe.fields import (
 )
 from llama_peft.recipe.model_sections import Head, Lora, Model, Quantization, Section
 from llama_peft.recipe.strict_yaml import KeyPath
-from llama_peft.tasks import TASKS, Task, TaskKind
+from llama_peft.tasks import TASKS, NamedTask, TaskKind
 
 
 class Columns(Section):
@@ -56,7 +57,7 @@ class Columns(Section):
     text: Column = ["text", "sentence", "content", "review"]
     "The text that is classified. If the data have all columns of your list, each is a part of it."
     label: Column = ["label", "labels", "class"]
-    "The class of the text, by name or by number."
+    "The class of the text, by name or by number. In regression, the number to learn."
     id: Column | None = "id"
     "A unique name of the row. If null or if there is no such column, part and number are taken."
     question: Column = "question"
@@ -125,6 +126,10 @@ class Data(Section):
     columns: Columns = Columns()
     labels: Labels | None = None
     "The names of labels 0, 1, ... null takes the names in the data."
+    single_label: bool = later(True)
+    "false: a row has any number of labels, as a list or in a column of 0 and 1 for each label."
+    label_separator: Text = later(",")
+    "What separates the labels in a cell of text, if a row has any number of labels."
     test_size: Share = 0.2
     "Share of train that becomes the test part, if there is no other test part."
     validation_size: Share = 0.1
@@ -150,6 +155,10 @@ class Prompt(Section):
     "The prompt that the base model, before any training, continues with a verbalizer."
     verbalizers: Names | None = None
     "The continuation for each label, in the order of the labels. null means a space and the name."
+    zero_shot_label: LabelTemplate = later(
+        "Text: {text}\nDoes the label {label} fit this text? Answer yes or no.\nAnswer:"
+    )
+    "The prompt about each label, if a row has any number of labels. verbalizers: no and yes."
     system: Text | None = None
     "The system message, for models with a chat template."
     instruction: Instruction = (
@@ -180,6 +189,8 @@ class Prompt(Section):
             changed["template"] = lines
         if self.zero_shot == usual.zero_shot:
             changed["zero_shot"] = f"{lines}\nLabel:"
+        if self.zero_shot_label == usual.zero_shot_label:
+            changed["zero_shot_label"] = usual.zero_shot_label.replace("Text: {text}", lines)
         return self.model_copy(update=changed)
 
 
@@ -283,7 +294,7 @@ class Recipe(Section):
 
     name: RunName = "run"
     "Name of the run. If it is missing, the name of the file is taken."
-    task: Task
+    task: NamedTask
     "What the model learns."
     model: Model
     quantization: Quantization = Quantization()
@@ -298,7 +309,8 @@ class Recipe(Section):
     @property
     def kind(self) -> TaskKind:
         """Return the row of `llama_peft.tasks` for this task."""
-        return TASKS[self.task]
+        several = self.task == "classification" and not self.dataset.single_label
+        return TASKS["multi_label_classification" if several else self.task]
 
     @property
     def run_folder(self) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 ONE_TEXT = "text"
 """The name for a text of one column, whatever the column is called."""
+LABEL = "label"
+"""The name for the label that is asked for."""
 _NAME = re.compile(r"\{([^{}]*)\}")
 
 
@@ -26,6 +28,14 @@ def lines(fields: Sequence[str]) -> str:
 def listed(fields: Sequence[str]) -> str:
     """Return names as a template writes them: "{premise} and {hypothesis}"."""
     return " and ".join(f"{{{field}}}" for field in fields)
+
+
+def check_label(template: str) -> str:
+    """Return a template of texts and a label. Raises ValueError unless it names a label once."""
+    if names(template).count(LABEL) != 1:
+        raise ValueError(f"must contain {{{LABEL}}} exactly once")
+    check_texts(template.replace(f"{{{LABEL}}}", ""))
+    return template
 
 
 def check_texts(template: str) -> str:

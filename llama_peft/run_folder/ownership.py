@@ -52,7 +52,7 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _SIGNS = {
     REPORT: REPORT_POLICY,
     COMPARISON: '"results_sha256"',
-    THRESHOLD: '"no_answer_threshold"',
+    THRESHOLD: "_threshold",
 }
 """Words that each of these files holds if it is ours, even if it is damaged or was cut."""
 

@@ -1,4 +1,6 @@
-"""threshold.json: above this probability of no answer, a span run gives no answer."""
+"""threshold.json: above this probability of no answer, a span run gives no answer; or above which
+probability a run gives each label, if a text can have several.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,18 +10,26 @@ from pydantic import Field
 from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import THRESHOLD
 from llama_peft.run_folder.record import Stored, TrainingRecord, read_record
+from llama_peft.run_folder.run import Run
 from llama_peft.system.files import read_summed, write_summed
-from llama_peft.system.numbers import Count, Finite
+from llama_peft.system.numbers import Count, Finite, Probability
 
 UNFITTED = 0.5
 """The threshold of a run that has no validation examples to fit it on."""
 
 
+LabelThresholds = Annotated[list[Probability] | None, Field(min_length=2)]
+
+
 class Threshold(Stored):
     """A fitted threshold, and what it was fitted for."""
 
-    no_answer_threshold: Annotated[Finite, Field(ge=-1, le=1)]
+    no_answer_threshold: Annotated[Finite, Field(ge=-1, le=1)] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
     """Below 0 if giving no answer at all is best."""
+    label_thresholds: LabelThresholds = Field(default=None, exclude_if=lambda value: value is None)
+    """For each label, in their order; for runs whose texts can have several labels."""
     fitted_on: Count = 0
     """Validation examples."""
     metric: str = "f1"
@@ -45,11 +55,30 @@ def read_threshold(folder: Path, record: TrainingRecord | None = None) -> Thresh
         weights = found.adapter_sha256
         if weights is not None and weights not in (record or read_record(folder)).files.values():
             raise ValueError("it belongs to other weights")
+        if (found.no_answer_threshold is None) == (found.label_thresholds is None):
+            raise ValueError("it holds no threshold, or two kinds of them")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, UserError):
-        raise UserError(
-            f"{folder / THRESHOLD}: this file is damaged, or belongs to other weights than the run's; fit the "
-            f"threshold again with: llama-eval run --model {folder}"
-        ) from None
+        raise _damaged(folder) from None
     return found
+
+
+def run_threshold(run: Run) -> Threshold | None:
+    """The threshold of a run; None before its evaluation, or if its kind of task has none.
+
+    Raises UserError as `read_threshold`, or if the file is for another task or other labels.
+    """
+    found = read_threshold(run.folder, run.record)
+    if found is None or not run.recipe.kind.fits_threshold:
+        return None
+    if len(found.label_thresholds or ()) != len(run.labels):
+        raise _damaged(run.folder)
+    return found
+
+
+def _damaged(folder: Path) -> UserError:
+    return UserError(
+        f"{folder / THRESHOLD}: this file is damaged, or belongs to other weights than the run's; fit the "
+        f"threshold again with: llama-eval run --model {folder}"
+    )

@@ -153,7 +153,7 @@ def load_tuned(run: Run, full_precision: bool = False) -> TunedModel:
             f"{run.folder}: this run was trained on another {recipe.model.model_name_or_path} "
             f"({run.record.base_fingerprint}) than the one that is here now ({found})"
         )
-    model = backbone.load(recipe, recipe.task, len(run.labels))
+    model = backbone.load(recipe, recipe.kind.name, len(run.labels))
     try:
         if recipe.lora is not None:
             model = attach_adapter(model, run.adapter)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -87,6 +88,23 @@ class PromptEncoder:
         self.end_id = self._text.frame.end_id
         self.newline_ends = not tokenizer.chat_template
         """Whether output is cut at the first line break if the model never learned to stop."""
+        self._label: str | None = None
+
+    def about(self, label: str) -> "PromptEncoder":
+        """Return the encoder whose zero-shot prompt asks whether a text has this label."""
+        own = copy(self)
+        own._label = label
+        return own
+
+    @property
+    def _zero_shot(self) -> str:
+        one = self._label is None
+        return self.prompt.zero_shot if one else self.prompt.zero_shot_label
+
+    def _asked(self, texts: Texts) -> str:
+        """Return the zero-shot prompt with texts in it."""
+        named = texts if self._label is None else {**texts, templates.LABEL: self._label}
+        return templates.filled(self._zero_shot, named)
 
     @cached_property
     def newline_ids(self) -> frozenset[int]:
@@ -133,27 +151,20 @@ class PromptEncoder:
         pairs of texts and verbalizer, which come before it as worked examples. `max_length` is the
         limit without them, `room` the limit with them. Raises UserError if they leave no room.
         """
-        template = self.prompt.zero_shot
-        worked = "".join(
-            templates.filled(template, _named(shot)) + _worked(word) for shot, word in shots
-        )
-
-        def alone(texts: Texts) -> str:
-            return templates.filled(template, texts)
-
-        kept = self._cut(_named(texts), max_length, alone)
+        worked = "".join(self._asked(_named(shot)) + _worked(word) for shot, word in shots)
+        kept = self._cut(_named(texts), max_length, self._asked)
         if kept is None:
             raise UserError(
                 f"train.max_length {max_length} has no room for prompt.zero_shot; raise it or "
                 "shorten the prompt"
             )
-        kept = self._cut(kept, room, lambda texts: worked + alone(texts))
+        kept = self._cut(kept, room, lambda texts: worked + self._asked(texts))
         if kept is None:
             raise UserError(
                 f"the worked examples take {len(self._text.prompt(worked))} tokens, which leaves "
                 f"no room for a text: the model has room for {room}; lower eval.num_fewshot"
             )
-        return self._text.prompt(worked + alone(kept))
+        return self._text.prompt(worked + self._asked(kept))
 
     def _cut(self, texts: Texts, room: int, around: Callable[[Texts], str]) -> Texts | None:
         """Return as much of the texts as a prompt of `room` tokens holds; None if it holds none.
@@ -167,7 +178,7 @@ class PromptEncoder:
 
     def verbalizer(self, word: str) -> tuple[int, ...]:
         """Return the ids of a verbalizer after the zero-shot prompt, without the end token."""
-        return self._text.continuation(_tail(self.prompt.zero_shot), word)
+        return self._text.continuation(_tail(self._zero_shot), word)
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Return the ids of an answer after a question, without the end token."""

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from llama_peft.data import Example, QuestionExample, TextExample
+from llama_peft.data import Example, Label, QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeBatch, TreeRow
@@ -25,12 +25,16 @@ from llama_peft.tokens.prompts import Encoded, PromptEncoder
 log = logging.getLogger(__name__)
 
 
+Target = int | float | list[float]
+"""The number of a label, a number to learn, or 0.0 or 1.0 for each label."""
+
+
 class ClassificationRow(TypedDict):
-    """A text and the number of its label."""
+    """A text and what is learned of it."""
 
     ids: list[str]
     input_ids: tuple[int, ...]
-    labels: int
+    labels: Target
 
 
 class SpanRow(TypedDict):
@@ -61,7 +65,7 @@ class TokenBatch(TypedDict):
 
 
 class ClassificationBatch(TokenBatch):
-    """`labels` has one number for each row."""
+    """`labels` has the target of each row."""
 
     labels: Tensor
 
@@ -129,17 +133,25 @@ def classification_rows(
 ) -> list[ClassificationRow]:
     """Return one row for each text; a text that is too long loses its end."""
     limit = recipe.train.max_length
+    count = len(recipe.dataset.labels or ())
     rows, num_cut = [], 0
     for example in examples:
         ids = encoder.head_input(example.values)
         if len(ids) > limit:
             ids, num_cut = encoder.head_input(example.values, limit), num_cut + 1
-        rows.append(ClassificationRow(ids=[example.id], input_ids=ids, labels=example.label))
+        target = _target(example.label, count)
+        rows.append(ClassificationRow(ids=[example.id], input_ids=ids, labels=target))
     if num_cut:
         log.warning(
             "%s: %d of %d texts are cut to train.max_length %d", part, num_cut, len(rows), limit
         )
     return rows
+
+
+def _target(label: Label, num_labels: int) -> Target:
+    if isinstance(label, tuple):
+        return [float(number in label) for number in range(num_labels)]
+    return label
 
 
 def span_rows(
@@ -243,6 +255,8 @@ class _Kind(NamedTuple):
 
 _KINDS: Mapping[Task, _Kind] = {
     "classification": _Kind(classification_rows, classification_batch),
+    "multi_label_classification": _Kind(classification_rows, classification_batch),
+    "regression": _Kind(classification_rows, classification_batch),
     "extractive_qa": _Kind(span_rows, span_batch),
     "generative_qa": _Kind(answer_rows, answer_batch),
 }
@@ -251,4 +265,4 @@ _KINDS: Mapping[Task, _Kind] = {
 def _kind(recipe: Recipe) -> _Kind:
     if recipe.train.packing == "prefix_tree":
         return _Kind(tree_rows, tree_batch)
-    return _KINDS[recipe.task]
+    return _KINDS[recipe.kind.name]

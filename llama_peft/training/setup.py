@@ -66,14 +66,14 @@ def load(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Loaded:
         for part in data.TRAINED_ON
     }
     _check_positions(recipe, rows)
-    base = backbone.load(recipe, recipe.task, len(dataset.labels))
+    base = backbone.load(recipe, recipe.kind.name, len(dataset.labels))
     if recipe.head.layer == "auto":
         from llama_peft.training.features.layer_choice import choose
 
         texts = cast("dict[str, Sequence[ClassificationRow]]", rows)
         head = choose(recipe, base, texts, folder)
         recipe = recipe.model_copy(update={"head": head})
-        base = backbone.load(recipe, recipe.task, len(dataset.labels))
+        base = backbone.load(recipe, recipe.kind.name, len(dataset.labels))
     origin = Origin(base_fingerprint(recipe), *sums)
     return Loaded(recipe=recipe, encoder=encoder, rows=rows, base=base, origin=origin)
 
@@ -118,7 +118,7 @@ def attach(loaded: Loaded, folder: Path) -> Attached:
         texts = cast("dict[str, Sequence[ClassificationRow]]", loaded.rows)
         rows, model = _features(recipe, base, texts, folder)
         collate = collate_states
-    counted = count_loaded(base, recipe.task)
+    counted = count_loaded(base, recipe.kind.name)
     log.info(counted.describe())
     return Attached(model=model, counted=counted, rows=rows, collate=collate)
 
@@ -126,7 +126,7 @@ def attach(loaded: Loaded, folder: Path) -> Attached:
 def trained_module(recipe: Recipe, base: "PreTrainedModel") -> "nn.Module":
     """Return the module that Trainer trains: the base with LoRA, or its head alone."""
     if recipe.lora is not None:
-        adapted = add_lora(base, recipe.lora, recipe.task, recipe)
+        adapted = add_lora(base, recipe.lora, recipe.kind.name, recipe)
         # PEFT would write its own card into each checkpoint, on top of a README.md of the user.
         adapted.create_or_update_model_card = _write_nothing
         return adapted
@@ -186,7 +186,7 @@ def _features(
             part: states_of(recipe, base, part, its, cache) if its else []
             for part, its in rows.items()
         }
-    return found, FeatureHead(base.score)
+    return found, FeatureHead(base.score, recipe.kind.problem_type)
 
 
 def check_tree_rows(loaded: Loaded, model: "nn.Module", dataset: data.Dataset) -> None:

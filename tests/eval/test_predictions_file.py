@@ -23,6 +23,7 @@ from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder.results import ModelConfig
 from llama_peft.run_folder.run import open_run
+from llama_peft.run_folder.threshold import Threshold
 from tests.support.paths import RUNS_0_1_0
 
 SMALL = ["dataset.parts={train: 24, validation: 8, test: 16}"]
@@ -248,9 +249,10 @@ def test_what_a_threshold_silenced_counts_in_the_best_scores(tmp_path: Path) -> 
         for i, text in first_answers(job).items()
     ]
     found = scoring.material(job)
-    silenced = scoring.lines_of(predictions, found, 0.4)
+    limit = Threshold(no_answer_threshold=0.4)
+    silenced = scoring.lines_of(predictions, found, limit)
     config = ModelConfig(model_kind="span head", recipe=job.recipe.name)
-    ran = scoring.finish(job, found, silenced, config, started=0.0, threshold=0.4).results
+    ran = scoring.finish(job, found, silenced, config, started=0.0, threshold=limit).results
     again = job_for("tiny-squad-span", tmp_path / "again")
     assert score_file(again, job.output / "predictions.jsonl", None).results == ran
 

@@ -34,7 +34,7 @@ def test_a_perfect_abstainer_scores_100_on_the_unanswerable(
             Prediction(id=id_, prediction=text, no_answer_probability=float(not text), raw=text)
             for id_, text in answers.items()
         ]
-        return scoring.score(scoring.lines_of(predictions, found), examples, ())
+        return scoring.score(scoring.lines_of(predictions, found), examples, (), "answers")
 
     silent, perfect = scores(silent=True), scores(silent=False)
     assert silent["NoAns_exact"] == 100 and silent["exact"] == pytest.approx(share)

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from llama_peft.model import backbone, heads
 from llama_peft.model.lora import add_lora
 from llama_peft.recipe import Recipe
-from llama_peft.tasks import TASKS
+from llama_peft.tasks import TASKS, Task
 
 FAMILIES = ["llama", "gemma", "gemma2", "gemma3_text"]
 
@@ -39,6 +39,34 @@ def test_classification_equals_the_stock_model(
     with torch.no_grad():
         found = ours(input_ids=ids, attention_mask=mask, labels=labels)
         wanted = stock(input_ids=ids, attention_mask=mask, labels=labels)
+    torch.testing.assert_close(found.logits, wanted.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.loss, wanted.loss, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [
+        ("multi_label_classification", [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
+        ("regression", [0.5, -2.0, 3.0]),
+    ],
+)
+def test_other_problems_have_the_loss_of_the_stock_model(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    task: Task,
+    labels: list[object],
+) -> None:
+    folder, kind = make_base(), TASKS[task]
+    ours = backbone.load(make_recipe("classification", folder), task, 3)
+    stock = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=kind.outputs(3), problem_type=kind.problem_type
+    ).eval()
+    stock.score.load_state_dict(ours.score.state_dict())
+    ids, mask = batch(ours.config.vocab_size)
+    ids[mask == 0] = ours.config.pad_token_id
+    with torch.no_grad():
+        found = ours(input_ids=ids, attention_mask=mask, labels=torch.tensor(labels))
+        wanted = stock(input_ids=ids, attention_mask=mask, labels=torch.tensor(labels))
     torch.testing.assert_close(found.logits, wanted.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.loss, wanted.loss, atol=1e-5, rtol=1e-5)
 

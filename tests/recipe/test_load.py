@@ -211,7 +211,9 @@ recipes = st.fixed_dictionaries(
             {
                 "path": names.filter(lambda text: text != "tiny"),
                 "labels": st.none() | st.lists(words, min_size=2, max_size=4, unique=True),
-                "columns": st.fixed_dictionaries({"text": words | st.lists(words, min_size=1)}),
+                "columns": st.fixed_dictionaries(
+                    {"text": words | st.lists(clean.filter(bool), min_size=1)}
+                ),
                 "test_size": st.floats(0.01, 0.99),
             }
         ),

@@ -42,6 +42,7 @@ from llama_peft.system.lock import file_lock
 from llama_peft.system.seal import SEAL, is_sealed, seal
 from llama_peft.training.features.states import Group, Key, grouped, pooled
 from llama_peft.training.rows import ClassificationRow as Row
+from llama_peft.training.rows import Target
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +55,11 @@ ORDER = "order.json"
 
 
 class FeatureRow(TypedDict):
-    """The pooled state (D,) of a text, and the number of its label."""
+    """The pooled state (D,) of a text, and what is learned of it."""
 
     ids: list[str]
     features: Tensor
-    labels: int
+    labels: Target
 
 
 class FeatureBatch(TypedDict):
@@ -93,13 +94,15 @@ class FeatureHead(nn.Module):
 
     accepts_loss_kwargs = False
 
-    def __init__(self, score: nn.Module) -> None:
+    def __init__(self, score: nn.Module, problem_type: str | None = None) -> None:
         super().__init__()
         self.score = score.requires_grad_(True)
+        self.problem_type = problem_type
 
     def forward(self, features: Tensor, labels: Tensor) -> SequenceClassifierOutput:
         logits = self.score(features)
-        return SequenceClassifierOutput(loss=heads.class_loss(logits, labels), logits=logits)
+        loss = heads.class_loss(logits, labels, self.problem_type)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
 def collate(rows: Sequence[FeatureRow]) -> FeatureBatch:

@@ -121,4 +121,7 @@ def probe_loss(train: States, validation: States) -> float:
 def _labelled(states: States) -> _Labelled:
     items = [states[i] for i in range(len(states))]
     features = torch.stack([item["features"] for item in items])
-    return _Labelled(features.float().numpy(), [item["labels"] for item in items])
+    labels = [item["labels"] for item in items]
+    return _Labelled(
+        features.float().numpy(), [label for label in labels if isinstance(label, int)]
+    )

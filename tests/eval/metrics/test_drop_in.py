@@ -5,7 +5,7 @@ import pytest
 from eval.metrics import classification, drop_in, squad_v2
 from eval.metrics.bootstrap import scores_of
 from eval.metrics.measure import answer_results
-from eval.metrics.meteor import NoWordNet
+from eval.metrics.overlap import NoWordNet
 from eval.metrics.wordnet import find_wordnet
 
 

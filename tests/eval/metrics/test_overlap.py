@@ -4,7 +4,7 @@ import pytest
 
 from eval.metrics import overlap
 from eval.metrics.bootstrap import scores_of
-from eval.metrics.meteor import NoWordNet, meteor_score
+from eval.metrics.overlap import NoWordNet, meteor_score
 from eval.metrics.wordnet import find_wordnet
 from tests.support.questions import Golds
 

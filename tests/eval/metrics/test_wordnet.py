@@ -8,7 +8,7 @@ import pytest
 
 from eval.metrics import wordnet
 from eval.metrics.measure import answer_results
-from eval.metrics.meteor import meteor_score
+from eval.metrics.overlap import meteor_score
 from eval.metrics.wordnet import find_wordnet, install
 
 MINI_NOUNS = [

@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
         )
     ):
         other = classifier(tmp_path / f"other-{number}", **changes)
-        with pytest.raises(UserError, match=r"says problem_type '.*choose a checkpoint of"):
+        with pytest.raises(UserError, match=r"says problem_type '.*set task"):
             identify(str(other), texts)
     with pytest.raises(
         UserError, match=r"lacks weights, which would be random: 1, first score.weight"

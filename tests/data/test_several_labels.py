@@ -1,0 +1,134 @@
+"""Any number of labels a row, and numbers: every usual form gives the same rows, and what cannot be read is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_peft import data
+from llama_peft.data import TextExample
+from llama_peft.errors import UserError
+from llama_peft.recipe import Recipe
+from tests.support.small import make_recipe
+
+SETS = [["a", "b"], [], ["b"], ["c", "a"], ["c"]]
+FORMS: dict[str, list[object]] = {
+    "lists": [*SETS],
+    "json": ['["a", "b"]', "[]", '["b"]', '["c", "a"]', '["c"]'],
+    "python": ["['a', 'b']", "[]", "('b',)", "['c', 'a']", "['c']"],
+    "separated": ["a, b", "", "b", "c,a", "c"],
+}
+
+
+def recipe_of(task: str = "classification", **dataset: Any) -> Recipe:
+    own = {"path": None, "name": None, "test_size": 0.2, "validation_size": 0.0}
+    prompt = {"verbalizers": ["0", "1"]} if task == "regression" else {}
+    parts = {"train": "given", "test": None, "validation": None}
+    return make_recipe(task, "tiny", dataset={**own, "parts": parts, **dataset}, prompt=prompt)
+
+
+def read(recipe: Recipe, rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[object]]:
+    dataset = data.load(recipe, {"train": rows, "test": rows[:1]} if rows else {})
+    examples = [one for one in dataset.parts["train"] if isinstance(one, TextExample)]
+    return dataset.labels, [one.label for one in examples]
+
+
+def rows_of(labels: list[object]) -> list[dict[str, Any]]:
+    return [{"text": f"t{n}", "label": label} for n, label in enumerate(labels)]
+
+
+def refusal(recipe: Recipe, rows: list[dict[str, Any]]) -> str:
+    with pytest.raises(UserError) as caught:
+        read(recipe, rows)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_list(form: str) -> None:
+    recipe = recipe_of(single_label=False)
+    expected = ("a", "b", "c"), [(0, 1), (), (1,), (0, 2), (2,)]
+    assert read(recipe, rows_of(FORMS[form])) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "zero"), [(1, 0), ("1", "0"), (1.0, 0.0), (True, False), ("TRUE", "false")]
+)
+def test_a_column_for_each_label(one: object, zero: object) -> None:
+    rows = [
+        {"text": f"t{n}"} | {label: one if label in its else zero for label in "abc"}
+        for n, its in enumerate(SETS)
+    ]
+    recipe = recipe_of(single_label=False, columns={"label": ["c", "a", "b"]})
+    assert read(recipe, rows) == (("c", "a", "b"), [(1, 2), (), (2,), (0, 1), (0,)])
+    named = recipe_of(
+        single_label=False, columns={"label": ["c", "a", "b"]}, labels=["C", "A", "B"]
+    )
+    assert read(named, rows)[0] == ("C", "A", "B")
+    missing = [{key: cell for key, cell in row.items() if key != "a"} for row in rows]
+    assert "no column named a, which dataset.columns.label lists as a label" in refusal(
+        recipe, missing
+    )
+    rows[3]["b"] = 2
+    assert "1 row: the label b is neither 0 nor 1 (first: row 4: 2)" in refusal(recipe, rows)
+
+
+@pytest.mark.parametrize(
+    ("cell", "why"),
+    [
+        (None, "empty label"),
+        ("a,,b", "empty label"),
+        ("['a' 'b']", "label is not a list in JSON or Python"),
+        ("[a, b]", "label is not a list in JSON or Python"),
+        (["a", "z"], "label is not one of a, b, c"),
+    ],
+)
+def test_what_is_no_set_of_labels(cell: object, why: str) -> None:
+    recipe = recipe_of(single_label=False, labels=["a", "b", "c"])
+    assert f"1 row: {why} (first: row 6" in refusal(recipe, rows_of([*SETS, cell]))
+
+
+def test_names_of_a_hub_data_set_and_of_its_file(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "label": datasets.Sequence(datasets.ClassLabel(names=["x", "y", "z"])),
+        }
+    )
+    rows = datasets.Dataset.from_list(rows_of([[0, 2], [], [1]]), features=features)
+    rows.to_parquet(tmp_path / "a.parquet")
+    recipe = recipe_of(single_label=False)
+    own = data.load(recipe, {"train": rows, "test": rows})
+    file = recipe_of(
+        single_label=False,
+        parts={"train": str(tmp_path / "a.parquet"), "test": str(tmp_path / "a.parquet")},
+    )
+    for dataset in (own, data.load(file)):
+        assert dataset.labels == ("x", "y", "z")
+        assert [one.label for one in dataset.parts["train"]] == [(0, 2), (), (1,)]  # type: ignore[union-attr]
+
+
+def test_numbers() -> None:
+    recipe = recipe_of("regression")
+    cells: list[object] = [1, 2.5, "3.25", " -1e-3 ", ".5", "+4"]
+    assert read(recipe, rows_of(cells)) == ((), [1.0, 2.5, 3.25, -0.001, 0.5, 4.0])
+    for cell, why in (
+        (None, "empty label"),
+        ("", "empty label"),
+        ("good", "label is not a number"),
+        (True, "label is not a number"),
+        ("nan", "label is not a number"),
+        ("1e400", "label is not a number"),
+    ):
+        assert f"1 row: {why} (first: row 3" in refusal(recipe, rows_of([1.0, 2.0, cell]))
+
+
+def test_nothing_to_learn() -> None:
+    assert "have one label (a)" in refusal(
+        recipe_of(single_label=False, labels=["a", "b"]), rows_of([["a"]] * 3)
+    )
+    assert "there is only one label (a)" in refusal(
+        recipe_of(single_label=False), rows_of([["a"], []])
+    )
+    assert "have one label (2.5)" in refusal(recipe_of("regression"), rows_of([2.5] * 3))
