@@ -51,11 +51,11 @@ def test_a_packed_file_gives_the_rows_of_the_file(tmp_path: Path, name: str) -> 
     expected, content = train_of(whole(file)), file.read_bytes()
     notes = {"__MACOSX/._rows": b"x", "a/": b"", "a/.DS_Store": b"x", f"a/{name}": content}
     for packed, raw in {
-        f"{name}.gz": gzip.compress(content),
-        f"{name}.GZ": gzip.compress(content[:9]) + gzip.compress(content[9:]),
+        f"{name}.gz": gzip.compress(content, mtime=0),
+        f"{name}.GZ": gzip.compress(content[:9], mtime=0) + gzip.compress(content[9:]),
         f"{name}.zip": zipped({"rows": content}),
         "any.zip": zipped(notes),
-        f"un-{name}": gzip.compress(content),  # what the name hides
+        f"un-{name}": gzip.compress(content, mtime=0),  # what the name hides
         f"un-{name}.gz": content,  # browsers unpack and keep the name
     }.items():
         assert train_of(whole(write(tmp_path / packed, raw))) == expected, packed
@@ -63,7 +63,7 @@ def test_a_packed_file_gives_the_rows_of_the_file(tmp_path: Path, name: str) -> 
 
 def test_squad_may_be_packed(tmp_path: Path) -> None:
     content = json.dumps(nested([{"text": "Rome", "answer_start": 13}])).encode()
-    file = write(tmp_path / "dev.json.gz", gzip.compress(content))
+    file = write(tmp_path / "dev.json.gz", gzip.compress(content, mtime=0))
     assert train_of(whole(file, "extractive_qa", format="squad"))[0].answers == ROME
 
 
@@ -75,13 +75,19 @@ def test_names_of_packed_files_are_names_of_files() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (gzip.compress(b"text,label\na,b\n" * 99)[:-12], "cannot be unpacked (Compressed file e"),
-        (gzip.compress(b"text,label\na,b\n")[:-8] + b"\0" * 8, "cannot be unpacked (CRC check"),
+        (
+            gzip.compress(b"text,label\na,b\n" * 99, mtime=0)[:-12],
+            "cannot be unpacked (Compressed file e",
+        ),
+        (
+            gzip.compress(b"text,label\na,b\n", mtime=0)[:-8] + b"\0" * 8,
+            "cannot be unpacked (CRC check",
+        ),
         (b"\x1f\x8bnothing of this kind", "cannot be unpacked ("),
         (b"PK\x03\x04", "cannot be unpacked ("),
         (zipped({}), "this archive holds 0 files: unpack it and name one of them"),
         (zipped({"a.csv": b"", "b.csv": b""}), "this archive holds 2 files (a.csv, b.csv): unpack"),
-        (gzip.compress(b""), "the file is empty"),
+        (gzip.compress(b"", mtime=0), "the file is empty"),
         (zipped({"a.csv": b"text,label\na,\xe9\n"}), "line 2: is not UTF-8 text (byte 0xe9)"),
         (zipped({"a.docx": b"x"}), "the name does not say the format: set dataset.format to one"),
     ],
