@@ -4,16 +4,19 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 text, because rich alone takes three times as long to load as all the rest.
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llama_peft import cli
-from llama_peft.system.terminal import listed, say, say_json
+from llama_peft.system.terminal import complain, listed, one_line, say, say_json
 
 if TYPE_CHECKING:
+    from llama_peft.inference.ask import Reply
     from llama_peft.inference.predict import Output
+    from llama_peft.run_folder.run import Run
 
 app = typer.Typer(
     help="Fine-tune a small Llama or Gemma in 4-bit for classification or question answering.",
@@ -198,7 +201,8 @@ def predict(
 ) -> None:
     """Classify texts or answer questions with a run.
 
-    It takes one text or question, or every row of a file. A prediction into a file that was interrupted continues with the same command.
+    It takes one text or question, or every row of a file, or on a terminal what you type. A prediction into a file that was interrupted
+    continues with the same command.
     """
     from llama_peft.errors import UserError
 
@@ -251,6 +255,9 @@ def _predict_one(
 
     opened = open_run(run_folder(run), base)
     labels = opened.recipe.kind.has_labels
+    if not words and question is None and context is None and sys.stdin.isatty():
+        _predict_typed(opened, as_json)
+        return
     if labels and (len(words) != 1 or question or context):
         raise UserError(
             f'{run} classifies texts: write llama-peft predict {run} "text", or --data FILE'
@@ -266,11 +273,37 @@ def _predict_one(
 
     asked = words if labels else [{"question": str(question), "context": context or ""}]
     (reply,) = load(opened).predict(asked)
+    _say_reply(reply, as_json)
+
+
+def _predict_typed(run: "Run", as_json: bool) -> None:
+    """Ask for texts or questions and print the prediction of each, until the end of input."""
+    from llama_peft.errors import UserError
+    from llama_peft.inference.ask import load
+
+    recipe, loaded = run.recipe, load(run)
+    passage = ["context"] if recipe.dataset.columns.context else []
+    names = recipe.prompt.fields or ("text",)
+    if not recipe.kind.has_labels:
+        names = (*passage, "question")
+    complain("Control-D ends.")
+    while True:
+        try:
+            (reply,) = loaded.predict([{name: input(f"{one_line(name)}: ") for name in names}])
+        except EOFError:
+            return
+        except UserError as error:
+            complain(error)
+        else:
+            _say_reply(reply, as_json)
+
+
+def _say_reply(reply: "Reply", as_json: bool) -> None:
     row = reply.as_dict()
     if as_json:
         say_json(row)
-        return
-    say("  ".join(map(_shown, row.values())))
+    else:
+        say("  ".join(map(_shown, row.values())))
 
 
 def _shown(value: "Output") -> str:

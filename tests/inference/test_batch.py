@@ -19,7 +19,7 @@ import pytest
 
 from eval import harness
 from eval.job import make_job
-from llama_peft import cli, data, load_recipe
+from llama_peft import cli, data, load_recipe, load_run
 from llama_peft.__main__ import app
 from llama_peft.errors import UserError
 from llama_peft.inference import batch, rows, unfinished
@@ -352,3 +352,32 @@ def test_lines_on_standard_output_are_json(
     assert not stop.value.code
     lines = capsys.readouterr().out.splitlines()
     assert list(map(json.loads, lines)) == predicted(CLASSIFIER, path)
+
+
+@pytest.mark.parametrize(
+    ("run", "typed", "asked"),
+    [
+        (CLASSIFIER, ["A warm film.", "", "Dull."], [["A warm film."], ["Dull."]]),
+        (GENERATIVE, ["It is in Rome.", "Where?"], [[("Where?", "It is in Rome.")]]),
+    ],
+)
+def test_what_is_typed_on_a_terminal_gets_its_prediction(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path,
+    typed: list[str], asked: list[list[Any]],
+) -> None:  # fmt: skip
+    """A mistake is one line, and the next text is asked for."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("".join(f"{line}\n" for line in typed)))
+    monkeypatch.setattr(sys, "argv", ["llama-peft", "predict", str(run), "--json"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(app)
+    out, error = capsys.readouterr()
+    assert not stop.value.code
+    found = [json.loads("{" + line.partition("{")[2]) for line in out.splitlines() if "{" in line]
+    loaded = load_run(run)
+    assert found == [loaded.predict(one)[0].as_dict() for one in asked]
+    assert ("is not a text" in error) == ("" in typed)
