@@ -99,12 +99,7 @@ def _sample(examples: list[Example], part: str, job: Job) -> list[Example]:
 def _dataset(job: Job) -> data.Dataset:
     if job.data_file is None:
         return data.load(job.recipe, job.given)
-    recipe, labels = job.recipe, data.known_labels(job.recipe, job.given)
-    if labels:  # so that they are not looked up again
-        named = recipe.dataset.model_copy(update={"labels": list(labels)})
-        recipe = recipe.model_copy(update={"dataset": named})
-    examples = data.load_file(recipe, job.data_file, job.data_split, job.given)
-    return data.Dataset(labels=labels, parts={"data": examples})
+    return data.load_file(job.recipe, job.data_file, job.data_split, job.given)
 
 
 def gold(example: Example, labels: Sequence[str]) -> Said:

@@ -63,12 +63,15 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
     parts = {part: _sample(parts[part], part, recipe) for part in PARTS if part in parts}
     if recipe.kind.has_labels:
         _check_labels(parts["train"], labels, train.source, recipe)
-    dropped = {
+    return Dataset(labels=labels, parts=parts, dropped=_dropped(tables))
+
+
+def _dropped(tables: Mapping[str, Table]) -> dict[str, dict[str, int]]:
+    return {
         part: {kind: len(places) for kind, places in table.dropped.items()}
         for part, table in tables.items()
         if table.dropped
     }
-    return Dataset(labels=labels, parts=parts, dropped=dropped)
 
 
 def mark_given(recipe: Recipe, parts: Iterable[str]) -> Recipe:
@@ -92,8 +95,10 @@ def load_file(
     source: "str | Path | Rows",
     split: str | None = None,
     given: Mapping[str, Rows] | None = None,
-) -> list[Example]:
-    """Return all rows of one source, read with the recipe's columns and labels. Nothing is cut.
+) -> Dataset:
+    """Return all rows of one source as the part `data`, read with the recipe's columns and labels.
+
+    Nothing is cut.
 
     source: a file, the name of a Hub data set, or rows from Python.
     split: the split of a Hub data set. The default is test, or the recipe's test part if the data
@@ -103,7 +108,9 @@ def load_file(
     table, part = _table(recipe, source, split)
     recipe, labels = _known(recipe, given or {})
     recipe = _ungrouped(recipe)
-    return to_examples(without_bad_rows(table, recipe, part, labels), recipe, part, labels)
+    table = without_bad_rows(table, recipe, part, labels)
+    examples = to_examples(table, recipe, part, labels)
+    return Dataset(labels=labels, parts={"data": examples}, dropped=_dropped({"data": table}))
 
 
 def load_inputs(recipe: Recipe, source: str, split: str | None = None) -> Inputs:

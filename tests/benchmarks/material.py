@@ -94,7 +94,7 @@ def questions(count: int, seed: int = 0) -> Questions:
 def squad() -> list[QuestionExample]:
     """All of ../shared's SQuAD, in its order."""
     path = SHARED / "data/squad/squad_v2.json"
-    found = data.load_file(recipe(tiny.MODEL_DIR), str(path))
+    found = data.load_file(recipe(tiny.MODEL_DIR), str(path)).parts["data"]
     return [example for example in found if isinstance(example, QuestionExample)]
 
 

@@ -158,8 +158,8 @@ def test_a_single_file_is_read_whole_with_the_recipes_labels(tmp_path: Path) -> 
     train = write(tmp_path / "train.csv", "text,label\na,x\nb,y\nc,y\n")
     file = write(tmp_path / "exam.csv", "text,label\nd,y\n")
     expected = [TextExample(id="exam-1", text="d", label=1)]
-    assert data.load_file(whole(train), str(file)) == expected
-    assert data.load_file(whole("gone.csv", labels=["x", "y"]), str(file)) == expected
+    assert data.load_file(whole(train), str(file)).parts["data"] == expected
+    assert data.load_file(whole("gone.csv", labels=["x", "y"]), str(file)).parts["data"] == expected
     with pytest.raises(UserError, match="label is not one of"):
         data.load_file(whole(train, labels=["x", "z"]), str(file))
 
@@ -208,7 +208,9 @@ def test_real_squad(shared: Path) -> None:
 def test_a_single_file_needs_no_column_to_cut_by(tmp_path: Path) -> None:
     row = {"question": "Who?", "context": "Ada built it.", "answers": ["Ada"]}
     file = write(tmp_path / "rows.jsonl", json.dumps(row))
-    (example,) = data.load_file(make("extractive_qa", path="a/b", group_by="title"), str(file))
+    (example,) = data.load_file(
+        make("extractive_qa", path="a/b", group_by="title"), str(file)
+    ).parts["data"]
     assert example.id == "rows-1"
 
 
@@ -258,13 +260,13 @@ def test_a_recipe_records_what_was_given_and_asks_for_it_again(tmp_path: Path) -
 
 def test_rows_to_evaluate_may_be_given_in_place_of_a_file() -> None:
     recipe = make(path="gone.csv", labels=["n", "p"])
-    assert data.load_file(recipe, some(2)) == [
+    assert data.load_file(recipe, some(2)).parts["data"] == [
         TextExample(id="rows-1", text="text 0", label=0),
         TextExample(id="rows-2", text="text 1", label=1),
     ]
     unnamed = make(path="gone.csv")
     assert data.known_labels(unnamed, {"train": some(9)}) == ("n", "p")
-    (example,) = data.load_file(unnamed, some(1), "exam", {"train": some(9)})
+    (example,) = data.load_file(unnamed, some(1), "exam", {"train": some(9)}).parts["data"]
     assert (example.id, example.label) == ("exam-1", 0)  # type: ignore[union-attr]
 
 

@@ -80,7 +80,9 @@ def test_every_part_and_other_files_drop_their_own(tmp_path: Path) -> None:
     recipe.dataset.parts.__dict__.update(parts)
     dataset = data.load(recipe)
     assert dataset.dropped == {"test": {"label is not one of x, y": 1, "empty text": 1}}
-    assert [e.text for e in data.load_file(recipe, str(test))] == ["c"]  # type: ignore[union-attr]
+    own = data.load_file(recipe, str(test))
+    assert [e.text for e in own.parts["data"]] == ["c"]  # type: ignore[union-attr]
+    assert own.dropped == {"data": dataset.dropped["test"]}
 
 
 def test_nothing_left_is_refused(tmp_path: Path) -> None:

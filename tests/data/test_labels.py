@@ -86,7 +86,7 @@ def test_the_names_of_a_parquet_file_are_read(tmp_path: Path) -> None:
     both = data.load(make(parts=parts, validation_size=0.0))
     assert [both.labels[e.label] for e in both.parts["test"]] == ["bad", "good"]  # type: ignore[union-attr]
     numbers = write(tmp_path / "d.json", rows_of(0, 1))
-    assert [e.label for e in data.load_file(whole(words), str(numbers))] == [0, 1]  # type: ignore[union-attr]
+    assert [e.label for e in data.load_file(whole(words), str(numbers)).parts["data"]] == [0, 1]  # type: ignore[union-attr]
     unlabelled = classes(tmp_path, ["good", "bad"], 0, 1, -1, name="e.parquet")
     assert f"1 row: {UNLABELLED} (first: row 3" in refusal(whole(unlabelled))
 

@@ -73,7 +73,7 @@ def test_a_hub_data_set_brings_its_label_names(
         ("official-2", 0),
         ("official-3", 1),
     ]
-    assert len(data.load_file(recipe, str(hub_folder), "validation")) == 3
+    assert len(data.load_file(recipe, str(hub_folder), "validation").parts["data"]) == 3
     absent = make(path=str(hub_folder), parts={"test": "exam"}, **sizes)
     assert 'Unknown split "exam". Should be one of' in refusal(absent)
     assert "set dataset.parts" in refusal(absent)
@@ -88,7 +88,9 @@ def test_an_absent_split_is_said_with_those_that_there_are(
     with pytest.raises(UserError, match=r"Should be one of .*train.*: name one of these splits$"):
         data.load_file(recipe, str(hub_folder), "exam")
     recipe = make(path=str(hub_folder), parts={"test": "validation"}, labels=["bad", "good"])
-    assert len(data.load_file(recipe, str(hub_folder))) == 3, "its test part is that split"
+    assert len(data.load_file(recipe, str(hub_folder)).parts["data"]) == 3, (
+        "its test part is that split"
+    )
 
 
 @pytest.mark.parametrize("name", ["text", "csv", "json", "parquet", "imagefolder", "webdataset"])

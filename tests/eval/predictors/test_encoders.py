@@ -101,7 +101,7 @@ def test_long_passages_are_read_in_windows(
     asked = [{"id": "1", "question": "When?", "answers": answers}]
     paragraphs = [{"context": context, "qas": asked}]
     file.write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
-    (example,) = data.load_file(recipe, str(file))
+    (example,) = data.load_file(recipe, str(file)).parts["data"]
     pairs = windows(tokenizer, 128, 16, example)
     assert len(pairs) > 2 and all(len(pair.input_ids) <= 128 for pair in pairs)
     covered = {c for pair in pairs for start, end in pair.window.offsets for c in range(start, end)}
