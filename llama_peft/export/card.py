@@ -49,8 +49,14 @@ class ShownPart(NamedTuple):
     lines: list[ShownMetric]
 
 
-def render(bundle: Bundle, repo_id: str, encoder: PromptEncoder, reader: str | None) -> str:
-    """The whole card: YAML metadata, then Markdown. reader: from `load_snippet.reader_prefix`.
+def render(
+    bundle: Bundle,
+    repo_id: str,
+    encoder: PromptEncoder,
+    reader: str | None,
+    packs_head: bool = False,
+) -> str:
+    """The whole card: YAML metadata, then Markdown. reader, packs_head: from `load_snippet`.
 
     What comes from data, recipe or records passes `in_markdown` or `as_code`, and in code `literal`.
     """
@@ -58,10 +64,12 @@ def render(bundle: Bundle, repo_id: str, encoder: PromptEncoder, reader: str | N
 
     # Without allow_unicode, control characters and those that turn the text around are escapes.
     front = yaml.safe_dump(metadata(bundle, repo_id), sort_keys=False, width=1000)
-    return f"---\n{front}---\n\n{_body(bundle, repo_id, encoder, reader)}"
+    return f"---\n{front}---\n\n{_body(bundle, repo_id, encoder, reader, packs_head)}"
 
 
-def _body(bundle: Bundle, repo_id: str, encoder: PromptEncoder, reader: str | None) -> str:
+def _body(
+    bundle: Bundle, repo_id: str, encoder: PromptEncoder, reader: str | None, packs_head: bool
+) -> str:
     from jinja2 import Environment, StrictUndefined
 
     recipe = bundle.recipe
@@ -72,6 +80,7 @@ def _body(bundle: Bundle, repo_id: str, encoder: PromptEncoder, reader: str | No
         repo_id=repo_id,
         commit=bundle.run.commit,
         reader=reader,
+        packs_head=packs_head,
         prompt=encoder.tokenizer.decode(input_ids(encoder, recipe, samples(recipe)[0])),
         pad_id=encoder.tokenizer.pad_token_id,
     )

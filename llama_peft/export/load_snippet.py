@@ -2,7 +2,8 @@
 
 A card shows them only if they give the run's own scores. transformers pools the last token, so a
 head on the mean of all tokens needs this package. So does a span head on a family without a
-question answering class, and every run on the embedded model.
+question answering class, a head on a base that is packed already, and every run on the embedded
+model.
 """
 
 import json
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llama_peft.model import backbone
+from llama_peft.model.quantize import packed_form
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import HEAD
 from llama_peft.system.terminal import visible
@@ -37,6 +39,8 @@ class PushedRun:
     """The base's commit on the Hub; None for the embedded base."""
     reader: str | None
     """From `reader_prefix`."""
+    packs_head: bool
+    """From `packs_head`."""
     prompt: str
     """A sample as the model reads it, with its control tokens."""
     pad_id: int
@@ -53,6 +57,17 @@ def reader_prefix(recipe: Recipe) -> str | None:
 
     found = type(backbone.load_config(recipe.model))
     return str(CLASSES[found].base_model_prefix) if found in CLASSES else None
+
+
+def packs_head(recipe: Recipe) -> bool:
+    """Whether transformers alone could pack the head too: the base is packed already.
+
+    It packs what the checkpoint's own list of exceptions does not name. No such list knows a head
+    that was added later.
+    """
+    if recipe.kind.head is None:
+        return False
+    return packed_form(backbone.load_config(recipe.model).to_dict()) is not None
 
 
 def snippet(run: PushedRun) -> Snippet:
@@ -78,6 +93,11 @@ def _obstacle(run: PushedRun) -> str:
         return (
             "transformers has no question answering class for this base, so use the `llama_peft` "
             "package."
+        )
+    if run.packs_head:
+        return (
+            "The base is packed already, and transformers alone could pack the head with it, which "
+            "gives other scores or none, so use the `llama_peft` package."
         )
     return ""
 

@@ -115,7 +115,8 @@ def prepare(run: Run, folder: Path, repo_id: str, eval_results: bool = False) ->
         write_text(folder, NOTICE, duties.notice)
     encoder = PromptEncoder(backbone.load_tokenizer(model), bundle.recipe.prompt)
     reader = load_snippet.reader_prefix(bundle.recipe)
-    write_text(folder, CARD, card.render(bundle, repo_id, encoder, reader))
+    packs_head = load_snippet.packs_head(bundle.recipe)
+    write_text(folder, CARD, card.render(bundle, repo_id, encoder, reader, packs_head))
     if eval_results:
         make_folder(folder, str(Path(HUB_RESULTS).parent))
         write_text(folder, HUB_RESULTS, card_metadata.hub_results(bundle))
