@@ -56,6 +56,7 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
             tables[part] = without_bad_rows(table, recipe, part, labels)
     parts = {part: to_examples(table, recipe, part, labels) for part, table in tables.items()}
     _check_ids(parts)
+    _check_fields(parts)
     if "test" not in parts:
         _cut(parts, "test", recipe.dataset.test_size, recipe, labels)
     if "validation" not in parts:
@@ -83,11 +84,16 @@ def mark_given(recipe: Recipe, parts: Iterable[str]) -> Recipe:
 
 def with_fields(recipe: Recipe, dataset: Dataset) -> Recipe:
     """Return the recipe whose prompt names the fields of its texts, if they have several."""
-    first = next(iter(chain.from_iterable(dataset.parts.values())), None)
-    if not isinstance(first, FieldsExample):
+    fields = _fields(chain.from_iterable(dataset.parts.values()))
+    if not fields:
         return recipe
-    prompt = recipe.prompt.of_fields(list(first.values))
-    return recipe.model_copy(update={"prompt": prompt})
+    return recipe.model_copy(update={"prompt": recipe.prompt.of_fields(fields)})
+
+
+def _fields(examples: Iterable[Example]) -> list[str]:
+    """Return the names of the columns that make up a text, if there are several."""
+    first = next(iter(examples), None)
+    return list(first.values) if isinstance(first, FieldsExample) else []
 
 
 def load_file(
@@ -122,7 +128,13 @@ def load_inputs(recipe: Recipe, source: str, split: str | None = None) -> Inputs
         table, part = sources.read_stdin(recipe.dataset), "stdin"
     else:
         table, part = _table(recipe, source, split)
-    return to_inputs(table, _ungrouped(recipe), part)
+    inputs = to_inputs(table, _ungrouped(recipe), part)
+    if (fields := _fields(inputs.examples)) and not recipe.prompt.fields:
+        raise UserError(
+            f"{table.source}: this run reads one text, but the data have {', '.join(fields)} of "
+            "dataset.columns.text: keep one of them"
+        )
+    return inputs
 
 
 def _table(recipe: Recipe, source: "str | Path | Rows", split: str | None) -> tuple[Table, str]:
@@ -225,6 +237,18 @@ def _check_ids(parts: dict[str, list[Example]]) -> None:
             f"{len(twice)} ids are in two parts (first: {first}, in {one} and {other}): "
             "make them unique, or set dataset.columns.id: null to number the rows"
         )
+
+
+def _check_fields(parts: Mapping[str, Sequence[Example]]) -> None:
+    """Raise UserError if a text has several columns in one part and one column in another."""
+    several = {part: fields for part, examples in parts.items() if (fields := _fields(examples))}
+    for part, examples in parts.items():
+        if several and examples and part not in several:
+            other, fields = next(iter(several.items()))
+            raise UserError(
+                f"dataset.columns.text: the {other} part has {', '.join(fields)}, but the {part} part "
+                "has only one of them: name columns that every part has"
+            )
 
 
 def _cut(

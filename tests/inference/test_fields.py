@@ -13,8 +13,10 @@ from transformers import AutoTokenizer
 from llama_peft import UserError, load_run, predict
 from llama_peft.data import load, with_fields
 from llama_peft.inference import ask
+from llama_peft.inference.batch import open_batch
 from llama_peft.recipe import Columns, Recipe, load_recipe
 from llama_peft.run_folder.results import read_results
+from llama_peft.run_folder.run import open_run
 from llama_peft.run_folder.self_check import samples
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training.fit import train
@@ -143,6 +145,9 @@ def test_a_run_reads_what_it_was_trained_on(
     pairs = recipe_for(Path("tiny"), "pairs")
     with pytest.raises(UserError, match=r"this run reads one text, but dataset.columns.text names"):
         evaluate(pairs, RUNS_0_1_0 / "classifier", tmp_path / "two")
+    names = "dataset.columns.text=[premise, hypothesis]"
+    with pytest.raises(UserError, match=r"reads one text, but the data have premise, hypothesis"):
+        open_batch(open_run(RUNS_0_1_0 / "classifier"), str(pairs.dataset.path), None, [names])
 
 
 def test_samples_and_long_pairs_fit(finished: Path, recipe_for: Callable[..., Recipe]) -> None:

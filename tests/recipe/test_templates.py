@@ -10,7 +10,15 @@ import pytest
 from llama_peft import data
 from llama_peft.data import FieldsExample, TextExample
 from llama_peft.errors import UserError
-from llama_peft.recipe import Prompt, Recipe, dump_recipe, load_recipe, strict_yaml, templates
+from llama_peft.recipe import (
+    Parts,
+    Prompt,
+    Recipe,
+    dump_recipe,
+    load_recipe,
+    strict_yaml,
+    templates,
+)
 from tests.support.tables import make, refusal, train_of, whole, write
 
 PAIR = {"text": ["premise", "hypothesis"]}
@@ -62,6 +70,19 @@ def test_some_columns_of_a_list_are_refused(tmp_path: Path) -> None:
     recipe = whole(file, columns={"text": ["premise", "gone"]})
     recipe = recipe.model_copy(update={"prompt": Prompt.model_validate(prompt)})
     assert "the data have no column named gone" in refusal(recipe), "the template needs both"
+
+
+def test_a_text_has_the_same_columns_in_every_part(tmp_path: Path) -> None:
+    """One part would be learned as one text, and another read as a pair."""
+    both = write(tmp_path / "a.json", rows(4))
+    one = write(tmp_path / "b.json", [{**row, "id": f"b{n}"} for n, row in enumerate(rows(4))])
+    one.write_text(one.read_text().replace("hypothesis", "note"))
+    for train, test in ((both, one), (one, both)):
+        recipe = whole(train, columns=PAIR, validation_size=0.0)
+        parts = Parts(train=str(train), test=str(test))
+        dataset = recipe.dataset.model_copy(update={"parts": parts})
+        message = refusal(recipe.model_copy(update={"dataset": dataset}))
+        assert "part has premise, hypothesis, but the t" in message and "only one" in message
 
 
 def test_every_field_must_hold_text(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.faults.models import reseal
+from tests.faults.models.damaged import reseal
 
 from .case import GENERATIVE, LORA, Case, Plan, Scene, predicts, trains
 from .stage import change_adapter, change_json, evaluated

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llama_peft.system.seal import seal
-from tests.faults.models import reseal
+from tests.faults.models.damaged import reseal
 
 from .case import HEAD, LORA, SPAN, Case, Plan, Scene, trains
 from .stage import change_adapter, change_json

@@ -10,7 +10,7 @@ from typing import Any
 from llama_peft.recipe import dump_recipe, load_recipe
 from llama_peft.run_folder.layout import RECIPE
 from llama_peft.system.files import with_sum
-from tests.faults.models import reseal
+from tests.faults.models.damaged import reseal
 from tests.faults.shop import Shop
 from tests.support import small
 from tests.support.hub.server import Hub

@@ -11,8 +11,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from llama_peft.recipe import strict_yaml
-from tests.faults.inputs import PARTS, squad
-from tests.faults.models import reseal
+from tests.faults.data.case import squad
+from tests.faults.inputs import PARTS
+from tests.faults.models.damaged import reseal
 from tests.support import runs
 
 from .case import GENERATIVE, LORA, SECRET, SPAN, Case, End, Plan, Scene, goes_on

@@ -11,12 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from llama_peft.run_folder.layout import ADAPTER_WEIGHTS
 from llama_peft.system.files import sha256
+from tests.faults.shop import DAMAGES, Fault, Seen, Shop
 from tests.support import runs
 
-from .shop import DAMAGES, Fault, Seen, Shop
 
-
-def faults(full: bool) -> Iterator[Fault]:
+def faults() -> Iterator[Fault]:
     for name, edit in WEIGHTS.items():
         yield _weights(name, edit)
     for name, change in FOLDERS.items():
