@@ -160,7 +160,9 @@ def estimate(
         return
     for term in found.memory:
         say(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
-    say(f"{'memory':<18} {found.memory_total / 1e9:>8.3f} GB  at most, if every row is full")
+    say(
+        f"{'memory':<18} {found.memory_total / 1e9:>8.3f} GB  at most on {found.where}, if every row is full"
+    )
     say(f"{'':<18} {found.smallest / 1e9:>8.3f} GB  if batches are split down to one row")
     for term in found.disk:
         say(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")

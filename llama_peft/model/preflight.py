@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 
 CPU_LIMIT = 400_000_000
 """Above this number of parameters a CPU must be asked for (train.use_cpu): an epoch takes days."""
+_TOO_LITTLE = {
+    True: "steps that do not fit will be computed in smaller pieces",
+    False: "the system may end the process; lower train.per_device_train_batch_size or max_length",
+}
+"""What happens if memory runs out, with a GPU or without one."""
 _BYTES = {"4bit": 0.55, "8bit": 1.05, "16bit": 2.0, "32bit": 4.0}
 """Bytes of a weight in memory, with the quantisation constants."""
 
@@ -69,18 +74,19 @@ def room(recipe: Recipe, folder: Path) -> None:
     if found is None:
         return
     free = _free_memory(recipe)
-    if found.smallest > free:
+    if found.least > free:
         raise UserError(
-            f"training takes at least {_gb(found.smallest)} of memory, but {_gb(free)} are free: "
+            f"training on {found.where} takes at least {_gb(found.least)} of memory, as computed "
+            f"from the base's config, but {_gb(free)} are free: "
             "lower train.max_length, set train.activation_checkpointing: true, or use a smaller "
             "base (llama-peft estimate shows what takes how much)"
         )
     if found.memory_total > free:
         log.warning(
-            "training takes up to %s of memory, but %s are free: "
-            "steps that do not fit will be computed in smaller pieces",
-            _gb(found.memory_total), _gb(free),
-        )  # fmt: skip
+            "training on %s takes up to %s of memory, as computed from the base's config, but %s are "
+            "free: %s",
+            *(found.where, _gb(found.memory_total), _gb(free), _TOO_LITTLE[_has_gpu(recipe)]),
+        )
     disk = free_disk(folder)
     if found.disk_total > disk:
         raise UserError(
