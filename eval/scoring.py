@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample
-from llama_peft.inference.predict import Prediction, decided
+from llama_peft.inference.predict import Prediction, decided, honest, tempered
 from llama_peft.recipe import GIVEN, Recipe
 from llama_peft.run_folder.layout import PREDICTIONS
 from llama_peft.run_folder.results import (
@@ -147,12 +147,12 @@ def lines_of(
     lines = []
     for one in predictions:
         said = decided(one, threshold, found.labels)
-        chances = None if one.probabilities is None else list(one.probabilities)
+        chances = honest(one, threshold)
         lines.append(
             PredictionLine(
                 id=one.id,
                 prediction=list(said) if isinstance(said, tuple) else said,
-                probabilities=chances,
+                probabilities=None if chances is None else list(chances),
                 no_answer_probability=one.no_answer_probability,
                 raw=one.raw,
                 gold=gold(examples[one.id], found.labels),
@@ -169,11 +169,12 @@ def score(
     labels: Sequence[str],
     side: Side,
     no_answer: str = "",
+    temperature: float | None = None,
 ) -> Scores:
     """Return the scores of one part, each with its interval.
 
-    side: what is predicted. no_answer: the phrase that a model writes for it. Raises ValueError
-    unless predictions match the examples id for id.
+    side: what is predicted. no_answer: the phrase that a model writes for it. temperature: that of
+    the lines' probabilities. Raises ValueError unless predictions match the examples id for id.
     """
     said = {line.id: line.prediction for line in lines}
     truth = {example.id: gold(example, labels) for example in examples}
@@ -183,7 +184,9 @@ def score(
     golds = {id_: texts_of(one) for id_, one in truth.items()}
     if side == "labels":
         names = {id_: str(one) for id_, one in truth.items()}
-        return _as_json(classification_results(predictions, names, labels, confidence))
+        raw = {id_: tempered(own, 1 / (temperature or 1)) for id_, own in known.items()}
+        before = None if confidence is None or temperature is None else raw
+        return _as_json(classification_results(predictions, names, labels, confidence, before))
     if side == "label_sets":
         sets = {id_: texts_of(one) for id_, one in said.items()}
         return _as_json(label_set_results(sets, golds, labels, confidence))
@@ -194,8 +197,8 @@ def score(
         for line in lines
         if line.no_answer_probability is not None
     }
-    before = {line.id: _before(line, no_answer) for line in lines}
-    return _as_json(answer_results(predictions, golds, chances or None, before=before))
+    first = {line.id: _before(line, no_answer) for line in lines}
+    return _as_json(answer_results(predictions, golds, chances or None, before=first))
 
 
 def _numbers(values: Mapping[str, Said]) -> dict[str, float]:
@@ -233,7 +236,9 @@ def finish(
     """
     ordered = sorted(lines, key=lambda line: line.id)
     names = {part: task_name(job.recipe.name, part) for part in found.parts}
-    scores = {names[part]: _score_part(job, found, ordered, part) for part in found.parts}
+    scores = {
+        names[part]: _score_part(job, found, ordered, part, threshold) for part in found.parts
+    }
     samples = {
         names[part]: SampleCount(original=len(found.dataset.parts[part]), effective=len(its))
         for part, its in found.parts.items()
@@ -263,10 +268,17 @@ def finish(
     return results
 
 
-def _score_part(job: Job, found: Material, lines: Sequence[PredictionLine], part: str) -> Scores:
+def _score_part(
+    job: Job,
+    found: Material,
+    lines: Sequence[PredictionLine],
+    part: str,
+    threshold: Threshold | None,
+) -> Scores:
     own = [line for line in lines if line.split == part]
     side, no_answer = job.recipe.kind.side, job.recipe.prompt.no_answer
-    return score(own, found.parts[part], found.labels, side, no_answer)
+    temperature = None if threshold is None else threshold.temperature
+    return score(own, found.parts[part], found.labels, side, no_answer, temperature)
 
 
 def _json(line: PredictionLine) -> str:
@@ -290,6 +302,7 @@ def _settings(job: Job, labels: Sequence[str], threshold: Threshold | None) -> T
         eval=recipe.eval.model_dump() | {"limit": job.sample_size},
         no_answer_threshold=limits.no_answer_threshold,
         label_thresholds=limits.label_thresholds,
+        temperature=limits.temperature,
         bleu_signature=bleu_signature() if recipe.kind.side == "answers" else None,
     )
 

@@ -1,4 +1,5 @@
-"""The thresholds of a model: on "no answer", or on each label of a text that can have several.
+"""The thresholds of a model: on "no answer", or on each label of a text that can have several; and the
+temperature of the probabilities, if a text has one label.
 
 They are fitted on validation examples, and kept with the run.
 """
@@ -17,21 +18,26 @@ from llama_peft.run_folder.run import Run
 from llama_peft.run_folder.threshold import UNFITTED, Threshold, run_threshold, write_threshold
 from llama_peft.system.files import remove_file
 
+from .metrics.classification import fit_temperature
 from .metrics.measure import texts_of
 from .metrics.sets_and_numbers import fit_label_thresholds
 from .metrics.squad_v2 import fit_threshold
 from .predictions import Evaluation, evaluation_key, predict, threshold_digest
+from .predictors.predictor import Predictor
 from .scoring import gold
 
 log = logging.getLogger(__name__)
 
+FEW = 50
+"""On fewer validation examples, what is fitted is uncertain."""
+
 
 def validation_examples(evaluation: Evaluation) -> list[Example]:
-    """Return the examples that a threshold is fitted on; none if the model needs no threshold.
+    """Return the examples that a threshold or a temperature is fitted on; none if the model needs none.
 
     If a run is evaluated on a file, they are the validation part of the recipe's data.
     """
-    if not evaluation.predictor.fits_threshold:
+    if not (evaluation.predictor.fits_threshold or evaluation.predictor.fits_temperature):
         return []
     job, dataset = evaluation.job, evaluation.found.dataset
     if job.data_file is not None and evaluation.subject.run is not None:
@@ -44,15 +50,27 @@ def validation_examples(evaluation: Evaluation) -> list[Example]:
 
 def fitted_threshold(evaluation: Evaluation, validation: Sequence[Example]) -> Threshold | None:
     """Return above which no-answer probability a span model gives no answer, or above which
-    probability a model gives each label.
+    probability a model gives each label, or the temperature of a model that gives one label.
 
-    It is fitted on the validation examples, and 0.5 if there are none. A run keeps the threshold
-    that was fitted on the whole validation part of its own recipe. None: the model needs none.
+    It is fitted on the validation examples. If there are none, a threshold is 0.5, and there is no
+    temperature. A run keeps what was fitted on the whole validation part of its own recipe. None:
+    the model needs none.
     """
-    if not evaluation.predictor.fits_threshold:
+    found = _fitted(evaluation, validation)
+    if found is not None and validation and len(validation) < FEW:
+        log.warning(
+            "the %s is fitted on %d validation examples only, so it is uncertain: give %d or more",
+            *("threshold" if found.temperature is None else "temperature", len(validation), FEW),
+        )
+    return found
+
+
+def _fitted(evaluation: Evaluation, validation: Sequence[Example]) -> Threshold | None:
+    is_needed = evaluation.predictor.fits_threshold
+    if not is_needed and not evaluation.predictor.fits_temperature:
         return None
     kept = _kept(evaluation, validation)
-    if kept is not None:
+    if kept is not None or not (validation or is_needed):
         return kept
     if not validation:
         labels = evaluation.predictor.labels
@@ -68,7 +86,7 @@ def fitted_threshold(evaluation: Evaluation, validation: Sequence[Example]) -> T
     partial = job.output / UNFINISHED_VALIDATION
     size = job.recipe.train.per_device_eval_batch_size
     found = predict(predictor, validation, partial, key, size)
-    threshold = _fit(found, validation, predictor.labels)
+    threshold = _fit(found, validation, predictor)
     if evaluation.subject.run is not None and not job.fetched:
         _keep(evaluation.subject.run, job.recipe, validation, threshold)
     remove_file(job.output, UNFINISHED_VALIDATION)
@@ -93,11 +111,15 @@ def _kept(evaluation: Evaluation, validation: Sequence[Example]) -> Threshold | 
 
 
 def _fit(
-    predictions: Sequence[Prediction], validation: Sequence[Example], labels: Sequence[str]
+    predictions: Sequence[Prediction], validation: Sequence[Example], predictor: Predictor
 ) -> Threshold:
+    labels = predictor.labels
+    chances = {one.id: one.probabilities or () for one in predictions}
+    if predictor.fits_temperature:
+        names = {example.id: str(gold(example, labels)) for example in validation}
+        return Threshold(temperature=fit_temperature(chances, names, labels), metric="log_loss")
     golds = {example.id: texts_of(gold(example, labels)) for example in validation}
     if labels:
-        chances = {one.id: one.probabilities or () for one in predictions}
         return Threshold(label_thresholds=fit_label_thresholds(chances, golds, labels))
     limit = fit_threshold(
         {one.id: one.raw for one in predictions},
@@ -111,7 +133,8 @@ def _keep(run: Run, recipe: Recipe, validation: Sequence[Example], threshold: Th
     """Write a threshold into its run, if the run's own recipe would give the same one."""
     digest = threshold_digest(recipe, validation)
     own = run.written
-    if own.dataset != recipe.dataset or threshold_digest(own, validation) != digest:
+    named = recipe.dataset.model_copy(update={"labels": own.dataset.labels})  # they are the same
+    if own.dataset != named or threshold_digest(own, validation) != digest:
         return
     record = threshold.model_copy(
         update={

@@ -80,6 +80,11 @@ class TaskKind:
         """
         return self.head is not None and not self.has_labels
 
+    @property
+    def fits_temperature(self) -> bool:
+        """Whether a temperature that is fitted on validation makes its probabilities honest."""
+        return self.side == "labels"
+
     def head_size(self, hidden: int, num_labels: int) -> int:
         """Parameters of the head on states of size `hidden`."""
         if self.head is None:

@@ -5,7 +5,7 @@ or `overlap`. The columns of every table and page, and `higher_is_better` in res
 from the row.
 
 Results also hold counts and thresholds, under the names that the official scripts give them, and
-`<name>_per_label` lists in the order of the labels. They are not single scores and have no row.
+`<name>_per_label` lists in the order of the labels, and `<name>_per_bin` lists by probability. They are not single scores and have no row.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import Literal
 INTERVAL_SUFFIX = "_ci95"
 Side = Literal["labels", "label_sets", "numbers", "answers"]
 """What is predicted, in the words of llama_peft/tasks.py."""
-_NO_SCORES = ("_total", "_thresh", "_per_label", INTERVAL_SUFFIX)
+_NO_SCORES = ("_total", "_thresh", "_per_label", "_per_bin", INTERVAL_SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ METRICS = (
     Metric("brier_score", "labels", higher_is_better=False),
     Metric("log_loss", "labels", higher_is_better=False),
     Metric("ece", "labels", higher_is_better=False),
+    Metric("brier_score_uncalibrated", "labels", higher_is_better=False),
+    Metric("log_loss_uncalibrated", "labels", higher_is_better=False),
+    Metric("ece_uncalibrated", "labels", higher_is_better=False),
     Metric("roc_auc", "labels", is_label_mean=True),
     Metric("average_precision", "labels", is_label_mean=True),
     Metric("subset_accuracy", "label_sets", in_tables=True),

@@ -105,12 +105,64 @@ def _calibration_error(
     the probabilities in ((m - 1) / M, m / M]: Guo et al. 2017, "On Calibration of Modern Neural
     Networks", equation 3.
     """
-    chosen = chances_KL.argmax(axis=1)[:, None]
-    chance_K = np.take_along_axis(chances_KL, chosen, axis=1)
-    right_K = np.take_along_axis(is_gold_KL, chosen, axis=1)
-    bin_K = np.clip(np.ceil(chance_K * _BINS) - 1, 0, _BINS - 1)
-    gaps_KB = (bin_K == np.arange(_BINS)) * (right_K - chance_K)
+    in_bin_KB, chance_K1, right_K1 = _binned(chances_KL, is_gold_KL)
+    gaps_KB = in_bin_KB * (right_K1 - chance_K1)
     return np.abs(counts_RK @ gaps_KB).sum(axis=1) / counts_RK.sum(axis=1)
+
+
+def _binned(
+    chances_KL: FloatArray, is_gold_KL: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], FloatArray, NDArray[np.bool_]]:
+    """Which bin each example is in (K, bins), its highest probability (K, 1), and whether the label
+    that has it is right (K, 1).
+    """
+    chosen = chances_KL.argmax(axis=1)[:, None]
+    chance_K1 = np.take_along_axis(chances_KL, chosen, axis=1)
+    bin_K1 = np.clip(np.ceil(chance_K1 * _BINS) - 1, 0, _BINS - 1)
+    in_bin_KB = bin_K1 == np.arange(_BINS)
+    return in_bin_KB, chance_K1, np.take_along_axis(is_gold_KL, chosen, axis=1)
+
+
+def reliability(
+    probabilities: Mapping[str, Sequence[float]], golds: Mapping[str, str], labels: Sequence[str]
+) -> dict[str, list[float]]:
+    """The bins of `ece`: examples, their mean highest probability, and their accuracy, as
+    `reliability_<name>_per_bin`. An empty bin has 0 for all three.
+    """
+    rows = confidence_evidence(probabilities, golds, labels).rows
+    is_gold_KL = rows[:, :1] == np.arange(len(labels))
+    in_bin_KB, chance_K1, right_K1 = _binned(rows[:, 1:], is_gold_KL)
+    size = in_bin_KB.sum(axis=0).astype(np.float64)
+    means = (ratio((in_bin_KB * one).sum(axis=0), size) for one in (chance_K1, right_K1 * 1.0))
+    each = (size.astype(np.int64), *means)
+    names = ("count", "confidence", "accuracy")
+    return {
+        f"reliability_{name}_per_bin": one.tolist() for name, one in zip(names, each, strict=True)
+    }
+
+
+def fit_temperature(
+    probabilities: Mapping[str, Sequence[float]], golds: Mapping[str, str], labels: Sequence[str]
+) -> float:
+    """The temperature from 0.1 to 10 that gives the smallest log loss here. Fit it on validation.
+
+    The log loss of softmax(s * z) is convex in s = 1 / temperature, so its derivative, the mean of
+    (expected logit - logit of the reference), changes its sign once: bisection finds it. The logs
+    of probabilities take the place of the logits z, from which they differ by a constant.
+    """
+    rows = confidence_evidence(probabilities, golds, labels).rows
+    logs_KL = np.log(np.maximum(rows[:, 1:], np.finfo(np.float64).tiny))
+    own_K = logs_KL[rows[:, :1] == np.arange(len(labels))]
+    low, high = 0.1, 10.0
+    for _ in range(60):
+        sharpness = (low + high) / 2
+        powers_KL = np.exp(sharpness * (logs_KL - logs_KL.max(axis=1, keepdims=True)))
+        share_KL = powers_KL / powers_KL.sum(axis=1, keepdims=True)
+        if ((share_KL * logs_KL).sum(axis=1) - own_K).mean() > 0:
+            high = sharpness
+        else:
+            low = sharpness
+    return 2 / (low + high)
 
 
 def ranking_scores(

@@ -12,6 +12,7 @@ from .classification import (
     classification_evidence,
     confidence_evidence,
     ranking_scores,
+    reliability,
     scores_per_label,
 )
 from .overlap import overlap_evidences
@@ -69,10 +70,12 @@ def classification_results(
     golds: Mapping[str, str],
     labels: Sequence[str],
     probabilities: Mapping[str, Sequence[float]] | None = None,
+    before: Mapping[str, Sequence[float]] | None = None,
 ) -> TaskResults:
     """The scores of labels by id, and how far probabilities can be trusted if they are given.
 
-    Raises ValueError unless all hold the same ids.
+    before: the probabilities without the temperature, if there is one; their scores are
+    `<name>_uncalibrated`. Raises ValueError unless all hold the same ids.
     """
     evidence = classification_evidence(predictions, golds, labels)
     results = _with_intervals(scores_of(evidence), evidence)
@@ -81,6 +84,10 @@ def classification_results(
         evidence = confidence_evidence(probabilities, golds, labels)
         results |= _with_intervals(scores_of(evidence), evidence)
         results |= ranking_scores(probabilities, golds, labels)
+        results |= reliability(probabilities, golds, labels)
+    if before is not None:
+        scores = scores_of(confidence_evidence(before, golds, labels))
+        results |= {f"{name}_uncalibrated": value for name, value in scores.items()}
     return results
 
 

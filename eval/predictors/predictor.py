@@ -25,6 +25,8 @@ class Predictor:
     """Whether thresholds that are fitted on validation decide: between a span and "no answer", or on
     each label of a text that can have several.
     """
+    fits_temperature: bool = False
+    """Whether its probabilities get a temperature that is fitted on validation."""
 
     @property
     def kind(self) -> str:

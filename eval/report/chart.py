@@ -1,4 +1,4 @@
-"""The loss curve as an SVG element, without a plotting library: two lines, and two axes with ticks.
+"""Curves as SVG elements, without a plotting library: lines and points, and two axes with ticks.
 
 Colours are the page's CSS variables, so that the drawing follows its light or dark scheme.
 """
@@ -17,7 +17,7 @@ _NAMES = {"loss": "training", "eval_loss": "validation"}
 
 
 class Point(NamedTuple):
-    """A value at a training step."""
+    """A value at a training step, or at another number across."""
 
     step: float
     value: float
@@ -72,7 +72,7 @@ def loss_chart(history: Sequence[Mapping[str, object]]) -> str:
     )
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Loss by training step">',
-        *_axes(scale),
+        *_axes(scale, "step"),
     ]
     ends = _label_heights([scale.place(line[-1])[1] for line in series.values()])
     for (name, line), height in zip(series.items(), ends, strict=True):
@@ -83,6 +83,32 @@ def loss_chart(history: Sequence[Mapping[str, object]]) -> str:
             parts += [f'<circle cx="{x}" cy="{y}" r="3.5"/>' for x, y in placed]
         parts.append(f'<text x="{placed[-1][0] + 8}" y="{height}">{name}</text></g>')
     return "\n".join([*parts, "</svg>"])
+
+
+def reliability_chart(
+    counts: Sequence[float], confidences: Sequence[float], accuracies: Sequence[float]
+) -> str:
+    """The `<svg>` of accuracy by mean confidence, a point for each bin that is not empty.
+
+    On the diagonal, probabilities are right as they are. The area of a point grows with its count.
+    """
+    scale = _Scale(ticks(0, 1, 6), ticks(0, 1, 6))
+    ends = " ".join("{},{}".format(*scale.place(Point(end, end))) for end in (0, 1))
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Accuracy by confidence">',
+        *_axes(scale, "mean probability of the predicted label (across), and its accuracy (up)"),
+        f'<g class="validation"><polyline points="{ends}"/></g><g class="training">',
+    ]
+    total = sum(counts) or 1
+    for count, confidence, accuracy in zip(counts, confidences, accuracies, strict=True):
+        if count:
+            x, y = scale.place(Point(confidence, accuracy))
+            radius = 2 + 12 * math.sqrt(count / total)
+            parts.append(
+                f'<circle cx="{x}" cy="{y}" r="{radius:.1f}">'
+                f"<title>{count:,.0f} examples</title></circle>"
+            )
+    return "\n".join([*parts, "</g></svg>"])
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -97,7 +123,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
 
 
-def _axes(scale: _Scale) -> list[str]:
+def _axes(scale: _Scale, across: str) -> list[str]:
     x_ticks, y_ticks, place = scale.x_ticks, scale.y_ticks, scale.place
     left, bottom = place(Point(x_ticks[0], y_ticks[0]))
     right, _ = place(Point(x_ticks[-1], y_ticks[-1]))
@@ -110,7 +136,7 @@ def _axes(scale: _Scale) -> list[str]:
         x, _ = place(Point(tick, y_ticks[0]))
         parts.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{tick:,g}</text>')
     middle = (left + right) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 2}" text-anchor="middle">step</text></g>')
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 2}" text-anchor="middle">{across}</text></g>')
     return parts
 
 

@@ -18,10 +18,10 @@ from llama_peft.run_folder.record import read_record
 from llama_peft.system.files import inside, read_text, sum_of, write_text
 
 from ..metrics.catalogue import metrics_of
-from ..metrics.classification import confusion
+from ..metrics.classification import confusion, reliability
 from ..metrics.measure import Said, texts_of
 from ..results import SystemResults, read_systems
-from .chart import loss_chart
+from .chart import loss_chart, reliability_chart
 from .comparison import check_replaceable, write_compared
 from .table import Table, table
 
@@ -78,6 +78,8 @@ class Part(NamedTuple):
     table: Table
     grids: list[Grid]
     changes: list[Changes]
+    reliability: str
+    """The chart of the tuned model's probabilities; empty if it has none."""
 
 
 class Fact(NamedTuple):
@@ -151,7 +153,22 @@ def _part(before: SystemResults, after: SystemResults) -> Part:
         table=table([before, after]),
         grids=[*_grids(before, ZERO_SHOT), *_grids(after, TUNED)],
         changes=_changes(before, after) if before.golds == after.golds else [],
+        reliability=_reliability(after),
     )
+
+
+def _reliability(system: SystemResults) -> str:
+    """The chart of how far probabilities can be trusted; empty if not every line has them."""
+    from markupsafe import Markup
+
+    known = {line.id: line.probabilities for line in system.lines if line.probabilities}
+    size = len(system.labels)
+    if system.side != "labels" or known.keys() != system.gold_labels.keys():
+        return ""
+    if any(len(own) != size or not all(0 <= one <= 1 for one in own) for own in known.values()):
+        return ""
+    bins = reliability(known, system.gold_labels, system.labels)
+    return Markup(reliability_chart(*bins.values()))
 
 
 def _grids(system: SystemResults, name: str) -> list[Grid]:

@@ -23,7 +23,7 @@ from llama_peft.data.fingerprint import (
     split_sum,
     split_text,
 )
-from llama_peft.data.labels import Label
+from llama_peft.data.labels import Label, label_key
 from llama_peft.data.sources import Rows, is_file_name
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "content_sum",
     "is_file_name",
     "known_labels",
+    "label_key",
     "literal",
     "load",
     "load_file",

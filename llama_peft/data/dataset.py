@@ -22,7 +22,7 @@ from llama_peft.data.examples import (
     without_bad_rows,
 )
 from llama_peft.data.formats import Table
-from llama_peft.data.labels import has_names, label_names
+from llama_peft.data.labels import check_weights, has_names, label_names
 from llama_peft.data.sources import Rows, is_file_name
 from llama_peft.errors import UserError
 from llama_peft.recipe import GIVEN, Recipe
@@ -49,6 +49,7 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
     places = _places(recipe, given or {})
     train = _read(recipe, "train", places["train"])
     recipe, train, labels = _labelled(recipe, train)
+    check_weights(recipe, labels)
     tables = {"train": train}
     for part in PARTS[1:]:
         if part in places:

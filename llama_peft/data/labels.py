@@ -1,7 +1,8 @@
 """A label is a name. How a cell is read never depends on which other values happen to occur."""
 
+import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 
@@ -57,6 +58,22 @@ def label_names(table: Table, recipe: Recipe) -> tuple[str, ...]:
     if all(map(_NUMBER.fullmatch, keys)):
         return tuple(sorted(keys, key=Decimal))
     return tuple(sorted(keys))
+
+
+def check_weights(recipe: Recipe, labels: Sequence[str]) -> None:
+    """Raise UserError if the recipe gives a weight to what is not a label, or two to one label."""
+    for key in ("class_weights", "pos_weight"):
+        weights = getattr(recipe.train, key)
+        if not isinstance(weights, Mapping):
+            continue
+        known, seen = {label_key(name): name for name in labels}, set[str]()
+        for name in weights:
+            if label_key(name) not in known:
+                near = difflib.get_close_matches(name, labels, 1, cutoff=0)
+                raise UserError(f"train.{key}: {name} is not a label; did you mean {near[0]}?")
+            if label_key(name) in seen:
+                raise UserError(f"train.{key}: {name} is there twice: keep one of them")
+            seen.add(label_key(name))
 
 
 def has_names(table: Table, recipe: Recipe) -> bool:

@@ -95,7 +95,7 @@ def _body(
         has_percent=any(line.percent for part in parts for line in part.metrics),
         costs=_costs(bundle),
         commands=_commands(recipe, repo_id),
-        has_threshold=bundle.threshold is not None,
+        fitted=_fitted(bundle),
         snippet=snippet(pushed),
         data=_data(bundle),
         limits=_limits(bundle),
@@ -231,6 +231,11 @@ def _limits(bundle: Bundle) -> list[str]:
             "precision of its checkpoint can be different; they were not evaluated."
         )
     lines.append("Not evaluated on other subjects, styles and languages than those of the data.")
+    if bundle.threshold is not None and bundle.threshold.temperature is not None:
+        lines.append(
+            f"Probabilities were evaluated with a temperature of {bundle.threshold.temperature:.4f}, "
+            "fitted on validation: plain transformers must divide the logits by it."
+        )
     return [*lines, _answer_limit(bundle)]
 
 
@@ -253,6 +258,13 @@ def _answer_limit(bundle: Bundle) -> str:
         f"An answer is given if the probability of no answer is at most {limit:.4f} "
         f"({'fitted on validation' if fitted else 'not fitted'})."
     )
+
+
+def _fitted(bundle: Bundle) -> str:
+    """What was fitted on validation, if anything was."""
+    if bundle.threshold is None:
+        return ""
+    return "threshold" if bundle.threshold.temperature is None else "temperature"
 
 
 def _label_thresholds(bundle: Bundle) -> str:

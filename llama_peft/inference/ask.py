@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from llama_peft.data import Example, FieldsExample, QuestionExample, TextExample, literal
 from llama_peft.errors import UserError
-from llama_peft.inference.predict import Output, Prediction, decided, predict
+from llama_peft.inference.predict import Output, Prediction, decided, honest, predict
 from llama_peft.run_folder.fetch import run_folder
 from llama_peft.run_folder.run import Run, open_run
 from llama_peft.run_folder.threshold import UNFITTED, Threshold, run_threshold
@@ -68,7 +68,8 @@ class LoadedRun:
 
     def reply(self, found: Prediction) -> Reply:
         """What the run says of an example that its model has predicted."""
-        chances = zip(self.run.labels, found.probabilities or (), strict=bool(found.probabilities))
+        probabilities = honest(found, self.threshold)
+        chances = zip(self.run.labels, probabilities or (), strict=bool(probabilities))
         said = decided(found, self.threshold, self.run.labels)
         return Reply(
             prediction=said,

@@ -58,7 +58,7 @@ class Batch:
         settings = {
             "run": self.run.record.model_dump(mode="json"),
             "recipe": recipe.model_dump(mode="json", exclude={"dataset", "hub"}),
-            "threshold": None if threshold is None else threshold.no_answer_threshold,
+            "threshold": None if threshold is None else threshold.model_dump(mode="json"),
             "dtype": recipe.model.dtype or _dtype(recipe),
             "id": self.inputs.id_column,
         }

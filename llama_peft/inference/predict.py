@@ -6,6 +6,7 @@ The longest examples come first, so that a batch that does not fit in memory fai
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -166,6 +167,26 @@ def labels_above(
     limits = limits or [UNFITTED] * len(labels)
     rows = zip(labels, probabilities, limits, strict=True)
     return tuple(label for label, probability, limit in rows if probability > limit)
+
+
+def tempered(probabilities: Sequence[float], temperature: float) -> tuple[float, ...]:
+    """Return the softmax of the logits divided by a temperature, from the softmax of the logits.
+
+    The order of the labels by probability stays. The reciprocal temperature gives the given ones
+    back. Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 9.
+    """
+    logs = [math.log(max(one, sys.float_info.min)) / temperature for one in probabilities]
+    powers = [math.exp(log - max(logs)) for log in logs]
+    total = sum(powers)
+    return tuple(power / total for power in powers)
+
+
+def honest(one: Prediction, threshold: Threshold | None) -> tuple[float, ...] | None:
+    """Return the probability of each label, with the temperature if one was fitted."""
+    temperature = None if threshold is None else threshold.temperature
+    if one.probabilities is None or temperature is None:
+        return one.probabilities
+    return tempered(one.probabilities, temperature)
 
 
 def decided(one: Prediction, threshold: Threshold | None, labels: Sequence[str]) -> Output:

@@ -67,18 +67,29 @@ def pool(hidden_BTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
     return (hidden_BTD.float() * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1)
 
 
-def class_loss(logits_BC: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
+def class_loss(
+    logits_BC: Tensor,
+    labels: Tensor,
+    problem_type: str | None = None,
+    weight_C: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
     """Return the mean loss over the batch, as transformers computes it for this problem.
 
     labels: numbers of classes (B,); for multi_label_classification 0.0 or 1.0 for each class
     (B, C), whose binary cross-entropy is also averaged over the classes; for regression the numbers
     to learn (B,), whose squared error is averaged.
+    weight_C: the `weight` of torch's CrossEntropyLoss, or the `pos_weight` of its BCEWithLogitsLoss.
+    reduction: sum returns the sum instead of the mean.
     """
+    logits_BC = logits_BC.float()
     if problem_type == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits_BC.float(), labels)
+        return F.binary_cross_entropy_with_logits(
+            logits_BC, labels, pos_weight=weight_C, reduction=reduction
+        )
     if problem_type == "regression":
-        return F.mse_loss(logits_BC.float().squeeze(-1), labels)
-    return F.cross_entropy(logits_BC.float(), labels)
+        return F.mse_loss(logits_BC.squeeze(-1), labels, reduction=reduction)
+    return F.cross_entropy(logits_BC, labels, weight=weight_C, reduction=reduction)
 
 
 def span_scores(logits_BT2: Tensor, allowed_BT: Tensor) -> tuple[Tensor, Tensor]:

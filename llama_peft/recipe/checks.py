@@ -281,7 +281,19 @@ def _train_faults(recipe: Recipe) -> Problems:
     if recipe.task == "extractive_qa" and train.doc_stride >= train.max_length:
         message = f"must be below max_length ({train.max_length})"
         yield message, "train.doc_stride", "train.max_length", "task"
+    yield from _weight_faults(recipe)
     needed = SCHEDULE_NEEDS.get(train.lr_scheduler_type, ())
     if needed and not any(name in train.lr_scheduler_kwargs for name in needed):
         message = f"{train.lr_scheduler_type} needs {' or '.join(needed)}"
         yield message, "train.lr_scheduler_kwargs", "train.lr_scheduler_type"
+
+
+def _weight_faults(recipe: Recipe) -> Problems:
+    """Check that weights are those of the task. Their names are checked with the data."""
+    for key, side, what in (
+        ("class_weights", "labels", "classification with one label a row"),
+        ("pos_weight", "label_sets", "classification with several labels a row"),
+    ):
+        if getattr(recipe.train, key) is not None and recipe.kind.side != side:
+            message = f"only {what} has {key}: remove this key"
+            yield message, f"train.{key}", "task", "dataset.single_label"

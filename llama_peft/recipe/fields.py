@@ -24,6 +24,10 @@ NotNegative = Annotated[float, Field(ge=0), "a number of at least 0"]
 Share = Annotated[float, Field(ge=0, lt=1), "a number of at least 0 and below 1"]
 Text = Annotated[str, Field(min_length=1), "text"]
 DType = Literal["bfloat16", "float16", "float32"]
+LabelWeights = Annotated[
+    Literal["balanced"] | dict[str, Positive],
+    "balanced or a number above 0 for each label that is named, such as {rare: 5}",
+]
 EvalSteps = Annotated[
     Count | Annotated[float, Field(gt=0, lt=1)], "a number of steps or a share of all steps below 1"
 ]

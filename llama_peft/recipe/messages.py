@@ -50,6 +50,8 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "train.lr_scheduler_type": ("scheduler", "lr_scheduler"),
     "train.max_grad_norm": ("gradient_clipping", "grad_clip"),
     "train.optim": ("optimizer",),
+    "train.class_weights": ("class_weight", "label_weights", "weights"),
+    "train.pos_weight": ("pos_weights", "positive_weight"),
     "train.max_length": ("max_seq_length", "max_seq_len", "seq_length", "model_max_length"),
     "train.activation_checkpointing": ("gradient_checkpointing",),
     "train.early_stopping_patience": ("early_stopping", "patience"),

@@ -26,6 +26,7 @@ from llama_peft.recipe.fields import (
     Instruction,
     Labels,
     LabelTemplate,
+    LabelWeights,
     MaxSteps,
     Names,
     NoAnswer,
@@ -223,6 +224,10 @@ class Train(Section):
     "Gradients are clipped to this norm. 0 means no clipping."
     optim: Optimizer = "adamw_torch"
     "The optimizer."
+    class_weights: LabelWeights | None = later(None)
+    "Weights of classes in the loss, 1 if not named. balanced: rows / (classes * rows of the class)."
+    pos_weight: LabelWeights | None = later(None)
+    "With several labels a row, weights of the rows that have one. balanced: rows without it / with."
     max_length: Count = 512
     "Longest input, in tokens. With packing, tokens in a row."
     doc_stride: Count = 128

@@ -71,6 +71,8 @@ class TrainingRecord(Stored):
     """The Hub's commit of the base, or `sha256:` and a digest of its folder."""
     parameters: Parameters
     head: HeadChoice
+    loss_weights: dict[str, Finite] = Field(default={}, exclude_if=lambda value: not value)
+    """The weight of each label in the loss: `train.class_weights` or `pos_weight` as numbers."""
     examples: dict[str, Count] = {}
     """Examples of the train and the validation part."""
     dropped: Dropped = Field(default={}, exclude_if=lambda value: not value)

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, AliasChoices, Field, JsonValue, TypeAdapter
 
 from llama_peft.run_folder.layout import RESULTS
 from llama_peft.run_folder.record import Dropped, Stored
-from llama_peft.run_folder.threshold import LabelThresholds
+from llama_peft.run_folder.threshold import LabelThresholds, Temperature
 from llama_peft.system.files import read_summed, write_summed
 from llama_peft.system.numbers import Count, Finite, Interval, NotNegative, Step, Version
 
@@ -87,6 +87,7 @@ class TaskSettings(Stored):
     eval: dict[str, JsonValue] = Field(default_factory=dict)
     no_answer_threshold: Finite | None = None
     label_thresholds: LabelThresholds = Field(default=None, exclude_if=lambda value: value is None)
+    temperature: Temperature = Field(default=None, exclude_if=lambda value: value is None)
     bleu_signature: str | None = None
 
 

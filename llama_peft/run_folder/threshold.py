@@ -1,5 +1,6 @@
 """threshold.json: above this probability of no answer, a span run gives no answer; or above which
-probability a run gives each label, if a text can have several.
+probability a run gives each label, if a text can have several; or the temperature of the
+probabilities, if a text has one label.
 """
 
 from pathlib import Path
@@ -21,8 +22,11 @@ UNFITTED = 0.5
 LabelThresholds = Annotated[list[Probability] | None, Field(min_length=2)]
 
 
+Temperature = Annotated[Finite, Field(ge=0.001, le=1000)] | None
+
+
 class Threshold(Stored):
-    """A fitted threshold, and what it was fitted for."""
+    """A fitted threshold or temperature, and what it was fitted for."""
 
     no_answer_threshold: Annotated[Finite, Field(ge=-1, le=1)] | None = Field(
         default=None, exclude_if=lambda value: value is None
@@ -30,6 +34,8 @@ class Threshold(Stored):
     """Below 0 if giving no answer at all is best."""
     label_thresholds: LabelThresholds = Field(default=None, exclude_if=lambda value: value is None)
     """For each label, in their order; for runs whose texts can have several labels."""
+    temperature: Temperature = Field(default=None, exclude_if=lambda value: value is None)
+    """What the logits are divided by before the softmax; for runs whose texts have one label."""
     fitted_on: Count = 0
     """Validation examples."""
     metric: str = "f1"
@@ -55,7 +61,8 @@ def read_threshold(folder: Path, record: TrainingRecord | None = None) -> Thresh
         weights = found.adapter_sha256
         if weights is not None and weights not in (record or read_record(folder)).files.values():
             raise ValueError("it belongs to other weights")
-        if (found.no_answer_threshold is None) == (found.label_thresholds is None):
+        kinds = found.no_answer_threshold, found.label_thresholds, found.temperature
+        if sum(kind is not None for kind in kinds) != 1:
             raise ValueError("it holds no threshold, or two kinds of them")
     except FileNotFoundError:
         return None
@@ -70,9 +77,12 @@ def run_threshold(run: Run) -> Threshold | None:
     Raises UserError as `read_threshold`, or if the file is for another task or other labels.
     """
     found = read_threshold(run.folder, run.record)
-    if found is None or not run.recipe.kind.fits_threshold:
+    kind = run.recipe.kind
+    if found is None or not (kind.fits_threshold or kind.fits_temperature):
         return None
-    if len(found.label_thresholds or ()) != len(run.labels):
+    expected = 0 if kind.fits_temperature else len(run.labels)
+    is_other = len(found.label_thresholds or ()) != expected
+    if is_other or kind.fits_temperature != (found.temperature is not None):
         raise _damaged(run.folder)
     return found
 

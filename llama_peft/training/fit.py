@@ -104,7 +104,8 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> None:
     rows = attached.rows["train"], attached.rows["validation"]
     with named_mistake("train"):
         trainer = setup.build_trainer(
-            loaded.recipe, attached.model, loaded.encoder, *rows, attached.collate, folder
+            *(loaded.recipe, attached.model, loaded.encoder, *rows, attached.collate, folder),
+            weights=attached.weights,
         )
     if resumed is not None:  # only now it is known what a checkpoint must fit
         resumed = newest_sealed(folder / CHECKPOINTS, fit_of(trainer))
@@ -168,6 +169,7 @@ def _save(
                 total=counted.total, trainable=counted.trainable, base=counted.base
             ),
             head=HeadChoice(layer=recipe.head.layer, pooling=recipe.head.pooling),
+            loss_weights=attached.weights.by_label if attached.weights else {},
             examples={part: len(dataset.parts.get(part, [])) for part in loaded.rows},
             dropped=dataset.dropped,
             rows={part: len(rows) for part, rows in loaded.rows.items()},

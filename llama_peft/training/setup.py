@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+    from llama_peft.training.loss_weights import LossWeights
+
 log = logging.getLogger(__name__)
 
 _OWN_KEYS = {
     "output_dir", "max_length", "doc_stride", "packing", "eval_steps", "save_total_limit",
-    "early_stopping_patience",
+    "early_stopping_patience", "class_weights", "pos_weight",
 }  # fmt: skip
 """Keys of `train` that TrainingArguments does not have, or gets in another form."""
 
@@ -55,6 +57,7 @@ class Attached:
     """Token ids, or for a head alone the states of the frozen base."""
     collate: Callable[..., Mapping[str, object]]
     """From rows to a batch."""
+    weights: "LossWeights | None"
 
 
 def load(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Loaded:
@@ -107,6 +110,8 @@ def _length(row: Row) -> int:
 
 def attach(loaded: Loaded, folder: Path) -> Attached:
     """Return the base with LoRA and a copy of its head, or the head alone, ready to train."""
+    from llama_peft.training.loss_weights import loss_weights
+
     recipe, base = loaded.recipe, loaded.base
     model = trained_module(recipe, base)
     rows: Mapping[str, Sequence[object]] = loaded.rows
@@ -120,7 +125,8 @@ def attach(loaded: Loaded, folder: Path) -> Attached:
         collate = collate_states
     counted = count_loaded(base, recipe.kind.name)
     log.info(counted.describe())
-    return Attached(model=model, counted=counted, rows=rows, collate=collate)
+    weights = loss_weights(recipe, loaded.rows)
+    return Attached(model=model, counted=counted, rows=rows, collate=collate, weights=weights)
 
 
 def trained_module(recipe: Recipe, base: "PreTrainedModel") -> "nn.Module":
@@ -217,6 +223,7 @@ def build_trainer(
     validation_rows: Sequence[object],
     collate: Callable[..., Mapping[str, object]],
     folder: Path,
+    weights: "LossWeights | None" = None,
 ) -> "Trainer":
     """Return a Trainer that writes the history and keeps the checkpoint of best validation loss."""
     from transformers import TrainingArguments
@@ -226,7 +233,7 @@ def build_trainer(
     arguments = training_arguments(recipe, bool(validation_rows), folder)
     callbacks = _callbacks(recipe, bool(arguments["load_best_model_at_end"]), folder)
     if recipe.kind.head is not None:
-        return SteadyTrainer(
+        trainer = SteadyTrainer(
             model=model,
             args=TrainingArguments(**arguments),
             data_collator=collate,
@@ -234,6 +241,8 @@ def build_trainer(
             eval_dataset=validation_rows or None,
             callbacks=callbacks,
         )
+        trainer.weigh(weights)
+        return trainer
     rows = train_rows, validation_rows
     return _answer_trainer(recipe, model, encoder, *rows, collate, arguments, callbacks)
 

@@ -26,6 +26,7 @@ from llama_peft.model.backbone import first_line
 from llama_peft.prefix_tree.pack import IGNORE_INDEX
 from llama_peft.system.memory import free_memory, is_out_of_memory
 from llama_peft.system.seal import is_sealed
+from llama_peft.training.loss_weights import LossWeights
 from llama_peft.training.sampler import EpochOrder
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,26 @@ class SteadyTrainer(Trainer):
     _share = 1.0
     """The part of the batch's loss that the present piece makes up."""
     _step_ids: tuple[str, ...] = ()
+    _weights: LossWeights | None = None
+
+    def weigh(self, weights: LossWeights | None) -> None:
+        """Train and validate with these weights in the loss."""
+        self._weights = weights
+        # Then the loss is divided for the whole step, and not by the number of its batches too.
+        self.loss_is_scaled_for_ga = None if weights is None else True
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Inputs], num_batches: int, device: torch.device
+    ) -> tuple[list[Inputs], Tensor | int | None]:
+        """Return the batches of one step, and over how much its loss is a mean.
+
+        With weights, this is the sum over all batches of all processes.
+        """
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._weights is not None and batches:
+            terms = torch.stack([self._weights.terms(batch["labels"]) for batch in batches])
+            items = self.accelerator.reduce(terms.sum().to(device), reduction="sum")
+        return batches, items
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.train_sampling_strategy == "sequential":
@@ -79,7 +100,8 @@ class SteadyTrainer(Trainer):
         try:
             for piece in _split(inputs, self._pieces):
                 # A loss summed over `num_items_in_batch` adds up by itself, a mean does not.
-                summed = num_items_in_batch is not None and self.model_accepts_loss_kwargs
+                sums = self.model_accepts_loss_kwargs or self._weights is not None
+                summed = num_items_in_batch is not None and sums
                 self._share = 1.0 if summed else _num_rows(piece) / rows
                 losses.append(super().training_step(model, piece, num_items_in_batch))
             return torch.stack(losses).sum()
@@ -182,6 +204,14 @@ class SteadyTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, object]:
         """Return the loss of a piece, scaled to its part of the batch's loss."""
+        if self._weights is not None:
+            outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+            loss = self._weights.loss(outputs.logits, inputs["labels"], num_items_in_batch)
+            if (
+                num_items_in_batch is not None
+            ):  # that of all processes, whose gradients DDP averages
+                loss = loss * self.accelerator.num_processes
+            return (loss, outputs) if return_outputs else loss
         found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._share == 1.0:
             return found

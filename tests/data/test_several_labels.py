@@ -132,3 +132,19 @@ def test_nothing_to_learn() -> None:
         recipe_of(single_label=False), rows_of([["a"], []])
     )
     assert "have one label (2.5)" in refusal(recipe_of("regression"), rows_of([2.5] * 3))
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_weights_are_given_to_labels_that_are_there(single: bool) -> None:
+    """Names are compared as labels are: 1 and 1.0 are the same."""
+    key = "class_weights" if single else "pos_weight"
+    rows = rows_of(["1", "2", "1", "2", "31"])
+
+    def weighted(weights: dict[str, float]) -> Recipe:
+        recipe = recipe_of(single_label=single)
+        train = recipe.train.model_copy(update={key: weights})
+        return recipe.model_copy(update={"train": train})
+
+    assert read(weighted({"1.0": 2.0, "31": 5.0}), rows)[0] == ("1", "2", "31")
+    assert f"train.{key}: 30 is not a label; did you mean 31?" in refusal(weighted({"30": 1}), rows)
+    assert "1.0 is there twice" in refusal(weighted({"1": 1, "1.0": 2}), rows)

@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eval import harness
+from llama_peft.errors import UserError
+from llama_peft.inference.ask import load_run
+from llama_peft.inference.predict import tempered
 from llama_peft.recipe import Recipe
 from llama_peft.recipe.schema import Parts
 from llama_peft.system.files import with_sum
@@ -69,3 +73,35 @@ def test_a_file_is_evaluated_with_the_threshold_of_the_run_s_validation(
         found = harness.run(job_for(gone, folder, tmp_path / "gone", data_file=str(file)))
     assert found.configs["small"].no_answer_threshold == 0.5
     assert "gone.csv" in caplog.text and "0.5" in caplog.text
+
+
+def test_a_temperature_is_fitted_on_validation_kept_and_used_everywhere(
+    class_run: tuple[Recipe, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It changes no label; results hold the scores with it and without; old results have none."""
+    recipe, folder = class_run
+    texts = ["good film", "a dull, slow film"]
+    before = load_run(folder).predict(texts)
+    with caplog.at_level("WARNING", logger="eval.threshold"):
+        results = harness.run(job_for(recipe, folder, tmp_path / "tuned"))
+    assert "the temperature is fitted on 8 validation examples only" in caplog.text
+    kept = json.loads((folder / "threshold.json").read_text())
+    temperature = kept["temperature"]
+    assert kept["fitted_on"] == 8 and kept["metric"] == "log_loss" and temperature != 1
+    assert results.configs["small"].temperature == temperature
+    scores, lines = results.results["small"], lines_of(tmp_path / "tuned")
+    raws = [tempered(line["probabilities"], 1 / temperature) for line in lines]
+    order = [results.settings.labels.index(line["gold"]) for line in lines]
+    loss = -np.mean([np.log(raw[gold]) for raw, gold in zip(raws, order, strict=True)])
+    assert scores["log_loss_uncalibrated"] == pytest.approx(loss, abs=1e-9)
+    assert sum(scores["reliability_count_per_bin"]) == len(lines)
+    after = load_run(folder).predict(texts)
+    for first, second in zip(before, after, strict=True):
+        expected = tempered(list(first.probabilities.values()), temperature)
+        assert list(second.probabilities.values()) == pytest.approx(expected)
+        assert first.prediction == second.prediction
+    other = {"no_answer_threshold": 0.5, "fitted_for": "x"}
+    (folder / "threshold.json").write_text(json.dumps(with_sum(other)))
+    with pytest.raises(UserError, match="damaged"):
+        load_run(folder)
+    (folder / "threshold.json").unlink()

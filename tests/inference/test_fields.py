@@ -107,7 +107,8 @@ def test_predict_takes_named_fields(finished: Path) -> None:
 def test_plain_peft_gives_the_same_scores(finished: Path) -> None:
     """On the ids of the template's text, as whoever reads the card would make them."""
     run = load_run(finished)
-    recipe = run.run.recipe
+    recipe, fitted = run.run.recipe, run.threshold
+    temperature = (fitted and fitted.temperature) or 1.0
     plain = AutoPeftModelForSequenceClassification.from_pretrained(
         finished / "adapter", num_labels=2, pad_token_id=run.tuned.encoder.tokenizer.pad_token_id
     ).eval()
@@ -116,7 +117,7 @@ def test_plain_peft_gives_the_same_scores(finished: Path) -> None:
         text = f"premise: {row['premise']}\nhypothesis: {row['hypothesis']}"
         ids = tokenizer(tokenizer.bos_token + text, add_special_tokens=False, return_tensors="pt")
         with torch.no_grad():
-            theirs = plain(**ids).logits.softmax(-1)[0].tolist()
+            theirs = (plain(**ids).logits / temperature).softmax(-1)[0].tolist()
         (ours,) = run.predict([row])
         assert theirs == pytest.approx(list(ours.probabilities.values()), abs=1e-6)
 

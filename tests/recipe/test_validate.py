@@ -32,6 +32,18 @@ BAD_KEYS: list[tuple[str, str]] = [
     ("train: {lr_scheduler_type: cosin}", 'not "cosin"; did you mean cosine?'),
     ("train: {lr_scheduler_type: cosine_with_min_lr}", "needs min_lr or min_lr_rate"),
     ("train: {optim: adamw_troch}", "did you mean adamw_torch?"),
+    (
+        "train: {class_weights: balance}",
+        "balanced or a number above 0 for each label that is named",
+    ),
+    ("train: {class_weights: {a: -1}}", "above 0 for each label that is named, such as {rare: 5}"),
+    ("train: {class_weights: {a: .nan}}", "class_weights: must be balanced or a number above 0"),
+    ("train: {class_weights: {a: 0}}", "class_weights: must be balanced or a number above 0"),
+    (
+        "train: {pos_weight: balanced}",
+        "only classification with several labels a row has pos_weight",
+    ),
+    ("train: {class_weight: balanced}", "did you mean train.class_weights?"),
     ("train: {use_cpu: yes}", 'must be true or false, not "yes"'),
     ("train: {seed: 4294967296}", "must be a whole number from 0 to 4294967295"),
     (
@@ -184,6 +196,7 @@ def test_bad_data_sections(tmp_path: Path, dataset: str, fragment: str) -> None:
         ("generative_qa", "", "lora: generative_qa has no head to train: set lora"),
         ("generative_qa", LORA + "prompt: {verbalizers: [a, b]}", "only classification has verb"),
         ("extractive_qa", "train: {packing: prefix_tree}", "extractive_qa trains without packing"),
+        ("extractive_qa", "train: {class_weights: balanced}", "only classification with one label"),
         ("extractive_qa", "train: {max_length: 128}", "doc_stride: must be below max_length (128)"),
         ("extractive_qa", "train: {early_stopping_patience: 1}", None),
         ("generative_qa", LORA + "train: {packing: prefix_tree, max_length: 64}", None),

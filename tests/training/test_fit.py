@@ -185,17 +185,22 @@ def test_resume_in_a_later_epoch_takes_up_its_order(
     assert (resumed / last).read_bytes() == (whole / last).read_bytes()
 
 
+@pytest.mark.parametrize("weights", [None, {"positive": 5.0}])
 def test_accumulation_does_not_change_the_step(
-    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    weights: dict[str, float] | None,
 ) -> None:
     """Trap 24: the stock loss of a classification model multiplies the gradient by the accumulation steps."""
     norms = []
     for size, accumulation in ((8, 1), (2, 4)):
         keys = {
-            "per_device_train_batch_size": 8,
+            "per_device_train_batch_size": size,
             "gradient_accumulation_steps": accumulation,
             "max_steps": 1,
             "output_dir": str(tmp_path / str(size)),
+            "class_weights": weights,
         }
         parts = {"parts": {"train": 8, "validation": 8, "test": 8}}
         recipe = make_recipe(
@@ -204,18 +209,30 @@ def test_accumulation_does_not_change_the_step(
         folder = training.train(recipe)
         history = (folder / "history.jsonl").read_text().splitlines()
         norms.append(json.loads(history[0])["grad_norm"])
+        named = {"negative": 1.0, "positive": 5.0}
+        assert runs.record_of(folder).loss_weights == (named if weights else {})
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("weights", [None, {"positive": 5.0}])
 def test_two_processes_take_the_step_of_one(
-    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    weights: dict[str, float] | None,
 ) -> None:
     """Trap 24 again: under DDP the stock loss would double the gradient."""
-    keys = {"max_steps": 1, "per_device_train_batch_size": 8, "output_dir": str(tmp_path / "one")}
+    keys = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "output_dir": str(tmp_path / "one"),
+        "class_weights": weights,
+    }
     parts = {"parts": {"train": 8, "validation": 8, "test": 8}}
     recipe = make_recipe("classification", make_base(), train=keys, dataset=parts)
     one = training.train(recipe)
-    words = ["train.per_device_train_batch_size=4", f"train.output_dir={tmp_path / 'two'}"]
+    words = ["train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2"]
+    words += [f"train.output_dir={tmp_path / 'two'}"]
     words = ["train", str(one / "recipe.yaml"), *words]
     codes = forked.ranks(2, lambda hook, log: forked.start(words, log, hook=hook), tmp_path)
     assert codes == [0, 0], (tmp_path / "rank-0.log").read_text()
@@ -229,6 +246,8 @@ def test_two_processes_take_the_step_of_one(
         load_file(run / "head.safetensors")["score.weight"] for run in (one, tmp_path / "two")
     ]
     torch.testing.assert_close(*exports)
+    validated = [runs.record_of(run).best_validation_loss for run in (one, tmp_path / "two")]
+    assert validated[0] == pytest.approx(validated[1], rel=1e-4)
 
 
 def test_tree_rows_and_plain_rows_train_alike(

@@ -57,7 +57,10 @@ HOOKS = {
         "ours stops at a gradient that is not finite, before the optimizer uses it",
     ),
 }  # fmt: skip
-PUBLIC = ("training_step", "prediction_step", "compute_loss", "create_scheduler", "log")
+PUBLIC = (
+    "training_step", "prediction_step", "compute_loss", "create_scheduler", "log",
+    "get_batch_samples",
+)  # fmt: skip
 
 
 def parameters(method: object) -> tuple[str, ...]:

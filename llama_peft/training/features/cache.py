@@ -99,9 +99,9 @@ class FeatureHead(nn.Module):
         self.score = score.requires_grad_(True)
         self.problem_type = problem_type
 
-    def forward(self, features: Tensor, labels: Tensor) -> SequenceClassifierOutput:
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
         logits = self.score(features)
-        loss = heads.class_loss(logits, labels, self.problem_type)
+        loss = None if labels is None else heads.class_loss(logits, labels, self.problem_type)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 

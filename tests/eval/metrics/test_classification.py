@@ -8,6 +8,7 @@ import pytest
 
 from eval.metrics import classification, measure
 from eval.metrics.bootstrap import scores_of
+from llama_peft.inference.predict import tempered
 
 
 def keyed(*lists: Sequence[str]) -> list[dict[str, str]]:
@@ -155,3 +156,51 @@ def test_labels_that_do_not_occur_count_for_nothing():
     truth = {str(number): gold for number, gold in enumerate(golds)}
     found = measure.classification_results(truth, truth, labels)
     assert found["f1_macro_ci95"] == [1, 1]
+
+
+def test_the_temperature_is_that_of_a_plain_torch_twin() -> None:
+    """The smallest cross-entropy of logits / T; and no label overtakes another."""
+    import torch
+
+    draw = np.random.default_rng(4)
+    codes = draw.integers(0, 4, 60)
+    logits = 4 * draw.normal(size=(60, 4)) + 3 * np.eye(4)[codes]
+    labels, (golds,) = "abcd", keyed(["abcd"[code] for code in codes])
+    chances = torch.tensor(logits).softmax(-1).tolist()
+    known = {str(number): one for number, one in enumerate(chances)}
+    log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    twin = torch.optim.LBFGS([log_t], tolerance_grad=1e-12, tolerance_change=1e-14, max_iter=200)
+
+    def loss() -> torch.Tensor:
+        twin.zero_grad()
+        scaled = torch.tensor(logits) / log_t.exp()
+        found = torch.nn.functional.cross_entropy(scaled, torch.tensor(codes))
+        found.backward()
+        return found
+
+    twin.step(loss)
+    found = classification.fit_temperature(known, golds, labels)
+    assert found == pytest.approx(log_t.exp().item(), rel=1e-6) and found > 1.1
+    for row, chance in zip(logits, chances, strict=True):
+        expected = torch.tensor(row / found).softmax(-1).tolist()
+        ours = tempered(chance, found)
+        assert ours == pytest.approx(expected, abs=1e-9)
+        assert np.argsort(ours).tolist() == np.argsort(chance).tolist()
+        assert tempered(ours, 1 / found) == pytest.approx(chance, abs=1e-9)
+
+
+def test_reliability_bins_are_those_of_a_plain_loop_and_of_ece() -> None:
+    draw = np.random.default_rng(5)
+    chances, codes = draw.dirichlet([0.4] * 3, 200), draw.integers(0, 3, 200)
+    known = {str(number): one for number, one in enumerate(chances.tolist())}
+    (golds,) = keyed(["abc"[code] for code in codes])
+    found = classification.reliability(known, golds, "abc")
+    error = 0.0
+    for number in range(15):
+        rows = [k for k in range(200) if number / 15 < chances[k].max() <= (number + 1) / 15]
+        each = [one[number] for one in found.values()]
+        sure = np.mean([chances[k].max() for k in rows]) if rows else 0.0
+        right = np.mean([chances[k].argmax() == codes[k] for k in rows]) if rows else 0.0
+        assert each == pytest.approx([len(rows), sure, right], abs=1e-9)
+        error += len(rows) / 200 * abs(right - sure)
+    assert confidence(chances, codes, "abc")["ece"] == pytest.approx(error, abs=1e-9)

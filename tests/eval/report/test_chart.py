@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from eval.report.chart import loss_chart, loss_series, ticks
+from eval.report.chart import loss_chart, loss_series, reliability_chart, ticks
 from tests.support.html import CheckedPage
 
 
@@ -33,3 +33,15 @@ def test_the_curve_holds_the_finite_losses_in_the_order_of_steps():
     names = re.findall(r'y="([\d.]+)">(training|validation)<', chart)
     assert [name for _, name in names] == ["training", "validation"]
     assert abs(float(names[0][0]) - float(names[1][0])) >= 12, "the names overlap"
+
+
+def test_bins_on_the_diagonal_are_drawn_on_it_and_empty_ones_are_not_drawn():
+    drawn = reliability_chart([0, 3, 1], [0.0, 0.5, 0.9], [0.0, 0.5, 0.2])
+    assert drawn.count("<circle") == 2 and "3 examples" in drawn and "accuracy (up)" in drawn
+    line, (x, y) = (
+        re.search(r'points="([^"]+)"', drawn)[1],
+        re.findall(r'c[xy]="([^"]+)"', drawn)[:2],
+    )
+    ends = [[float(number) for number in end.split(",")] for end in line.split()]
+    middle = [sum(pair) / 2 for pair in zip(*ends, strict=True)]
+    assert [float(x), float(y)] == pytest.approx(middle, abs=0.1)
