@@ -25,6 +25,7 @@ from llama_peft.errors import UserError
 from llama_peft.inference import batch, rows, unfinished
 from llama_peft.inference.batch import open_batch, replies, write
 from llama_peft.run_folder.run import open_run
+from llama_peft.run_folder.threshold import Threshold, write_threshold
 from tests.support import forked
 from tests.support.paths import RUNS_0_1_0
 
@@ -89,13 +90,11 @@ def test_predictions_are_those_of_an_evaluation(
 ODD = "Zoë 🦙 naïve e\u0301 日本語 \u200dé\ufeff"
 
 
-def test_an_answer_is_the_piece_of_its_passage_between_start_and_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_is_the_piece_of_its_passage_between_start_and_end(tmp_path: Path) -> None:
     """Characters and not bytes, tokens or characters of a normal form."""
-    monkeypatch.setattr("llama_peft.inference.ask.UNFITTED", 2.0)
     own = tmp_path / "run"
     shutil.copytree(SPAN, own, ignore=lambda *_: ["threshold.json"])
+    write_threshold(own, Threshold(no_answer_threshold=1.0))
     _, path = labelled(SPAN, tmp_path)
     asked = [json.loads(line) for line in path.read_text("utf-8").splitlines()][:5]
     asked = [
@@ -115,7 +114,7 @@ def test_an_answer_is_the_piece_of_its_passage_between_start_and_end(
     for row, given in zip(found, asked, strict=True):
         assert row["answer"] == given["context"][row["start"] : row["end"]] != ""
     assert any(row["start"] > 400 for row in found), "some are in a later window or far inside"
-    monkeypatch.setattr("llama_peft.inference.ask.UNFITTED", -1.0)
+    write_threshold(own, Threshold(no_answer_threshold=-1.0))
     for row in predicted(own, path):
         assert (row["answer"], row["start"], row["end"]) == ("", None, None)
 
