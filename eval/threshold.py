@@ -29,7 +29,7 @@ from .scoring import gold
 log = logging.getLogger(__name__)
 
 FEW = 50
-"""On fewer validation examples, what is fitted is uncertain."""
+"""On fewer validation examples a threshold is uncertain, and no temperature is fitted."""
 
 
 def validation_examples(evaluation: Evaluation) -> list[Example]:
@@ -45,7 +45,14 @@ def validation_examples(evaluation: Evaluation) -> list[Example]:
             dataset = data.load(job.recipe, job.given)
         except UserError as error:
             log.warning("no threshold can be fitted on the recipe's own data: %s", error)
-    return dataset.parts.get("validation", [])
+    found = dataset.parts.get("validation", [])
+    if evaluation.predictor.fits_temperature and len(found) < FEW:
+        log.info(
+            "%d validation examples are fewer than %d, so no temperature is fitted to the probabilities",
+            *(len(found), FEW),
+        )
+        return []
+    return found
 
 
 def fitted_threshold(evaluation: Evaluation, validation: Sequence[Example]) -> Threshold | None:
@@ -59,8 +66,8 @@ def fitted_threshold(evaluation: Evaluation, validation: Sequence[Example]) -> T
     found = _fitted(evaluation, validation)
     if found is not None and validation and len(validation) < FEW:
         log.warning(
-            "the %s is fitted on %d validation examples only, so it is uncertain: give %d or more",
-            *("threshold" if found.temperature is None else "temperature", len(validation), FEW),
+            "the threshold is fitted on %d validation examples only, so it is uncertain: give %d or more",
+            *(len(validation), FEW),
         )
     return found
 

@@ -29,7 +29,7 @@ Answers = dict[str, tuple[int, ...]]
 def run(base: Base, questions: Questions, repeats: int, row_tokens: int | None) -> dict[str, Any]:
     """Measure, compare the answers, and return the result."""
     row_tokens = row_tokens or 2048
-    prompts = [base.encoder.encode(example, training=False) for example in questions.examples]
+    prompts = [Encoded(one.id, base.encoder.question(one)) for one in questions.examples]
     contestants = _contestants(base, prompts, row_tokens)
     for contestant in _contestants(base, prompts[:2], row_tokens):
         contestant.prepare().run()  # the first call of a code path costs more

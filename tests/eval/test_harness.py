@@ -165,7 +165,10 @@ def test_rows_from_python_are_evaluated_like_a_file(
     class_run: tuple[Recipe, Path], tmp_path: Path
 ) -> None:
     recipe, folder = class_run
-    rows = [{"text": "A fine, warm film", "label": "positive"}, {"text": "Dull", "label": 0}]
+    rows = [
+        {"text": "A fine, warm film", "label": "positive"},
+        {"text": "Dull", "label": "NEGATIVE"},
+    ]
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(rows))
     own = harness.run(job_for(recipe, folder, tmp_path / "file", data_file=str(file)))

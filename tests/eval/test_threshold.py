@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import harness
+from eval import harness, threshold
 from llama_peft.errors import UserError
 from llama_peft.inference.ask import load_run
 from llama_peft.inference.predict import tempered
@@ -76,15 +76,21 @@ def test_a_file_is_evaluated_with_the_threshold_of_the_run_s_validation(
 
 
 def test_a_temperature_is_fitted_on_validation_kept_and_used_everywhere(
-    class_run: tuple[Recipe, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    class_run: tuple[Recipe, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It changes no label; results hold the scores with it and without; old results have none."""
     recipe, folder = class_run
     texts = ["good film", "a dull, slow film"]
     before = load_run(folder).predict(texts)
-    with caplog.at_level("WARNING", logger="eval.threshold"):
-        results = harness.run(job_for(recipe, folder, tmp_path / "tuned"))
-    assert "the temperature is fitted on 8 validation examples only" in caplog.text
+    with caplog.at_level("INFO", logger="eval.threshold"):
+        results = harness.run(job_for(recipe, folder, tmp_path / "few"))
+    assert "8 validation examples are fewer than 50, so no temperature is fitted" in caplog.text
+    assert results.configs["small"].temperature is None and not (folder / "threshold.json").exists()
+    monkeypatch.setattr(threshold, "FEW", 8)
+    results = harness.run(job_for(recipe, folder, tmp_path / "tuned"))
     kept = json.loads((folder / "threshold.json").read_text())
     temperature = kept["temperature"]
     assert kept["fitted_on"] == 8 and kept["metric"] == "log_loss" and temperature != 1

@@ -12,7 +12,6 @@ from eval import report
 from eval.__main__ import app
 from eval.results import read_systems
 from llama_peft.export.stage import stage
-from llama_peft.inference.predict import tempered
 from llama_peft.recipe import load_recipe
 from llama_peft.run_folder import layout
 from llama_peft.run_folder.comparison import read_comparison
@@ -54,10 +53,7 @@ def test_every_kind_of_run_is_there() -> None:
 
 @pytest.mark.parametrize("run", [*EVALUATED, "pushed"], indirect=True)
 def test_an_evaluation_gives_the_recorded_predictions(run: Path, tmp_path: Path) -> None:
-    """A pushed run holds no predictions: it must give those of the run that was pushed.
-
-    This version also fits a temperature for one label a text, and keeps it with the run.
-    """
+    """A pushed run holds no predictions: it must give those of the run that was pushed."""
     before = runs.sums(run)
     recorded = lines(RUNS_0_1_0 / ("classifier" if run.name == "pushed" else run.name) / "tuned")
     output = tmp_path / "out"
@@ -65,9 +61,6 @@ def test_an_evaluation_gives_the_recorded_predictions(run: Path, tmp_path: Path)
     app(words, standalone_mode=False)
     found = lines(output)
     assert len(found) == 16
-    fitted = read_results(output / layout.RESULTS).settings.temperature
-    for line in found if fitted else ():
-        line["probabilities"] = list(tempered(line["probabilities"], 1 / fitted))
     for old, new in zip(recorded, found, strict=True):
         for key in NUMBERS:
             assert new.pop(key, None) == pytest.approx(old.pop(key, None), abs=1e-4)
@@ -75,15 +68,8 @@ def test_an_evaluation_gives_the_recorded_predictions(run: Path, tmp_path: Path)
     scores, recorded_scores = scores_of(output), scores_of(run / layout.TUNED)
     assert scores.keys() >= recorded_scores.keys()  # this version knows more scores
     for name, score in recorded_scores.items():
-        if f"{name.removesuffix('_ci95')}_uncalibrated" in scores:
-            if name.endswith("_ci95"):
-                continue  # of the scores with the temperature
-            name = f"{name}_uncalibrated"
         assert scores[name] == pytest.approx(score, abs=1e-4), name
-    after = runs.sums(run)
-    if fitted:
-        del after[layout.THRESHOLD]
-    assert after == before
+    assert runs.sums(run) == before
 
 
 @pytest.mark.parametrize("run", EVALUATED, indirect=True)
