@@ -167,7 +167,7 @@ def test_rows_from_python_are_evaluated_like_a_file(
     recipe, folder = class_run
     rows = [
         {"text": "A fine, warm film", "label": "positive"},
-        {"text": "Dull", "label": "NEGATIVE"},
+        {"text": "Dull", "label": "negative"},
     ]
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(rows))
