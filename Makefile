@@ -24,7 +24,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make check       check style, format and types"
 	@echo "make bench       compare speed and memory with the stock libraries (about an hour)"
-	@echo "make faults      damage real runs on purpose, and count what is lost (about twenty minutes)"
+	@echo "make faults      damage real runs on purpose, and count what is lost (twenty minutes or more)"
 	@echo "make wordnet     install the synonyms that METEOR uses"
 	@echo "make clean       delete .venv and build files; runs are kept"
 	@echo "make push RUN=runs/NAME   push a run to the Hub, with a card that shows its results"
@@ -59,7 +59,7 @@ demo: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# This takes about twenty minutes. For ARGS see make faults ARGS=--help, for example ARGS="--only storage".
+# This takes twenty minutes or more. For ARGS see make faults ARGS=--help, for example ARGS="--only storage".
 faults: $(READY)
 	$(BIN)/python -m tests.faults $(ARGS)
 

@@ -68,6 +68,7 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self.frame = frame
         self.bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+        self._last: tuple[str, Ids] | None = None
         self._controls = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     def plain(self, text: str) -> Ids:
@@ -80,7 +81,10 @@ class TextEncoder:
 
     def prompt(self, body: str) -> Ids:
         """Return the ids of a prompt, up to the answer."""
-        return next(self._whole([body], [""]))
+        # What looks for the texts that fit a prompt ends with the prompt that it measured last.
+        if self._last is None or self._last[0] != body:
+            self._last = (body, next(self._whole([body], [""])))
+        return self._last[1]
 
     def answered(self, bodies: Sequence[str], answers: Sequence[str]) -> Iterator[tuple[Ids, Ids]]:
         """Yield the ids of each prompt, and those of its answer with the end token."""

@@ -207,9 +207,8 @@ class SteadyTrainer(Trainer):
         if self._weights is not None:
             outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
             loss = self._weights.loss(outputs.logits, inputs["labels"], num_items_in_batch)
-            if (
-                num_items_in_batch is not None
-            ):  # that of all processes, whose gradients DDP averages
+            if num_items_in_batch is not None:
+                # It counts all processes, and DDP averages their gradients.
                 loss = loss * self.accelerator.num_processes
             return (loss, outputs) if return_outputs else loss
         found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -31,35 +31,22 @@ def test_rouge_equals_rouge_score(written):
         assert scores[kind] == pytest.approx((total + silent) / len(golds))
 
 
-def test_bleu_equals_sacrebleu(written):
-    from sacrebleu.metrics import BLEU
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_corpus_scores_equal_sacrebleu(written, name):
+    from sacrebleu.metrics import BLEU, CHRF
 
     answers, golds = written
     scores = overlap_scores(answers, golds)
+    metric = {"bleu": BLEU(effective_order=True), "chrf": CHRF()}[name]
     for prefix, keys in (("", list(golds)), ("HasAns_", [key for key in golds if golds[key]])):
         most = max(len(golds[key]) for key in keys)
         streams = [
             [dict(enumerate(golds[key] or [""])).get(number) for key in keys]
             for number in range(most)
         ]
-        corpus = BLEU(effective_order=True).corpus_score([answers[key] for key in keys], streams)
-        assert scores[f"{prefix}bleu"] == pytest.approx(corpus.score / 100)
+        corpus = metric.corpus_score([answers[key] for key in keys], streams)
+        assert scores[f"{prefix}{name}"] == pytest.approx(corpus.score / 100, abs=1e-9)
     assert overlap.bleu_signature().startswith("nrefs:var|case:mixed|eff:yes|tok:13a|smooth:exp|")
-
-
-def test_chrf_equals_sacrebleu(written):
-    from sacrebleu.metrics import CHRF
-
-    answers, golds = written
-    scores = overlap_scores(answers, golds)
-    for prefix, keys in (("", list(golds)), ("HasAns_", [key for key in golds if golds[key]])):
-        most = max(len(golds[key]) for key in keys)
-        streams = [
-            [dict(enumerate(golds[key] or [""])).get(number) for key in keys]
-            for number in range(most)
-        ]
-        corpus = CHRF().corpus_score([answers[key] for key in keys], streams)
-        assert scores[f"{prefix}chrf"] == pytest.approx(corpus.score / 100, abs=1e-9)
 
 
 def test_bleu_of_short_right_answers_is_one():
