@@ -146,6 +146,10 @@ def fit_temperature(
 ) -> float:
     """The temperature from 0.1 to 10 that gives the smallest log loss here. Fit it on validation.
 
+    Of N examples with L labels, a reference counts (N + 1) / (N + L), and each other label
+    1 / (N + L), after Platt (1999), "Probabilistic outputs for support vector machines". Else N
+    examples that are all right would make the model as sure as can be.
+
     The log loss of softmax(s * z) is convex in s = 1 / temperature, so its derivative, the mean of
     (expected logit - logit of the reference), changes its sign once: bisection finds it. The logs
     of probabilities take the place of the logits z, from which they differ by a constant.
@@ -153,12 +157,14 @@ def fit_temperature(
     rows = confidence_evidence(probabilities, golds, labels).rows
     logs_KL = np.log(np.maximum(rows[:, 1:], np.finfo(np.float64).tiny))
     own_K = logs_KL[rows[:, :1] == np.arange(len(labels))]
+    smoothing = len(labels) / (len(rows) + len(labels))
+    target_K = (1 - smoothing) * own_K + smoothing * logs_KL.mean(axis=1)
     low, high = 0.1, 10.0
     for _ in range(60):
         sharpness = (low + high) / 2
         powers_KL = np.exp(sharpness * (logs_KL - logs_KL.max(axis=1, keepdims=True)))
         share_KL = powers_KL / powers_KL.sum(axis=1, keepdims=True)
-        if ((share_KL * logs_KL).sum(axis=1) - own_K).mean() > 0:
+        if ((share_KL * logs_KL).sum(axis=1) - target_K).mean() > 0:
             high = sharpness
         else:
             low = sharpness

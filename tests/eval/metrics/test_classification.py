@@ -174,7 +174,9 @@ def test_the_temperature_is_that_of_a_plain_torch_twin() -> None:
     def loss() -> torch.Tensor:
         twin.zero_grad()
         scaled = torch.tensor(logits) / log_t.exp()
-        found = torch.nn.functional.cross_entropy(scaled, torch.tensor(codes))
+        found = torch.nn.functional.cross_entropy(
+            scaled, torch.tensor(codes), label_smoothing=4 / (60 + 4)
+        )
         found.backward()
         return found
 
@@ -187,6 +189,17 @@ def test_the_temperature_is_that_of_a_plain_torch_twin() -> None:
         assert ours == pytest.approx(expected, abs=1e-9)
         assert np.argsort(ours).tolist() == np.argsort(chance).tolist()
         assert tempered(ours, 1 / found) == pytest.approx(chance, abs=1e-9)
+
+
+def test_examples_that_are_all_right_do_not_make_a_model_as_sure_as_can_be() -> None:
+    """Then no temperature would be low enough; the mean of the probabilities stays near N of N + 1."""
+    draw = np.random.default_rng(6)
+    sure = 0.6 + 0.3 * draw.random(100)
+    known = {str(number): [one, 1 - one] for number, one in enumerate(sure)}
+    (golds,) = keyed(["a"] * 100)
+    found = classification.fit_temperature(known, golds, "ab")
+    shares = [tempered(one, found)[0] for one in known.values()]
+    assert 0.1 < found < 1 and 0.9 < np.mean(shares) < 0.995
 
 
 def test_reliability_bins_are_those_of_a_plain_loop_and_of_ece() -> None:
