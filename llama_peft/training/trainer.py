@@ -24,7 +24,12 @@ from transformers import EarlyStoppingCallback, Trainer
 from llama_peft.errors import UserError
 from llama_peft.model.backbone import first_line
 from llama_peft.prefix_tree.pack import IGNORE_INDEX
-from llama_peft.system.memory import free_memory, is_out_of_memory
+from llama_peft.system.memory import (
+    free_memory,
+    is_out_of_memory,
+    random_state,
+    set_random_state,
+)
 from llama_peft.system.seal import is_sealed
 from llama_peft.training.loss_weights import LossWeights
 from llama_peft.training.sampler import EpochOrder
@@ -80,7 +85,9 @@ class SteadyTrainer(Trainer):
         """Add a batch's gradients and return its loss, in smaller pieces if memory runs out."""
         self._step_ids = (*self._step_ids, *_take_ids(inputs))
         before = [None if p.grad is None else p.grad.clone() for p in _trained(model)]
+        draws = random_state()
         while (loss := self._attempt(model, inputs, num_items_in_batch)) is None:
+            set_random_state(draws)  # so that dropout is that of a step that never failed
             for parameter, gradient in zip(_trained(model), before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             free_memory()

@@ -63,6 +63,29 @@ def test_out_of_memory_does_the_same_step_in_smaller_pieces(
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_a_step_that_ran_out_of_memory_draws_the_same_dropout(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failed attempt has drawn some of it."""
+
+    def trained(name: str) -> dict[str, torch.Tensor]:
+        keys = {"output_dir": str(tmp_path / name), "per_device_train_batch_size": 8}
+        lora = {"r": 4, "lora_dropout": 0.4}
+        return weights(training.train(make_recipe("classification", base, lora=lora, train=keys)))
+
+    def run_out(trainer: Any, inputs: dict[str, Any]) -> None:
+        if len(inputs["input_ids"]) > 4:
+            torch.rand(7)
+            raise RuntimeError("CUDA error: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SteadyTrainer, "_pieces", 2)
+        expected = trained("pieces")
+    hurt(monkeypatch, run_out)
+    found = trained("replayed")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_memory_for_less_than_one_row_is_one_line(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
