@@ -77,3 +77,25 @@ def test_the_block_mask_rule_is_the_dense_mask() -> None:
         rule = mask_rule(end, position, window)
         flexible = create_mask(rule, len(end), 1, end.shape[1], end.shape[1], device="cpu")
         assert torch.equal(dense[name], flexible)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_flex_attention_computes_what_the_dense_mask_does(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is written in torch, and not compiled for a GPU; on rows of several of its blocks."""
+    from torch.nn.attention.flex_attention import flex_attention
+    from transformers.integrations import flex_attention as library
+
+    monkeypatch.setattr(library, "WrappedFlexAttention", lambda training: lambda: flex_attention)
+    batch = collate(pack(families(12), 300))
+    assert batch["input_ids"].shape[1] > 2 * 128
+    states = []
+    for attention in ("flex_attention", "eager"):
+        model = tiny_model(f"{family}-{attention}")
+        install(model)
+        inputs = {key: value for key, value in batch.items() if key not in ("ids", "labels")}
+        with torch.no_grad():
+            states.append(model(**inputs, use_cache=False).logits)
+    real = batch["attention_mask"].bool()
+    assert (states[0] - states[1])[real].abs().max() < 1e-4
