@@ -62,7 +62,7 @@ class Machine(NamedTuple):
     amd: bool = False
     """Whether a driver of AMD for computing is loaded."""
     driver_cuda: int = 0
-    """The newest CUDA that the driver of NVIDIA knows: 12040 is 12.4. 0 if torch cannot ask it."""
+    """The newest CUDA that the driver of NVIDIA knows: 12040 is 12.4. 0 if that was not asked."""
     hidden_by: str | None = None
     """A variable of the environment that hides all GPUs."""
     usable: str | None = None
@@ -87,7 +87,7 @@ def machine() -> Machine:
         rocm=rocm,
         nvidia=Path("/proc/driver/nvidia/version").is_file() or bool(shutil.which("nvidia-smi")),
         amd=Path("/dev/kfd").exists(),
-        driver_cuda=torch._C._cuda_getDriverVersion() if version else 0,
+        driver_cuda=torch._C._cuda_getDriverVersion() if version and kind is None else 0,
         hidden_by=next((name for name in _HIDING if os.environ.get(name) in ("", "-1")), None),
         usable=getattr(torch, kind).get_device_name() if kind else None,
         capability=torch.cuda.get_device_capability() if own else None,
@@ -155,6 +155,12 @@ def check(recipe: Recipe, long: bool) -> None:
     """
     folder = Path(backbone.source(recipe.model))
     weights = local_weights(folder) if folder.is_dir() else hub_weights(recipe.model)
+    fast = str(backbone.fast_dtype(backbone.place_of(recipe)))
+    if recipe.model.dtype == "bfloat16" and fast == "torch.float16":
+        log.warning(
+            "this GPU only emulates bfloat16, which is slow and takes several times the memory: remove "
+            "model.dtype"
+        )
     problems = [
         *weights.problems,
         *packed_problems(weights.config, recipe.quantization),

@@ -1,4 +1,4 @@
-"""Memory: the peak, whether it ran out, and how to free what an exception held."""
+"""The GPU and memory: the peak, whether it ran out, and how to free what an exception held."""
 
 import errno
 import gc
