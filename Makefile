@@ -12,6 +12,8 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 NAMES  := $(patsubst recipes/%.yaml,%,$(wildcard recipes/*.yaml))
 DEMO   := tiny-sst2 tiny-squad tiny-squad-span
+# CUDA=cu126 on the command line takes torch from that index of PyTorch, and not from PyPI.
+INDEX  := $(if $(filter command,$(origin CUDA)),--extra-index-url https://download.pytorch.org/whl/$(CUDA))
 # Other settings make another run. Its folder is named after them by the rule of eval/job.py: max_steps-50.
 TAG    := $(if $(strip $(SET)),-$(shell printf '%s' "$(SET)" | sed -E "s/[a-z]+\.([a-z_]+)=/\1=/g; s/[^A-Za-z0-9._-]+/-/g; s/^[-.]+//; s/[-.]+$$//" | cut -c1-120))
 IN_RUN  = $(SET) train.output_dir=runs/$*$(TAG)
@@ -21,6 +23,7 @@ IN_RUN  = $(SET) train.output_dir=runs/$*$(TAG)
 help:
 	@echo "make demo        evaluate, train and evaluate again on an embedded tiny model: minutes, no GPU, no network"
 	@echo "make setup       install everything into .venv; the other targets do this when it is needed"
+	@echo "make clean setup CUDA=cu126   the same with torch for another GPU or driver; constraints.txt says which"
 	@echo "make test        run the tests"
 	@echo "make check       check style, format and types"
 	@echo "make bench       compare speed and memory with the stock libraries (about an hour)"
@@ -37,7 +40,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(if $(PYTHON),,$(error Python 3.11 or newer is needed: install it, or name it as PYTHON=...))
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(INDEX) torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -48,6 +51,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
 
 # Two recipes at a time, the longest first, with one thread each: this keeps two cores busy while libraries load.
 demo: $(READY)

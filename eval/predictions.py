@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
-import torch
-
 from llama_peft.data import Example
 from llama_peft.inference.predict import Prediction
 from llama_peft.inference.unfinished import predictions
@@ -48,7 +46,6 @@ def evaluation_key(
     """
     recipe, predictor = evaluation.job.recipe, evaluation.predictor
     facts, adapter_config = predictor.config, evaluation.subject.adapter_config
-    place = torch.device("cpu") if recipe.train.use_cpu else backbone.device()
     settings = {
         "facts": facts.model_dump(include={"model", "base_fingerprint", "adapter_sha256"}),
         "adapter_config": _sum(adapter_config),
@@ -56,7 +53,7 @@ def evaluation_key(
         "kind": predictor.kind,
         "labels": predictor.labels,
         "quantization": recipe.quantization.model_dump(),
-        "dtype": recipe.model.dtype or str(backbone.fast_dtype(place)),
+        "dtype": recipe.model.dtype or f"torch.{backbone.dtype_name(recipe)}",
         "attention": recipe.model.attn_implementation,
         "head": recipe.head.model_dump(),
         "prompt": recipe.prompt.model_dump(),

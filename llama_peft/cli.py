@@ -114,7 +114,7 @@ def _machine_trouble(error: Exception) -> str | None:
             f"a file cannot be read or written: {reason}; repair this and run the same command again: "
             "finished work is kept"
         )
-    if isinstance(error, MemoryError) or ("torch" in sys.modules and is_out_of_memory(error)):
+    if is_out_of_memory(error):
         return (
             "memory ran out: close other programs, load in 4-bit, lower train.max_length or the batch sizes, or use a "
             "smaller base (llama-peft estimate shows what takes how much); finished work is kept"

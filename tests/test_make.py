@@ -45,3 +45,18 @@ def test_quoted_values_are_one_word() -> None:
 
 def test_without_settings_it_is_the_recipe_s_own() -> None:
     assert run_folder("") == "tiny-sst2"
+
+
+def test_torch_comes_from_another_index_only_if_the_command_says_so() -> None:
+    """CUDA may stand in the environment for another purpose: where CUDA is installed."""
+
+    def installing(*words: str) -> str:
+        done = subprocess.run(
+            ["make", "-n", "-B", "setup", *words],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+            env={**os.environ, "CUDA": "/usr/local/cuda", "MAKEFLAGS": ""},
+        )  # fmt: skip
+        return next(line for line in done.stdout.splitlines() if line.endswith(" torch"))
+
+    assert "index" not in installing()
+    assert "https://download.pytorch.org/whl/cu126 torch" in installing("CUDA=cu126")

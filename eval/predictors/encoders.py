@@ -255,8 +255,7 @@ def _load(
     auto: type, recipe: Recipe, pad_id: int, adapter: Adapter | None = None
 ) -> PreTrainedModel:
     """Load a model. Every weight must be there; weights without a place (a pooler) are not used."""
-    place = torch.device("cpu") if recipe.train.use_cpu else backbone.device()
-    dtype = getattr(torch, recipe.model.dtype) if recipe.model.dtype else backbone.fast_dtype(place)
+    place, dtype = backbone.place_of(recipe), getattr(torch, backbone.dtype_name(recipe))
     name = backbone.source(recipe.model)
     extra: dict[str, object] = {}
     if adapter is not None and adapter.kind.has_labels:

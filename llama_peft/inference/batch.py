@@ -59,7 +59,7 @@ class Batch:
             "run": self.run.record.model_dump(mode="json"),
             "recipe": recipe.model_dump(mode="json", exclude={"dataset", "hub"}),
             "threshold": None if threshold is None else threshold.model_dump(mode="json"),
-            "dtype": recipe.model.dtype or _dtype(recipe),
+            "dtype": recipe.model.dtype or f"torch.{backbone.dtype_name(recipe)}",
             "id": self.inputs.id_column,
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -135,14 +135,6 @@ def write(batch: Batch, output: Path) -> None:
             except FileExistsError:
                 raise _taken(output) from None
         files.remove_file(state, UNFINISHED)
-
-
-def _dtype(recipe: Recipe) -> str:
-    """Return the type that this machine computes in, if the recipe leaves it to the machine."""
-    import torch
-
-    place = torch.device("cpu") if recipe.train.use_cpu else backbone.device()
-    return str(backbone.fast_dtype(place))
 
 
 def check_output(output: Path) -> None:

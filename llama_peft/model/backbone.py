@@ -24,7 +24,7 @@ from llama_peft.model.quantize import (
     settle,
 )
 from llama_peft.recipe import Model, Recipe
-from llama_peft.system.memory import is_out_of_memory
+from llama_peft.system.memory import gpu_kind, is_out_of_memory
 from llama_peft.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -58,24 +58,27 @@ def source_of(name: str) -> str:
 
 
 def device() -> "torch.device":
-    """Return the accelerator of this process (by LOCAL_RANK under torchrun), or the CPU."""
+    """Return the GPU of this process (by LOCAL_RANK under torchrun), or the CPU."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    kind = gpu_kind()
+    if kind is None:
+        return torch.device("cpu")
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def fast_dtype(place: "torch.device") -> "torch.dtype":
     """Return the narrowest type that this machine multiplies fast.
 
     It is bfloat16 on recent GPUs and on CPUs with bfloat16 instructions, float16 on older GPUs, and
-    float32 on any other CPU, because bfloat16 was 20 times slower there.
+    float32 on any other CPU, because bfloat16 was 20 times slower there. Older GPUs (T4, V100, RTX
+    20xx) emulate bfloat16: attention then falls back to a kernel that holds all scores at once.
     """
     import torch
 
-    if place.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if place.type != "cpu":
+        native = getattr(torch, place.type).is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
     flags = torch.backends.cpu.get_cpu_capability()
     native = torch.cpu._is_avx512_bf16_supported() if flags.startswith("AVX512") else False
     return torch.bfloat16 if native else torch.float32
@@ -89,8 +92,27 @@ def place_of(recipe: Recipe) -> "torch.device":
 
 
 def dtype_name(recipe: Recipe) -> str:
-    """Return the type of the weights that are not quantised, for example "bfloat16"."""
-    return recipe.model.dtype or str(fast_dtype(place_of(recipe))).removeprefix("torch.")
+    """Return the type of the weights that are not quantised, and of activations, as "bfloat16".
+
+    It is the recipe's, or the fast one of this machine that is wide enough for the base.
+    """
+    if recipe.model.dtype:
+        return recipe.model.dtype
+    fast = str(fast_dtype(place_of(recipe))).removeprefix("torch.")
+    if fast == "float16" and overflows_float16(load_config(recipe.model).to_dict()):
+        return "float32"
+    return fast
+
+
+def overflows_float16(config: Mapping[str, object]) -> bool:
+    """Return whether activations of a base exceed 65,504, the largest number of float16.
+
+    They do in every Gemma after the first (https://unsloth.ai/blog/gemma-3n): then every result
+    is infinite or NaN.
+
+    config: the mapping of a config.json.
+    """
+    return re.match(r"gemma\d", str(config.get("model_type"))) is not None
 
 
 def load_config(model: Model) -> "PretrainedConfig":

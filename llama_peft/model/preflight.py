@@ -6,8 +6,12 @@ reported at once, each with what to do.
 """
 
 import logging
+import os
+import platform
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
@@ -19,6 +23,7 @@ from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
 from llama_peft.system.formatting import disk_space
 from llama_peft.system.memory import available as _host_memory
+from llama_peft.system.memory import gpu_available, gpu_kind
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +34,118 @@ _TOO_LITTLE = {
     False: "the system may end the process; lower train.per_device_train_batch_size or max_length",
 }
 """What happens if memory runs out, with a GPU or without one."""
+_HIDING = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
+"""Variables that name the GPUs which a process may see."""
 _BYTES = {"4bit": 0.55, "8bit": 1.05, "16bit": 2.0, "32bit": 4.0}
 """Bytes of a weight in memory, with the quantisation constants."""
+
+
+_TORCH = (
+    "`make clean setup CUDA=cu130` installs one for RTX 20xx and newer (driver 580 or newer), and "
+    "CUDA=cu126 one for older GPUs and drivers, from https://download.pytorch.org/whl"
+)
+
+
+class Machine(NamedTuple):
+    """What can be seen of a machine's GPUs, and of the torch that would use them."""
+
+    system: str
+    """Linux, Windows or Darwin."""
+    torch: str
+    """Its version."""
+    cuda: str | None = None
+    """The CUDA that torch is built for; None if it is built for none."""
+    rocm: bool = False
+    """Whether torch is built for AMD's GPUs."""
+    nvidia: bool = False
+    """Whether a driver of NVIDIA is installed."""
+    amd: bool = False
+    """Whether a driver of AMD for computing is loaded."""
+    driver_cuda: int = 0
+    """The newest CUDA that the driver of NVIDIA knows: 12040 is 12.4. 0 if that was not asked."""
+    hidden_by: str | None = None
+    """A variable of the environment that hides all GPUs."""
+    usable: str | None = None
+    """The name of the GPU that torch would use."""
+    capability: tuple[int, int] | None = None
+    """What that GPU can do, as NVIDIA counts."""
+    built_for: frozenset[str] = frozenset()
+    """What torch has kernels for: sm_75, compute_90, ..."""
+
+
+def machine() -> Machine:
+    """Look at this machine. Nothing here needs a GPU, or fails without one."""
+    import torch
+
+    kind = gpu_kind()
+    version, rocm = torch.version.cuda, torch.version.hip is not None
+    own = kind == "cuda" and not rocm
+    return Machine(
+        system=platform.system(),
+        torch=torch.__version__,
+        cuda=version,
+        rocm=rocm,
+        nvidia=Path("/proc/driver/nvidia/version").is_file() or bool(shutil.which("nvidia-smi")),
+        amd=Path("/dev/kfd").exists(),
+        driver_cuda=torch._C._cuda_getDriverVersion() if version and kind is None else 0,
+        hidden_by=next((name for name in _HIDING if os.environ.get(name) in ("", "-1")), None),
+        usable=getattr(torch, kind).get_device_name() if kind else None,
+        capability=torch.cuda.get_device_capability() if own else None,
+        built_for=frozenset(torch.cuda.get_arch_list()),
+    )
+
+
+def gpu_trouble(seen: Machine) -> str | None:
+    """Return why no GPU of a machine can be used, and what to do; None if one can."""
+    if seen.usable is not None:
+        return _kernels_missing(seen)
+    if seen.system == "Darwin":
+        return (
+            "the GPU of a Mac is not used, because bitsandbytes has no 4-bit kernels of its own for "
+            "it: use a machine with a GPU of NVIDIA, AMD or Intel"
+        )
+    if seen.hidden_by is not None and (seen.nvidia or seen.amd):
+        return f"{seen.hidden_by} hides every GPU: unset it"
+    if seen.nvidia and seen.cuda is None:
+        return f"there is a driver of NVIDIA, but torch {seen.torch} is not built for it: {_TORCH}"
+    if seen.amd and not seen.nvidia and not seen.rocm:
+        return (
+            f"there is a driver of AMD, but torch {seen.torch} is not built for it: look up the name of "
+            "its ROCm build on https://pytorch.org, and say it as `make clean setup CUDA=rocm...`"
+        )
+    if seen.cuda is not None and 0 < seen.driver_cuda // 1000 < int(seen.cuda.split(".")[0]):
+        newest = f"{seen.driver_cuda // 1000}.{seen.driver_cuda % 1000 // 10}"
+        return (
+            f"torch {seen.torch} needs CUDA {seen.cuda}, but the driver of NVIDIA knows CUDA {newest} at "
+            f"most: update the driver, or get a torch for it: {_TORCH}"
+        )
+    if seen.nvidia or seen.amd:
+        return (
+            "there is a driver, but it shows torch no GPU: see what nvidia-smi or rocminfo says; a "
+            "container needs --gpus all"
+        )
+    return (
+        "no driver of a GPU was found: install that of NVIDIA or AMD; for a GPU of Intel also "
+        "`make clean setup CUDA=xpu`"
+    )
+
+
+def _kernels_missing(seen: Machine) -> str | None:
+    """Return that torch has no kernels for a GPU of NVIDIA; None if it has.
+
+    sm_75 is made for 7.5 and runs on the later ones of 7.x; compute_75 runs on all that are newer.
+    """
+    if seen.capability is None or not seen.built_for:
+        return None
+    for name in seen.built_for:
+        form, _, number = name.partition("_")
+        made = divmod(int("".join(filter(str.isdigit, number))), 10)
+        if made <= seen.capability and (made[0] == seen.capability[0] or form == "compute"):
+            return None
+    return (
+        f"torch {seen.torch} has no kernels for {seen.usable}, whose compute capability is "
+        f"{'.'.join(map(str, seen.capability))}, but for {', '.join(sorted(seen.built_for))}: {_TORCH}"
+    )
 
 
 def check(recipe: Recipe, long: bool) -> None:
@@ -40,6 +155,12 @@ def check(recipe: Recipe, long: bool) -> None:
     """
     folder = Path(backbone.source(recipe.model))
     weights = local_weights(folder) if folder.is_dir() else hub_weights(recipe.model)
+    fast = str(backbone.fast_dtype(backbone.place_of(recipe)))
+    if recipe.model.dtype == "bfloat16" and fast == "torch.float16":
+        log.warning(
+            "this GPU only emulates bfloat16, which is slow and takes several times the memory: remove "
+            "model.dtype"
+        )
     problems = [
         *weights.problems,
         *packed_problems(weights.config, recipe.quantization),
@@ -98,9 +219,9 @@ def room(recipe: Recipe, folder: Path) -> None:
 def for_machine(recipe: Recipe) -> Estimate | None:
     """Return what the training will take here; None if the base's family has no formula."""
     name = recipe.model.model_name_or_path
-    dtype, place = backbone.dtype_name(recipe), backbone.place_of(recipe)
+    dtype, place = backbone.dtype_name(recipe), "cuda" if _has_gpu(recipe) else "cpu"
     try:
-        return estimate(recipe, read_config(name, recipe.model.revision), dtype, place.type)
+        return estimate(recipe, read_config(name, recipe.model.revision), dtype, place)
     except UncountedFamily:
         return None
     except BadConfig as error:
@@ -108,14 +229,28 @@ def for_machine(recipe: Recipe) -> Estimate | None:
 
 
 def _machine_problems(recipe: Recipe, weights: Weights, long: bool) -> list[str]:
-    found = _kernel_problems(recipe)
-    cpu_by_mistake = long and not _has_gpu(recipe) and not recipe.train.use_cpu
-    if cpu_by_mistake and weights.parameters > CPU_LIMIT:
-        found.append(
-            f"no GPU here, and {weights.parameters:,} parameters take a CPU days: "
-            'try `make demo`, or insist with SET="train.use_cpu=true"'
-        )
+    found = [*_kernel_problems(recipe), *_type_problems(recipe, weights.config)]
+    slow = long and weights.parameters > CPU_LIMIT
+    if not recipe.train.use_cpu and (slow or _has_gpu(recipe)):
+        trouble = gpu_trouble(machine())
+        if trouble is not None and _has_gpu(recipe):
+            found.append(f"{trouble}, or set train.use_cpu: true")
+        elif trouble is not None:
+            found.append(
+                f"no GPU here, and {weights.parameters:,} parameters take a CPU days: {trouble}; or try "
+                '`make demo`, or insist with SET="train.use_cpu=true"'
+            )
     return [*found, *_disk_problems(weights), *_memory_problems(recipe, weights)]
+
+
+def _type_problems(recipe: Recipe, config: Mapping[str, object]) -> list[str]:
+    """Return whether the recipe asks for a type that is too narrow for the base."""
+    if recipe.model.dtype != "float16" or not backbone.overflows_float16(config):
+        return []
+    return [
+        "its activations exceed 65,504, the largest number of float16: remove model.dtype, which then "
+        "is bfloat16, or float32 on an older GPU"
+    ]
 
 
 def _length_problems(recipe: Recipe, config: Mapping[str, object]) -> list[str]:
@@ -200,15 +335,11 @@ def _gb(size: float) -> str:
 
 
 def _has_gpu(recipe: Recipe) -> bool:
-    import torch
-
-    return torch.cuda.is_available() and not recipe.train.use_cpu
+    return gpu_kind() is not None and not recipe.train.use_cpu
 
 
 def _free_memory(recipe: Recipe) -> int:
-    import torch
-
-    return torch.cuda.mem_get_info()[0] if _has_gpu(recipe) else _host_memory()
+    return gpu_available() if _has_gpu(recipe) else _host_memory()
 
 
 def _bytes_per_weight(recipe: Recipe) -> float:

@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,8 +37,10 @@ LARGEST = 1_000_000_000
 """Bytes of a file that is read as a whole; weights are not."""
 _DEEPEST = 50
 """How deep the values of a JSON file may be nested; ours are 6 deep."""
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # to open a pipe without a writer would wait for ever
+# Windows lacks the first two, and would write "\r\n" for "\n" without the third, which only it has.
+_NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT: int = getattr(os, "O_NONBLOCK", 0)  # to open a pipe without a writer would wait for ever
+_AS_IT_IS: int = getattr(os, "O_BINARY", 0)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -65,7 +68,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
     Raises UserError for what is not a regular file: a pipe would wait, a device would never end.
     """
-    descriptor = os.open(path, os.O_RDONLY | _NO_WAIT | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(path, os.O_RDONLY | _NO_WAIT | _AS_IT_IS)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UserError(f"{path}: this is not a regular file")
@@ -262,7 +265,7 @@ def copy(folder: Path, name: str, place: Path) -> None:
 
 def append(folder: Path, name: str) -> TextIO:
     """Open a file of a folder to write behind its text. A link is not followed: OSError."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK | _NO_WAIT
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK | _NO_WAIT | _AS_IT_IS
     descriptor = os.open(_place(folder, name), flags, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -334,7 +337,7 @@ def publish(folder: Path, old: str, new: str) -> None:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
         raise
-    except OSError:  # a file system that knows no second name of a file
+    except (OSError, NotImplementedError):  # a file system or Windows: no second name of a file
         if os.path.lexists(target):
             raise FileExistsError(f"{target}: this name is taken") from None
         source.rename(target)
@@ -363,8 +366,11 @@ def sweep(folder: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file or folder has reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file or folder has reached the disk; Windows opens no folder for this."""
+    windows = sys.platform == "win32"
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -382,7 +388,7 @@ def _unfinished(name: str) -> str:
 
 def _created(path: Path) -> TextIO:
     """Open a new file; one that exists, or a link, is an error."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | _AS_IT_IS
     return os.fdopen(os.open(path, flags, 0o666), "w", encoding="utf-8", newline="\n")
 
 

@@ -2,13 +2,14 @@
 templates can be made to run for ever.
 
 Python cannot stop a function from outside, so the work is done in a process of its own, which can
-be killed. Where a process cannot be forked (Windows), the work is done here, without the limits.
+be killed. On Windows, where no process can be forked, the work is done here, without the limits.
 """
 
 import json
 import os
 import select
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -34,7 +35,7 @@ def limited(
 
     Raises LimitError if the work takes longer or more memory, or raises an exception.
     """
-    if not hasattr(os, "fork"):
+    if sys.platform == "win32":
         try:
             return work()
         except Exception as error:
@@ -82,6 +83,8 @@ def _work_and_exit(work: "Callable[[], JsonValue]", writer: int, size: int) -> N
 
 def _limit_memory(size: int) -> None:
     """Let this process take no more than `size` bytes beyond what it has."""
+    if sys.platform == "win32":  # nothing is forked there, so nothing comes here
+        return
     import resource
 
     with suppress(OSError, ValueError):  # not Linux: the time still has a limit

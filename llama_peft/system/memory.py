@@ -1,13 +1,37 @@
-"""Memory: the peak, whether it ran out, and how to free what an exception held."""
+"""The GPU and memory: the peak, whether it ran out, and how to free what an exception held."""
 
+import errno
 import gc
-import os
-import resource
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GpuKind = Literal["cuda", "xpu"]
+"""What torch calls the GPUs that are used: cuda are those of NVIDIA and of AMD, xpu those of Intel."""
 _STATUS = Path("/proc/self/status")
+_RAN_OUT = re.compile(
+    r"out[ _]of[ _](\w+[ _])?memory|OUT_OF_RESOURCES"  # CUDA, HIP, Triton, MPS, XPU
+    r"|alloc\w*[ _]?fail|memory[ _]?error"  # cuBLAS, cuDNN, rocBLAS, MIOpen
+    r"|(can't|cannot|could not|failed to|unable to) alloc|not enough memory",  # CPU
+    re.IGNORECASE,
+)
+"""How the libraries below torch say that memory ran out. Each has its own words, and torch makes an
+OutOfMemoryError only of those of its own allocator.
+"""
+
+
+def gpu_kind() -> GpuKind | None:
+    """The kind of GPU that this process can use; None if there is none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "xpu" if torch.xpu.is_available() else None
 
 
 def reset_peak() -> None:
@@ -17,8 +41,8 @@ def reset_peak() -> None:
     import torch
 
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if kind := gpu_kind():
+        getattr(torch, kind).reset_peak_memory_stats()
     with suppress(OSError):  # the file is missing, or may not be written
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 
@@ -27,31 +51,48 @@ def peak_memory() -> int:
     """The most bytes held at once since `reset_peak`: by the GPU, or without one by this process."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if kind := gpu_kind():
+        return int(getattr(torch, kind).max_memory_allocated())
     lines = _STATUS.read_text("utf-8", "replace").splitlines() if _STATUS.is_file() else []
     for line in lines:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
+    return _peak_elsewhere()
+
+
+def _peak_elsewhere() -> int:
+    """The peak of this process on a system without Linux' /proc."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def available() -> int:
     """The bytes that a new process can have without swapping."""
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        line = next(line for line in lines if line.startswith("MemAvailable"))
-        return 1024 * int(line.split()[1])
-    except OSError:  # not Linux: all of the memory, used or free
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def gpu_available() -> int:
+    """The bytes that are free on the GPU that is used. Call it only if there is one."""
+    import torch
+
+    return int(getattr(torch, str(gpu_kind())).mem_get_info()[0])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the memory of the GPU or of the machine ran out."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _RAN_OUT.search(str(error)) is not None
+    )
 
 
 def free_memory() -> None:
@@ -61,5 +102,23 @@ def free_memory() -> None:
     import torch
 
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if kind := gpu_kind():
+        getattr(torch, kind).empty_cache()
+
+
+def random_state() -> "list[Tensor]":
+    """The states of torch's generators, from which dropout draws: that of the CPU, then the GPU's."""
+    import torch
+
+    kind = gpu_kind()
+    gpu = [] if kind is None else [getattr(torch, kind).get_rng_state()]
+    return [torch.get_rng_state(), *gpu]
+
+
+def set_random_state(states: "list[Tensor]") -> None:
+    """Bring torch's generators back to what `random_state` returned."""
+    import torch
+
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        getattr(torch, str(gpu_kind())).set_rng_state(state)

@@ -31,7 +31,7 @@ from llama_peft.training.checkpoints import Spent, newest_sealed, read_spent, re
 from llama_peft.training.resume import is_main_process
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from llama_peft.training.trainer import SteadyTrainer
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> None:
 
 
 def _run(
-    trainer: "Trainer",
+    trainer: "SteadyTrainer",
     loaded: setup.Loaded,
     folder: Path,
     resumed: Path | None,
@@ -146,10 +146,11 @@ def _run(
         stop.restore()
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(stop.received)
+    trainer.check_learnt()
 
 
 def _save(
-    trainer: "Trainer",
+    trainer: "SteadyTrainer",
     loaded: setup.Loaded,
     attached: setup.Attached,
     dataset: data.Dataset,

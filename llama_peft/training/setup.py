@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from llama_peft import data
 from llama_peft.data import QuestionExample
@@ -21,9 +21,12 @@ from llama_peft.training.rows import ClassificationRow, Row, collator, encode_pa
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, Trainer, TrainerCallback
+    from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
     from llama_peft.training.loss_weights import LossWeights
+    from llama_peft.training.trainer import SteadyTrainer
+
+    Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +227,7 @@ def build_trainer(
     collate: Callable[..., Mapping[str, object]],
     folder: Path,
     weights: "LossWeights | None" = None,
-) -> "Trainer":
+) -> "SteadyTrainer":
     """Return a Trainer that writes the history and keeps the checkpoint of best validation loss."""
     from transformers import TrainingArguments
 
@@ -232,19 +235,31 @@ def build_trainer(
 
     arguments = training_arguments(recipe, bool(validation_rows), folder)
     callbacks = _callbacks(recipe, bool(arguments["load_best_model_at_end"]), folder)
-    if recipe.kind.head is not None:
+    if recipe.kind.head is None:
+        rows = train_rows, validation_rows
+        trainer = _answer_trainer(recipe, model, encoder, *rows, collate, arguments, callbacks)
+    else:
         trainer = SteadyTrainer(
             model=model,
-            args=TrainingArguments(**arguments),
+            args=_on_one_gpu(TrainingArguments(**arguments)),
             data_collator=collate,
             train_dataset=train_rows,
             eval_dataset=validation_rows or None,
             callbacks=callbacks,
         )
         trainer.weigh(weights)
-        return trainer
-    rows = train_rows, validation_rows
-    return _answer_trainer(recipe, model, encoder, *rows, collate, arguments, callbacks)
+    trainer.computes_in = backbone.dtype_name(recipe)
+    return trainer
+
+
+def _on_one_gpu(arguments: "Arguments") -> "Arguments":
+    """Make one process train on one GPU, also if it sees several.
+
+    Trainer would copy the model to each of them (DataParallel), or only multiply the batch by their
+    number. Several GPUs need a process each: torchrun or accelerate launch.
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _answer_trainer(
@@ -256,7 +271,7 @@ def _answer_trainer(
     collate: Callable[..., Mapping[str, object]],
     arguments: Mapping[str, object],
     callbacks: "list[TrainerCallback]",
-) -> "Trainer":
+) -> "SteadyTrainer":
     """Return TRL's SFTTrainer for questions and answers, with a float32 adapter."""
     from datasets import Dataset
     from trl import SFTConfig
@@ -265,11 +280,13 @@ def _answer_trainer(
 
     trainer = TreeTrainer(
         model=model,
-        args=SFTConfig(
-            **arguments,
-            max_length=recipe.train.max_length,
-            packing=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
+        args=_on_one_gpu(
+            SFTConfig(
+                **arguments,
+                max_length=recipe.train.max_length,
+                packing=False,
+                dataset_kwargs={"skip_prepare_dataset": True},
+            )
         ),
         data_collator=collate,
         train_dataset=Dataset.from_list(train_rows),
@@ -305,8 +322,8 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         **given,
         "output_dir": str(folder / CHECKPOINTS),
         "use_cpu": place.type == "cpu",
-        "bf16": dtype == "bfloat16" and place.type == "cuda",
-        "fp16": dtype == "float16" and place.type == "cuda",
+        "bf16": dtype == "bfloat16" and place.type != "cpu",
+        "fp16": dtype == "float16" and place.type != "cpu",
         "eval_strategy": strategy if validates else "no",
         "save_strategy": strategy,
         "eval_steps": steps,

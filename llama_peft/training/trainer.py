@@ -24,7 +24,12 @@ from transformers import EarlyStoppingCallback, Trainer
 from llama_peft.errors import UserError
 from llama_peft.model.backbone import first_line
 from llama_peft.prefix_tree.pack import IGNORE_INDEX
-from llama_peft.system.memory import free_memory, is_out_of_memory
+from llama_peft.system.memory import (
+    free_memory,
+    is_out_of_memory,
+    random_state,
+    set_random_state,
+)
 from llama_peft.system.seal import is_sealed
 from llama_peft.training.loss_weights import LossWeights
 from llama_peft.training.sampler import EpochOrder
@@ -46,6 +51,8 @@ class SteadyTrainer(Trainer):
     """The part of the batch's loss that the present piece makes up."""
     _step_ids: tuple[str, ...] = ()
     _weights: LossWeights | None = None
+    computes_in = "float32"
+    """The type of the base's activations, for messages."""
 
     def weigh(self, weights: LossWeights | None) -> None:
         """Train and validate with these weights in the loss."""
@@ -80,7 +87,9 @@ class SteadyTrainer(Trainer):
         """Add a batch's gradients and return its loss, in smaller pieces if memory runs out."""
         self._step_ids = (*self._step_ids, *_take_ids(inputs))
         before = [None if p.grad is None else p.grad.clone() for p in _trained(model)]
+        draws = random_state()
         while (loss := self._attempt(model, inputs, num_items_in_batch)) is None:
+            set_random_state(draws)  # so that dropout is that of a step that never failed
             for parameter, gradient in zip(_trained(model), before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             free_memory()
@@ -223,14 +232,40 @@ class SteadyTrainer(Trainer):
     ) -> Tensor | float:
         """Return the norm of the gradient. Raises UserError if it is not finite.
 
-        Trainer calls this once a step, before the optimizer. Under float16 a scaler skips the steps
-        whose gradients overflow.
+        Trainer calls this once a step, before the optimizer. In float16 the loss is scaled up, the
+        scaler leaves out a step whose gradient overflows, and halves the scale. A gradient that is
+        still not finite at a scale of 1 is not finite by itself.
         """
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
-            self._refuse("the norm of the gradient", float(norm))
+        if not torch.isfinite(torch.as_tensor(norm)):
+            scaler = self.accelerator.scaler
+            if scaler is None or scaler.get_scale() <= 1:
+                self._refuse("the norm of the gradient", float(norm))
+            log.info(
+                "step %d is left out, because its gradient overflows in float16: the scale of the "
+                "loss falls from %g to its half",
+                *(self.state.global_step + 1, scaler.get_scale()),
+            )
         self._step_ids = ()
         return norm
+
+    def check_learnt(self) -> None:
+        """Raise UserError if the scaler has left out every step, so that nothing was learned."""
+        # Trainer moves the schedule after each step that the optimizer made, also before a resume.
+        steps, made = self.state.global_step, self.lr_scheduler.state_dict()["last_epoch"]
+        if self.accelerator.scaler is not None and made == 0 < steps:
+            raise UserError(
+                f"the gradients of all {steps} steps overflow in float16, so nothing was learned: "
+                "train for more steps, or set model.dtype: float32, and add --fresh"
+            )
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Load the scale of the loss, which only a training in float16 has.
+
+        The checkpoint may come from an older GPU. Trainer would fail there.
+        """
+        if self.accelerator.scaler is not None:
+            super()._load_scaler(checkpoint)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log numbers. Raises UserError if the validation loss is not finite."""
@@ -243,9 +278,11 @@ class SteadyTrainer(Trainer):
         ids, step = self._step_ids, self.state.global_step + 1
         batch = f"; its batch: {', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''}" if ids else ""
         base = " and at the base's weights" if step == 1 else ""  # nothing was learned yet
+        wider = ", or set model.dtype: float32" if self.computes_in == "float16" else ""
         raise UserError(
-            f"step {step}: {what} is {value}{batch}. Look at these rows{base}, or lower "
-            "train.learning_rate or train.max_grad_norm; the sealed checkpoints are kept"
+            f"step {step}: {what} is {value} in {self.computes_in}{batch}. Look at these rows{base}, "
+            f"or lower train.learning_rate or train.max_grad_norm{wider}; the sealed checkpoints are "
+            "kept"
         )
 
 

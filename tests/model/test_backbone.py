@@ -244,3 +244,30 @@ def test_an_adapter_changes_no_bias_of_the_base(
         else:
             adapted = add_lora(model, recipe.lora, "generative_qa", recipe)
             assert count_loaded(adapted, "generative_qa").adapter
+
+
+def test_an_older_gpu_computes_in_float16_and_in_float32_if_that_is_too_narrow(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch counts an emulated bfloat16 as supported, unless it is asked not to."""
+    recipes = {
+        family: make_recipe("classification", make_base(family), model={"dtype": None}, train={"use_cpu": False})
+        for family in ("llama", "gemma", "gemma2", "gemma3_text")
+    }  # fmt: skip
+    found = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for card, native in (("T4", False), ("RTX 4090", True)):
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, native=native: including_emulation or native,
+        )
+        found[card] = {family: backbone.dtype_name(recipe) for family, recipe in recipes.items()}
+    assert found["RTX 4090"] == dict.fromkeys(recipes, "bfloat16")
+    assert found["T4"] == {
+        "llama": "float16", "gemma": "float16", "gemma2": "float32", "gemma3_text": "float32"
+    }  # fmt: skip
+    chosen = recipes["gemma2"].model.model_copy(update={"dtype": "bfloat16"})
+    assert backbone.dtype_name(recipes["gemma2"].model_copy(update={"model": chosen})) == "bfloat16"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,14 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from llama_peft.errors import UserError
-from llama_peft.model import preflight
+from llama_peft.model import backbone, preflight
+from llama_peft.model.preflight import gpu_trouble
 from llama_peft.recipe import Recipe
 from tests.support.hub.server import loopback_hub
 from tests.support.paths import ROOT
 
 GB = 10**9
+CPU_TORCH = preflight.Machine(system="Linux", torch="2.13.0+cpu")
+CUDA_TORCH = preflight.Machine(
+    system="Linux",
+    torch="2.13.0+cu130",
+    cuda="13.0",
+    driver_cuda=13000,
+    nvidia=True,
+    built_for=frozenset({"sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"}),
+)
 MODELS = {
     "meta/gated": {"gated": True, "files": {"model.safetensors": GB}},
     "open/large": {"files": {"config.json": b"{}", "model.safetensors": 3 * GB}},
@@ -33,7 +45,8 @@ MODELS = {
 CHILD = """
 import json, sys
 from llama_peft.errors import UserError
-from llama_peft.model import preflight
+from llama_peft.model import backbone, preflight
+from llama_peft.model.preflight import gpu_trouble
 from llama_peft.recipe import load_recipe
 said = {}
 for name in json.loads(sys.argv[1]):
@@ -128,3 +141,100 @@ def test_answers_as_long_as_the_model_reads_are_refused(
                 preflight.check(recipe, long=True)
         else:
             preflight.check(recipe, long=True)
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        (CPU_TORCH, "no driver of a GPU was found: install"),
+        (CPU_TORCH._replace(hidden_by="CUDA_VISIBLE_DEVICES"), "no driver of a GPU was found"),
+        (CPU_TORCH._replace(system="Darwin"), "the GPU of a Mac is not used, because bitsandbytes"),
+        (
+            CPU_TORCH._replace(nvidia=True),
+            r"driver of NVIDIA, but torch 2\.13\.0\+cpu is not built for it: .*CUDA=cu130.*CUDA=cu126",
+        ),
+        (CPU_TORCH._replace(amd=True), "driver of AMD, but torch .* ROCm build .*CUDA=rocm"),
+        (CUDA_TORCH._replace(nvidia=False, amd=True), "driver of AMD, but torch"),
+        (
+            CUDA_TORCH._replace(hidden_by="CUDA_VISIBLE_DEVICES"),
+            "^CUDA_VISIBLE_DEVICES hides every",
+        ),
+        (
+            CUDA_TORCH._replace(driver_cuda=12040),
+            r"needs CUDA 13\.0, but .* CUDA 12\.4 at most: update the driver, or .*CUDA=cu126",
+        ),
+        (CUDA_TORCH._replace(cuda="12.6", driver_cuda=12020), "shows torch no GPU.*--gpus all"),
+        (CUDA_TORCH, "shows torch no GPU: see what nvidia-smi"),
+        (
+            CUDA_TORCH._replace(usable="Tesla V100", capability=(7, 0)),
+            r"no kernels for Tesla V100, whose compute capability is 7\.0, .*CUDA=cu126",
+        ),
+        (
+            CUDA_TORCH._replace(
+                usable="RTX 5090", capability=(12, 0), built_for=frozenset({"sm_50", "sm_90"})
+            ),
+            r"no kernels for RTX 5090, whose compute capability is 12\.0, .*CUDA=cu130",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_gpu_is_said_with_what_to_do(
+    seen: preflight.Machine, said: str
+) -> None:
+    found = gpu_trouble(seen)
+    assert found is not None and re.search(said, found) and "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "built_for"),
+    [
+        ("Tesla T4", (7, 5), CUDA_TORCH.built_for),
+        ("RTX 4090", (8, 9), CUDA_TORCH.built_for),  # by the kernels for 8.6
+        ("a later one", (13, 0), frozenset({"sm_90", "compute_120"})),  # compiled when it is loaded
+        ("H100", (9, 0), frozenset({"sm_90a"})),
+        ("an AMD or Intel GPU", None, frozenset({"gfx1100"})),
+    ],
+)
+def test_a_gpu_that_torch_has_kernels_for_is_used(
+    name: str, capability: tuple[int, int] | None, built_for: frozenset[str]
+) -> None:
+    seen = CUDA_TORCH._replace(usable=name, capability=capability, built_for=built_for)
+    assert gpu_trouble(seen) is None
+
+
+def test_this_machine_can_be_looked_at() -> None:
+    seen = preflight.machine()
+    assert seen.torch == torch.__version__
+    assert (gpu_trouble(seen) is None) <= (torch.cuda.is_available() or torch.xpu.is_available())
+
+
+def test_float16_is_refused_for_a_base_whose_activations_are_too_large_for_it(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    for family, refused in (("llama", False), ("gemma2", True), ("gemma3_text", True)):
+        recipe = make_recipe("classification", make_base(family), model={"dtype": "float16"})
+        if refused:
+            with pytest.raises(UserError, match=r"exceed 65,504.*: remove model\.dtype"):
+                preflight.check(recipe, long=True)
+        else:
+            preflight.check(recipe, long=True)
+
+
+def test_a_gpu_without_kernels_is_refused_unless_the_cpu_is_asked_for(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A small base too: it would be loaded there, and fail. An emulated bfloat16 is a warning."""
+    seen = CUDA_TORCH._replace(usable="Tesla V100", capability=(7, 0))
+    monkeypatch.setattr(preflight, "machine", lambda: seen)
+    monkeypatch.setattr(preflight, "gpu_kind", lambda: "cuda")
+    monkeypatch.setattr(preflight, "gpu_available", lambda: 16 * GB)
+    monkeypatch.setattr(backbone, "fast_dtype", lambda place: torch.float16)
+    base, given = make_base(), {"dtype": "bfloat16"}
+    with pytest.raises(UserError, match=r"no kernels for Tesla V100.*or set train\.use_cpu: true"):
+        preflight.check(
+            make_recipe("classification", base, model=given, train={"use_cpu": False}), long=False
+        )
+    assert "only emulates bfloat16" in caplog.text
+    preflight.check(make_recipe("classification", base, train={"use_cpu": True}), long=True)

@@ -77,3 +77,25 @@ def test_the_block_mask_rule_is_the_dense_mask() -> None:
         rule = mask_rule(end, position, window)
         flexible = create_mask(rule, len(end), 1, end.shape[1], end.shape[1], device="cpu")
         assert torch.equal(dense[name], flexible)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_computes_what_the_dense_mask_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is written in torch, and not compiled for a GPU; on a row of several of its blocks."""
+    from torch.nn.attention import flex_attention as of_torch
+    from transformers.integrations import flex_attention as library
+
+    eager = of_torch.flex_attention
+    monkeypatch.setattr(library, "WrappedFlexAttention", lambda training: lambda: eager)
+    monkeypatch.setattr(of_torch, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    batch = collate(pack(families(12), 300)[:1])
+    assert batch["input_ids"].shape[1] > 2 * 128
+    states = []
+    for attention in ("flex_attention", "eager"):
+        model = tiny_model(f"gemma3-{attention}")
+        install(model)
+        inputs = {key: value for key, value in batch.items() if key not in ("ids", "labels")}
+        with torch.no_grad():
+            states.append(model(**inputs, use_cache=False).logits)
+    real = batch["attention_mask"].bool()
+    assert (states[0] - states[1])[real].abs().max() < 1e-4

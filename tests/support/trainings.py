@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from llama_peft.recipe import Recipe
+from llama_peft.training import setup
 from llama_peft.training.trainer import SteadyTrainer
 
 
@@ -40,3 +42,24 @@ def hurt(monkeypatch: pytest.MonkeyPatch, before: Callable[[Any, dict[str, Any]]
         return right(self, model, inputs, *rest)
 
     monkeypatch.setattr(SteadyTrainer, "training_step", step)
+
+
+def autocast(monkeypatch: pytest.MonkeyPatch, dtype: str, scale: float = 2.0**16) -> None:
+    """Make trainings on the CPU compute as on a GPU: under autocast, in float16 with a scaler.
+
+    scale: that of the loss in the first step.
+    """
+    arguments, init = setup.training_arguments, Accelerator.__init__
+
+    def mixed(*given: Any) -> dict[str, object]:
+        key = "fp16" if dtype == "float16" else "bf16"
+        return {**arguments(*given), key: True}
+
+    def scaled(self: Accelerator, *given: Any, **named: Any) -> None:
+        init(self, *given, **named)
+        # accelerate does both on any device but a CPU
+        self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=scale)
+
+    monkeypatch.setattr(setup, "training_arguments", mixed)
+    if dtype == "float16":
+        monkeypatch.setattr(Accelerator, "__init__", scaled)

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from llama_peft import data
 from llama_peft.errors import UserError
 from llama_peft.inference.ask import load_run
 from llama_peft.recipe import Recipe
 from llama_peft.training import fit as training
+from llama_peft.training import setup
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,32 @@ def test_what_only_the_libraries_know_is_one_line_and_costs_no_earlier_run(
     training.train(make_recipe("classification", base, lora={"r": 4}, train=sections["train"] | {
         "report_to": [], "optim": "adamw_torch", "lr_scheduler_kwargs": {}}), fresh=True)  # fmt: skip
     assert not (run / ".previous").exists()
+
+
+@pytest.mark.parametrize("task", ["classification", "generative_qa"])
+def test_one_process_trains_on_one_gpu_of_several(
+    make_recipe: Callable[..., Recipe],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+) -> None:
+    """Trainer counts the GPUs that it sees, multiplies the batch by them, and copies the model."""
+    arguments = setup.training_arguments
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(setup, "training_arguments", lambda *given: {**arguments(*given), "use_cpu": False})  # fmt: skip
+    lora = {"r": 2} if task == "generative_qa" else None  # and a head alone
+    head = {"features": "none"}
+    keys = {"output_dir": str(tmp_path), "per_device_train_batch_size": 4}
+    recipe = make_recipe(task, base, lora=lora, head=head, train=keys)
+    loaded = setup.load(recipe, data.load(recipe), tmp_path)
+    attached = setup.attach(loaded, tmp_path)
+    rows = attached.rows["train"], attached.rows["validation"]
+    trainer = setup.build_trainer(
+        recipe, attached.model, loaded.encoder, *rows, attached.collate, tmp_path
+    )
+    seen = [trainer.args.n_gpu, trainer.args.train_batch_size, trainer._train_batch_size]
+    assert seen == [1, 4, 4] and trainer.args.parallel_mode.value == "not_parallel"
 
 
 @pytest.mark.parametrize("task", ["classification", "extractive_qa"])

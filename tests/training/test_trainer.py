@@ -1,5 +1,7 @@
 """Steps when memory runs out, and when a loss or a gradient is not finite."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +21,7 @@ from llama_peft.training.features.cache import FeatureHead, FeatureRow, collate
 from llama_peft.training.loss_weights import LossWeights, loss_weights
 from llama_peft.training.trainer import SteadyTrainer
 from tests.support import runs
-from tests.support.trainings import hurt, recipe_of, weights
+from tests.support.trainings import autocast, hurt, recipe_of, weights
 
 TASKS = ["classification", "extractive_qa", "generative_qa"]
 
@@ -61,6 +63,29 @@ def test_out_of_memory_does_the_same_step_in_smaller_pieces(
     assert distance < 2e-2 * moved  # Adam turns noise in a tiny gradient into a step
     losses = [runs.record_of(run).train_loss for run in (whole, cut)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_step_that_ran_out_of_memory_draws_the_same_dropout(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failed attempt has drawn some of it."""
+
+    def trained(name: str) -> dict[str, torch.Tensor]:
+        keys = {"output_dir": str(tmp_path / name), "per_device_train_batch_size": 8}
+        lora = {"r": 4, "lora_dropout": 0.4}
+        return weights(training.train(make_recipe("classification", base, lora=lora, train=keys)))
+
+    def run_out(trainer: Any, inputs: dict[str, Any]) -> None:
+        if len(inputs["input_ids"]) > 4:
+            torch.rand(7)
+            raise RuntimeError("CUDA error: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SteadyTrainer, "_pieces", 2)
+        expected = trained("pieces")
+    hurt(monkeypatch, run_out)
+    found = trained("replayed")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_memory_for_less_than_one_row_is_one_line(
@@ -106,7 +131,7 @@ def test_the_first_number_that_is_not_finite_stops_the_run_and_names_its_rows(
 
     monkeypatch.setattr(steady.SteadyTrainer, "compute_loss", compute)
     with pytest.raises(
-        UserError, match=r"step 3: .* is (nan|inf); its batch: reviews-train-"
+        UserError, match=r"step 3: .* is (nan|inf) in float32; its batch: reviews-train-"
     ) as error:
         training.train(recipe)
     assert str(error.value).count("reviews-train-") == 8
@@ -159,6 +184,91 @@ def test_a_loss_that_is_not_a_number_stops_the_run(
     recipe = make_recipe("classification", make_base(), lora={"r": 4}, train=keys)
     with pytest.raises(UserError, match=r"is (nan|inf)"):
         training.train(recipe)
+    assert not (tmp_path / "run/training.json").exists()
+
+
+@pytest.mark.parametrize("task", ["classification", "generative_qa"])
+def test_mixed_precision_as_on_a_gpu_trains_like_float32(
+    make_recipe: Callable[..., Recipe],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+) -> None:
+    """On a base of the same type, with an adapter and a head that stay float32."""
+
+    def trained(dtype: str) -> list[float]:
+        keys = {"output_dir": str(tmp_path / dtype), "max_steps": 2}
+        recipe = make_recipe(task, base, lora={"r": 4}, train=keys, model={"dtype": dtype})
+        run = training.train(recipe)
+        kept = weights(run).values()
+        assert all(one.dtype == torch.float32 and one.isfinite().all() for one in kept)
+        lines = (run / "history.jsonl").read_text("utf-8").splitlines()
+        return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+
+    expected = trained("float32")
+    for dtype in ("bfloat16", "float16"):
+        with monkeypatch.context() as patch:
+            autocast(patch, dtype)
+            assert trained(dtype) == pytest.approx(expected, rel=2e-2)
+
+
+def overflow(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let the gradients of the first steps overflow."""
+    right = steady.SteadyTrainer.compute_loss
+
+    def compute(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = right(self, *args, **kwargs)
+        if args[0].training and self.state.global_step < steps:
+            found.register_hook(lambda gradient: gradient * float("inf"))
+        return found
+
+    monkeypatch.setattr(steady.SteadyTrainer, "compute_loss", compute)
+
+
+def test_the_scale_of_float16_is_resumed_and_an_overflow_is_no_error(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first steps are left out. A newer GPU, which has no scaler, continues the run too."""
+    recipe = make_recipe(
+        "classification", base, lora={"r": 4}, model={"dtype": "float16"},
+        train={"output_dir": str(tmp_path / "run"), "max_steps": 4, "eval_steps": 1, "save_total_limit": 9},
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        autocast(patch, "float16", scale=1024.0)
+        overflow(patch, steps=2)
+        run = training.train(recipe)
+        expected, steps = weights(run), run / "checkpoints"
+        scales = [torch.load(steps / f"checkpoint-{n}/scaler.pt")["scale"] for n in (1, 2, 3, 4)]
+        assert scales == [512.0, 256.0, 256.0, 256.0]
+        for name in ("training.json", "checkpoints/checkpoint-3", "checkpoints/checkpoint-4"):
+            shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+        shutil.copytree(run, tmp_path / "newer")
+        training.train(recipe)
+    assert all(torch.equal(weights(run)[name], value) for name, value in expected.items())
+    moved = recipe.train.model_copy(update={"output_dir": str(tmp_path / "newer")})
+    training.train(recipe.model_copy(update={"train": moved}))
+    assert runs.record_of(tmp_path / "newer").resumed_from == "checkpoint-2"
+
+
+@pytest.mark.parametrize(("steps", "said"), [(2, "all 2 steps overflow"), (5, "step 3: the norm")])
+def test_a_scale_that_shrinks_to_nothing_is_an_error(
+    make_recipe: Callable[..., Recipe],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    said: str,
+) -> None:
+    autocast(monkeypatch, "float16", scale=4.0)
+    overflow(monkeypatch, steps=99)
+    recipe = recipe_of(make_recipe, base, "classification", tmp_path / "run", max_steps=steps)
+    recipe = recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"dtype": "float16"})}
+    )
+    for _ in range(2):  # the same command again does not export the untrained weights either
+        with pytest.raises(UserError, match=f"{said}.*float16.*set model.dtype: float32"):
+            training.train(recipe)
     assert not (tmp_path / "run/training.json").exists()
 
 

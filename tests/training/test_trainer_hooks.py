@@ -50,6 +50,12 @@ HOOKS = {
         ("self.state.best_model_checkpoint is not None", "self._load_best_model()"),
         "ours refuses a best checkpoint that is missing or damaged",
     ),
+    "_load_scaler": Hook(
+        ("self", "checkpoint"),
+        "_prepare_for_training",
+        ("self._load_scaler(resume_from_checkpoint)",),
+        "ours leaves out the scale of a checkpoint in float16 if this training has none",
+    ),
     "_get_grad_norm": Hook(
         ("self", "model", "grad_norm"),
         "_run_epoch",

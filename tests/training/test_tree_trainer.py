@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from llama_peft.prefix_tree import block_attention
-from llama_peft.prefix_tree.pack import TreeRow, collate, pack, packing, plain_rows
+from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeRow, collate, pack, packing, plain_rows
 from llama_peft.training.tree_trainer import TreeTrainer
 from tests.support import forked
 from tests.support.tree_examples import TOLERANCE, families, with_lora
@@ -122,6 +122,36 @@ def test_eight_steps_of_the_real_trainer(
         assert {entry["examples_per_step"] for entry in losses(tree)} == {12}
     else:
         assert losses(tree)[-1]["num_tokens"] == packing(trees).tokens
+
+
+@pytest.mark.parametrize("kind", ["llama-sdpa", "gemma2-eager"])
+def test_the_loss_that_trl_computes_on_cuda_is_ours(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its head in tiles, on labelled positions only; tiles in torch stand for those in Triton."""
+    monkeypatch.setattr("trl.trainer.utils._use_triton", lambda device: True)
+    rows = pack(families(6), 100)
+    trainer = TreeTrainer(
+        model=with_lora(kind), args=trainer_arguments(tmp_path, 1), data_collator=collate,
+        train_dataset=Dataset.from_list(list(rows)), processing_class=tokenizer(),
+    )  # fmt: skip
+    batch = {key: value for key, value in collate(rows[:3]).items() if key != "ids"}
+    labelled = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+
+    def computed(loss_of: Callable[..., torch.Tensor], items: torch.Tensor | None) -> torch.Tensor:
+        """The loss, then all gradients."""
+        trainer.model.zero_grad()
+        loss = loss_of(trainer.model, dict(batch), False, items)
+        loss.backward()
+        gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+        return torch.cat([loss.detach()[None], *gradients])
+
+    trainer.model.train()
+    for items in (None, 2 * labelled):  # a step of two such batches
+        ours = computed(trainer.compute_loss, items)
+        theirs = computed(super(TreeTrainer, trainer).compute_loss, items)
+        assert torch.allclose(theirs[0], ours[0], rtol=1e-6)
+        assert (theirs - ours)[1:].norm() < 1e-6 * ours[1:].norm() and ours[1:].norm() > 0
 
 
 def pairwise(rows: list[TreeRow]) -> Iterable[tuple[TreeRow, TreeRow]]:
