@@ -9,7 +9,7 @@ from llama_peft.data import Rows, is_file_name
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, Source, load_recipe
 from llama_peft.run_folder.layout import RECIPE, TUNED, ZERO_SHOT
-from llama_peft.run_folder.run import check_fixed, is_run
+from llama_peft.run_folder.run import check_fixed, is_run, recipe_of
 from llama_peft.system import files
 
 from .predictors.kinds import Kind
@@ -80,7 +80,8 @@ def make_job(
     data_split = _data_split(data_file, splits) if data_file and splits else None
     if splits and not data_file:
         overrides = [*overrides, f"eval.splits=[{', '.join(splits)}]"]
-    recipe = load_recipe(task, overrides)
+    is_own = model is not None and task == str(Path(model, RECIPE))
+    recipe = recipe_of(Path(str(model)), overrides) if is_own else load_recipe(task, overrides)
     if output is None:
         own = Path("runs", slug(str(name)), TUNED) if name != model else _folder(recipe, model)
         data_words = [Path(data_file).stem, *filter(None, [data_split])] if data_file else []

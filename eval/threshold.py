@@ -140,8 +140,11 @@ def _keep(run: Run, recipe: Recipe, validation: Sequence[Example], threshold: Th
     """Write a threshold into its run, if the run's own recipe would give the same one."""
     digest = threshold_digest(recipe, validation)
     own = run.written
-    named = recipe.dataset.model_copy(update={"labels": own.dataset.labels})  # they are the same
-    if own.dataset != named or threshold_digest(own, validation) != digest:
+    same = {"labels": own.dataset.labels, "label_positions": own.dataset.label_positions}
+    if (
+        own.dataset != recipe.dataset.model_copy(update=same)
+        or threshold_digest(own, validation) != digest
+    ):
         return
     record = threshold.model_copy(
         update={

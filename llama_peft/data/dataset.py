@@ -22,7 +22,7 @@ from llama_peft.data.examples import (
     without_bad_rows,
 )
 from llama_peft.data.formats import Table
-from llama_peft.data.labels import check_weights, has_names, label_names
+from llama_peft.data.labels import check_weights, has_names, label_names, means_positions
 from llama_peft.data.sources import Rows, is_file_name
 from llama_peft.errors import UserError
 from llama_peft.recipe import GIVEN, Recipe
@@ -37,6 +37,10 @@ class Dataset:
 
     labels: tuple[str, ...]
     parts: dict[str, list[Example]]
+    label_positions: bool = False
+    """Whether the recipe or the source gives the names of the labels, so that the numbers 0, 1, ...
+    in data mean them by their order. False if the names were found in the cells.
+    """
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     """By part as it was read: how many rows were dropped, by what was wrong with them."""
 
@@ -65,7 +69,8 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
     parts = {part: _sample(parts[part], part, recipe) for part in PARTS if part in parts}
     if recipe.kind.has_labels:
         _check_labels(parts["train"], labels, train.source, recipe)
-    return Dataset(labels=labels, parts=parts, dropped=_dropped(tables))
+    positions = means_positions(recipe)
+    return Dataset(labels=labels, parts=parts, label_positions=positions, dropped=_dropped(tables))
 
 
 def _dropped(tables: Mapping[str, Table]) -> dict[str, dict[str, int]]:

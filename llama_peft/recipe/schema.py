@@ -127,6 +127,8 @@ class Data(Section):
     columns: Columns = Columns()
     labels: Labels | None = None
     "The names of labels 0, 1, ... null takes the names in the data."
+    label_positions: bool | None = later(None)
+    "Whether the numbers 0, 1, ... in data mean `labels` by their order. null: if `labels` are given."
     single_label: bool = later(True)
     "false: a row has any number of labels, as a list or in a column of 0 and 1 for each label."
     label_separator: Text = later(",")

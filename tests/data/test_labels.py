@@ -66,7 +66,10 @@ def test_a_position_is_a_label_only_where_names_are_given(tmp_path: Path) -> Non
         "test": str(write(tmp_path / "test.json", rows_of(0, "ham", 1))),
     }
     message = refusal(make(parts=parts, validation_size=0.0))
-    assert "2 rows: label is not one of ham, spam (first: row 1: 0" in message
+    assert (
+        "2 rows: label is not one of ham, spam, and nothing says that 0 is ham, 1 is spam: if that is "
+        "so, set dataset.labels in this order (first: row 1: 0"
+    ) in message
     named = data.load(make(parts=parts, validation_size=0.0, labels=["spam", "ham"]))
     assert [e.label for e in named.parts["test"]] == [0, 1, 1]  # type: ignore[union-attr]
 
