@@ -18,7 +18,7 @@ from llama_peft.run_folder.run import Run
 from llama_peft.run_folder.threshold import UNFITTED, Threshold, run_threshold, write_threshold
 from llama_peft.system.files import remove_file
 
-from .metrics.classification import fit_temperature
+from .metrics.confidence import fit_temperature
 from .metrics.measure import texts_of
 from .metrics.sets_and_numbers import fit_label_thresholds
 from .metrics.squad_v2 import fit_threshold
