@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample
-from llama_peft.inference.predict import Prediction, decided, honest, tempered
+from llama_peft.inference.predict import Prediction, decided, honest, tempered, tempered_each
 from llama_peft.recipe import GIVEN, Recipe
 from llama_peft.run_folder.layout import PREDICTIONS
 from llama_peft.run_folder.results import (
@@ -181,14 +181,15 @@ def score(
     confidence = known if len(known) == len(lines) else None
     predictions = {id_: one for id_, one in said.items() if isinstance(one, str)}
     golds = {id_: texts_of(one) for id_, one in truth.items()}
+    cool = tempered if side == "labels" else tempered_each
+    raw = {id_: cool(own, 1 / (temperature or 1)) for id_, own in known.items()}
+    before = None if confidence is None or temperature is None else raw
     if side == "labels":
         names = {id_: str(one) for id_, one in truth.items()}
-        raw = {id_: tempered(own, 1 / (temperature or 1)) for id_, own in known.items()}
-        before = None if confidence is None or temperature is None else raw
         return _as_json(classification_results(predictions, names, labels, confidence, before))
     if side == "label_sets":
         sets = {id_: texts_of(one) for id_, one in said.items()}
-        return _as_json(label_set_results(sets, golds, labels, confidence))
+        return _as_json(label_set_results(sets, golds, labels, confidence, before))
     if side == "numbers":
         return _as_json(number_results(_numbers(said), _numbers(truth)))
     chances = {

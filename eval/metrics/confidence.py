@@ -10,7 +10,8 @@ unlikely that there is none. A threshold can only keep or leave predictions that
 together, so the order of the rows never matters.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from .classification import ratio
 from .ids import check_match
 
 _BINS = 15
+DECIDED = ("no", "yes")
+"""The labels of `decisions`."""
 
 
 def confidence_evidence(
@@ -123,6 +126,24 @@ def fit_temperature(
         else:
             low = sharpness
     return 2 / (low + high)
+
+
+def decisions(
+    probabilities: Mapping[str, Sequence[float]],
+    golds: Mapping[str, Collection[str]],
+    labels: Sequence[str],
+) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+    """Probabilities and references as if each label of each text were an example of its own, with the
+    labels DECIDED. The log loss of these is the binary cross-entropy of the sigmoids.
+    """
+    check_match(probabilities, golds)
+    chances, truth = {}, {}
+    for id_, gold in golds.items():
+        for label, chance in zip(labels, probabilities[id_], strict=True):
+            key = json.dumps([id_, label])
+            chances[key] = (1 - chance, chance)
+            truth[key] = DECIDED[label in gold]
+    return chances, truth
 
 
 def ranking_scores(

@@ -10,7 +10,9 @@ from .bootstrap import Evidence, intervals, scores_of
 from .catalogue import INTERVAL_SUFFIX, Side
 from .classification import classification_evidence, scores_per_label
 from .confidence import (
+    DECIDED,
     confidence_evidence,
+    decisions,
     ranking_scores,
     reliability,
     selective_evidence,
@@ -100,14 +102,29 @@ def label_set_results(
     golds: Sets,
     labels: Sequence[str],
     probabilities: Mapping[str, Sequence[float]] | None = None,
+    before: Mapping[str, Sequence[float]] | None = None,
 ) -> TaskResults:
-    """The scores of sets of labels by id. Raises ValueError unless all hold the same ids."""
+    """The scores of sets of labels by id. Raises ValueError unless all hold the same ids.
+
+    before: as in `classification_results`. How far probabilities can be trusted is counted over all
+    labels of all texts, and has no interval.
+    """
     evidence = label_set_evidence(predictions, golds, labels)
     results = _with_intervals(scores_of(evidence), evidence)
     results |= label_set_lists(predictions, golds, labels)
     if probabilities is not None:
         results |= label_set_ranking(probabilities, golds, labels)
+        results |= _trust(probabilities, golds, labels)
+    if before is not None:
+        scores = _trust(before, golds, labels)
+        results |= {f"{name}_uncalibrated": value for name, value in scores.items()}
     return results
+
+
+def _trust(
+    probabilities: Mapping[str, Sequence[float]], golds: Sets, labels: Sequence[str]
+) -> dict[str, float]:
+    return scores_of(confidence_evidence(*decisions(probabilities, golds, labels), DECIDED))
 
 
 def number_results(predictions: Mapping[str, float], golds: Mapping[str, float]) -> TaskResults:

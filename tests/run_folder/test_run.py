@@ -69,7 +69,9 @@ def test_classes_of_another_file_are_not_renamed_to_found_labels(tmp_path: Path)
     )
     datasets.Dataset.from_list(NUMBERS, features=features).to_parquet(tmp_path / "n.parquet")
     found = keep(tmp_path / "found", on(write(tmp_path / "train.json", ROWS)))
-    with pytest.raises(UserError, match=r'2 rows: label is not one of ham, spam \(first: row 1: "no"'):
+    with pytest.raises(
+        UserError, match=r'2 rows: label is not one of ham, spam \(first: row 1: "no"'
+    ):
         read(found, tmp_path / "n.parquet")
     named = keep(tmp_path / "named", on(tmp_path / "n.parquet"))
     assert read(named, write(tmp_path / "n.json", NUMBERS)) == ["no", "yes"]

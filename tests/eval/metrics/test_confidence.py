@@ -9,7 +9,7 @@ import pytest
 from eval.metrics import confidence as metrics
 from eval.metrics import measure
 from eval.metrics.bootstrap import scores_of
-from llama_peft.inference.predict import tempered
+from llama_peft.inference.predict import tempered, tempered_each
 
 
 def keyed(*lists: Sequence[str]) -> list[dict[str, str]]:
@@ -108,6 +108,44 @@ def test_the_temperature_is_that_of_a_plain_torch_twin() -> None:
         assert ours == pytest.approx(expected, abs=1e-9)
         assert np.argsort(ours).tolist() == np.argsort(chance).tolist()
         assert tempered(ours, 1 / found) == pytest.approx(chance, abs=1e-9)
+
+
+def test_the_temperature_of_several_labels_is_that_of_a_plain_torch_twin() -> None:
+    """The smallest binary cross-entropy of logits / T, with Platt's targets."""
+    import torch
+
+    draw = np.random.default_rng(7)
+    hot = draw.integers(0, 2, (60, 3))
+    logits = 4 * draw.normal(size=(60, 3)) + 3 * (2 * hot - 1)
+    chances = {f"t{n}": row for n, row in enumerate(torch.tensor(logits).sigmoid().tolist())}
+    golds = {
+        f"t{n}": [name for name, one in zip("abc", row, strict=True) if one]
+        for n, row in enumerate(hot)
+    }
+    found = metrics.fit_temperature(*metrics.decisions(chances, golds, "abc"), metrics.DECIDED)
+    log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    twin = torch.optim.LBFGS([log_t], tolerance_grad=1e-12, tolerance_change=1e-14, max_iter=200)
+    targets = torch.tensor(hot * (180 / 182) + 1 / 182)
+
+    def loss() -> torch.Tensor:
+        twin.zero_grad()
+        scaled = torch.tensor(logits) / log_t.exp()
+        found = torch.nn.functional.binary_cross_entropy_with_logits(scaled, targets)
+        found.backward()
+        return found
+
+    twin.step(loss)
+    assert found == pytest.approx(log_t.exp().item(), rel=1e-6) and found > 1.1
+    for row, chance in zip(logits, chances.values(), strict=True):
+        expected = torch.tensor(row / found).sigmoid().tolist()
+        assert tempered_each(chance, found) == pytest.approx(expected, abs=1e-9)
+    from sklearn.metrics import brier_score_loss, log_loss
+
+    scores = measure.label_set_results(golds, golds, "abc", chances, chances)
+    flat, known = hot.ravel(), np.array(list(chances.values())).ravel()
+    assert scores["log_loss"] == pytest.approx(log_loss(flat, known), abs=1e-9)
+    assert scores["brier_score"] == pytest.approx(brier_score_loss(flat, known), abs=1e-9)
+    assert scores["ece_uncalibrated"] == scores["ece"]
 
 
 def test_examples_that_are_all_right_do_not_make_a_model_as_sure_as_can_be() -> None:
