@@ -210,7 +210,10 @@ class LabelReader:
         if (why := _why_not(cell)) is not None:
             return why
         if label_key(cell) == "-1":
-            return "label -1 is not a class here: it often means that a row has no label"
+            return (
+                "label -1 is not a class here: it often means that a row has no label, as in the "
+                "hidden test parts of GLUE"
+            )
         if (self.by_position or self.own) and _NUMBER.fullmatch(label_key(cell)):
             return f"label out of range 0 to {len(self.numbers) - 1}"
         listed = f"{', '.join(self.names[:10])}{', ...' if len(self.names) > 10 else ''}"

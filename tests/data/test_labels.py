@@ -14,7 +14,10 @@ from tests.support.tables import make, refusal, to_parquet, train_of, whole, wri
 
 MANY = "label holds several values, but a row has one class"
 NUMBER = "label is a number and not a class: round it, or list the classes in dataset.labels"
-UNLABELLED = "label -1 is not a class here: it often means that a row has no label"
+UNLABELLED = (
+    "label -1 is not a class here: it often means that a row has no label, as in the hidden test "
+    "parts of GLUE"
+)
 
 
 def rows_of(*labels: object) -> list[dict[str, Any]]:

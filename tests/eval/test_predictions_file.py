@@ -348,7 +348,7 @@ def test_answers_in_a_csv_file(tmp_path: Path) -> None:
         ("id,prediction,probabilities.positive\n1,positive,0.5\n", "these are not 2 numbers"),
         ('id,prediction,probabilities\n1,positive,"[0.5, 7]"\n', "these are not 2 numbers"),
         ("id,prediction\n1,positive\n", "16 missing"),
-        ("id,prediction\n1\n", "do not have 2 cells"),
+        ("id,prediction\n1\n", "not 2 cells like the header"),
         ("", "the file is empty"),
     ],
 )
