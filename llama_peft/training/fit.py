@@ -54,7 +54,7 @@ def train(
             resume.bring_back(folder)
         preflight.check(recipe, long=True)
         dataset = data.load(recipe, given)
-        recipe = data.with_fields(_with_labels(recipe, dataset), dataset)
+        recipe = data.with_fields(with_labels(recipe, dataset), dataset)
         finished = not fresh and resume.is_finished(folder, recipe, dataset)
         if not finished:
             preflight.room(recipe, folder)
@@ -85,11 +85,14 @@ def train(
         return folder
 
 
-def _with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
-    """Return the recipe with the labels of the data, so that the run folder names them."""
+def with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
+    """Return the recipe with the labels of the data, so that the run folder names them, and says
+    whether numbers mean them by their order.
+    """
     if not dataset.labels:
         return recipe
-    named = recipe.dataset.model_copy(update={"labels": list(dataset.labels)})
+    known = {"labels": list(dataset.labels), "label_positions": dataset.label_positions}
+    named = recipe.dataset.model_copy(update=known)
     return recipe.model_copy(update={"dataset": named})
 
 

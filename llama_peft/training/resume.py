@@ -44,8 +44,10 @@ def recipe_sum(recipe: Recipe) -> str:
 
 
 def _without_folder(text: str) -> str:
-    """Return a recipe without its run folder, which can be named in several ways."""
-    return re.sub(r"^  output_dir: .*\n", "", text, flags=re.MULTILINE)
+    """Return a recipe without its run folder, which can be named in several ways, and without what
+    runs of version 0.1.0 do not say of their labels.
+    """
+    return re.sub(r"^  (output_dir|label_positions): .*\n", "", text, flags=re.MULTILINE)
 
 
 def is_finished(folder: Path, recipe: Recipe, dataset: data.Dataset) -> bool:

@@ -124,7 +124,7 @@ TABLES: dict[str, tuple[str, Callable[[Lines], bytes], str]] = {
     "probabilities of one label": ("a.csv", lambda lines: as_csv([dict(list(r.items())[:3]) for r in lines]), "2 numbers from 0 to 1"),
     "semicolons": ("a.csv", lambda lines: as_csv(lines, ";"), "one column here|no column id|delimiter"),
     "empty": ("a.csv", lambda lines: b"", "empty"),
-    "ragged": ("a.csv", lambda lines: b"id,label\n1\n", "do not have 2 cells"),
+    "ragged": ("a.csv", lambda lines: b"id,label\n1\n", "not 2 cells like the header"),
     "JSON cut off": ("a.jsonl", lambda lines: as_lines(lines)[:-9], "cannot be read"),
     "an id twice in one object": ("a.json", lambda lines: b'{"a": "x", "a": "y"}', "occurs twice"),
     "binary": ("a.jsonl", lambda lines: bytes(range(256)), "cannot be read"),
