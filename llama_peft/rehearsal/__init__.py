@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llama_peft.errors import UserError
-from llama_peft.rehearsal import fake_cuda
+from llama_peft.rehearsal.device import fake_cuda
 from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
 
 __all__ = ["Fault", "Outcome", "Rehearsal", "Request", "compiled", "rehearse"]

@@ -56,7 +56,12 @@ SHAPES: Mapping[str, Mapping[str, object]] = {
     },
     "meta-llama/Llama-3.2-3B": {
         **_LLAMA,
-        **{"hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "head_dim": 128},
+        **{
+            "hidden_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 24,
+            "head_dim": 128,
+        },
     },
     "google/gemma-3-1b-pt": {
         **_GEMMA,

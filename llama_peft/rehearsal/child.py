@@ -4,6 +4,7 @@ The folder holds the request, and gets the outcome. The shim is loaded before an
 torch, and all of torch in this process believes in the fake GPU from then on.
 """
 
+import gc
 import json
 import logging
 import os
@@ -14,8 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llama_peft.errors import UserError
-from llama_peft.rehearsal import Request, fake_cuda
-from llama_peft.rehearsal.cards import card_named
+from llama_peft.rehearsal import Request
+from llama_peft.rehearsal.device import fake_cuda
+from llama_peft.rehearsal.device.cards import card_named
 from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
 
 OUTCOME, REQUEST = "outcome.json", "request.json"
@@ -27,7 +29,7 @@ def main(folder: Path) -> None:
     request = Request(**json.loads((folder / REQUEST).read_text("utf-8")))
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     try:
-        outcome = _rehearse(request, folder)
+        outcome = outcome_of(request, folder)
     except UserError as error:
         outcome = Outcome(mistake=tuple(map(str, error.args)))
     (folder / OUTCOME).write_text(json.dumps(asdict(outcome)), "utf-8")
@@ -37,14 +39,15 @@ def main(folder: Path) -> None:
     os._exit(0)
 
 
-def _rehearse(request: Request, folder: Path) -> Outcome:
+def outcome_of(request: Request, folder: Path) -> Outcome:
     started, card = time.monotonic(), card_named(request.card)
     fake_cuda.load_shim(Path(request.shim), card)
     _import_libraries()
     from llama_peft.data import with_fields
     from llama_peft.model import backbone
     from llama_peft.recipe import load_recipe
-    from llama_peft.rehearsal import base, kernels, mode, rows, steps, watch
+    from llama_peft.rehearsal import base, rows, steps
+    from llama_peft.rehearsal.device import kernels, mode, watch
     from llama_peft.training.fit import with_labels
 
     recipe = load_recipe(request.recipe, [*request.settings, f"train.output_dir={folder / 'run'}"])
@@ -60,6 +63,7 @@ def _rehearse(request: Request, folder: Path) -> Outcome:
     base.replace_apply()
     backbone.from_pretrained = base.build
     stages = steps.Stages(mode.Rehearsal(watch.Watch()))
+    gc.freeze()  # the libraries' own objects are not searched again and again
     with mode.rehearsing(stages.mode):
         dtype = backbone.dtype_name(recipe)
         try:

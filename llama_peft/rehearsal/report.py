@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llama_peft.rehearsal.cards import CONTEXT, SPARE, card_named
+from llama_peft.rehearsal.device.cards import CONTEXT, SPARE, card_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,9 @@ class Fault:
     where: str
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.stage}, {self.where}: {self.message}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -101,8 +104,7 @@ ATTENTION = {
 def sites(counted: Counter[tuple[str, str]]) -> tuple[Site, ...]:
     """Return counts by place, the most frequent first."""
     return tuple(
-        Site(what=what, where=where, times=times)
-        for (what, where), times in counted.most_common()
+        Site(what=what, where=where, times=times) for (what, where), times in counted.most_common()
     )
 
 

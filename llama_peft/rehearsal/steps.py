@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from transformers import Trainer, TrainerCallback
 
+from llama_peft import data
 from llama_peft.inference import predict
 from llama_peft.recipe import Recipe
 from llama_peft.rehearsal import rows as material
-from llama_peft.rehearsal.mode import Rehearsal as Mode
+from llama_peft.rehearsal.device.mode import Rehearsal as Mode
 from llama_peft.rehearsal.report import ATTENTION, Step, sites
-from llama_peft.rehearsal.watch import Kind, Watch
+from llama_peft.rehearsal.device.watch import Kind, Watch
 from llama_peft.run_folder.weights import TunedModel
 from llama_peft.training import setup
 from llama_peft.training.rows import Row
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
     from llama_peft.training.features.states import Key
 
-_WRITTEN = 3
+_CHECKED = 2
+"""Examples of the self-check."""
+_WRITTEN = 2
 """Tokens that a rehearsal writes of each answer."""
 _ASKED = 48
 """Questions that it writes answers to: they fill a row of prompts."""
@@ -99,7 +102,8 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
     _mark(watch, loaded.base)
     _mark(watch, trainer.model)
     stages.name = "the self-check of prefix trees"
-    setup.check_tree_rows(loaded, attached.model, given.dataset)
+    few = {"train": given.dataset.parts["train"][:_CHECKED]}
+    setup.check_tree_rows(loaded, attached.model, data.Dataset(labels=(), parts=few))
     _train(trainer, stages)
     if not setup.on_features(recipe):
         _validate(trainer, attached.collate, batches["validation"].fullest, stages)
@@ -149,7 +153,9 @@ def _measure_features(stages: Stages) -> None:
             group = max(groups, key=lambda group: _width(group.given))
             stages.begin("features")
             cache.pooled(model, group, (cache.Key(-1, recipe.head.pooling),))
-            stages.end(Batch(1 if isinstance(group.given, dict) else len(group.given), _width(group.given)))
+            stages.end(
+                Batch(1 if isinstance(group.given, dict) else len(group.given), _width(group.given))
+            )
         size = model.config.get_text_config().hidden_size
         return [
             cache.FeatureRow(ids=row["ids"], features=torch.zeros(size), labels=row["labels"])
@@ -232,7 +238,9 @@ def _train(trainer: Trainer, stages: Stages) -> None:
     trainer.accelerator.backward, trainer.training_step = backward_of, step_of
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda one: watch.mark(one.grad, "gradients"))
+            parameter.register_post_accumulate_grad_hook(
+                lambda one: watch.mark(one.grad, "gradients")
+            )
     with torch.autograd.graph.saved_tensors_hooks(watch.keep, lambda tensor: tensor):
         trainer.train()
 
@@ -266,10 +274,14 @@ def _predict(
         ids = [(str(number), row["input_ids"]) for number, row in enumerate(rows)]
         order = range(recipe.kind.outputs(len(tuned.labels)))
         pad_id = encoder.tokenizer.pad_token_id
-        found = predict.classify_rows(model, ids, tuned.labels, order, pad_id, size, recipe.kind.side)
+        found = predict.classify_rows(
+            model, ids, tuned.labels, order, pad_id, size, recipe.kind.side
+        )
         batch = Batch(len(ids), max(len(row["input_ids"]) for row in rows))
     else:
-        asked = sorted(predict.questions(given.dataset.parts["train"]), key=lambda one: -len(one.context))
+        asked = sorted(
+            predict.questions(given.dataset.parts["train"]), key=lambda one: -len(one.context)
+        )
         asked = asked[: size if recipe.kind.finds_spans else _ASKED]
         found = predict.predict(tuned, asked)
         batch = Batch(len(asked), max(len(encoder.question(one)) for one in asked[:8]))

@@ -1,7 +1,7 @@
 """Makes a process believe that it has a GPU of a certain kind.
 
 Tensors on it are fake: they have a shape, a type and a device, and no data. Autograd and the
-attention dispatcher ask torch's C++ code about the device; `device_shim.cpp` answers them. All
+attention dispatcher ask torch's C++ code about the device; `shim.cpp` answers them. All
 else asks `torch.cuda`, whose functions are replaced here. Both hold for the whole process, so each
 rehearsal has a process of its own.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from llama_peft.errors import UserError
-from llama_peft.rehearsal.cards import Card
+from llama_peft.rehearsal.device.cards import Card
 
-SOURCE = Path(__file__).with_name("device_shim.cpp")
+SOURCE = Path(__file__).with_name("shim.cpp")
 _CAPABILITY = "LLAMA_PEFT_REHEARSED_SM"
 _COMPILERS = "g++", "clang++", "c++"
 
@@ -41,7 +41,7 @@ def compile_shim(folder: Path) -> Path:
         raise UserError(
             "a rehearsal compiles a small file of C++, and there is no compiler here: install g++ or clang++"
         )
-    include, library = torch / "include", folder / "device_shim.so"
+    include, library = torch / "include", folder / "shim.so"
     words = [
         *(compiler, "-std=c++20", "-O0", "-w", "-shared", "-fPIC"),
         *(f"-I{include}", f"-I{include}/torch/csrc/api/include", str(SOURCE), "-o", str(library)),

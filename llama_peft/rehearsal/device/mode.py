@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from llama_peft.rehearsal import kernels
-from llama_peft.rehearsal.watch import Watch
+from llama_peft.rehearsal.device import kernels
+from llama_peft.rehearsal.device.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ aten = torch.ops.aten
 T = TypeVar("T")
 Arguments: TypeAlias = Sequence[object]
 Named: TypeAlias = Mapping[str, object]
-_OURS = Path(__file__).parents[1]
+_OURS = Path(__file__).parents[2]
 _LARGEST_VALUE = 64 << 20
 """Elements of the largest tensor whose values are kept."""
 _INDEXED = aten.index.Tensor, aten.index_put_.default, aten.index_put.default
@@ -319,10 +319,11 @@ def _keep_values(
     values = [value_of(tensor) for tensor in tensors]
     drawn = any(part in name for part in _DRAWN)
     if drawn or any(value is None for value in values):
-        if func._schema.is_mutable and tensors and isinstance(tensors[0], FakeTensor):
-            _give(tensors[0], None)
+        for tensor in _written(func, args):
+            if isinstance(tensor, FakeTensor):
+                _give(tensor, None)
         return
-    if not made or any(map(_has_no_value, made)):
+    if any(map(_has_no_value, made)) or not (made or func._schema.is_mutable):
         return
     by_tensor = {id(tensor): value for tensor, value in zip(tensors, values, strict=True)}
     real_args, real_kwargs = tree_map_only(
@@ -333,6 +334,16 @@ def _keep_values(
     for tensor, value in zip(made, _tensors(computed), strict=True):
         if isinstance(tensor, FakeTensor):
             _give(tensor, value)
+
+
+def _written(func: OpOverload, args: Arguments) -> list[Tensor]:
+    """Return the tensors that an operation changes in place."""
+    written = [
+        arg
+        for arg, form in zip(args, func._schema.arguments, strict=False)
+        if form.alias_info is not None and form.alias_info.is_write
+    ]
+    return _tensors(written)
 
 
 _PLACES = "device", "pin_memory", "non_blocking"
@@ -348,10 +359,14 @@ _composite: dict[OpOverload, bool] = {}
 
 
 def _is_composite(func: OpOverload) -> bool:
-    """Return whether an operation is made of others, which are then run in its place."""
+    """Return whether an operation is made of others, which are then run in its place.
+
+    One that has a kernel of its own on the CPU has one on the GPU too.
+    """
     if func not in _composite:
-        key = torch._C.DispatchKey.CompositeImplicitAutograd
-        _composite[func] = func.has_kernel_for_dispatch_key(key)
+        keys = torch._C.DispatchKey
+        made_of_others = func.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd)
+        _composite[func] = made_of_others and not func.has_kernel_for_dispatch_key(keys.CPU)
     return _composite[func]
 
 
@@ -359,7 +374,11 @@ def _is_composite(func: OpOverload) -> bool:
 def rehearsing(mode: Rehearsal) -> Iterator[None]:
     """Make every tensor fake inside this context."""
     import torch._subclasses.fake_tensor as fake_tensor
+    from torch.optim import optimizer
+    from torch.utils import _foreach_utils
 
+    for types in (optimizer._foreach_supported_types, _foreach_utils._foreach_supported_types):
+        types.append(FakeTensor)
     fake_tensor.init_gpu_context = lambda *_: None
     FakeTensor.tolist = lambda self: mode.to_list(self)
     fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)

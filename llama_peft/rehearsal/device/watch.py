@@ -10,9 +10,7 @@ from typing import Literal, NamedTuple, get_args
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-Kind = Literal[
-    "weights", "trained weights", "gradients", "optimizer", "activations", "temporaries"
-]
+Kind = Literal["weights", "trained weights", "gradients", "optimizer", "activations", "temporaries"]
 """Frozen weights with their constants; adapters and heads; what autograd keeps is activations."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _BLOCK = 512

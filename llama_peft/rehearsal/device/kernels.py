@@ -81,9 +81,7 @@ def scratch(name: str, args: Sequence[object]) -> Scratch:
     return found(args) if found else Scratch()
 
 
-def _int8_quantised(
-    given: Tensor, threshold: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _int8_quantised(given: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor | None]:
     """int8_vectorwise_quant as if no column held an outlier: how many there are depends on data."""
     rows = given.numel() // given.shape[-1]
     return (
