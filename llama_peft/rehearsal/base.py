@@ -7,12 +7,13 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from llama_peft import tiny
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.recipe import Model
+from llama_peft.rehearsal.device import replace
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,7 @@ def place_tokenizer(base: Path, given: str | None) -> str:
     usual = (token for token in backbone.PAD_TOKENS if token in known)
     tokenizer.pad_token = next(usual, tokenizer.eos_token)
     tokenizer.padding_side = "right"
-    backbone._load_tokenizer = cast("Callable[..., object]", lambda *_: tokenizer)
+    replace(backbone, "_load_tokenizer", lambda *_: tokenizer)
     return f"the tokenizer of {given or 'the embedded model'} stands in for the base's own"
 
 
@@ -152,7 +153,7 @@ def build(
     model.hf_device_map = {"": place.index or 0}
     model.config._name_or_path = model.name_or_path = str(name)
     nothing: list[str] = []
-    return model, {key: nothing for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    return model, dict.fromkeys(("missing_keys", "unexpected_keys", "mismatched_keys"), nothing)
 
 
 def _pack(module: "nn.Module", dtype: "torch.dtype", place: "torch.device") -> None:
@@ -213,4 +214,4 @@ def replace_apply() -> None:
                     module._buffers[key] = change(buffer)
         return self
 
-    torch.nn.Module._apply = apply
+    replace(torch.nn.Module, "_apply", apply)

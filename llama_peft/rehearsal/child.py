@@ -13,12 +13,16 @@ import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_peft.errors import UserError
 from llama_peft.rehearsal import Request
-from llama_peft.rehearsal.device import fake_cuda
+from llama_peft.rehearsal.device import fake_cuda, replace
 from llama_peft.rehearsal.device.cards import card_named
 from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
+
+if TYPE_CHECKING:
+    from llama_peft.recipe import Recipe
 
 OUTCOME, REQUEST = "outcome.json", "request.json"
 _OURS = Path(__file__).parents[1]
@@ -59,9 +63,10 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     given = rows.gather(recipe)
     recipe = with_fields(with_labels(recipe, given.dataset), given.dataset)
     fake_cuda.pretend(card)
+    kept = fake_cuda.keep_whole()  # noqa: F841
     kernels.replace_compiled()
     base.replace_apply()
-    backbone.from_pretrained = base.build
+    replace(backbone, "from_pretrained", base.build)
     stages = steps.Stages(mode.Rehearsal(watch.Watch()))
     gc.freeze()  # the libraries' own objects are not searched again and again
     with mode.rehearsing(stages.mode):
@@ -91,7 +96,7 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     return Outcome(rehearsal=found)
 
 
-def _on(recipe: "object", name: object) -> "object":
+def _on(recipe: "Recipe", name: object) -> "Recipe":
     """Return the recipe on another base."""
     model = recipe.model.model_copy(update={"model_name_or_path": str(name)})
     return recipe.model_copy(update={"model": model})

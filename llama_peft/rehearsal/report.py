@@ -96,9 +96,9 @@ class Outcome:
 ATTENTION = {
     "aten::_scaled_dot_product_flash_attention": "flash",
     "aten::_scaled_dot_product_efficient_attention": "memory-efficient",
-    "aten::_softmax": "plain matrix products",
+    "aten::_safe_softmax": "plain matrix products",
 }
-"""What ran, by the name of a kernel that only it uses. A head's own softmax is another operation."""
+"""What ran, by the name of a kernel that only it uses."""
 
 
 def sites(counted: Counter[tuple[str, str]]) -> tuple[Site, ...]:

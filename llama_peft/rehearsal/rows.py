@@ -10,7 +10,7 @@ from llama_peft.errors import UserError
 from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.recipe import Recipe
 from llama_peft.tokens.prompts import Encoded
-from llama_peft.training.rows import AnswerRow, ClassificationRow, Row, SpanRow
+from llama_peft.training.rows import AnswerRow, ClassificationRow, Row, SpanRow, Target
 
 _SAMPLE = 1000
 """How many of the longest examples, and of the first ones, are encoded."""
@@ -97,8 +97,9 @@ def synthetic(recipe: Recipe) -> Sequence[Row]:
 def _row(recipe: Recipe, number: int, length: int) -> Row:
     ids, tokens = [str(number)], (_TOKEN,) * length
     if recipe.kind.has_labels:
-        labels = len(recipe.dataset.labels or ("0", "1"))
-        target = {"label_sets": [0.0] * labels, "numbers": 0.5}.get(recipe.kind.side, 0)
+        number_of_labels = len(recipe.dataset.labels or ("0", "1"))
+        targets: dict[str, Target] = {"label_sets": [0.0] * number_of_labels, "numbers": 0.5}
+        target = targets.get(recipe.kind.side, 0)
         return ClassificationRow(ids=ids, input_ids=tokens, labels=target)
     if recipe.kind.finds_spans:
         start = min(_QUESTION, length - 1)

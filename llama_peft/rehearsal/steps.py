@@ -5,29 +5,31 @@ the optimizer's states in place. Nothing is saved, and nothing is logged inside 
 """
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl
 
 from llama_peft import data
 from llama_peft.inference import predict
 from llama_peft.recipe import Recipe
 from llama_peft.rehearsal import rows as material
+from llama_peft.rehearsal.device import replace
 from llama_peft.rehearsal.device.mode import Rehearsal as Mode
+from llama_peft.rehearsal.device.watch import Watch
 from llama_peft.rehearsal.report import ATTENTION, Step, sites
-from llama_peft.rehearsal.device.watch import Kind, Watch
 from llama_peft.run_folder.weights import TunedModel
 from llama_peft.training import setup
-from llama_peft.training.rows import Row
+from llama_peft.training.rows import Batch as Inputs
+from llama_peft.training.rows import ClassificationRow, Row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from llama_peft.training.features.states import Key
+    from llama_peft.training.features.states import Input
 
 _CHECKED = 2
 """Examples of the self-check."""
@@ -134,7 +136,7 @@ def _use_rows(given: material.Material) -> None:
     """Make the product take synthetic rows where it would encode the examples of a part."""
     rows = given.synthetic
     if rows is not None:
-        setup.encode_part = lambda recipe, encoder, part, examples: rows[part]
+        replace(setup, "encode_part", lambda recipe, encoder, part, examples: rows[part])
 
 
 def _measure_features(stages: Stages) -> None:
@@ -145,7 +147,11 @@ def _measure_features(stages: Stages) -> None:
     from llama_peft.training.features import cache
 
     def states_of(
-        recipe: Recipe, model: "PreTrainedModel", part: str, rows: Sequence[Row], _: Path
+        recipe: Recipe,
+        model: "PreTrainedModel",
+        part: str,
+        rows: Sequence[ClassificationRow],
+        _: Path,
     ) -> list[cache.FeatureRow]:
         if part == "train":
             _mark(stages.mode.watch, model)
@@ -162,10 +168,10 @@ def _measure_features(stages: Stages) -> None:
             for row in rows
         ]
 
-    cache.states_of = states_of
+    replace(cache, "states_of", states_of)
 
 
-def _width(given: "dict[str, Sequence[int]] | Sequence[Sequence[int]]") -> int:
+def _width(given: "Input") -> int:
     return len(given["input_ids"]) if isinstance(given, dict) else max(map(len, given))
 
 
@@ -192,10 +198,14 @@ class _Boundaries(TrainerCallback):
         self.batch = Batch(0, 0)
         self.kept = 0
 
-    def on_train_begin(self, args: object, state: object, control: object, **_: object) -> None:
+    def on_train_begin(
+        self, args: object, state: object, control: TrainerControl, **_: object
+    ) -> None:
         self._stages.begin("typical step")
 
-    def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
+    def on_step_end(
+        self, args: object, state: object, control: TrainerControl, **_: object
+    ) -> None:
         self._stages.end(self.batch, self.kept)
         control.should_save = False
         for states in self._trainer.optimizer.state.values():
@@ -205,7 +215,9 @@ class _Boundaries(TrainerCallback):
         if self._names:
             self._stages.begin(self._names.pop())
 
-    def on_epoch_end(self, args: object, state: object, control: object, **_: object) -> None:
+    def on_epoch_end(
+        self, args: object, state: object, control: TrainerControl, **_: object
+    ) -> None:
         control.should_save = False
 
 
@@ -246,11 +258,14 @@ def _train(trainer: Trainer, stages: Stages) -> None:
 
 
 def _validate(
-    trainer: Trainer, collate: Callable[..., object], rows: Sequence[Row], stages: Stages
+    trainer: Trainer,
+    collate: Callable[..., Mapping[str, object]],
+    rows: Sequence[Row],
+    stages: Stages,
 ) -> None:
     """Compute the loss of the fullest validation batch."""
     stages.begin("validation")
-    batch = collate(rows)
+    batch = cast("Inputs", collate(rows))
     trainer.model.eval()
     trainer.prediction_step(trainer.model, batch, True)
     stages.end(Batch(*batch["input_ids"].shape))

@@ -89,7 +89,7 @@ def test_its_words_and_its_table(outcomes: list[Outcome]) -> None:
 def test_a_tensor_on_the_wrong_device_fails_in_one_line(outcomes: list[Outcome]) -> None:
     fault = outcomes[1].fault
     assert fault is not None and outcomes[1].rehearsal is None
-    assert "cuda" in fault.message and "cpu" in fault.message
+    assert "on the same device" in fault.message
     assert fault.where.startswith("llama_peft/prefix_tree/") and "\n" not in str(fault)
 
 

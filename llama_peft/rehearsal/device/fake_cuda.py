@@ -15,9 +15,14 @@ import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from llama_peft.errors import UserError
+from llama_peft.rehearsal.device import replace
 from llama_peft.rehearsal.device.cards import Card
+
+if TYPE_CHECKING:
+    import torch
 
 SOURCE = Path(__file__).with_name("shim.cpp")
 _CAPABILITY = "LLAMA_PEFT_REHEARSED_SM"
@@ -105,7 +110,27 @@ def pretend(card: Card) -> None:
         *("manual_seed", "manual_seed_all", "ipc_collect", "set_rng_state", "set_rng_state_all"),
     )
     for name, answer in {**answers, **dict.fromkeys(nothing)}.items():
-        setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
-    torch.cuda.get_rng_state = lambda *_: torch.empty(16, dtype=torch.uint8)
-    torch.random.fork_rng = lambda *_, **__: contextlib.nullcontext()
-    torch.version.cuda = "12.8"
+        replace(torch.cuda, name, lambda *_, answer=answer, **__: answer)
+    replace(torch.cuda, "get_rng_state", lambda *_: torch.empty(16, dtype=torch.uint8))
+    replace(torch.random, "fork_rng", lambda *_, **__: contextlib.nullcontext())
+    replace(torch.version, "cuda", "12.8")
+
+
+def keep_whole() -> "list[torch.library.Library]":
+    """Keep operations whole that a GPU computes with one kernel, and return what must stay alive.
+
+    A CPU build takes some of them apart, such as the derivative of SiLU, because it has no kernel
+    for CUDA. So those that the CPU has a kernel for get one on CUDA, which fake tensors never reach.
+    """
+    import torch
+
+    def unreached(*_: object, **__: object) -> None:
+        raise AssertionError("a kernel of the GPU that is not here was called")
+
+    registered = torch._C._dispatch_get_registrations_for_dispatch_key
+    both = {*registered("CPU")} & {*registered("CompositeImplicitAutograd")}
+    library = torch.library.Library("aten", "IMPL")
+    for name in sorted(both):
+        if name.startswith("aten::"):
+            library.impl(name.removeprefix("aten::"), unreached, "CUDA")
+    return [library]

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llama_peft.rehearsal.device import replace
+
 _UNPACKED_FROM = 5
 """Tokens from which bitsandbytes may unpack a 4-bit weight before it multiplies.
 
@@ -170,8 +172,10 @@ def replace_compiled() -> None:
     import transformers.integrations.flex_attention as transformers_flex
     import trl.kernels.chunked_logprob as chunked
 
-    flex.flex_attention = transformers_flex.flex_attention = _flex_attention
-    torch.compile = lambda function=None, **_: function or (lambda inner: inner)
-    chunked._TRITON_AVAILABLE = True
-    chunked._forward_kernel = chunked._backward_kernel = _InPlace()
+    for module in (flex, transformers_flex):
+        replace(module, "flex_attention", _flex_attention)
+    replace(torch, "compile", lambda function=None, **_: function or (lambda inner: inner))
+    replace(chunked, "_TRITON_AVAILABLE", True)
+    for name in ("_forward_kernel", "_backward_kernel"):
+        replace(chunked, name, _InPlace())
     chunked.triton = SimpleNamespace(cdiv=lambda one, other: -(-one // other))

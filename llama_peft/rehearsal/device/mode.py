@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -25,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from llama_peft.rehearsal.device import kernels
+from llama_peft.rehearsal.device import kernels, replace
 from llama_peft.rehearsal.device.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,8 @@ class Rehearsal(TorchDispatchMode):
         scratch = kernels.scratch(name, args)
         self.watch.note(scratch.bytes)
         self.counts.kernels[name] += 1
-        self.counts.kernels["unpacking"] += scratch.kernels
+        if scratch.kernels:
+            self.counts.kernels[f"{name}, unpacking"] += scratch.kernels
         if name in kernels.WAITS:
             self._sync(kernels.WAITS[name])
         if name in kernels.FLOP:
@@ -240,10 +242,10 @@ class Rehearsal(TorchDispatchMode):
         value = value_of(tensor)
         if value is None:
             self.counts.guesses["tolist", place()] += 1
-            value = really(lambda: torch.zeros(tensor.shape, dtype=tensor.dtype))
-            if not tensor.is_floating_point():
-                value = really(lambda: value + 7)
-        return really(value.tolist)
+            guess = 0.0 if tensor.is_floating_point() else 7
+            value = really(lambda: torch.full(tensor.shape, guess, dtype=tensor.dtype))
+        found: object = really(value.tolist)
+        return found
 
     def _sync(self, what: str) -> None:
         self.counts.syncs[what, place()] += 1
@@ -268,7 +270,7 @@ def all_on_cpu(tensors: Sequence[Tensor]) -> bool:
 
 def place() -> str:
     """Return where our code, or if there is none a library, calls the present operation."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     library = ""
     while frame is not None:
         file = Path(frame.f_code.co_filename)
@@ -379,8 +381,8 @@ def rehearsing(mode: Rehearsal) -> Iterator[None]:
 
     for types in (optimizer._foreach_supported_types, _foreach_utils._foreach_supported_types):
         types.append(FakeTensor)
-    fake_tensor.init_gpu_context = lambda *_: None
-    FakeTensor.tolist = lambda self: mode.to_list(self)
+    replace(fake_tensor, "init_gpu_context", lambda *_: None)
+    replace(FakeTensor, "tolist", lambda self: mode.to_list(self))
     fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     with fake, mode:
         # Then `torch.tensor(..., device="cuda")` goes through the modes.

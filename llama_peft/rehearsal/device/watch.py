@@ -95,7 +95,7 @@ class Watch:
         """Compare what is live, and what a kernel holds while it runs, with the peak."""
         total = sum(self.live.values()) + extra
         if total > self.peak.total:
-            by_kind: dict[str, int] = {**self.live}
+            by_kind: dict[str, int] = {str(kind): size for kind, size in self.live.items()}
             by_kind["temporaries"] += extra
             self.peak = Peak(total, by_kind, self.doing)
 
