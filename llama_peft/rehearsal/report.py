@@ -24,7 +24,7 @@ class Step:
     """typical step, fullest step, validation, prediction, or features."""
     rows: int
     tokens: int
-    """The width of a row, with its padding."""
+    """The width of a row, with its padding; 0 if a head alone reads states."""
     peak: int
     """The most bytes of tensors at once, without the driver's context."""
     memory: Mapping[str, int]
@@ -133,12 +133,16 @@ def _step_text(step: Step) -> list[str]:
     waits = sum(site.times for site in step.syncs)
     kept = f"; {mb(step.kept)} kept for the backward pass" if step.kept else ""
     return [
-        f"{step.name}: {step.rows} x {step.tokens} tokens, {mb(step.peak)} at {step.at}{kept}",
+        f"{step.name}: {_size(step)}, {mb(step.peak)} at {step.at}{kept}",
         f"  {parts}",
         f"  {sum(step.kernels.values()):,} kernels, {flop:.2f} TFLOP, attention: {', '.join(step.attention) or 'none'}",
         f"  the CPU waits for the GPU {waits} times, {step.guesses} times for a number that has no value here",
         *(f"    {site.times} x {site.what} at {site.where}" for site in step.syncs),
     ]
+
+
+def _size(step: Step) -> str:
+    return f"{step.rows} x {step.tokens} tokens" if step.tokens else f"{step.rows} states"
 
 
 def gb(size: int) -> str:
@@ -167,7 +171,7 @@ def markdown(found: Sequence[Rehearsal], cards: Sequence[str]) -> list[str]:
                     " ".join([one.recipe, *one.settings]),
                     card_named(one.card).title,
                     one.dtype,
-                    f"{step.rows} x {step.tokens}",
+                    _size(step),
                     gb(one.peak),
                     f"{sum(step.kernels.values()):,}",
                     *(word if fair else "-" for word, fair in zip(held, same, strict=True)),

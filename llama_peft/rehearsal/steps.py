@@ -44,6 +44,7 @@ class Batch(NamedTuple):
 
     rows: int
     tokens: int
+    """In a row; 0 if rows are states."""
 
 
 class Stages:
@@ -242,8 +243,8 @@ def _train(trainer: Trainer, stages: Stages) -> None:
         backward(loss, **arguments)
 
     def step_of(model: "nn.Module", inputs: "dict[str, Tensor]", *rest: object) -> "Tensor":
-        first = next(value for value in inputs.values() if isinstance(value, torch.Tensor))
-        boundaries.batch = Batch(*first.shape[:2])
+        ids = inputs.get("input_ids")  # a head alone reads states
+        boundaries.batch = Batch(len(inputs["features"]), 0) if ids is None else Batch(*ids.shape)
         found: Tensor = step(model, inputs, *rest)
         return found
 

@@ -10,15 +10,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 from llama_peft.rehearsal import Fault, Rehearsal, Request, compiled, rehearse
 from llama_peft.rehearsal.report import markdown
-from tests.support.paths import SHARED
+from tests.support.paths import ROOT, SHARED
 
 CARDS = "4090", "t4"
 """One of each kind: with bfloat16, and without."""
 JUDGED = "2060", "3050", "3060", "t4", "4090"
+MARKS = "<!-- python -m tests.rehearsal --readme -->", "<!-- end -->"
 LLAMA = SHARED / "llama-3.2-1b"
 SQUAD = (
     f"dataset.path={SHARED / 'data/squad/squad_v2.json'}",
@@ -59,12 +59,20 @@ def requests(recipes: list[str], cards: list[str], settings: list[str]) -> Itera
             )
 
 
+def write_into_readme(table: str) -> None:
+    """Put the table between its marks in the README."""
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text("utf-8").split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    readme.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", "utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.rehearsal", description=__doc__)
     parser.add_argument("--recipes", default=",".join(RECIPES), help="names with commas")
     parser.add_argument("--cards", default=",".join(CARDS), help="names with commas")
     parser.add_argument("--jobs", type=int, default=2, help="how many rehearsals run at once")
-    parser.add_argument("--output", type=Path, help="also write the table to this file")
+    parser.add_argument("--readme", action="store_true", help="also put the table into README.md")
     parser.add_argument("settings", nargs="*", help="section.key=value")
     arguments = parser.parse_intermixed_args()
     if not LLAMA.is_dir():
@@ -86,8 +94,8 @@ def main() -> int:
     ]
     table = "\n".join(markdown(named, JUDGED))
     print(table)
-    if arguments.output:
-        arguments.output.write_text(table + "\n", "utf-8")
+    if arguments.readme:
+        write_into_readme(table)
     print(f"{len(named)} of {len(asked)} rehearsed in {time.monotonic() - started:.0f} s")
     return int(len(named) < len(asked))
 

@@ -49,7 +49,7 @@ def compile_shim(folder: Path) -> Path:
     include, library = torch / "include", folder / "shim.so"
     words = [
         *(compiler, "-std=c++20", "-O0", "-w", "-shared", "-fPIC"),
-        *(f"-I{include}", f"-I{include}/torch/csrc/api/include", str(SOURCE), "-o", str(library)),
+        *(f"-I{include}", str(SOURCE), "-o", str(library)),
         *(f"-L{torch}/lib", "-lc10", "-ltorch_cpu"),
     ]
     done = subprocess.run(words, capture_output=True, text=True, errors="replace")

@@ -1,11 +1,25 @@
 // CUDA as autograd and the attention dispatcher see it, without CUDA: one device, one stream, events that do
 // nothing. It is loaded before torch, so that a CPU build runs backward passes of fake tensors that claim to be on
 // CUDA. Which attention kernel a card has is read from the environment.
+#include <ATen/SDPBackend.h>
+#include <ATen/core/TensorBase.h>
 #include <ATen/detail/CUDAHooksInterface.h>
-#include <ATen/native/transformers/attention.h>
-#include <ATen/native/transformers/sdp_utils_cpp.h>
+#include <ATen/native/DispatchStub.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+
 #include <cstdlib>
+#include <optional>
+
+// As in ATen/native/transformers/attention.h, which takes four times as long to compile. A Tensor is a TensorBase
+// with more functions and no more data.
+namespace at {
+class Tensor;
+namespace native {
+using fused_sdp_choice_fn = int64_t (*)(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
+                                        double, bool, std::optional<double>, bool);
+DECLARE_DISPATCH(fused_sdp_choice_fn, _fused_sdp_choice_stub)
+}  // namespace native
+}  // namespace at
 
 using c10::Device;
 using c10::DeviceIndex;
@@ -41,19 +55,21 @@ c10::impl::DeviceGuardImplRegistrar registrar(DeviceType::CUDA, &guard);
 // The order and the rules of sdp_utils.cpp for CUDA: flash takes 16-bit types without a mask from sm80 on and fewer
 // key heads as they are; the memory-efficient kernel takes a mask, but no fewer key heads, and no bfloat16 before
 // sm80; the plain matrix products take whatever is left.
-int64_t choose(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-               const std::optional<at::Tensor>& mask, double dropout, bool is_causal, std::optional<double>,
-               bool enable_gqa) {
+int64_t choose(const at::Tensor& query_, const at::Tensor& key_, const at::Tensor&,
+               const std::optional<at::Tensor>& mask_, double, bool, std::optional<double>, bool enable_gqa) {
   static const bool sm80 = std::atoi(std::getenv("LLAMA_PEFT_REHEARSED_SM")) >= 80;
+  const auto& query = reinterpret_cast<const at::TensorBase&>(query_);
+  const auto& key = reinterpret_cast<const at::TensorBase&>(key_);
+  const auto& mask = reinterpret_cast<const std::optional<at::TensorBase>&>(mask_);
   const auto type = query.scalar_type();
   const bool half = type == at::kHalf, brain = type == at::kBFloat16;
   const bool fewer_keys = enable_gqa && query.size(1) != key.size(1);
   const bool has_mask = mask.has_value() && mask->defined();
   if (sm80 && (half || brain) && !has_mask && query.size(-1) <= 256)
-    return static_cast<int64_t>(sdp::SDPBackend::flash_attention);
+    return static_cast<int64_t>(at::SDPBackend::flash_attention);
   if ((half || type == at::kFloat || (brain && sm80)) && !fewer_keys)
-    return static_cast<int64_t>(sdp::SDPBackend::efficient_attention);
-  return static_cast<int64_t>(sdp::SDPBackend::math);
+    return static_cast<int64_t>(at::SDPBackend::efficient_attention);
+  return static_cast<int64_t>(at::SDPBackend::math);
 }
 
 const bool chosen = (at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&choose), true);
