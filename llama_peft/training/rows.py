@@ -7,7 +7,7 @@ holds, so that no example is left out without a message.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from llama_peft.data import Example, Label, QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.prefix_tree import pack as prefix_tree
+from llama_peft.prefix_tree.batch import Packed, packed
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeBatch, TreeRow
 from llama_peft.recipe import Recipe
 from llama_peft.tasks import Task
@@ -62,6 +63,8 @@ class TokenBatch(TypedDict):
     input_ids: Tensor
     attention_mask: Tensor
     ids: list[list[str]]
+    packed: NotRequired[Packed]
+    """The same tokens as tree rows."""
 
 
 class ClassificationBatch(TokenBatch):
@@ -125,7 +128,17 @@ def encode_part(
 
 def collator(recipe: Recipe, pad_token_id: int) -> Collate:
     """Return the function that makes batches of the rows that `encode_part` returns."""
-    return partial(_kind(recipe).collate, pad_token_id=pad_token_id)
+    collate = partial(_kind(recipe).collate, pad_token_id=pad_token_id)
+    return partial(_with_trees, collate, pad_token_id) if recipe.packs_batches else collate
+
+
+def _with_trees(collate: Collate, pad_token_id: int, rows: Sequence[Row]) -> Batch:
+    """Return a batch for a head, with its tokens as tree rows if these are fewer."""
+    batch = collate(rows)
+    trees = packed([row["input_ids"] for row in rows], pad_token_id)
+    if trees is not None:
+        cast("TokenBatch", batch)["packed"] = trees
+    return batch
 
 
 def classification_rows(
@@ -263,6 +276,6 @@ _KINDS: Mapping[Task, _Kind] = {
 
 
 def _kind(recipe: Recipe) -> _Kind:
-    if recipe.train.packing == "prefix_tree":
+    if recipe.packs_rows:
         return _Kind(tree_rows, tree_batch)
     return _KINDS[recipe.kind.name]

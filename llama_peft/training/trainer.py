@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 IDS = "ids"
 """The key of a batch for the example ids of each of its rows, which the model never gets."""
+PACKED = "packed"
+"""The key of a batch for its tokens as tree rows, which only the whole batch has."""
 Inputs = dict[str, Tensor]
 """What the model gets: tensors by the names of its arguments."""
 
@@ -285,8 +287,11 @@ def _num_terms(inputs: Mapping[str, Tensor]) -> int:
 
 
 def _split(inputs: Mapping[str, Tensor], pieces: int) -> Iterator[Inputs]:
-    """Yield the rows of a batch in at most `pieces` parts."""
+    """Yield the rows of a batch in at most `pieces` parts; only the whole batch has tree rows."""
+    if pieces == 1:
+        yield dict(inputs)
+        return
     rows = _num_rows(inputs)
     size = -(-rows // pieces)
     for first in range(0, rows, size):
-        yield {key: value[first : first + size] for key, value in inputs.items()}
+        yield {key: value[first : first + size] for key, value in inputs.items() if key != PACKED}
