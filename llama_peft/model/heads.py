@@ -114,8 +114,12 @@ def span_loss(start_BT: Tensor, end_BT: Tensor, starts_B: Tensor, ends_B: Tensor
 def _states(
     backbone: nn.Module, input_ids_BT: Tensor, mask_BT: Tensor, packed: Packed | None
 ) -> Tensor:
-    """Return the backbone's last states, of the padded rows or of the tree rows beside them."""
-    given = {"input_ids": input_ids_BT, "attention_mask": mask_BT}
+    """Return the backbone's last states, of the padded rows or of the tree rows beside them.
+
+    Padding on the right is after everything that a causal model's tokens see, so it needs no mask.
+    On a GPU, attention without one keeps no mask and no repeated keys in each layer.
+    """
+    given = {"input_ids": input_ids_BT, "attention_mask": None if input_ids_BT.is_cuda else mask_BT}
     if packed is not None:
         given = {key: value for key, value in packed.items() if key != "paths"}
     states: Tensor = backbone(**given, use_cache=False).last_hidden_state

@@ -52,11 +52,14 @@ def paths(row: TreeRow) -> list[list[int]]:
     ]
 
 
-def packed(texts: Sequence[Sequence[int]], pad_token_id: int) -> Packed | None:
-    """Return the token ids of a batch as tree rows, or None if padded rows are as good."""
+def packed(texts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1) -> Packed | None:
+    """Return the token ids of a batch as tree rows, or None if padded rows are as good.
+
+    multiple: of it the width of the tree rows is.
+    """
     padded = len(texts) * max(map(len, texts))
     trees = _rows([_Example(str(i), tuple(text)) for i, text in enumerate(texts)])
-    batch = collate(trees, pad_token_id)
+    batch = collate(trees, pad_token_id, multiple)
     if batch["input_ids"].numel() > WORTH * padded:
         return None
     return Packed(
@@ -64,7 +67,7 @@ def packed(texts: Sequence[Sequence[int]], pad_token_id: int) -> Packed | None:
         position_ids=batch["position_ids"],
         subtree_end=batch["subtree_end"],
         attention_mask=batch["attention_mask"],
-        paths=_paths(trees, len(texts)),
+        paths=_paths(trees, len(texts), batch["input_ids"].shape[1]),
     )
 
 
@@ -82,8 +85,7 @@ def _padded(rows: Sequence[TreeRow]) -> int:
     return len(rows) * max(len(row["input_ids"]) for row in rows)
 
 
-def _paths(trees: Sequence[TreeRow], count: int) -> Tensor:
-    width = max(len(tree["input_ids"]) for tree in trees)
+def _paths(trees: Sequence[TreeRow], count: int, width: int) -> Tensor:
     found: list[Iterable[int]] = [()] * count
     for number, tree in enumerate(trees):
         for name, path in zip(tree["ids"], paths(tree), strict=True):

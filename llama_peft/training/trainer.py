@@ -27,7 +27,7 @@ from llama_peft.prefix_tree.pack import IGNORE_INDEX
 from llama_peft.system.memory import free_memory, is_out_of_memory
 from llama_peft.system.seal import is_sealed
 from llama_peft.training.loss_weights import LossWeights
-from llama_peft.training.sampler import EpochOrder
+from llama_peft.training.sampler import EpochOrder, LongestFirst
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,12 @@ class SteadyTrainer(Trainer):
         if self.args.train_sampling_strategy == "sequential":
             return super()._get_train_sampler(train_dataset)
         return EpochOrder(self)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # The library hardly groups a validation of few batches, and each time in another order.
+        if self.args.train_sampling_strategy != "group_by_length" or eval_dataset is None:
+            return super()._get_eval_sampler(eval_dataset)
+        return LongestFirst(eval_dataset)
 
     def training_step(
         self,

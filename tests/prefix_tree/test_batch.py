@@ -110,6 +110,8 @@ def test_unpacking_gives_the_padded_rows_back(texts: list[tuple[int, ...]]) -> N
     if trees is None:
         return
     assert trees["input_ids"].numel() < padded.numel()
+    wide = packed(texts, 0, 4)
+    assert wide is None or wide["input_ids"].shape[1] % 4 == 0
     found = unpacked(trees["input_ids"][..., None], trees["paths"])[..., 0]
     assert torch.equal(found * mask, padded)
 
@@ -125,3 +127,15 @@ def test_rows_of_a_batch_have_about_equal_width() -> None:
     trees = packed(texts, 0)
     assert trees is not None and trees["input_ids"].shape[0] == 2
     assert trees["attention_mask"].float().mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", ["llama-sdpa", "gemma3-sdpa"])
+def test_padding_on_the_right_needs_no_mask(kind: str) -> None:
+    """On a GPU, padded rows under a head run without one."""
+    backbone, texts = tiny_model(kind).model, drawn_texts(6)
+    input_ids, mask = pad(texts, 0)
+    masked, bare = (
+        backbone(input_ids=input_ids, attention_mask=given).last_hidden_state[mask.bool()]
+        for given in (mask, None)
+    )
+    assert (masked - bare).abs().max() < TOLERANCE
