@@ -5,13 +5,14 @@ again with weights that are already trained, and ignores accumulation. Here the 
 computed again in smaller pieces, so only the order of summation differs, and a loss or gradient
 that is not finite ends the run before the optimizer uses it.
 
-Four private methods of Trainer are overridden, because no public hook is in their place;
+Five private methods of Trainer are overridden, because no public hook is in their place;
 tests/training/test_trainer_hooks.py says what each of them must do.
 """
 
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -47,6 +48,8 @@ class SteadyTrainer(Trainer):
     _share = 1.0
     """The part of the batch's loss that the present piece makes up."""
     _step_ids: tuple[str, ...] = ()
+    _step_losses: tuple[Tensor, ...] = ()
+    """The losses of the present step's batches, which are looked at together with its gradient."""
     _weights: LossWeights | None = None
 
     def weigh(self, weights: LossWeights | None) -> None:
@@ -92,8 +95,7 @@ class SteadyTrainer(Trainer):
             for parameter, gradient in zip(_trained(model), before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             free_memory()
-        if not torch.isfinite(loss):
-            self._refuse("loss", loss.item())
+        self._step_losses = (*self._step_losses, loss.float())
         return loss
 
     def _attempt(
@@ -235,9 +237,14 @@ class SteadyTrainer(Trainer):
         whose gradients overflow.
         """
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
-            self._refuse("the norm of the gradient", float(norm))
-        self._step_ids = ()
+        numbers = torch.stack([*self._step_losses, torch.as_tensor(norm).to(self.args.device)])
+        *losses, size = numbers.tolist()  # the one time in a step that the device is waited for
+        for loss in losses:
+            if not isfinite(loss):
+                self._refuse("loss", loss)
+        if self.accelerator.scaler is None and not isfinite(size):
+            self._refuse("the norm of the gradient", size)
+        self._step_ids, self._step_losses = (), ()
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
