@@ -113,6 +113,8 @@ def settle(model: "PreTrainedModel", quantization: Quantization, dtype: "torch.d
     if not (quantization.load_in_4bit or quantization.load_in_8bit):
         if packed_form(model.config.to_dict()) in _OURS:
             model.dequantize(dtype=dtype)
+            # transformers leaves these, and then TRL rounds a new adapter to bfloat16.
+            model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
         # Saving would apply the steps of loading in reverse, and these have none.
         model._weight_conversions = [
             step

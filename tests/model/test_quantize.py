@@ -79,6 +79,8 @@ def test_a_packed_checkpoint_trains_every_head(
         kinds = [type(one).__name__ for name, one in model.named_modules() if "_proj" in name]
         assert set(kinds) == {{4: "Linear4bit", 8: "Linear8bitLt", 32: "Linear"}[bits]}
         assert model.get_input_embeddings().weight.dtype == getattr(torch, dtype)
+        said = [getattr(model, f"is_loaded_in_{packed}bit", False) for packed in (4, 8)]
+        assert said == [bits == 4, bits == 8]  # libraries go by this
         adapted = add_lora(model, recipe.lora, task, recipe)
         adapted(input_ids=torch.tensor([[1, 5, 6, 7]]), **WORDS[task]).loss.backward()
         assert count_loaded(model, task).adapter
