@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_peft import cli
+from llama_peft.rehearsal.command import rehearse
 from llama_peft.system.terminal import complain, listed, one_line, say, say_json
 
 if TYPE_CHECKING:
@@ -167,6 +168,9 @@ def estimate(
     for term in found.disk:
         say(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
     say(f"{'download':<18} {found.download / 1e9:>8.3f} GB  unless it is already on this machine")
+
+
+app.command()(rehearse)
 
 
 @app.command()

@@ -54,7 +54,7 @@ def train(
             resume.bring_back(folder)
         preflight.check(recipe, long=True)
         dataset = data.load(recipe, given)
-        recipe = data.with_fields(_with_labels(recipe, dataset), dataset)
+        recipe = data.with_fields(with_labels(recipe, dataset), dataset)
         finished = not fresh and resume.is_finished(folder, recipe, dataset)
         if not finished:
             preflight.room(recipe, folder)
@@ -85,7 +85,7 @@ def train(
         return folder
 
 
-def _with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
+def with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
     """Return the recipe with the labels of the data, so that the run folder names them."""
     if not dataset.labels:
         return recipe

@@ -1,0 +1,131 @@
+"""The process of one rehearsal: python -m llama_peft.rehearsal.child FOLDER.
+
+The folder holds the request, and gets the outcome. The shim is loaded before anything imports
+torch, and all of torch in this process believes in the fake GPU from then on.
+"""
+
+import gc
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_peft.errors import UserError
+from llama_peft.rehearsal import Request
+from llama_peft.rehearsal.device import fake_cuda, replace
+from llama_peft.rehearsal.device.cards import card_named
+from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
+
+if TYPE_CHECKING:
+    from llama_peft.recipe import Recipe
+
+OUTCOME, REQUEST = "outcome.json", "request.json"
+_OURS = Path(__file__).parents[1]
+
+
+def main(folder: Path) -> None:
+    """Rehearse what the folder asks for, and write the outcome."""
+    request = Request(**json.loads((folder / REQUEST).read_text("utf-8")))
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    try:
+        outcome = outcome_of(request, folder)
+    except UserError as error:
+        outcome = Outcome(mistake=tuple(map(str, error.args)))
+    (folder / OUTCOME).write_text(json.dumps(asdict(outcome)), "utf-8")
+    # Torch's own clean-up of a device that does not exist may crash the process from here on.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def outcome_of(request: Request, folder: Path) -> Outcome:
+    started, card = time.monotonic(), card_named(request.card)
+    fake_cuda.load_shim(Path(request.shim), card)
+    _import_libraries()
+    from llama_peft.data import with_fields
+    from llama_peft.model import backbone
+    from llama_peft.recipe import load_recipe
+    from llama_peft.rehearsal import base, rows, steps
+    from llama_peft.rehearsal.device import kernels, mode, watch
+    from llama_peft.training.fit import with_labels
+
+    recipe = load_recipe(request.recipe, [*request.settings, f"train.output_dir={folder / 'run'}"])
+    if request.base is not None:
+        recipe = _on(recipe, request.base)
+    named = recipe.model.model_name_or_path
+    recipe = _on(recipe, base.place_base(recipe.model, folder / "base"))
+    note = base.place_tokenizer(Path(recipe.model.model_name_or_path), request.tokenizer)
+    given = rows.gather(recipe)
+    recipe = with_fields(with_labels(recipe, given.dataset), given.dataset)
+    fake_cuda.pretend(card)
+    kept = fake_cuda.keep_whole()  # noqa: F841
+    kernels.replace_compiled()
+    base.replace_apply()
+    replace(backbone, "from_pretrained", base.build)
+    stages = steps.Stages(mode.Rehearsal(watch.Watch()))
+    gc.freeze()  # the libraries' own objects are not searched again and again
+    with mode.rehearsing(stages.mode):
+        dtype = backbone.dtype_name(recipe)
+        try:
+            steps.run(recipe, given, folder / "run", stages)
+        except UserError:
+            raise
+        except Exception as error:
+            if request.traceback:
+                traceback.print_exc()
+            return Outcome(fault=_fault(error, stages.name))
+    notes = [note] if note else []
+    if recipe.quantization.load_in_8bit:
+        notes.append("8 bits: as if no column held an outlier, because how many do depends on data")
+    found = Rehearsal(
+        recipe=recipe.name,
+        card=request.card,
+        base=named,
+        settings=tuple(request.settings),
+        dtype=dtype,
+        rows=given.source,
+        notes=tuple(notes),
+        steps=tuple(stages.done),
+        seconds=time.monotonic() - started,
+    )
+    return Outcome(rehearsal=found)
+
+
+def _on(recipe: "Recipe", name: object) -> "Recipe":
+    """Return the recipe on another base."""
+    model = recipe.model.model_copy(update={"model_name_or_path": str(name)})
+    return recipe.model_copy(update={"model": model})
+
+
+def _import_libraries() -> None:
+    """Import what looks for CUDA's libraries while it is imported, before CUDA is said to be there."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    import accelerate  # noqa: F401
+    import bitsandbytes  # noqa: F401
+    import peft  # noqa: F401
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    import llama_peft.training.tree_trainer  # noqa: F401
+
+
+def _fault(error: Exception, stage: str) -> Fault:
+    """Return what failed, and the last place in our code on the way."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(_OURS)
+        and not Path(frame.filename).is_relative_to(_OURS / "rehearsal")
+    ]
+    last = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{'/'.join(Path(last.filename).parts[-3:])}:{last.lineno}"
+    message = next((line for line in str(error).splitlines() if line.strip()), "")
+    return Fault(stage=stage, where=where, message=f"{type(error).__name__}: {message.strip()}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

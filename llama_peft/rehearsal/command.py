@@ -1,0 +1,63 @@
+"""The command `llama-peft rehearse`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_peft import cli
+from llama_peft.rehearsal import Fault, Request, compiled
+from llama_peft.rehearsal import rehearse as rehearsed
+from llama_peft.rehearsal.device.cards import CARDS, card_named
+from llama_peft.rehearsal.report import text
+from llama_peft.system.terminal import complain, say
+
+
+def rehearse(
+    recipe: Annotated[
+        str, typer.Argument(help="The recipe: a YAML file, or the name of a packaged recipe.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings in place of the recipe's, as section.key=value."),
+    ] = None,
+    card: Annotated[str, typer.Option(help=f"The GPU: {', '.join(CARDS)}.")] = "4090",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder with a config.json, or a name on the Hub, in place of the recipe's base.",
+            callback=cli.name,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="A folder with the tokenizer that stands in for the base's."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the numbers to this file.")
+    ] = None,
+) -> None:
+    """Train two steps and predict on a GPU that is not here, at the base's true shape.
+
+    It takes about a minute, downloads nothing, and shows memory, kernels and where the CPU waits for
+    the GPU. A run that would fail on the GPU gives one line and exit code 1.
+    """
+    card_named(card)
+    with compiled() as shim:
+        request = Request(
+            recipe=recipe,
+            settings=tuple(overrides or ()),
+            card=card,
+            base=base,
+            tokenizer=tokenizer,
+            shim=shim,
+        )
+        found = rehearsed(request)
+    if isinstance(found, Fault):
+        complain(f"{recipe} would fail on this card: {found}")
+        raise typer.Exit(1)
+    if json_file is not None:
+        json_file.write_text(json.dumps(asdict(found), indent=1) + "\n", "utf-8")
+    say(*text(found))

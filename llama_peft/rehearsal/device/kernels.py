@@ -1,0 +1,181 @@
+"""What a GPU's own kernels do, where a CPU build of torch or of a library has none.
+
+A fake kernel gives the shapes of what it returns. What else a real one takes while it runs is
+written down here, with the place in the library's source that says so.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llama_peft.rehearsal.device import replace
+
+_UNPACKED_FROM = 5
+"""Tokens from which bitsandbytes may unpack a 4-bit weight before it multiplies.
+
+backends/cuda/ops.py decides by card and shape up to 1,536 tokens; here it always does.
+"""
+_BLOCK = 64
+"""Weights with one scale in 4-bit storage."""
+
+
+class Scratch(NamedTuple):
+    """What a kernel takes beside its inputs and outputs."""
+
+    bytes: int = 0
+    kernels: int = 0
+    """How many more kernels it is made of."""
+
+
+def _gemm_4bit(args: Sequence[object]) -> Scratch:
+    """`_dequant_linear_fallback` in bitsandbytes: the unpacked weight, and its scales twice."""
+    given, _, shape = args[:3]
+    assert isinstance(given, Tensor) and isinstance(shape, Sequence)
+    tokens = given.numel() // given.shape[-1]
+    if tokens < _UNPACKED_FROM:
+        return Scratch()
+    weights = shape[0] * shape[1]
+    return Scratch(weights * given.element_size() + weights // _BLOCK * 8, kernels=3)
+
+
+def _int8_mm(args: Sequence[object]) -> Scratch:
+    """`int8_scaled_mm` in bitsandbytes: the product in int32 before it is scaled."""
+    given, weight = [arg for arg in args if isinstance(arg, Tensor) and arg.dtype == torch.int8]
+    return Scratch(4 * given.numel() // given.shape[-1] * weight.shape[0], kernels=1)
+
+
+def _efficient_backward(args: Sequence[object]) -> Scratch:
+    """Sums in float32: of the queries always, of keys and values if a head is wider than a block.
+
+    `workspace_size` in ATen's mem_eff_attention/kernel_backward.h.
+    """
+    query, key = args[1], args[2]
+    assert isinstance(query, Tensor) and isinstance(key, Tensor)
+    if query.dtype == torch.float32:
+        return Scratch()
+    wide = key.shape[-1] > 128
+    return Scratch(4 * (query.numel() + (2 * key.numel() if wide else 0)))
+
+
+def _flash_backward(args: Sequence[object]) -> Scratch:
+    """`mha_bwd` in ATen's flash_attn: sums of the queries in float32, repeated keys and values."""
+    query, key = args[1], args[2]
+    assert isinstance(query, Tensor) and isinstance(key, Tensor)
+    repeated = 2 * query.numel() * query.element_size() if key.shape[1] != query.shape[1] else 0
+    return Scratch(4 * query.numel() + repeated)
+
+
+_SCRATCH: Mapping[str, Callable[[Sequence[object]], Scratch]] = {
+    "bitsandbytes::gemm_4bit": _gemm_4bit,
+    "bitsandbytes::int8_scaled_mm": _int8_mm,
+    "bitsandbytes::int8_mixed_scaled_mm": _int8_mm,
+    "aten::_scaled_dot_product_efficient_attention_backward": _efficient_backward,
+    "aten::_scaled_dot_product_flash_attention_backward": _flash_backward,
+}
+
+
+def scratch(name: str, args: Sequence[object]) -> Scratch:
+    """Return what a kernel takes beside its inputs and outputs."""
+    found = _SCRATCH.get(name)
+    return found(args) if found else Scratch()
+
+
+def _int8_quantised(given: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor | None]:
+    """int8_vectorwise_quant as if no column held an outlier: how many there are depends on data."""
+    rows = given.numel() // given.shape[-1]
+    return (
+        given.new_empty(given.shape, dtype=torch.int8),
+        given.new_empty(rows, dtype=torch.float32),
+        given.new_empty(0, dtype=torch.int64) if threshold else None,
+    )
+
+
+def _int8_mixed(
+    given: Tensor, packed: Tensor, weight: Tensor, *_: object, **__: object
+) -> tuple[Tensor, Tensor]:
+    """int8_mixed_scaled_mm without outliers."""
+    return given.new_empty((*packed.shape[:-1], weight.shape[0])), given.new_empty(0)
+
+
+STAND_INS: Mapping[str, Callable[..., object]] = {
+    "bitsandbytes::int8_vectorwise_quant": _int8_quantised,
+    "bitsandbytes::int8_mixed_scaled_mm": _int8_mixed,
+}
+"""In place of the libraries' own fakes, which cannot say how many outliers there are."""
+WAITS = {"bitsandbytes::int8_vectorwise_quant": "look for outliers"}
+"""Kernels whose callers wait for what they find."""
+FLOP: Mapping[str, Callable[..., int]] = {
+    "bitsandbytes::gemm_4bit": lambda given, _, shape, *__, **___: 2 * given.numel() * shape[0],
+    "bitsandbytes::int8_scaled_mm": lambda given, weight, *_, **__: (
+        2 * given.numel() * weight.shape[0]
+    ),
+    "bitsandbytes::int8_mixed_scaled_mm": lambda _, given, weight, *__, **___: (
+        2 * given.numel() * weight.shape[0]
+    ),
+}
+
+
+class _Flex(torch.autograd.Function):
+    """What a compiled FlexAttention keeps and returns: inputs that are not repeated, the output and
+    the logarithms of the sums.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        output = torch.empty_like(query)
+        sums = query.new_empty(query.shape[:3], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, sums)
+        return output, sums
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, _: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, _, sums = ctx.saved_tensors
+        torch.empty_like(sums)
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _flex_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *_: object,
+    return_lse: bool = False,
+    return_aux: object = None,
+    **__: object,
+) -> object:
+    output, sums = _Flex.apply(query, key, value)
+    if return_lse:
+        return output, sums
+    return output if return_aux is None else (output, SimpleNamespace(lse=sums))
+
+
+class _InPlace:
+    """A Triton kernel that works on a tile in place, and allocates nothing."""
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+def replace_compiled() -> None:
+    """Replace kernels that are compiled on the machine: FlexAttention's and Triton's.
+
+    `torch.compile` compiles nothing, so a compiled block counts the kernels of its parts.
+    """
+    import torch.nn.attention.flex_attention as flex
+    import transformers.integrations.flex_attention as transformers_flex
+    import trl.kernels.chunked_logprob as chunked
+
+    for module in (flex, transformers_flex):
+        replace(module, "flex_attention", _flex_attention)
+    replace(torch, "compile", lambda function=None, **_: function or (lambda inner: inner))
+    replace(chunked, "_TRITON_AVAILABLE", True)
+    for name in ("_forward_kernel", "_backward_kernel"):
+        replace(chunked, name, _InPlace())
+    chunked.triton = SimpleNamespace(cdiv=lambda one, other: -(-one // other))

@@ -1,0 +1,185 @@
+"""What a rehearsal found, as a record with types, as text and as a row of a table."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llama_peft.rehearsal.device.cards import CONTEXT, SPARE, card_named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Something that the code does, where, and how often in a step."""
+
+    what: str
+    where: str
+    times: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a run on the fake GPU."""
+
+    name: str
+    """typical step, fullest step, validation, prediction, or features."""
+    rows: int
+    tokens: int
+    """The width of a row, with its padding; 0 if a head alone reads states."""
+    peak: int
+    """The most bytes of tensors at once, without the driver's context."""
+    memory: Mapping[str, int]
+    """The same by kind."""
+    at: str
+    """The operation that reached the peak."""
+    kept: int
+    """Bytes that the forward pass kept for the backward pass."""
+    kernels: Mapping[str, int]
+    """How many operations ran on the GPU, by name."""
+    flop: Mapping[str, int]
+    syncs: tuple[Site, ...]
+    """Where the CPU waits for the GPU."""
+    copies: tuple[Site, ...]
+    """Copies to the GPU."""
+    guesses: int
+    """How often the code asked for a number that depends on weights, and got zero."""
+    attention: tuple[str, ...]
+    """The attention kernels that ran."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """A run on the fake GPU that went through."""
+
+    recipe: str
+    card: str
+    base: str
+    settings: tuple[str, ...]
+    dtype: str
+    rows: str
+    """Where the rows come from."""
+    notes: tuple[str, ...]
+    steps: tuple[Step, ...]
+    seconds: float
+
+    @property
+    def peak(self) -> int:
+        """The most bytes of tensors that any step held."""
+        return max(step.peak for step in self.steps)
+
+    def step(self, name: str) -> Step:
+        """Return the step of a name."""
+        return next(step for step in self.steps if step.name == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Why a run would fail on the GPU."""
+
+    stage: str
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.stage}, {self.where}: {self.message}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the process of a rehearsal writes: one of the three."""
+
+    rehearsal: Rehearsal | None = None
+    fault: Fault | None = None
+    mistake: tuple[str, ...] = ()
+    """The lines of a UserError."""
+
+
+ATTENTION = {
+    "aten::_scaled_dot_product_flash_attention": "flash",
+    "aten::_scaled_dot_product_efficient_attention": "memory-efficient",
+    "aten::_safe_softmax": "plain matrix products",
+}
+"""What ran, by the name of a kernel that only it uses."""
+
+
+def sites(counted: Counter[tuple[str, str]]) -> tuple[Site, ...]:
+    """Return counts by place, the most frequent first."""
+    return tuple(
+        Site(what=what, where=where, times=times) for (what, where), times in counted.most_common()
+    )
+
+
+def text(found: Rehearsal) -> list[str]:
+    """Return the lines of a report."""
+    card = card_named(found.card)
+    fits = "fits" if card.holds(found.peak) else "does not fit"
+    lines = [
+        f"{found.recipe} on {card.title}, {found.dtype}, {found.base}",
+        f"rows: {found.rows}",
+        *(f"note: {note}" for note in found.notes),
+    ]
+    for step in found.steps:
+        lines += ["", *_step_text(step)]
+    return [
+        *lines,
+        "",
+        f"{gb(found.peak)} of tensors at most, and {gb(CONTEXT)} of context and {SPARE:.0%} between blocks: this "
+        f"{fits} into {gb(card.memory)}. Nothing ran on a GPU: time, values and fragmentation stay unseen.",
+    ]
+
+
+def _step_text(step: Step) -> list[str]:
+    parts = ", ".join(f"{kind} {mb(size)}" for kind, size in step.memory.items() if size)
+    flop = sum(step.flop.values()) / 1e12
+    waits = sum(site.times for site in step.syncs)
+    kept = f"; {mb(step.kept)} kept for the backward pass" if step.kept else ""
+    return [
+        f"{step.name}: {_size(step)}, {mb(step.peak)} at {step.at}{kept}",
+        f"  {parts}",
+        f"  {sum(step.kernels.values()):,} kernels, {flop:.2f} TFLOP, attention: {', '.join(step.attention) or 'none'}",
+        f"  the CPU waits for the GPU {waits} times, {step.guesses} times for a number that has no value here",
+        *(f"    {site.times} x {site.what} at {site.where}" for site in step.syncs),
+    ]
+
+
+def _size(step: Step) -> str:
+    return f"{step.rows} x {step.tokens} tokens" if step.tokens else f"{step.rows} states"
+
+
+def gb(size: int) -> str:
+    """Return a size in GB."""
+    return f"{size / 1e9:.2f} GB"
+
+
+def mb(size: int) -> str:
+    """Return a size in MB."""
+    return f"{size / 1e6:,.0f} MB"
+
+
+def markdown(found: Sequence[Rehearsal], cards: Sequence[str]) -> list[str]:
+    """Return the lines of a table: what each run takes, and which cards hold it."""
+    titles = [card_named(name) for name in cards]
+    head = ["recipe", "rehearsed on", "type", "largest batch", "peak", "kernels a step"]
+    head += [f"{card.title} ({card.memory >> 30} GB)" for card in titles]
+    lines = [_cells(head), _cells(["---"] * len(head))]
+    for one in found:
+        step = max(one.steps, key=lambda step: step.peak)
+        same = [card.has_bfloat16 == card_named(one.card).has_bfloat16 for card in titles]
+        held = ["yes" if card.holds(one.peak) else "no" for card in titles]
+        lines.append(
+            _cells(
+                [
+                    " ".join([one.recipe, *one.settings]),
+                    card_named(one.card).title,
+                    one.dtype,
+                    _size(step),
+                    gb(one.peak),
+                    f"{sum(step.kernels.values()):,}",
+                    *(word if fair else "-" for word, fair in zip(held, same, strict=True)),
+                ]
+            )
+        )
+    return lines
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,118 @@
+"""A training on a GPU that is not here goes through, and what would fail there fails here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from llama_peft.errors import UserError
+from llama_peft.rehearsal import Outcome, Rehearsal, compiled
+from llama_peft.rehearsal.device import fake_cuda
+from llama_peft.rehearsal.device.cards import card_named
+from llama_peft.rehearsal.report import markdown, text
+from tests.support.paths import ROOT
+
+TWICE = """
+import dataclasses, json, os, sys
+from pathlib import Path
+from llama_peft.rehearsal import Request, child
+shim, folder = sys.argv[1], Path(sys.argv[2])
+settings = ("dataset.parts={train: 60, validation: 10, test: 10}",)
+request = Request(recipe="tiny-squad", card="t4", shim=shim, settings=settings)
+(folder / "right").mkdir()
+right = child.outcome_of(request, folder / "right")
+from llama_peft.prefix_tree import mask
+rule = mask.mask_rule
+mask.mask_rule = lambda ends, positions, window: rule(ends.cpu(), positions, window)  # the planted mistake
+(folder / "wrong").mkdir()
+wrong = child.outcome_of(request, folder / "wrong")
+(folder / "outcomes.json").write_text(json.dumps([dataclasses.asdict(one) for one in (right, wrong)]))
+sys.stdout.flush()
+os._exit(0)
+"""
+"""Two rehearsals in one process, because the libraries take seconds to load."""
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    """A rehearsal of the demo on a card without bfloat16, and one with a tensor on the wrong device."""
+    folder = tmp_path_factory.mktemp("rehearsals")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    with compiled() as shim:
+        words = [sys.executable, "-c", TWICE, shim, str(folder)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert (folder / "outcomes.json").is_file(), done.stderr[-3000:]
+    found = json.loads((folder / "outcomes.json").read_text())
+    return [TypeAdapter(Outcome).validate_python(one) for one in found]
+
+
+def right(outcomes: list[Outcome]) -> Rehearsal:
+    found = outcomes[0].rehearsal
+    assert found is not None, outcomes[0].fault
+    return found
+
+
+def test_every_step_of_a_training_is_rehearsed(outcomes: list[Outcome]) -> None:
+    found = right(outcomes)
+    names = [step.name for step in found.steps]
+    assert names == ["typical step", "fullest step", "validation", "prediction"]
+    step = found.step("fullest step")
+    assert sum(step.memory.values()) == step.peak
+    assert step.memory["optimizer"] >= 2 * 0.9 * step.memory["trained weights"], (
+        "Adam has two moments"
+    )
+    assert step.kept > 0 and sum(step.kernels.values()) > 500 and sum(step.flop.values()) > 1e9
+    assert found.step("validation").peak < step.peak
+
+
+def test_it_says_where_the_cpu_waits_for_the_gpu(outcomes: list[Outcome]) -> None:
+    places = {site.where for site in right(outcomes).step("fullest step").syncs}
+    assert any("llama_peft/training/" in place for place in places)
+    assert not any("rehearsal/" in place for place in places)
+
+
+def test_its_words_and_its_table(outcomes: list[Outcome]) -> None:
+    found = right(outcomes)
+    assert text(found)[0].startswith("tiny-squad on T4")
+    assert "this fits into" in text(found)[-1]
+    row = markdown([found], ["t4", "4090"])[-1].split(" | ")
+    assert row[-2] == "yes" and row[-1] == "- |", "a card with bfloat16 runs other kernels"
+
+
+def test_a_tensor_on_the_wrong_device_fails_in_one_line(outcomes: list[Outcome]) -> None:
+    fault = outcomes[1].fault
+    assert fault is not None and outcomes[1].rehearsal is None
+    assert "on the same device" in fault.message
+    assert fault.where.startswith("llama_peft/prefix_tree/") and "\n" not in str(fault)
+
+
+def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match="no compiler here: install") as caught:
+        fake_cuda.compile_shim(tmp_path)
+    assert len(caught.value.args) == 1
+
+
+def test_with_a_build_for_gpus_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "version.py").write_text("cuda, hip, xpu = '12.8', None, None\n")
+    monkeypatch.setattr(fake_cuda, "_torch_folder", lambda: tmp_path)
+    with pytest.raises(UserError, match="CPU build of torch") as caught:
+        fake_cuda.compile_shim(tmp_path)
+    assert len(caught.value.args) == 1
+
+
+def test_cards_by_name() -> None:
+    assert card_named("RTX-4090") == card_named("4090")
+    assert not card_named("t4").has_bfloat16 and card_named("l4").has_bfloat16
+    with pytest.raises(UserError, match="choose one of"):
+        card_named("9999")
