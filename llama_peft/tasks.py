@@ -42,8 +42,6 @@ class TaskKind:
     """What transformers calls the head's loss in `config.problem_type`; None is its default."""
     label_keys: tuple[str, ...]
     """The keys of a batch that hold what is learned."""
-    packs_prefix_trees: bool
-    """Whether `train.packing: prefix_tree` works: the answers must follow the shared text."""
     caches_features: bool
     """Whether a head alone can train on states that are computed once; a span head's would be too
     large.
@@ -106,7 +104,6 @@ _CLASSIFICATION = TaskKind(
     library_class="SequenceClassification",
     peft_task_type="SEQ_CLS",
     label_keys=("labels",),
-    packs_prefix_trees=False,
     caches_features=True,
     fits_threshold=False,
     tuned_name="classification head",
@@ -150,7 +147,6 @@ _ROWS = (
         library_class="QuestionAnswering",
         peft_task_type="QUESTION_ANS",
         label_keys=("start_positions", "end_positions"),
-        packs_prefix_trees=False,
         caches_features=False,
         fits_threshold=True,
         tuned_name="span head",
@@ -168,7 +164,6 @@ _ROWS = (
         library_class="CausalLM",
         peft_task_type="CAUSAL_LM",
         label_keys=("labels",),
-        packs_prefix_trees=True,
         caches_features=False,
         fits_threshold=False,
         tuned_name="tuned generative",

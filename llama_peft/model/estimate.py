@@ -159,7 +159,7 @@ def _weights(recipe: Recipe, counted: Counts, size: int) -> tuple[int, str]:
 def _batch_memory(recipe: Recipe, kept: "Activations", loading: int) -> tuple[Term, ...]:
     """Return the terms that grow with the rows of a batch, and those that take their place."""
     length, rows = recipe.train.max_length, recipe.train.per_device_train_batch_size
-    validated = recipe.train.validation_batch_size
+    validated = recipe.validation_batch_size
     step = kept.bytes(rows) + kept.holes(rows) + kept.logits(rows)
     validation = max(0, kept.validation(validated) - step)
     return (
@@ -329,7 +329,7 @@ class Activations:
     def _is_tree(self) -> bool:
         if self.on_features:
             return self.recipe.head.features == "prefix_tree"
-        return self.recipe.train.packing == "prefix_tree"
+        return self.recipe.packs_rows
 
     @property
     def _is_eager(self) -> bool:

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
 )
 
+from llama_peft.prefix_tree.batch import Packed, unpacked
 from llama_peft.tasks import TASKS, Task
 
 
@@ -110,6 +111,21 @@ def span_loss(start_BT: Tensor, end_BT: Tensor, starts_B: Tensor, ends_B: Tensor
     return (F.cross_entropy(start_BT, starts_B) + F.cross_entropy(end_BT, ends_B)) / 2
 
 
+def _states(
+    backbone: nn.Module, input_ids_BT: Tensor, mask_BT: Tensor, packed: Packed | None
+) -> Tensor:
+    """Return the backbone's last states, of the padded rows or of the tree rows beside them.
+
+    Padding on the right is after everything that a causal model's tokens see, so it needs no mask.
+    On a GPU, attention without one keeps no mask and no repeated keys in each layer.
+    """
+    given = {"input_ids": input_ids_BT, "attention_mask": None if input_ids_BT.is_cuda else mask_BT}
+    if packed is not None:
+        given = {key: value for key, value in packed.items() if key != "paths"}
+    states: Tensor = backbone(**given, use_cache=False).last_hidden_state
+    return states
+
+
 class _Classification(GenericForSequenceClassification):
     """Applies the head to the pooled state only; `config.head_pooling` names the pooling."""
 
@@ -122,12 +138,13 @@ class _Classification(GenericForSequenceClassification):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        packed: Packed | None = None,
         **kwargs: object,
     ) -> SequenceClassifierOutputWithPast:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden = self.model(
-            input_ids=input_ids, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+        hidden = _states(self.model, input_ids, mask, packed)
+        if packed is not None:
+            hidden = unpacked(hidden, packed["paths"])
         logits = self.score(pool(hidden, mask, self.config.head_pooling))
         loss = None if labels is None else class_loss(logits, labels, self.config.problem_type)
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
@@ -163,13 +180,14 @@ class _Span(GenericForQuestionAnswering):
         span_mask: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
+        packed: Packed | None = None,
         **kwargs: object,
     ) -> QuestionAnsweringModelOutput:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden = self.model(
-            input_ids=input_ids, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        start, end = span_scores(self.qa_outputs(hidden), mask if span_mask is None else span_mask)
+        logits = self.qa_outputs(_states(self.model, input_ids, mask, packed))
+        if packed is not None:
+            logits = unpacked(logits, packed["paths"])
+        start, end = span_scores(logits, mask if span_mask is None else span_mask)
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = span_loss(start, end, start_positions, end_positions)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 
 from llama_peft.errors import UserError
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, EncodedLike, TreeRow, collate, pack
@@ -85,14 +86,34 @@ def self_check(model: torch.nn.Module, examples: Sequence[EncodedLike], max_leng
             answer_loss(model, _stock_inputs(model, example), 1).item() for example in examples
         ]
     one_by_one = sum(alone) / sum(len(example.completion) for example in examples)
-    tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
-    if not abs(tree - one_by_one) <= tolerance * max(abs(one_by_one), 1.0):
+    return _agreed(Losses(tree, one_by_one), len(examples), model.dtype)
+
+
+@torch.no_grad()
+def check_batch(model: torch.nn.Module, batch: Mapping[str, object], dtype: torch.dtype) -> Losses:
+    """Return the loss of a head's batch from its tree rows and from its padded rows.
+
+    dtype: in which the backbone computes. Raises UserError if they differ, as in `self_check`.
+    """
+    device = next(model.parameters()).device
+    inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), dict(batch))
+    padded = {key: value for key, value in inputs.items() if key != "packed"}
+    with _without_dropout(model):
+        found = Losses(model(**inputs).loss.item(), model(**padded).loss.item())
+    return _agreed(found, len(inputs["input_ids"]), dtype)
+
+
+def _agreed(found: Losses, examples: int, dtype: torch.dtype) -> Losses:
+    """Return the losses. Raises UserError if they differ."""
+    tree, alone = found
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    if not abs(tree - alone) <= tolerance * max(abs(alone), 1.0):
         raise UserError(
-            f"prefix-tree rows give a loss of {tree:.6f}, but the same {len(examples)} examples "
-            f"one by one give {one_by_one:.6f}: the mask is wrong for this model or attention "
+            f"prefix-tree rows give a loss of {tree:.6f}, but the same {examples} examples "
+            f"one by one give {alone:.6f}: the mask is wrong for this model or attention "
             "backend; set train.packing: none"
         )
-    return Losses(tree, one_by_one)
+    return found
 
 
 def _stock_inputs(model: torch.nn.Module, example: EncodedLike) -> dict[str, Tensor]:

@@ -101,11 +101,14 @@ def row_masks(
 
 
 def dense_mask(config: PreTrainedConfig, visible_B1QK: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return booleans for sdpa, and numbers to add for eager, which would add True as 1."""
-    if config._attn_implementation in ("sdpa", block_attention.NAME):
-        return visible_B1QK
+    """Return what is added to scores, made once: sdpa would make it of booleans in every layer.
+
+    No query of ours is blind, so sdpa gets the -inf that it would make. dtype: that of the queries.
+    """
+    eager = config._attn_implementation == "eager"
+    unseen = torch.finfo(dtype).min if eager else -torch.inf
     zeros = torch.zeros(visible_B1QK.shape, dtype=dtype, device=visible_B1QK.device)
-    return zeros.masked_fill(~visible_B1QK, torch.finfo(dtype).min)
+    return zeros.masked_fill(~visible_B1QK, unseen)
 
 
 def by_layer_type(config: PreTrainedConfig, build: Callable[[int | None], T]) -> Masks[T]:

@@ -118,13 +118,13 @@ class TreeBatch(TypedDict):
     """1 for tokens, 0 for padding; the hook replaces it with the tree's mask."""
 
 
-def collate(rows: Sequence[TreeRow], pad_token_id: int = 0) -> TreeBatch:
-    """Return the rows as a batch, padded on the right.
+def collate(rows: Sequence[TreeRow], pad_token_id: int = 0, multiple: int = 1) -> TreeBatch:
+    """Return the rows as a batch, padded on the right to a width that is a multiple of a number.
 
     Padding sees only itself, so no softmax is empty.
     """
     lengths = [len(row["input_ids"]) for row in rows]
-    width = max(lengths)
+    width = -(-max(lengths) // multiple) * multiple
 
     def padded(values: Iterable[list[int]], fill: Callable[[int], Iterable[int]]) -> Tensor:
         return torch.tensor([[*value, *fill(len(value))] for value in values])

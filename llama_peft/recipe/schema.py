@@ -233,7 +233,7 @@ class Train(Section):
     doc_stride: Count = 128
     "Number of tokens that two windows of a long passage share (extractive_qa)."
     packing: Literal["none", "prefix_tree"] = "none"
-    "prefix_tree computes a shared passage once for all its questions (generative_qa)."
+    "prefix_tree computes what texts of a batch, or questions of a row, share once, without padding."
     activation_checkpointing: bool = False
     "Compute activations again in the backward pass. It saves memory and takes 1.45 times as long."
     logging_steps: Count = 10
@@ -252,12 +252,6 @@ class Train(Section):
     "Number of processes that prepare batches."
     report_to: list[Text] = []
     "Services that also get the loss curve: tensorboard, wandb, trackio, ..."
-
-    @property
-    def validation_batch_size(self) -> int:
-        """Return the batch size of validation. Tree rows are large, so it is that of training."""
-        packed = self.packing == "prefix_tree"
-        return self.per_device_train_batch_size if packed else self.per_device_eval_batch_size
 
 
 class Eval(Section):
@@ -316,6 +310,23 @@ class Recipe(Section):
         """Return the row of `llama_peft.tasks` for this task."""
         several = self.task == "classification" and not self.dataset.single_label
         return TASKS["multi_label_classification" if several else self.task]
+
+    @property
+    def packs_rows(self) -> bool:
+        """Return whether a row of the data set is a tree of many examples."""
+        return self.train.packing == "prefix_tree" and self.kind.head is None
+
+    @property
+    def packs_batches(self) -> bool:
+        """Return whether the rows of a batch, which a head reads, are computed as trees."""
+        return self.train.packing == "prefix_tree" and self.kind.head is not None
+
+    @property
+    def validation_batch_size(self) -> int:
+        """Return the batch size of validation. Tree rows are large, so it is that of training."""
+        train = self.train
+        packed = self.packs_rows
+        return train.per_device_train_batch_size if packed else train.per_device_eval_batch_size
 
     @property
     def run_folder(self) -> str:

@@ -110,7 +110,7 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> None:
     if resumed is not None:  # only now it is known what a checkpoint must fit
         resumed = newest_sealed(folder / CHECKPOINTS, fit_of(trainer))
         resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
-    setup.check_tree_rows(loaded, attached.model, dataset)
+    setup.check_tree_rows(loaded, attached, dataset)
     earlier = read_spent(resumed)
     _run(trainer, loaded, folder, resumed, started, earlier)
     if trainer.is_world_process_zero():

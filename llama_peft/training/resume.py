@@ -40,11 +40,17 @@ def is_main_process() -> bool:
 
 def recipe_sum(recipe: Recipe) -> str:
     """Return a sum that distinguishes trainings on the same base."""
-    return sha256_of(_without_folder(dump_recipe(recipe)))
+    return sha256_of(_what_decides(dump_recipe(recipe)))
 
 
-def _without_folder(text: str) -> str:
-    """Return a recipe without its run folder, which can be named in several ways."""
+def _what_decides(text: str) -> str:
+    """Return a recipe without what the weights do not depend on.
+
+    That is its run folder, which can be named in several ways, and under a head the packing of its
+    batches: a training continues with or without it.
+    """
+    if not re.search(r"^task: generative_qa$", text, re.MULTILINE):
+        text = re.sub(r"^  packing: .*$", "  packing: none", text, flags=re.MULTILINE)
     return re.sub(r"^  output_dir: .*\n", "", text, flags=re.MULTILINE)
 
 
@@ -100,7 +106,7 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
     if files.is_file(folder, RECIPE):
         kept = files.read_text(folder, RECIPE, "replace")
     begun = files.is_file(folder, TRAINING) or bool(newest_first(folder / CHECKPOINTS))
-    if begun and kept is not None and _without_folder(kept) == _without_folder(text):
+    if begun and kept is not None and _what_decides(kept) == _what_decides(text):
         return
     if begun and not _belongs_to(recipe, folder):
         if kept is not None:

@@ -7,14 +7,16 @@ holds, so that no example is left out without a message.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from llama_peft.data import Example, Label, QuestionExample, TextExample
 from llama_peft.errors import UserError
+from llama_peft.model import backbone
 from llama_peft.prefix_tree import pack as prefix_tree
+from llama_peft.prefix_tree.batch import Packed, packed
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeBatch, TreeRow
 from llama_peft.recipe import Recipe
 from llama_peft.tasks import Task
@@ -62,6 +64,8 @@ class TokenBatch(TypedDict):
     input_ids: Tensor
     attention_mask: Tensor
     ids: list[list[str]]
+    packed: NotRequired[Packed]
+    """The same tokens as tree rows."""
 
 
 class ClassificationBatch(TokenBatch):
@@ -125,7 +129,33 @@ def encode_part(
 
 def collator(recipe: Recipe, pad_token_id: int) -> Collate:
     """Return the function that makes batches of the rows that `encode_part` returns."""
-    return partial(_kind(recipe).collate, pad_token_id=pad_token_id)
+    multiple = width_multiple(recipe)
+    if recipe.packs_rows:
+        return partial(tree_batch, pad_token_id=pad_token_id, multiple=multiple)
+    collate = partial(_kind(recipe).collate, pad_token_id=pad_token_id)
+    if recipe.packs_batches:
+        return partial(_with_trees, collate, pad_token_id, multiple)
+    return collate
+
+
+def width_multiple(recipe: Recipe) -> int:
+    """Return of what the width of tree rows is a multiple on this machine.
+
+    On a GPU sdpa would pad the mask of any other width in every layer, and kernels, which are
+    chosen or compiled for a shape, see few shapes. FlexAttention works in blocks of 128.
+    """
+    if backbone.place_of(recipe).type != "cuda":
+        return 1
+    return 128 if recipe.model.attn_implementation == "flex_attention" else 16
+
+
+def _with_trees(collate: Collate, pad_token_id: int, multiple: int, rows: Sequence[Row]) -> Batch:
+    """Return a batch for a head, with its tokens as tree rows if these are fewer."""
+    batch = collate(rows)
+    trees = packed([row["input_ids"] for row in rows], pad_token_id, multiple)
+    if trees is not None:
+        cast("TokenBatch", batch)["packed"] = trees
+    return batch
 
 
 def classification_rows(
@@ -231,9 +261,9 @@ def answer_batch(rows: Sequence[AnswerRow], pad_token_id: int) -> AnswerBatch:
     return AnswerBatch(**_tokens(rows, pad_token_id), labels=labels)
 
 
-def tree_batch(rows: Sequence[TreeRow], pad_token_id: int) -> AnswerTreeBatch:
+def tree_batch(rows: Sequence[TreeRow], pad_token_id: int, multiple: int = 1) -> AnswerTreeBatch:
     """Return tree rows as a batch."""
-    batch = prefix_tree.collate(rows, pad_token_id)
+    batch = prefix_tree.collate(rows, pad_token_id, multiple)
     return AnswerTreeBatch(**batch, ids=[row["ids"] for row in rows])
 
 
@@ -263,6 +293,6 @@ _KINDS: Mapping[Task, _Kind] = {
 
 
 def _kind(recipe: Recipe) -> _Kind:
-    if recipe.train.packing == "prefix_tree":
+    if recipe.packs_rows:
         return _Kind(tree_rows, tree_batch)
     return _KINDS[recipe.kind.name]

@@ -6,7 +6,7 @@ epoch, so some rows come twice and others never. Here the order of an epoch is t
 process and after every restart.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,3 +36,16 @@ class EpochOrder(Sampler[int]):
             return iter(torch.randperm(len(self), generator=generator).tolist())
         batch_size = args.train_batch_size * args.gradient_accumulation_steps
         return iter(get_length_grouped_indices(self._lengths, batch_size, generator=generator))
+
+
+class LongestFirst(Sampler[int]):
+    """Gives rows by length, so that the batches of a validation have little padding."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> None:
+        self._order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._order)

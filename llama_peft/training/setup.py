@@ -36,6 +36,9 @@ _OWN_KEYS = {
 }  # fmt: skip
 """Keys of `train` that TrainingArguments does not have, or gets in another form."""
 
+CHECKED = 8
+"""Rows in the batch whose tree rows are checked before the first step."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
@@ -134,6 +137,10 @@ def attach(loaded: Loaded, folder: Path) -> Attached:
 
 def trained_module(recipe: Recipe, base: "PreTrainedModel") -> "nn.Module":
     """Return the module that Trainer trains: the base with LoRA, or its head alone."""
+    if recipe.packs_batches:
+        from llama_peft.prefix_tree.mask import install
+
+        install(base)
     if recipe.lora is not None:
         adapted = add_lora(base, recipe.lora, recipe.kind.name, recipe)
         # PEFT would write its own card into each checkpoint, on top of a README.md of the user.
@@ -198,13 +205,15 @@ def _features(
     return found, FeatureHead(base.score, recipe.kind.problem_type)
 
 
-def check_tree_rows(loaded: Loaded, model: "nn.Module", dataset: data.Dataset) -> None:
-    """Compare tree rows with single examples before the first step.
+def check_tree_rows(loaded: Loaded, attached: Attached, dataset: data.Dataset) -> None:
+    """Compare tree rows with plain rows before the first step.
 
     With a wrong mask the training would run without an error.
     """
-    recipe, encoder = loaded.recipe, loaded.encoder
-    if recipe.train.packing != "prefix_tree":
+    recipe, encoder, model = loaded.recipe, loaded.encoder, attached.model
+    if recipe.packs_batches and not on_features(recipe):
+        _check_batch(loaded, attached)
+    if not recipe.packs_rows:
         return
     from llama_peft.prefix_tree.loss import self_check
 
@@ -216,6 +225,18 @@ def check_tree_rows(loaded: Loaded, model: "nn.Module", dataset: data.Dataset) -
     if fitting:
         found = self_check(model, fitting, limit)
         log.info("self-check: the loss is %.5f as a tree, and %.5f one by one", *found)
+
+
+def _check_batch(loaded: Loaded, attached: Attached) -> None:
+    """Compare the losses of one batch as tree rows and as padded rows."""
+    from llama_peft.prefix_tree.loss import check_batch
+    from llama_peft.training.trainer import IDS
+
+    batch = attached.collate(attached.rows["train"][:CHECKED])
+    given = {key: value for key, value in batch.items() if key != IDS}
+    if "packed" in given:
+        found = check_batch(attached.model, given, loaded.base.dtype)
+        log.info("self-check: the loss is %.5f as a tree, and %.5f in padded rows", *found)
 
 
 def build_trainer(
@@ -327,7 +348,7 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "eval_strategy": strategy if validates else "no",
         "save_strategy": strategy,
         "eval_steps": steps,
-        "per_device_eval_batch_size": recipe.train.validation_batch_size,
+        "per_device_eval_batch_size": recipe.validation_batch_size,
         "save_steps": steps or 500,
         # A head alone keeps no activations of the backbone, so there is nothing to compute again.
         "activation_checkpointing": recipe.train.activation_checkpointing

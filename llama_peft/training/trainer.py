@@ -32,12 +32,14 @@ from llama_peft.system.memory import (
 )
 from llama_peft.system.seal import is_sealed
 from llama_peft.training.loss_weights import LossWeights
-from llama_peft.training.sampler import EpochOrder
+from llama_peft.training.sampler import EpochOrder, LongestFirst
 
 log = logging.getLogger(__name__)
 
 IDS = "ids"
 """The key of a batch for the example ids of each of its rows, which the model never gets."""
+PACKED = "packed"
+"""The key of a batch for its tokens as tree rows, which only the whole batch has."""
 Inputs = dict[str, Tensor]
 """What the model gets: tensors by the names of its arguments."""
 
@@ -77,6 +79,12 @@ class SteadyTrainer(Trainer):
         if self.args.train_sampling_strategy == "sequential":
             return super()._get_train_sampler(train_dataset)
         return EpochOrder(self)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # The library hardly groups a validation of few batches, and each time in another order.
+        if self.args.train_sampling_strategy != "group_by_length" or eval_dataset is None:
+            return super()._get_eval_sampler(eval_dataset)
+        return LongestFirst(eval_dataset)
 
     def training_step(
         self,
@@ -322,8 +330,11 @@ def _num_terms(inputs: Mapping[str, Tensor]) -> int:
 
 
 def _split(inputs: Mapping[str, Tensor], pieces: int) -> Iterator[Inputs]:
-    """Yield the rows of a batch in at most `pieces` parts."""
+    """Yield the rows of a batch in at most `pieces` parts; only the whole batch has tree rows."""
+    if pieces == 1:
+        yield dict(inputs)
+        return
     rows = _num_rows(inputs)
     size = -(-rows // pieces)
     for first in range(0, rows, size):
-        yield {key: value[first : first + size] for key, value in inputs.items()}
+        yield {key: value[first : first + size] for key, value in inputs.items() if key != PACKED}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, Sampler
 from trl import SFTTrainer
 
 from llama_peft.prefix_tree.loss import answer_loss
@@ -45,6 +46,11 @@ class TreeTrainer(SteadyTrainer, SFTTrainer):
             # The count is that of all processes, and DDP averages their gradients.
             loss = loss * self.accelerator.num_processes
         return loss
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # The loss is a mean over batches of means over their labels: it depends on the batches, and
+        # stays comparable with that of earlier runs.
+        return super(SteadyTrainer, self)._get_eval_sampler(eval_dataset)
 
     def create_model_card(self, *args: object, **kwargs: object) -> None:
         """Write nothing: trl would write its own card into the folder of the checkpoints."""

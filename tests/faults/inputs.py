@@ -36,7 +36,7 @@ RECIPES = [
     SMALL + "train: {seed: yes}\n",
     SMALL + "train: {use_cpu: 'no'}\n",
     SMALL + "train: {optim: adam_w}\n",
-    SMALL + "train: {packing: prefix_tree}\n",
+    SMALL + "train: {packing: tree}\n",
     SMALL + "train: {max_length: 1000000000000000000000}\n",
     SMALL + "lora: {r: 0}\n",
     SMALL + "lora: {r: 4, target_modules: [no_such_layer]}\n",

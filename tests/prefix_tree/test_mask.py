@@ -76,7 +76,7 @@ def test_the_block_mask_rule_is_the_dense_mask() -> None:
     for name, window in (("full_attention", None), ("sliding_attention", WINDOW)):
         rule = mask_rule(end, position, window)
         flexible = create_mask(rule, len(end), 1, end.shape[1], end.shape[1], device="cpu")
-        assert torch.equal(dense[name], flexible)
+        assert torch.equal(dense[name] == 0, flexible)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -99,3 +99,20 @@ def test_flex_attention_computes_what_the_dense_mask_does(monkeypatch: pytest.Mo
             states.append(model(**inputs, use_cache=False).logits)
     real = batch["attention_mask"].bool()
     assert (states[0] - states[1])[real].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sdpa_gets_the_numbers_that_it_would_make_of_booleans(dtype: torch.dtype) -> None:
+    """So it gives the same bits, and need not make them in every layer."""
+    config = tiny_model("llama-sdpa").config
+    batch = collate(pack(families(2), ROOM), multiple=16)
+    width = batch["input_ids"].shape[1]
+    index = torch.arange(width)
+    row = torch.arange(len(batch["input_ids"]))[:, None, None, None]
+    seen = mask_rule(batch["subtree_end"], batch["position_ids"])(row, 0, index[:, None], index)
+    added = row_masks(config, batch["subtree_end"], batch["position_ids"], dtype)
+    assert added.dtype == dtype and width % 16 == 0
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, len(row), 2, width, 8).to(dtype)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert torch.equal(attend(query, key, value, added), attend(query, key, value, seen))

@@ -52,7 +52,6 @@ BAD_KEYS: list[tuple[str, str]] = [
     ),
     ("train:", "line 6: train: must be a section of keys, not null"),
     ("train: fast", 'line 6: train: must be a section of keys, not "fast"'),
-    ("train: {packing: prefix_tree}", "classification trains without packing"),
     (
         "quantization: {load_in_8bit: true}",
         "load_in_8bit: the base is stored in 4 bits or in 8 bits",
@@ -195,7 +194,7 @@ def test_bad_data_sections(tmp_path: Path, dataset: str, fragment: str) -> None:
     [
         ("generative_qa", "", "lora: generative_qa has no head to train: set lora"),
         ("generative_qa", LORA + "prompt: {verbalizers: [a, b]}", "only classification has verb"),
-        ("extractive_qa", "train: {packing: prefix_tree}", "extractive_qa trains without packing"),
+        ("extractive_qa", "train: {packing: prefix_tree}", None),
         ("extractive_qa", "train: {class_weights: balanced}", "only classification with one label"),
         ("extractive_qa", "train: {max_length: 128}", "doc_stride: must be below max_length (128)"),
         ("extractive_qa", "train: {early_stopping_patience: 1}", None),

@@ -267,6 +267,38 @@ def test_tree_rows_and_plain_rows_train_alike(
         assert first["none"][name] == pytest.approx(first["prefix_tree"][name], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("task", "keys"),
+    [
+        (
+            "classification",
+            {"gradient_accumulation_steps": 2, "class_weights": {"positive": 5.0}},
+        ),
+        ("extractive_qa", {"max_length": 300, "activation_checkpointing": True}),
+    ],
+)
+def test_a_head_trains_alike_on_packed_and_on_padded_batches(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    task: str,
+    keys: dict[str, Any],
+) -> None:
+    """The same examples in every step, so the same losses, step by step and in validation."""
+    caplog.set_level("INFO")
+    histories = []
+    for packing in ("none", "prefix_tree"):
+        its = {"packing": packing, "output_dir": str(tmp_path / packing), "max_steps": 4, **keys}
+        recipe = make_recipe(task, make_base(), lora={"r": 4}, train=its)
+        history = (training.train(recipe) / "history.jsonl").read_text().splitlines()
+        histories.append([json.loads(line) for line in history])
+    assert "as a tree, and" in caplog.text
+    for plain, packed in zip(*histories, strict=True):
+        for name in plain.keys() & {"loss", "eval_loss", "grad_norm"}:
+            assert packed[name] == pytest.approx(plain[name], abs=1e-5, rel=1e-5)
+
+
 def test_second_process_on_a_run_folder_is_refused(
     run_of: Callable[..., tuple[Recipe, Path]], tmp_path: Path
 ) -> None:

@@ -432,3 +432,15 @@ def test_a_cut_off_run_does_not_continue_with_other_data(
         training.train(recipe)
     file.write_text(whole)
     training.train(recipe)
+
+
+@pytest.mark.parametrize("task", ["classification", "generative_qa"])
+def test_a_head_s_training_continues_with_or_without_packing(
+    make_recipe: Callable[..., Recipe], task: str
+) -> None:
+    """Rows of answers decide how many examples a step has; a head's batches stay the same."""
+    sums = {
+        resume.recipe_sum(make_recipe(task, "tiny", lora={"r": 2}, train={"packing": packing}))
+        for packing in ("none", "prefix_tree")
+    }
+    assert len(sums) == (1 if task == "classification" else 2)

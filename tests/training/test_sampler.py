@@ -8,6 +8,7 @@ import pytest
 
 from llama_peft.recipe import Recipe
 from llama_peft.training import fit as training
+from llama_peft.training.sampler import LongestFirst
 from llama_peft.training.trainer import SteadyTrainer
 
 
@@ -37,3 +38,9 @@ def test_each_epoch_has_an_order_of_its_own_and_every_row_once(
     epochs = [[*a, *b, *c] for a, b, c in (seen[0:3], seen[3:6], seen[6:9])]
     assert all(len(set(epoch)) == 24 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_validation_has_rows_of_like_length_together() -> None:
+    rows = [{"input_ids": [0] * length} for length in (3, 9, 1, 8, 2, 7)]
+    order = list(LongestFirst(rows))
+    assert [len(rows[i]["input_ids"]) for i in order] == [9, 8, 7, 3, 2, 1]

@@ -111,8 +111,6 @@ def test_rows_beyond_the_base_s_positions_are_refused_before_it_is_loaded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A limit that no row reaches is a warning; texts to predict are then cut to the positions."""
-    if packing == "prefix_tree" and task != "generative_qa":
-        pytest.skip("only answers are packed as trees")
     keys = {"max_length": 2000, "packing": packing, "max_steps": 1}
 
     def recipe(positions: int, name: str) -> Recipe:

@@ -43,7 +43,9 @@ def test_out_of_memory_does_the_same_step_in_smaller_pieces(
     accumulation: int,
 ) -> None:
     """The weights stay the same, although the failed attempt has already changed the gradients."""
-    keys = {"gradient_accumulation_steps": accumulation}
+    keys: dict[str, Any] = {"gradient_accumulation_steps": accumulation}
+    if accumulation == 2 and task != "generative_qa":  # its pieces have padded rows
+        keys["packing"] = "prefix_tree"
     whole = training.train(recipe_of(make_recipe, base, task, tmp_path / "whole", **keys))
 
     def run_out(trainer: Any, inputs: dict[str, Any]) -> None:
