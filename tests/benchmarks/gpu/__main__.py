@@ -1,7 +1,6 @@
 """`make bench-gpu`: measure on the GPU of this machine, write the results, or make the README's table of them."""
 
 import argparse
-import gc
 import importlib.util
 import json
 import os
@@ -39,7 +38,6 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> None:
     from . import parts
     from .setting import LARGE, SMALL, Setting, base_of
 
-    gc.freeze()  # the libraries' own objects are not searched again for each contestant
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     amount = LARGE if torch.cuda.is_available() else SMALL
@@ -95,7 +93,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rehearsal",
         type=Path,
-        default=RESULTS / "rehearsal.json",
+        default=RESULTS.parent / "rehearsal.json",
         help="what a rehearsal wrote as JSON",
     )
     parser.add_argument(

@@ -4,6 +4,7 @@ A part is a generator of what it has found so far. So a lack of time or of memor
 loses nothing of it.
 """
 
+import gc
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,6 +55,8 @@ FOREIGN = {"unsloth": Planned(foreign.unsloth, 3), "vllm": Planned(foreign.vllm,
 
 def run(setting: Setting, names: Sequence[str], minutes: float, path: Path) -> Iterator[str]:
     """Run the parts, write each as soon as it has found something, and yield a line about each."""
+    gc.collect()
+    gc.freeze()  # the libraries' own objects are not searched again for each contestant
     known, deadline = {**PARTS, **FOREIGN}, time.monotonic() + 60 * minutes
     for place, name in enumerate(names):
         weights = [known[other].weight for other in names[place:]]

@@ -66,5 +66,5 @@ def _rehearsed(path: Path | None) -> dict[tuple[str, str], int]:
             if step["name"] not in ("validation", "prediction")
         )
         for one in (found if isinstance(found, list) else [found])
-        if not one["settings"] or all("dataset." in text for text in one["settings"])
+        if all(text.startswith(("dataset.", "eval.")) for text in one["settings"])
     }

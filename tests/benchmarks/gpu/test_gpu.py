@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from llama_peft import tiny
 from tests.benchmarks import measure
-from tests.benchmarks.gpu import RESULTS, correct, memory, parts, predicted, readme
+from tests.benchmarks.gpu import RESULTS, correct, memory, parts, readme
 from tests.benchmarks.gpu.setting import SMALL, Setting, base_of
 from tests.support.paths import ROOT
 from tests.test_benchmarks import MINIATURE
