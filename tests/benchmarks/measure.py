@@ -8,6 +8,7 @@ of wall seconds, where the CPU only waits.
 import ctypes
 import gc
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -120,7 +121,8 @@ def turns(contestants: Sequence[Contestant], repeats: int) -> Iterator[dict[str,
                 one.samples.append(sample)
             except Exception as error:
                 one.failure = failure(error)
-            free_memory()  # the exception, which held tensors, is gone
+            if one.failure:
+                free_memory()  # the exception, which held tensors, is gone
             yield measured
 
 
@@ -251,7 +253,9 @@ def result(
             **{library: _version(library) for library in _LIBRARIES},
         },
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": _said("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
+        # A copy without git is told its commit.
+        "commit": _said("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+        or os.environ.get("COMMIT", "unknown"),
     }
 
 

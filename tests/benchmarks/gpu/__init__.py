@@ -7,7 +7,7 @@
 
 The weights are random ones of the true shape, so nothing is downloaded. Results go to
 `tests/benchmarks/results/gpu/<card>.json` as soon as there are any. Without a GPU everything runs on the CPU: the tests do
-this with a small shape.
+this with a small shape. A copy of the project without git takes its commit from the variable COMMIT.
 """
 
 from pathlib import Path

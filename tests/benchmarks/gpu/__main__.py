@@ -20,8 +20,6 @@ def main() -> None:
 
         readme.write(arguments.output)
         return
-    # Both are set before torch loads. Without a GPU two busy cores can be ten times slower than one.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if Path(arguments.base).is_dir():
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -35,6 +33,8 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> None:
     import torch
     from transformers.utils import logging
 
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)  # two busy cores can be ten times slower than one
     from . import parts
     from .setting import LARGE, SMALL, Setting, base_of
 
@@ -93,8 +93,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rehearsal",
         type=Path,
-        default=RESULTS.parent / "rehearsal.json",
-        help="what a rehearsal wrote as JSON",
+        default=RESULTS.parent / "rehearsal",
+        help="what `llama-peft rehearse NAME --json FILE` wrote: a file, or a folder of such files",
     )
     parser.add_argument(
         "--only",

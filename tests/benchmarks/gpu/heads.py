@@ -85,8 +85,12 @@ def given(setting: Setting, name: str, *settings: str) -> Given:
     count = setting.amount.sentences // (4 if name == "squad-span" else 1)
     some = f"dataset.max_train_samples={count}"
     recipe = setting.recipe(name, some, *packing, *settings)
+    return encoded(recipe, data.load(recipe).parts["train"])
+
+
+def encoded(recipe: Recipe, examples: Sequence[data.Example]) -> Given:
+    """The examples as rows of a recipe."""
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
-    examples = data.load(recipe).parts["train"]
     rows = {"train": encode_part(recipe, encoder, "train", examples), "validation": []}
     return Given(recipe, encoder, rows)
 

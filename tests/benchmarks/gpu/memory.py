@@ -7,7 +7,7 @@ a smaller cap is not run again: it would ask for the same.
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from llama_peft.tokens.prompts import Encoded
 from llama_peft.training import setup
 from tests.benchmarks import decoding, measure, training
 
-from .heads import train_quietly
+from .heads import Given, encoded, train_quietly
 from .setting import RECIPES, Part, Setting
 
 CAPS = (16, 12, 8, 6, 4)
@@ -44,7 +44,7 @@ def works(setting: Setting) -> dict[str, Work]:
     longest = sorted(questions, key=lambda one: -len(one.context))[: 2 * training.STOCK_BATCH]
     prompts = [Encoded(one.id, setting.base.encoder.question(one)) for one in longest]
     makers = training.trainers(setting.base, 2048, 2048)
-    found: dict[str, Work] = {name: partial(product, setting, name) for name in RECIPES}
+    found: dict[str, Work] = {name: product(setting, name) for name in RECIPES}
     for name in ("stock_default", "stock_length_grouped"):
         found[f"squad {name}"] = partial(_stock, training.preparation(makers[name], longest))
     for name in ("tree", "generate"):
@@ -98,13 +98,23 @@ def _peaks(work: Work) -> dict[str, Any]:
     return {"peak_bytes": peak, "held_bytes": held, **facts}
 
 
-def product(setting: Setting, name: str) -> dict[str, Any]:
+def product(setting: Setting, name: str) -> Work:
     """Two optimizer steps of a recipe, the second on its fullest batch, as a rehearsal makes them."""
+
+    @cache
+    def given() -> Given:
+        return encoded(recipe, material.gather(recipe).dataset.parts["train"])
+
     recipe = setting.recipe(name, "train.max_steps=2")
+    return lambda: _two_steps(given())
+
+
+def _two_steps(given: Given) -> dict[str, Any]:
+    recipe = given.recipe
     size = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"  # states lie beside it
-        loaded = setup.load(recipe, material.gather(recipe).dataset, folder)
+        loaded = given.load()
         typical, fullest = material.batches(loaded.rows["train"], size)
         measure.reset_peak()  # loading is over, the states of a head alone are not
         attached = setup.attach(loaded, folder)

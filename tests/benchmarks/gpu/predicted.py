@@ -27,9 +27,7 @@ def turns(setting: Setting) -> Part:
     }
     rows = []
     for name in RECIPES:
-        row = known.get(name) or next(
-            memory.under_caps(lambda name=name: memory.product(setting, name))
-        )
+        row = known.get(name) or next(memory.under_caps(memory.product(setting, name)))
         dtype = backbone.dtype_name(setting.recipe(name))
         rows.append(
             {
@@ -55,16 +53,20 @@ def estimated(setting: Setting, name: str) -> int | None:
 
 
 def _rehearsed(path: Path | None) -> dict[tuple[str, str], int]:
-    """The peaks of training that a rehearsal found, by recipe and type."""
-    if path is None or not path.is_file():
+    """The peaks of training that rehearsals found, by recipe and type: of a file, or of those of a folder."""
+    if path is None:
         return {}
-    found: Any = json.loads(path.read_text("utf-8"))
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    found: list[Any] = []
+    for file in files:
+        written = json.loads(file.read_text("utf-8")) if file.is_file() else []
+        found += written if isinstance(written, list) else [written]
     return {
         (one["recipe"], one["dtype"]): max(
             step["peak"]
             for step in one["steps"]
             if step["name"] not in ("validation", "prediction")
         )
-        for one in (found if isinstance(found, list) else [found])
+        for one in found
         if all(text.startswith(("dataset.", "eval.")) for text in one["settings"])
     }

@@ -38,7 +38,7 @@ class Setting:
     squad: Path = SQUAD
     sst2: Path = SST2
     rehearsal: Path | None = None
-    """A file that a rehearsal wrote: what it found for one recipe, or a list."""
+    """What rehearsals wrote as JSON: a file, or a folder of files."""
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The parts that are measured already."""
 

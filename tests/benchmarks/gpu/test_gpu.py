@@ -31,11 +31,13 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     nowhere = shape / "nowhere"
     amount = SMALL._replace(sentences=32)
     base = base_of(str(shape), folder)
-    rehearsed = shape / "rehearsal.json"
+    rehearsed = tmp_path_factory.mktemp("rehearsed")
     step = {"name": "fullest step", "peak": 123}
     late = {"name": "validation", "peak": 999}
     found = {"recipe": "squad", "dtype": "float32", "settings": [], "steps": [step, late]}
-    rehearsed.write_text(json.dumps([found]), "utf-8")
+    other = found | {"settings": ["train.max_length=9"], "steps": [late]}
+    (rehearsed / "squad.json").write_text(json.dumps(found), "utf-8")
+    (rehearsed / "short.json").write_text(json.dumps(other), "utf-8")
     return Setting(base=base, amount=amount, squad=nowhere, sst2=nowhere, rehearsal=rehearsed)
 
 
