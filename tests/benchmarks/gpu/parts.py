@@ -54,20 +54,24 @@ FOREIGN = {"unsloth": Planned(foreign.unsloth, 3), "vllm": Planned(foreign.vllm,
 
 
 def run(setting: Setting, names: Sequence[str], minutes: float, path: Path) -> Iterator[str]:
-    """Run the parts, write each as soon as it has found something, and yield a line about each."""
+    """Run the parts, write each as soon as it has found something, and yield a line about each.
+
+    What an earlier run has finished is replaced by what is finished only.
+    """
     gc.collect()
     gc.freeze()  # the libraries' own objects are not searched again for each contestant
     known, deadline = {**PARTS, **FOREIGN}, time.monotonic() + 60 * minutes
     for place, name in enumerate(names):
         weights = [known[other].weight for other in names[place:]]
         share = (deadline - time.monotonic()) * weights[0] / sum(weights)
-        started = time.monotonic()
+        started, kept = time.monotonic(), setting.done.get(name, {}).get("ended") == FINISHED
         for found in _within(known[name].run, setting, share):
-            setting.done[name] = _with_shares(found, setting.done.get("ceiling"))
             seconds = round(time.monotonic() - started, 1)
-            setting.done[name]["seconds"] = seconds
-            write(setting, path)
-        yield f"{name}: {setting.done[name]['ended']} after {seconds} s"
+            if not kept or found["ended"] == FINISHED:
+                shown = _with_shares(found, setting.done.get("ceiling"))
+                setting.done[name] = {**shown, "seconds": seconds}
+                write(setting, path)
+        yield f"{name}: {found['ended']} after {seconds} s"
 
 
 def _within(run: Callable[[Setting], Part], setting: Setting, seconds: float) -> Part:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,15 @@ def test_a_signal_leaves_what_was_found(tmp_path: Path, setting: Setting) -> Non
     written = json.loads((tmp_path / "card.json").read_text("utf-8"))["parts"]["killed"]
     del setting.done["killed"]
     assert written["rows"] == [1] and written["ended"] == "interrupted"
+
+
+def test_what_is_finished_is_kept_if_a_later_run_ends_early(
+    tmp_path: Path, setting: Setting
+) -> None:
+    whole = {"rows": [1, 2], "ended": parts.FINISHED}
+    again = replace(setting, done={"predicted": whole})
+    (line,) = parts.run(again, ["predicted"], 0, tmp_path / "card.json")
+    assert line.startswith("predicted: left out: no time") and again.done["predicted"] == whole
 
 
 def test_a_contestant_that_fails_is_left_out_and_the_others_go_on() -> None:
