@@ -18,7 +18,7 @@ INDEX  := $(if $(filter command,$(origin CUDA)),--extra-index-url https://downlo
 TAG    := $(if $(strip $(SET)),-$(shell printf '%s' "$(SET)" | sed -E "s/[a-z]+\.([a-z_]+)=/\1=/g; s/[^A-Za-z0-9._-]+/-/g; s/^[-.]+//; s/[-.]+$$//" | cut -c1-120))
 IN_RUN  = $(SET) train.output_dir=runs/$*$(TAG)
 
-.PHONY: help setup test check demo bench faults wordnet push clean $(NAMES)
+.PHONY: help setup test check demo bench bench-gpu faults wordnet push clean $(NAMES)
 
 help:
 	@echo "make demo        evaluate, train and evaluate again on an embedded tiny model: minutes, no GPU, no network"
@@ -27,6 +27,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make check       check style, format and types"
 	@echo "make bench       compare speed and memory with the stock libraries (about an hour)"
+	@echo "make bench-gpu   the same on the GPU of this machine, with memory and checks of 4-bit training (eight minutes)"
 	@echo "make faults      damage real runs on purpose, and count what is lost (twenty minutes or more)"
 	@echo "make wordnet     install the synonyms that METEOR uses"
 	@echo "make clean       delete .venv and build files; runs are kept"
@@ -62,6 +63,10 @@ demo: $(READY)
 # This takes about an hour on one core. For ARGS see python -m tests.benchmarks --help, for example ARGS="--only convergence".
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# The base of the recipes gives the shape and the tokenizer, or a folder with both: ARGS="--base FOLDER --minutes 5".
+bench-gpu: $(READY)
+	$(BIN)/python -m tests.benchmarks.gpu $(ARGS)
 
 # This takes twenty minutes or more. For ARGS see make faults ARGS=--help, for example ARGS="--only storage".
 faults: $(READY)

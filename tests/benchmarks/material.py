@@ -20,7 +20,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
+    PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from llama_peft import data, tiny
@@ -76,24 +78,27 @@ class Questions:
         return {"data": self.source, "questions": len(self.examples), "paragraphs": paragraphs}
 
 
-def questions(count: int, seed: int = 0) -> Questions:
-    """`count` questions of random SQuAD paragraphs, `DENSITY` of each; generated ones without ../shared."""
-    path = SHARED / "data/squad/squad_v2.json"
+SQUAD = SHARED / "data/squad/squad_v2.json"
+SST2 = SHARED / "data/sst2/train.tsv"
+
+
+def questions(count: int, seed: int = 0, path: Path = SQUAD) -> Questions:
+    """`count` questions of random SQuAD paragraphs, `DENSITY` of each; generated ones without the file."""
     if not path.is_file():
         parts = {"train": count, "validation": 1, "test": 1}
         drawn = {"path": "tiny", "name": "passages", "parts": parts}
         found = data.load(recipe(tiny.MODEL_DIR, dataset=drawn)).parts["train"]
         return Questions([e for e in found if isinstance(e, QuestionExample)], "tiny passages")
     rng = random.Random(seed)
-    paragraphs = [group for group in by_paragraph(squad()) if len(group) >= DENSITY]
+    paragraphs = [group for group in by_paragraph(squad(path)) if len(group) >= DENSITY]
     rng.shuffle(paragraphs)
     drawn_examples = [e for group in paragraphs for e in rng.sample(group, DENSITY)]
-    return Questions(drawn_examples[:count], f"SQuAD v2 dev, {DENSITY} questions a paragraph")
+    name = "SQuAD v2 dev" if path == SQUAD else path.name
+    return Questions(drawn_examples[:count], f"{name}, {DENSITY} questions a paragraph")
 
 
-def squad() -> list[QuestionExample]:
-    """All of ../shared's SQuAD, in its order."""
-    path = SHARED / "data/squad/squad_v2.json"
+def squad(path: Path = SQUAD) -> list[QuestionExample]:
+    """All questions of a file, in its order."""
     found = data.load_file(recipe(tiny.MODEL_DIR), str(path)).parts["data"]
     return [example for example in found if isinstance(example, QuestionExample)]
 
@@ -108,6 +113,10 @@ class Base:
     """A saved base model and how this machine loads it."""
 
     folder: Path
+    dtype: str = ""
+    """Of activations; empty: the fast one of a GPU, and float32 on a CPU."""
+    packed: bool = torch.cuda.is_available()
+    """Whether its weights are loaded as NF4."""
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -115,7 +124,12 @@ class Base:
         return PromptEncoder(backbone.load_tokenizer(its.model), its.prompt)
 
     def recipe(self, attention: str | None = None) -> Recipe:
-        return recipe(self.folder, attention)
+        return recipe(
+            self.folder,
+            attention,
+            self.dtype or precision(),
+            quantization={"load_in_4bit": self.packed},
+        )
 
     def load(self, attention: str | None = None) -> PreTrainedModel:
         """The frozen base, fresh, in evaluation mode."""
@@ -133,7 +147,7 @@ class Base:
         config = AutoConfig.from_pretrained(self.folder)
         with torch.device("meta"):
             parameters = AutoModelForCausalLM.from_config(config).num_parameters()
-        kind = "NF4, bfloat16" if torch.cuda.is_available() else "float32"
+        kind = f"{'NF4, ' if self.packed else ''}{self.dtype or precision()}"
         return {
             "model": f"Llama, random weights, hidden {config.hidden_size}, "
             f"{config.num_hidden_layers} layers, vocabulary {config.vocab_size}",
@@ -141,6 +155,13 @@ class Base:
             "precision": kind,
             "lora": "r 16 on the seven projections",
         }
+
+
+def precision() -> str:
+    """The type of activations on this machine."""
+    if not torch.cuda.is_available():
+        return "float32"
+    return str(backbone.fast_dtype(backbone.device())).removeprefix("torch.")
 
 
 def random_base(folder: Path, **changes: Any) -> Base:
@@ -155,13 +176,17 @@ def random_base(folder: Path, **changes: Any) -> Base:
         **shape,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        # Wide enough for attention that picks out tokens: answers then differ between questions.
-        initializer_range=1.3 / shape["hidden_size"] ** 0.5,
     )
+    return save_random(folder, config, tokenizer)
+
+
+def save_random(folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Base:
+    """Save a model of this config with seeded random weights, made on the GPU if there is one."""
+    # Wide enough for attention that picks out tokens: answers then differ between questions.
+    config.initializer_range = 1.3 / config.hidden_size**0.5
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.bfloat16 if cuda else torch.float32
-    )
+    with backbone.device():
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, precision()))
     # A random tied model repeats its last token for ever, unless its layers outweigh its embedding.
     model.get_input_embeddings().weight.data *= 0.02
     model.save_pretrained(folder)
@@ -169,7 +194,9 @@ def random_base(folder: Path, **changes: Any) -> Base:
     return Base(folder)
 
 
-def recipe(folder: Path, attention: str | None = None, **sections: Any) -> Recipe:
+def recipe(
+    folder: Path, attention: str | None = None, dtype: str | None = None, **sections: Any
+) -> Recipe:
     """A generative recipe on a base, as this machine runs it; `sections` replace its own."""
     cuda = torch.cuda.is_available()
     values: dict[str, Any] = {
@@ -177,13 +204,13 @@ def recipe(folder: Path, attention: str | None = None, **sections: Any) -> Recip
         "task": "generative_qa",
         "model": {
             "model_name_or_path": str(folder),
-            "dtype": "bfloat16" if cuda else "float32",
+            "dtype": dtype or precision(),
             "attn_implementation": attention,
         },
         "quantization": {"load_in_4bit": cuda},
         "lora": {"r": 16},
         "train": {"use_cpu": not cuda},
-        "dataset": {"path": str(SHARED / "data/squad/squad_v2.json")},
+        "dataset": {"path": str(SQUAD)},
         **sections,
     }
     found, faults = validate(values)

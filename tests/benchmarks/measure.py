@@ -8,20 +8,25 @@ of wall seconds, where the CPU only waits.
 import ctypes
 import gc
 import json
+import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from llama_peft.system.memory import peak_memory
+from llama_peft.model.backbone import first_line
+from llama_peft.system.memory import free_memory, is_out_of_memory, peak_memory
+from tests.support.paths import ROOT
 
 RESULTS = Path(__file__).parent / "results"
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets")
@@ -30,7 +35,8 @@ _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerat
 class Prepared(NamedTuple):
     """A model, and what is to be timed on it."""
 
-    model: torch.nn.Module
+    model: torch.nn.Module | None
+    """None if it computes in another process: then its tokens are not counted."""
     run: Callable[[], Any]
 
 
@@ -62,6 +68,8 @@ class Measured:
     name: str
     samples: list[Sample] = field(default_factory=list)
     outcome: Any = None
+    failure: str | None = None
+    """Why it has no further samples."""
 
     @property
     def median(self) -> float:
@@ -79,6 +87,7 @@ class Measured:
             "wall_seconds": spread([sample.wall_seconds for sample in self.samples]),
             "cpu_seconds": spread([sample.cpu_seconds for sample in self.samples]),
             "examples_per_second": spread([examples / second for second in seconds]),
+            "tokens_per_second": spread([sample.tokens / clock(sample) for sample in self.samples]),
             "peak_bytes": spread([sample.peak_bytes for sample in self.samples]),
         }
 
@@ -89,35 +98,74 @@ def clock(sample: Sample) -> float:
 
 
 def in_turns(contestants: Sequence[Contestant], repeats: int) -> dict[str, Measured]:
-    """Run every contestant once a turn."""
-    measured = {contestant.name: Measured(contestant.name) for contestant in contestants}
+    """Run every contestant once a turn. Raises RuntimeError if one of them fails."""
+    *_, measured = turns(contestants, repeats)
+    if failed := [one for one in measured.values() if one.failure]:
+        raise RuntimeError(f"{failed[0].name}: {failed[0].failure}")
+    return measured
+
+
+def turns(contestants: Sequence[Contestant], repeats: int) -> Iterator[dict[str, Measured]]:
+    """Run every contestant once a turn, and yield all that is measured after each sample.
+
+    A contestant that fails keeps the samples that it has, and is left out from then on.
+    """
+    measured: dict[str, Measured] = {}
     for turn in range(repeats):
         for contestant in contestants:
-            if turn and contestant.once:
+            one = measured.setdefault(contestant.name, Measured(contestant.name))
+            if one.failure or (turn and contestant.once):
                 continue
-            prepared = contestant.prepare()
-            outcome, sample = _timed(prepared)
-            measured[contestant.name].outcome = outcome
-            measured[contestant.name].samples.append(sample)
-            del prepared, outcome
-    return measured
+            try:
+                one.outcome, sample = _timed(contestant.prepare())
+                one.samples.append(sample)
+            except Exception as error:
+                one.failure = failure(error)
+            if one.failure:
+                free_memory()  # the exception, which held tensors, is gone
+            yield measured
+
+
+def failure(error: Exception) -> str:
+    """What went wrong, in one line."""
+    ran_out = "out of memory: " if is_out_of_memory(error) else ""
+    return f"{ran_out}{type(error).__name__}: {first_line(error)}"[:300]
+
+
+def rows(
+    measured: Mapping[str, Measured], examples: int, steps: Callable[[Any], int] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of all contestants in the results; one without a sample says why.
+
+    steps: from what a run returns to its optimizer steps.
+    """
+    found = []
+    for one in measured.values():
+        row: dict[str, Any] = {"name": one.name}
+        if one.samples:
+            row = one.row(examples, **({"optimizer_steps": steps(one.outcome)} if steps else {}))
+        found.append(row | ({"failure": one.failure} if one.failure else {}))
+    return found
 
 
 def _timed(prepared: Prepared) -> tuple[Any, Sample]:
     with _counted(prepared.model) as tokens:
-        _reset_peak()
+        reset_peak()
+        wait()
         wall, cpu = time.perf_counter(), time.process_time()
         outcome = prepared.run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return outcome, Sample(wall, cpu, sum(tokens), _peak())
+    return outcome, Sample(wall, cpu, sum(tokens), peak())
 
 
 @contextmanager
-def _counted(model: torch.nn.Module) -> Iterator[list[int]]:
+def _counted(model: torch.nn.Module | None) -> Iterator[list[int]]:
     """How many tokens each pass embeds: what the model computes, whoever calls it."""
     tokens: list[int] = []
+    if model is None:
+        yield tokens
+        return
     base = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     embedding = base.get_input_embeddings()
     hook = embedding.register_forward_pre_hook(lambda _, args: tokens.append(args[0].numel()))
@@ -127,7 +175,14 @@ def _counted(model: torch.nn.Module) -> Iterator[list[int]]:
         hook.remove()
 
 
-def _reset_peak() -> None:
+def wait() -> None:
+    """Wait for the GPU to finish what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def reset_peak() -> None:
+    """Forget the peak so far, and what the allocators hold but nobody uses."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -138,7 +193,8 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
-def _peak() -> int:
+def peak() -> int:
+    """The most bytes held since `reset_peak`: by the GPU's tensors, or on a CPU by the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -161,7 +217,10 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def ratios(
     measured: Mapping[str, Measured], ours: str, against: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Seconds of each of `against` (ratio's name -> contestant) over ours, turn by turn."""
+    """Seconds of each of `against` (ratio's name -> contestant) over ours, turn by turn.
+
+    Only what both have measured counts.
+    """
     return {
         name: spread(
             [
@@ -170,7 +229,7 @@ def ratios(
             ]
         )
         for name, rival in against.items()
-        if rival in measured
+        if all(name in measured and measured[name].samples for name in (rival, ours))
     }
 
 
@@ -188,24 +247,47 @@ def result(
         "seconds_are": "wall" if torch.cuda.is_available() else "cpu",
         **facts,
         "rows": list(rows),
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "versions": {
             "python": platform.python_version(),
-            **{library: version(library) for library in _LIBRARIES},
+            **{library: _version(library) for library in _LIBRARIES},
         },
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        # A copy without git is told its commit.
+        "commit": _said("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+        or os.environ.get("COMMIT", "unknown"),
     }
+
+
+@cache
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _said(*command: str) -> str | None:
+    """What a command prints; None if it is not on this machine or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else done.stdout.strip()
 
 
 def write(found: Mapping[str, Any], folder: Path) -> Path:
     """Write a result under its name."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{found['name']}.json"
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    return path
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return partial.replace(path)
 
 
-def _hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
+    """The machine, and its GPU if it has one."""
     found: dict[str, Any] = {"machine": platform.machine(), "threads": torch.get_num_threads()}
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -213,4 +295,9 @@ def _hardware() -> dict[str, Any]:
         found["cpu"] = names[0].split(":")[1].strip() if names else platform.processor()
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
+        found["gpu_bytes"] = torch.cuda.get_device_properties().total_memory
+        found["cuda"] = torch.version.cuda
+        found["driver"] = _said(
+            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"
+        )
     return found

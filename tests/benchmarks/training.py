@@ -12,7 +12,7 @@ model. A contestant of the stock trainer that fails is listed as wrong and not t
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,24 +20,30 @@ import datasets
 import torch
 from torch import Tensor
 from transformers import PrinterCallback
+from transformers.utils import is_flash_attn_2_available
 from trl import SFTConfig, SFTTrainer
 
 from llama_peft.data import QuestionExample
 from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.prefix_tree.loss import answer_loss
 from llama_peft.tokens.prompts import Encoded, answer_text
+from llama_peft.training.rows import width_multiple
 from llama_peft.training.tree_trainer import TreeTrainer
 
 from . import measure
-from .material import Base, Questions, by_paragraph, encoded
+from .material import Base, Questions, by_paragraph, encoded, precision
 from .measure import Contestant, Prepared
 
 # Longer rows repeat less of what is shared; beyond these they gained nothing more.
 ROW_TOKENS = {"cpu": 1024, "cuda": 2048}
+STOCK_BATCH = 8
+"""The default of the stock trainer."""
 RIVALS = {
     "train_vs_stock_default": "stock_default",
     "train_vs_length_grouped": "stock_length_grouped",
     "train_vs_stock_packed": "stock_packed",
+    "train_vs_packed_flash": "stock_packed_flash",
+    "train_vs_padding_free_flash": "stock_padding_free_flash",
 }
 STOCK: dict[str, dict[str, Any]] = {
     "stock_default": {},
@@ -45,6 +51,11 @@ STOCK: dict[str, dict[str, Any]] = {
     # Its collator makes one row of a batch, so that attention is quadratic in the batch: 1 is best.
     "stock_packed": {"packing": True, "per_device_train_batch_size": 1},
 }
+FLASH: dict[str, dict[str, Any]] = {
+    "stock_packed_flash": {"packing": True},
+    "stock_padding_free_flash": {"padding_free": True},
+}
+"""What FlashAttention adds to a GPU: a batch as one row, where no example sees another one."""
 
 
 class Total(NamedTuple):
@@ -57,6 +68,14 @@ class Total(NamedTuple):
 
 def run(base: Base, questions: Questions, repeats: int, row_tokens: int | None) -> dict[str, Any]:
     """Check, measure, and return the result."""
+    *_, found = turns(base, questions, repeats, row_tokens)
+    return found
+
+
+def turns(
+    base: Base, questions: Questions, repeats: int, row_tokens: int | None
+) -> Iterator[dict[str, Any]]:
+    """Check, and yield the result so far after each sample."""
     datasets.disable_progress_bars()
     examples = questions.examples
     lengths = [len(e.prompt) + len(e.completion) for e in encoded(base.encoder, examples)]
@@ -64,34 +83,30 @@ def run(base: Base, questions: Questions, repeats: int, row_tokens: int | None) 
         row_tokens or ROW_TOKENS["cuda" if torch.cuda.is_available() else "cpu"], *lengths
     )
     makers = trainers(base, max(1024, *lengths), row_tokens)
-    checks = compare(base, makers, _few(examples))
+    checks = compare(base, makers, few(examples))
     contestants = [
-        Contestant(name=name, prepare=_preparation(make, examples), once=name == "stock_packed")
+        Contestant(name=name, prepare=preparation(make, examples), once=name == "stock_packed")
         for name, make in makers.items()
         if checks[name]["right"]
     ]
-    measured = measure.in_turns(contestants, repeats)
-    rows = [
-        each.row(len(examples), optimizer_steps=each.outcome.global_step)
-        for each in measured.values()
-    ]
-    ours = min((n for n in measured if n.startswith("tree")), key=lambda n: measured[n].median)
-    return measure.result(
-        "training",
-        rows,
-        measure.ratios(measured, ours, RIVALS),
-        ours=ours,
+    facts = {
         **questions.facts(),
         **base.facts(),
-        stock_batch_size=8,
-        row_tokens=row_tokens,
-        rows_hold=str(prefix_tree.packing(_tree_rows(base, examples, row_tokens))),
-        activation_checkpointing=False,
-        checks=checks,
-    )
+        "stock_batch_size": STOCK_BATCH,
+        "row_tokens": row_tokens,
+        "rows_hold": str(prefix_tree.packing(_tree_rows(base, examples, row_tokens))),
+        "activation_checkpointing": False,
+        "checks": checks,
+    }
+    for measured in measure.turns(contestants, repeats):
+        trees = [name for name in measured if name.startswith("tree") and measured[name].samples]
+        ours = min(trees, key=lambda name: measured[name].median, default=None)
+        ratios = measure.ratios(measured, ours, RIVALS) if ours else {}
+        rows = measure.rows(measured, len(examples), lambda state: int(state.global_step))
+        yield measure.result("training", rows, ratios, ours=ours, **facts)
 
 
-def _few(examples: Sequence[QuestionExample]) -> list[QuestionExample]:
+def few(examples: Sequence[QuestionExample]) -> list[QuestionExample]:
     """Two questions of each of two paragraphs: a tree with branches at two depths."""
     return [e for paragraph in by_paragraph(examples)[:2] for e in paragraph[:2]]
 
@@ -102,9 +117,18 @@ Maker = Callable[[Sequence[QuestionExample], Path], SFTTrainer]
 def trainers(base: Base, max_length: int, row_tokens: int) -> dict[str, Maker]:
     """Every contestant's name and how its trainer is built."""
 
-    def stock(changes: dict[str, Any]) -> Maker:
+    def stock(changes: dict[str, Any], attention: str | None = None) -> Maker:
         def make(examples: Sequence[QuestionExample], folder: Path) -> SFTTrainer:
-            return _stock(base, examples, arguments(folder, max_length=max_length, **changes))
+            model = perturbed(base.adapted())
+            if attention is not None:
+                model.get_base_model().set_attn_implementation(attention)
+            given = arguments(folder, max_length=max_length, **changes)
+            return SFTTrainer(
+                model=model,
+                args=given,
+                train_dataset=as_text(base, examples),
+                processing_class=base.encoder.tokenizer,
+            )
 
         return make
 
@@ -117,14 +141,16 @@ def trainers(base: Base, max_length: int, row_tokens: int) -> dict[str, Maker]:
     makers = {name: stock(changes) for name, changes in STOCK.items()} | {"tree": tree(None)}
     if torch.cuda.is_available():
         makers["tree_flex"] = tree("flex_attention")
+        if is_flash_attn_2_available():
+            flash = "flash_attention_2"
+            makers |= {name: stock(changes, flash) for name, changes in FLASH.items()}
     return makers
 
 
-def _stock(base: Base, examples: Sequence[QuestionExample], arguments: SFTConfig) -> SFTTrainer:
-    """Prompts and completions as text: the trainer encodes, batches and masks them itself."""
-    encoder = base.encoder
-    texts = encoder.prompt
-    dataset = datasets.Dataset.from_list(
+def as_text(base: Base, examples: Sequence[QuestionExample]) -> datasets.Dataset:
+    """Prompts and completions as text: the stock trainer encodes, batches and masks them itself."""
+    texts = base.encoder.prompt
+    return datasets.Dataset.from_list(
         [
             {
                 "prompt": texts.instruction
@@ -134,12 +160,6 @@ def _stock(base: Base, examples: Sequence[QuestionExample], arguments: SFTConfig
             }
             for example in examples
         ]
-    )
-    return SFTTrainer(
-        model=_perturbed(base.adapted()),
-        args=arguments,
-        train_dataset=dataset,
-        processing_class=encoder.tokenizer,
     )
 
 
@@ -151,9 +171,10 @@ def _ours(
     folder: Path,
 ) -> TreeTrainer:
     pad_id = base.encoder.tokenizer.pad_token_id
+    multiple = width_multiple(base.recipe(attention))
     rows = _tree_rows(base, examples, row_tokens)
     trainer = TreeTrainer(
-        model=_perturbed(base.adapted(attention)),
+        model=perturbed(base.adapted(attention)),
         args=arguments(
             folder,
             max_length=row_tokens,
@@ -161,7 +182,7 @@ def _ours(
             remove_unused_columns=False,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
-        data_collator=lambda batch: prefix_tree.collate(batch, pad_id),
+        data_collator=lambda batch: prefix_tree.collate(batch, pad_id, multiple),
         train_dataset=datasets.Dataset.from_list([dict(row) for row in rows]),
         processing_class=base.encoder.tokenizer,
     )
@@ -185,7 +206,8 @@ def arguments(folder: Path, **changes: Any) -> SFTConfig:
         output_dir=str(folder),
         num_train_epochs=1,
         use_cpu=not cuda,
-        bf16=cuda,
+        bf16=cuda and precision() == "bfloat16",
+        fp16=cuda and precision() == "float16",
         gradient_checkpointing=False,
         save_strategy="no",
         logging_strategy="no",
@@ -195,7 +217,7 @@ def arguments(folder: Path, **changes: Any) -> SFTConfig:
     )
 
 
-def _perturbed(model: torch.nn.Module) -> torch.nn.Module:
+def perturbed(model: torch.nn.Module) -> torch.nn.Module:
     """LoRA's second matrix starts at zero, which would hide every gradient of the first."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -205,7 +227,9 @@ def _perturbed(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def _preparation(make: Maker, examples: Sequence[QuestionExample]) -> Callable[[], Prepared]:
+def preparation(make: Maker, examples: Sequence[QuestionExample]) -> Callable[[], Prepared]:
+    """What builds a trainer of these examples outside the clock."""
+
     def prepare() -> Prepared:
         folder = tempfile.TemporaryDirectory()
         trainer = make(examples, Path(folder.name))
@@ -225,12 +249,17 @@ def compare(
     base: Base, makers: dict[str, Maker], examples: Sequence[QuestionExample]
 ) -> dict[str, dict[str, Any]]:
     """Mean loss and gradient error of every contestant on the same examples, and whether they are right."""
-    tolerance = 1e-4 if not torch.cuda.is_available() else 0.1
-    reference = _one_by_one(base, examples)
+    # The stock trainer casts the adapter of a 4-bit base to bfloat16.
+    tolerance = 0.1 if base.packed or torch.cuda.is_available() else 1e-4
+    reference = one_by_one(base, examples)
     found = {}
     for name, make in makers.items():
-        with tempfile.TemporaryDirectory() as folder:
-            total = _epoch_gradient(make(examples, Path(folder)))
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                total = _epoch_gradient(make(examples, Path(folder)))
+        except Exception as error:
+            found[name] = {"right": False, "failure": measure.failure(error)}
+            continue
         loss = total.loss / max(1, total.labels)
         expected = reference.loss / reference.labels
         distance = (total.gradient - reference.gradient).norm() / reference.gradient.norm()
@@ -251,16 +280,16 @@ def compare(
     return found
 
 
-def _one_by_one(base: Base, examples: Sequence[QuestionExample]) -> Total:
+def one_by_one(base: Base, examples: Sequence[QuestionExample]) -> Total:
     """The reference: the bare model on one unpadded example at a time, without masks of ours."""
-    model = _perturbed(base.adapted()).train()
+    model = perturbed(base.adapted()).train()
     loss, labels = 0.0, 0
     for example in encoded(base.encoder, examples):
         each = answer_loss(model, _alone(example, next(model.parameters()).device), 1)
         each.backward()
         loss += each.item()
         labels += len(example.completion)
-    return Total(loss, labels, _gradient(model))
+    return Total(loss, labels, gradient_of(model))
 
 
 def _alone(example: Encoded, device: torch.device) -> dict[str, Tensor]:
@@ -283,10 +312,10 @@ def _epoch_gradient(trainer: SFTTrainer) -> Total:
             each = trainer.compute_loss(trainer.model, batch, num_items_in_batch=1)
         each.backward()
         loss += each.item()
-    return Total(loss, labels, _gradient(trainer.model))
+    return Total(loss, labels, gradient_of(trainer.model))
 
 
-def _gradient(model: torch.nn.Module) -> Tensor:
+def gradient_of(model: torch.nn.Module) -> Tensor:
     """The gradients of all trained weights, in the order of their names."""
     named = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return torch.cat([named[name].float().flatten().cpu() for name in sorted(named)])

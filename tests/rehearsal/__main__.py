@@ -59,12 +59,12 @@ def requests(recipes: list[str], cards: list[str], settings: list[str]) -> Itera
             )
 
 
-def write_into_readme(table: str) -> None:
-    """Put the table between its marks in the README."""
+def write_into_readme(table: str, marks: tuple[str, str] = MARKS) -> None:
+    """Put the table between its marks in the README. Other tables have the same last mark."""
     readme = ROOT / "README.md"
-    before, rest = readme.read_text("utf-8").split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    readme.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", "utf-8")
+    before, rest = readme.read_text("utf-8").split(marks[0])
+    after = rest.split(marks[1], 1)[1]
+    readme.write_text(f"{before}{marks[0]}\n{table}\n{marks[1]}{after}", "utf-8")
 
 
 def main() -> int:

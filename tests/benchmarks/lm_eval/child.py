@@ -1,6 +1,6 @@
 """Run by the interpreter of an environment that has lm-evaluation-harness, and not this project:
 
-    python lm_eval_child.py REQUESTS.json ANSWERS.json
+    python child.py REQUESTS.json ANSWERS.json
 
 The two requests that its squadv2 task makes of each question, through its own HFLM, timed without loading.
 """

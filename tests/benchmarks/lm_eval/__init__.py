@@ -17,10 +17,9 @@ from typing import Any
 from eval.metrics.squad_v2 import squad_scores
 from llama_peft.inference.predict import write_answers
 from llama_peft.tokens.prompts import answer_text, without_no_answer
-
-from . import measure
-from .material import Base, Questions
-from .measure import Measured, Sample
+from tests.benchmarks import measure
+from tests.benchmarks.material import Base, Questions
+from tests.benchmarks.measure import Measured, Sample
 
 BATCH_SIZE = 16
 MAX_NEW_TOKENS = 16
@@ -123,9 +122,9 @@ def _child(python: str, asked: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "asked.json"), Path(folder, "answers.json")
         source.write_text(json.dumps(asked), "utf-8")
-        script = Path(__file__).with_name("lm_eval_child.py")
+        script = Path(__file__).with_name("child.py")
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        # -P keeps this folder, which has a file called lm_eval.py, off the child's path.
+        # -P keeps this folder off the path of the child, whose lm_eval is the library.
         command = [python, "-P", str(script), str(source), str(target)]
         subprocess.run(command, env=environment, check=True)
         return dict(json.loads(target.read_text("utf-8")))
