@@ -130,7 +130,7 @@ def _sizes(recipe: Recipe) -> dict[str, int]:
     """Return how many rows a step takes, of the train and the validation part."""
     train = recipe.train
     step = train.per_device_train_batch_size * train.gradient_accumulation_steps
-    return {"train": step, "validation": train.validation_batch_size}
+    return {"train": step, "validation": recipe.validation_batch_size}
 
 
 def _use_rows(given: material.Material) -> None:
