@@ -228,7 +228,7 @@ def wordnet() -> None:
 
     Debian's copy is used if it is installed. Otherwise Princeton's is downloaded (10 MB).
     """
-    from .metrics.wordnet import get
+    from .metrics.words.wordnet import get
 
     try:
         say(get())

@@ -8,8 +8,8 @@ from pathlib import Path
 from llama_peft.data import Rows, is_file_name
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, Source, load_recipe
-from llama_peft.run_folder.layout import RECIPE, TUNED, ZERO_SHOT
-from llama_peft.run_folder.run import check_fixed, is_run
+from llama_peft.run_folder.layout import RECIPE, TRAINING, TUNED, ZERO_SHOT
+from llama_peft.run_folder.run import check_fixed, is_run, recipe_of
 from llama_peft.system import files
 
 from .predictors.kinds import Kind
@@ -80,7 +80,7 @@ def make_job(
     data_split = _data_split(data_file, splits) if data_file and splits else None
     if splits and not data_file:
         overrides = [*overrides, f"eval.splits=[{', '.join(splits)}]"]
-    recipe = load_recipe(task, overrides)
+    recipe = _recipe(task, overrides)
     if output is None:
         own = Path("runs", slug(str(name)), TUNED) if name != model else _folder(recipe, model)
         data_words = [Path(data_file).stem, *filter(None, [data_split])] if data_file else []
@@ -97,6 +97,14 @@ def make_job(
         limit=limit,
         fetched=name != model,
     )
+
+
+def _recipe(task: Source, overrides: Sequence[str]) -> Recipe:
+    """Return a recipe; that of a finished run as runs read their own."""
+    own = Path(task) if isinstance(task, str | Path) else Path()
+    if own.name == RECIPE and own.with_name(TRAINING).is_file():
+        return recipe_of(own.parent, overrides)
+    return load_recipe(task, overrides)
 
 
 def unnamed_folder(folder: Path) -> Path:

@@ -17,12 +17,13 @@ from llama_peft.run_folder.record import Stored
 from llama_peft.run_folder.results import ModelConfig, Results, read_results
 from llama_peft.system.files import inside, read_text, sum_of
 from llama_peft.tasks import TASKS, Side
+from llama_peft.tokens.prompts import parse_answer
 
 from .metrics.bootstrap import Evidence, scores_of
 from .metrics.catalogue import INTERVAL_SUFFIX, metrics_of
 from .metrics.ids import check_unique
 from .metrics.measure import Said, evidence_of
-from .metrics.overlap import overlap_evidences
+from .metrics.words.overlap import overlap_evidences
 
 
 class PredictionLine(Stored):
@@ -46,6 +47,16 @@ class PredictionLine(Stored):
     """The sentence or question, if the file holds it."""
     split: str
     """The part of the data that the example belongs to."""
+
+
+def before_threshold(line: PredictionLine, no_answer: str) -> str:
+    """Return the answer before a threshold removed it.
+
+    A model that wrote the no-answer phrase had no answer before either.
+    """
+    raw, said = line.raw or "", str(line.prediction)
+    removed = not said and parse_answer(raw, no_answer)
+    return raw if removed else said
 
 
 def task_name(recipe: str, part: str) -> str:
@@ -73,6 +84,11 @@ class SystemResults:
         named = self.results.configs[self.task].task
         found = [kind.side for kind in TASKS.values() if kind.name == named]
         return found[0] if found else "labels" if self.labels else "answers"
+
+    @property
+    def no_answer(self) -> str:
+        """The phrase that its model writes for "no answer"; empty if that is not recorded."""
+        return str((self.results.configs[self.task].prompt or {}).get("no_answer", ""))
 
     @property
     def config(self) -> ModelConfig:

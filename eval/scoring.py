@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample
-from llama_peft.inference.predict import Prediction, decided, honest, tempered
+from llama_peft.inference.predict import Prediction, decided, honest, tempered, tempered_each
 from llama_peft.recipe import GIVEN, Recipe
 from llama_peft.run_folder.layout import PREDICTIONS
 from llama_peft.run_folder.results import (
@@ -32,7 +32,6 @@ from llama_peft.run_folder.results import (
 from llama_peft.run_folder.threshold import Threshold
 from llama_peft.system.files import sum_of, write_text
 from llama_peft.tasks import Side
-from llama_peft.tokens.prompts import parse_answer
 
 from .job import Job
 from .metrics.catalogue import higher_is_better as is_higher_better
@@ -45,8 +44,8 @@ from .metrics.measure import (
     number_results,
     texts_of,
 )
-from .metrics.overlap import bleu_signature
-from .results import PredictionLine, task_name
+from .metrics.words.overlap import bleu_signature
+from .results import PredictionLine, before_threshold, task_name
 
 _PACKAGES = (
     "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "sacrebleu", "rouge_score", "nltk",
@@ -182,14 +181,15 @@ def score(
     confidence = known if len(known) == len(lines) else None
     predictions = {id_: one for id_, one in said.items() if isinstance(one, str)}
     golds = {id_: texts_of(one) for id_, one in truth.items()}
+    cool = tempered if side == "labels" else tempered_each
+    raw = {id_: cool(own, 1 / (temperature or 1)) for id_, own in known.items()}
+    before = None if confidence is None or temperature is None else raw
     if side == "labels":
         names = {id_: str(one) for id_, one in truth.items()}
-        raw = {id_: tempered(own, 1 / (temperature or 1)) for id_, own in known.items()}
-        before = None if confidence is None or temperature is None else raw
         return _as_json(classification_results(predictions, names, labels, confidence, before))
     if side == "label_sets":
         sets = {id_: texts_of(one) for id_, one in said.items()}
-        return _as_json(label_set_results(sets, golds, labels, confidence))
+        return _as_json(label_set_results(sets, golds, labels, confidence, before))
     if side == "numbers":
         return _as_json(number_results(_numbers(said), _numbers(truth)))
     chances = {
@@ -197,7 +197,7 @@ def score(
         for line in lines
         if line.no_answer_probability is not None
     }
-    first = {line.id: _before(line, no_answer) for line in lines}
+    first = {line.id: before_threshold(line, no_answer) for line in lines}
     return _as_json(answer_results(predictions, golds, chances or None, before=first))
 
 
@@ -207,16 +207,6 @@ def _numbers(values: Mapping[str, Said]) -> dict[str, float]:
 
 def _as_json(scores: Mapping[str, float | list[float]]) -> Scores:
     return {name: [*value] if isinstance(value, list) else value for name, value in scores.items()}
-
-
-def _before(line: PredictionLine, no_answer: str) -> str:
-    """Return the answer before a threshold removed it.
-
-    A model that wrote the no-answer phrase had no answer before either.
-    """
-    raw, said = line.raw or "", str(line.prediction)
-    removed = not said and parse_answer(raw, no_answer)
-    return raw if removed else said
 
 
 def finish(

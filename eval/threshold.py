@@ -1,5 +1,5 @@
 """The thresholds of a model: on "no answer", or on each label of a text that can have several; and the
-temperature of the probabilities, if a text has one label.
+temperature of the probabilities of labels.
 
 They are fitted on validation examples, and kept with the run.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from llama_peft import data
 from llama_peft.data import Example
 from llama_peft.errors import UserError
-from llama_peft.inference.predict import Prediction
+from llama_peft.inference.predict import Prediction, tempered_each
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import THRESHOLD, UNFINISHED_VALIDATION
 from llama_peft.run_folder.ownership import is_our_file
@@ -18,7 +18,7 @@ from llama_peft.run_folder.run import Run
 from llama_peft.run_folder.threshold import UNFITTED, Threshold, run_threshold, write_threshold
 from llama_peft.system.files import remove_file
 
-from .metrics.classification import fit_temperature
+from .metrics.confidence import DECIDED, decisions, fit_temperature
 from .metrics.measure import texts_of
 from .metrics.sets_and_numbers import fit_label_thresholds
 from .metrics.squad_v2 import fit_threshold
@@ -51,7 +51,7 @@ def validation_examples(evaluation: Evaluation) -> list[Example]:
             "%d validation examples are fewer than %d, so no temperature is fitted to the probabilities",
             *(len(found), FEW),
         )
-        return []
+        return found if evaluation.predictor.fits_threshold else []
     return found
 
 
@@ -122,12 +122,17 @@ def _fit(
 ) -> Threshold:
     labels = predictor.labels
     chances = {one.id: one.probabilities or () for one in predictions}
-    if predictor.fits_temperature:
+    if predictor.fits_temperature and not predictor.fits_threshold:
         names = {example.id: str(gold(example, labels)) for example in validation}
         return Threshold(temperature=fit_temperature(chances, names, labels), metric="log_loss")
     golds = {example.id: texts_of(gold(example, labels)) for example in validation}
     if labels:
-        return Threshold(label_thresholds=fit_label_thresholds(chances, golds, labels))
+        temperature = None
+        if len(validation) >= FEW:
+            temperature = fit_temperature(*decisions(chances, golds, labels), DECIDED)
+            chances = {id_: tempered_each(own, temperature) for id_, own in chances.items()}
+        limits = fit_label_thresholds(chances, golds, labels)
+        return Threshold(label_thresholds=limits, temperature=temperature)
     limit = fit_threshold(
         {one.id: one.raw for one in predictions},
         golds,
@@ -140,8 +145,11 @@ def _keep(run: Run, recipe: Recipe, validation: Sequence[Example], threshold: Th
     """Write a threshold into its run, if the run's own recipe would give the same one."""
     digest = threshold_digest(recipe, validation)
     own = run.written
-    named = recipe.dataset.model_copy(update={"labels": own.dataset.labels})  # they are the same
-    if own.dataset != named or threshold_digest(own, validation) != digest:
+    same = {"labels": own.dataset.labels, "label_positions": own.dataset.label_positions}
+    if (
+        own.dataset != recipe.dataset.model_copy(update=same)
+        or threshold_digest(own, validation) != digest
+    ):
         return
     record = threshold.model_copy(
         update={

@@ -55,7 +55,9 @@ class TaskKind:
     purpose: str
     """For the card: what the trained weights do."""
     snippet: str
-    """For the card: how plain transformers uses the model on `{inputs}`."""
+    """For the card: how plain transformers uses the model on `{inputs}`; of a head on texts, what
+    becomes of its `{logits}`.
+    """
     outcome: str = ""
     """For the card: what every text gets."""
 
@@ -81,7 +83,7 @@ class TaskKind:
     @property
     def fits_temperature(self) -> bool:
         """Whether a temperature that is fitted on validation makes its probabilities honest."""
-        return self.side == "labels"
+        return self.names_labels
 
     def head_size(self, hidden: int, num_labels: int) -> int:
         """Parameters of the head on states of size `hidden`."""
@@ -109,7 +111,7 @@ _CLASSIFICATION = TaskKind(
     tuned_name="classification head",
     pipeline_tag="text-classification",
     purpose="that classifies texts",
-    snippet="scores = model({inputs}).logits.softmax(-1)",
+    snippet="scores = {logits}.softmax(-1)",
     outcome="every text gets one of the labels",
 )
 _QUESTION = ("question", "context", "answers")
@@ -123,7 +125,7 @@ _ROWS = (
         fits_threshold=True,
         tuned_name="multi-label head",
         purpose="that gives texts any number of labels",
-        snippet="scores = model({inputs}).logits.sigmoid()",
+        snippet="scores = {logits}.sigmoid()",
         outcome="every text gets each label whose probability is above its threshold",
     ),
     replace(
@@ -134,7 +136,7 @@ _ROWS = (
         problem_type="regression",
         tuned_name="regression head",
         purpose="that gives texts a number",
-        snippet="numbers = model({inputs}).logits[:, 0]",
+        snippet="numbers = {logits}[:, 0]",
         outcome="every text gets a number, which can lie outside the range of the training data",
     ),
     TaskKind(

@@ -13,6 +13,7 @@ from tests.benchmarks import (
     layers,
     material,
     measure,
+    short_rows,
     table,
     training,
 )
@@ -148,3 +149,13 @@ def test_a_cap_holds_in_every_row_and_spreads_families() -> None:
         paragraphs = [by_id[name][:9] for name in row["ids"]]
         assert max(paragraphs.count(p) for p in paragraphs) <= 2
     assert packing(rows).tokens > packing(pack(examples, 200)).tokens
+
+
+def test_short_rows_are_the_same_steps_in_fewer_tokens(base: material.Base) -> None:
+    few = {"path": "tiny", "name": "reviews", "parts": {"train": 200, "validation": 1, "test": 2}}
+    found = short_rows.run(base, short_rows.classify(8)._replace(dataset=few), 1)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["packed"]["tokens"] < rows["plain"]["tokens"]
+    assert {row["optimizer_steps"] for row in found["rows"]} == {1}
+    assert set(found["ratios"]) == {f"classify_{key}" for key in short_rows.RIVALS}
+    assert max(check["gradient_error"] for check in found["checks"].values()) < 1e-4

@@ -97,7 +97,9 @@ def test_the_map_names_every_file() -> None:
         elif entry := re.match(r"- `([\w.]+)`: ", line):
             named.add(folder + entry[1])
     code = {
-        str(path.relative_to(ROOT)) for path in files(*CODE) if path.suffix in (".py", ".jinja", ".cpp")
+        str(path.relative_to(ROOT))
+        for path in files(*CODE)
+        if path.suffix in (".py", ".jinja", ".cpp")
     }
     faces = {"llama_peft/__init__.py", "eval/__init__.py"}
     code = {name for name in code if not name.endswith("__init__.py") or name in faces}

@@ -6,10 +6,10 @@ all computed from these rows, so they always agree. A question is unanswerable i
 references is empty, and "no answer" is the empty string.
 
     catalogue        the table of all metrics; a new metric starts with a row there
-    classification   accuracy, precision, recall, F1, calibration
+    classification   accuracy, precision, recall, F1
+    confidence       how far probabilities can be trusted
     squad_v2         exact match, token F1 and the no-answer threshold
-    overlap          BLEU, ROUGE and (with `meteor` and `wordnet`) METEOR
-    unicode_tokens   tokens of text in any script
+    words            BLEU, ROUGE, METEOR and chrF, on the tokens of any script
     bootstrap        intervals and paired tests
     measure          scores with their intervals, as results.json holds them
     drop_in          the metrics as `evaluate.Metric` classes that need no network

@@ -1,7 +1,7 @@
 """The one table of metrics: every score that results.json may hold, under its official name.
 
-To add a metric, add its row here and compute it in `classification`, `sets_and_numbers`, `squad_v2`
-or `overlap`. The columns of every table and page, and `higher_is_better` in results.json, follow
+To add a metric, add its row here and compute it in `classification`, `confidence`,
+`sets_and_numbers`, `squad_v2` or `words.overlap`. The columns of every table and page, and `higher_is_better` in results.json, follow
 from the row.
 
 Results also hold counts and thresholds, under the names that the official scripts give them, and
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 INTERVAL_SUFFIX = "_ci95"
+COVERAGES = (50, 80, 90, 95)
+"""Shares of the surest predictions, in percent, whose scores are recorded."""
 Side = Literal["labels", "label_sets", "numbers", "answers"]
 """What is predicted, in the words of llama_peft/tasks.py."""
 _NO_SCORES = ("_total", "_thresh", "_per_label", "_per_bin", INTERVAL_SUFFIX)
@@ -39,6 +41,13 @@ class Metric:
     """Whether it is the mean over the labels if there are more than two."""
 
 
+def _selective(name: str, side: Side, risk: str) -> tuple[Metric, ...]:
+    """The rows of selective prediction by one score."""
+    shares = (f"{name}_at_coverage_{share}" for share in COVERAGES)
+    kept = (Metric(one, side, is_percent=side == "answers") for one in shares)
+    return (Metric(risk, side, higher_is_better=False), *kept)
+
+
 METRICS = (
     Metric("accuracy", "labels", in_tables=True),
     Metric("precision", "labels", in_tables=True, is_label_mean=True),
@@ -61,6 +70,7 @@ METRICS = (
     Metric("ece_uncalibrated", "labels", higher_is_better=False),
     Metric("roc_auc", "labels", is_label_mean=True),
     Metric("average_precision", "labels", is_label_mean=True),
+    *_selective("accuracy", "labels", "aurc"),
     Metric("subset_accuracy", "label_sets", in_tables=True),
     Metric("f1_micro", "label_sets", in_tables=True),
     Metric("f1_macro", "label_sets", in_tables=True),
@@ -68,6 +78,12 @@ METRICS = (
     Metric("mean_average_precision", "label_sets", in_tables=True),
     Metric("precision_micro", "label_sets"),
     Metric("recall_micro", "label_sets"),
+    Metric("brier_score", "label_sets", higher_is_better=False),
+    Metric("log_loss", "label_sets", higher_is_better=False),
+    Metric("ece", "label_sets", higher_is_better=False),
+    Metric("brier_score_uncalibrated", "label_sets", higher_is_better=False),
+    Metric("log_loss_uncalibrated", "label_sets", higher_is_better=False),
+    Metric("ece_uncalibrated", "label_sets", higher_is_better=False),
     Metric("mae", "numbers", in_tables=True, higher_is_better=False),
     Metric("mse", "numbers", in_tables=True, higher_is_better=False),
     Metric("r2", "numbers", in_tables=True),
@@ -81,6 +97,8 @@ METRICS = (
     Metric("NoAns_f1", "answers", is_percent=True),
     Metric("best_exact", "answers", is_percent=True),
     Metric("best_f1", "answers", is_percent=True),
+    *_selective("exact", "answers", "aurc_exact"),
+    *_selective("f1", "answers", "aurc_f1"),
     Metric("bleu", "answers", in_tables=True),
     Metric("HasAns_bleu", "answers", in_tables=True),
     Metric("chrf", "answers", may_be_missing=True),

@@ -21,9 +21,9 @@ import numpy as np
 
 from .bootstrap import FloatArray
 from .ids import check_unique
-from .overlap import ROUGE_TYPES, bleu_signature, corpus_bleu, meteor_name, meteor_score
 from .squad_v2 import squad_scores
-from .wordnet import find_wordnet
+from .words.overlap import ROUGE_TYPES, bleu_signature, corpus_bleu, meteor_name, meteor_score
+from .words.wordnet import find_wordnet
 
 Gold = str | Sequence[str]
 """One reference, or several."""

@@ -8,14 +8,15 @@ from typing import cast
 
 from .bootstrap import Evidence, intervals, scores_of
 from .catalogue import INTERVAL_SUFFIX, Side
-from .classification import (
-    classification_evidence,
+from .classification import classification_evidence, scores_per_label
+from .confidence import (
+    DECIDED,
     confidence_evidence,
+    decisions,
     ranking_scores,
     reliability,
-    scores_per_label,
+    selective_evidence,
 )
-from .overlap import overlap_evidences
 from .sets_and_numbers import (
     Sets,
     label_set_evidence,
@@ -24,6 +25,7 @@ from .sets_and_numbers import (
     number_evidence,
 )
 from .squad_v2 import squad_evidence, squad_scores
+from .words.overlap import overlap_evidences
 
 Said = str | float | list[str]
 """What is predicted or right: a label, a number, several labels, or answers."""
@@ -84,6 +86,10 @@ def classification_results(
         evidence = confidence_evidence(probabilities, golds, labels)
         results |= _with_intervals(scores_of(evidence), evidence)
         results |= ranking_scores(probabilities, golds, labels)
+        right = {id_: float(predictions[id_] == gold) for id_, gold in golds.items()}
+        sure = {id_: max(own) for id_, own in probabilities.items()}
+        evidence = selective_evidence(sure, {"accuracy": right})
+        results |= _with_intervals(scores_of(evidence), evidence)
         results |= reliability(probabilities, golds, labels)
     if before is not None:
         scores = scores_of(confidence_evidence(before, golds, labels))
@@ -96,14 +102,29 @@ def label_set_results(
     golds: Sets,
     labels: Sequence[str],
     probabilities: Mapping[str, Sequence[float]] | None = None,
+    before: Mapping[str, Sequence[float]] | None = None,
 ) -> TaskResults:
-    """The scores of sets of labels by id. Raises ValueError unless all hold the same ids."""
+    """The scores of sets of labels by id. Raises ValueError unless all hold the same ids.
+
+    before: as in `classification_results`. How far probabilities can be trusted is counted over all
+    labels of all texts, and has no interval.
+    """
     evidence = label_set_evidence(predictions, golds, labels)
     results = _with_intervals(scores_of(evidence), evidence)
     results |= label_set_lists(predictions, golds, labels)
     if probabilities is not None:
         results |= label_set_ranking(probabilities, golds, labels)
+        results |= _trust(probabilities, golds, labels)
+    if before is not None:
+        scores = _trust(before, golds, labels)
+        results |= {f"{name}_uncalibrated": value for name, value in scores.items()}
     return results
+
+
+def _trust(
+    probabilities: Mapping[str, Sequence[float]], golds: Sets, labels: Sequence[str]
+) -> dict[str, float]:
+    return scores_of(confidence_evidence(*decisions(probabilities, golds, labels), DECIDED))
 
 
 def number_results(predictions: Mapping[str, float], golds: Mapping[str, float]) -> TaskResults:
@@ -127,9 +148,28 @@ def answer_results(
     scores = squad_scores(predictions, golds, no_answer_probabilities, before=before)
     evidence = squad_evidence(predictions, golds, no_answer_probabilities, before=before)
     results = _with_intervals(scores, evidence)
+    if no_answer_probabilities is not None:
+        evidence = _answered_evidence(before or predictions, golds, no_answer_probabilities)
+        results |= _with_intervals(scores_of(evidence), evidence)
     for evidence in overlap_evidences(predictions, golds):
         results |= _with_intervals(scores_of(evidence), evidence)
     return results
+
+
+def _answered_evidence(
+    texts: Mapping[str, str],
+    golds: Mapping[str, Sequence[str]],
+    no_answer_probabilities: Mapping[str, float],
+) -> Evidence:
+    """The evidence of what is right if only the questions are answered that have an answer most
+    likely. texts: the answers before a threshold removed some.
+    """
+    found = squad_evidence(texts, golds)
+    scores = {
+        name: dict(zip(found.ids, found.vectors[name], strict=True)) for name in ("exact", "f1")
+    }
+    sureness = {id_: -one for id_, one in no_answer_probabilities.items()}
+    return selective_evidence(sureness, scores, best=100.0)
 
 
 def _with_intervals(scores: Mapping[str, float], evidence: Evidence) -> TaskResults:

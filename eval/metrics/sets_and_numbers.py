@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bootstrap import Evidence, FloatArray
-from .classification import label_scores, ranking, ratio
+from .classification import label_scores, ratio
+from .confidence import ranking
 from .ids import check_match
 
 Sets = Mapping[str, Collection[str]]

@@ -74,6 +74,7 @@ def open_classifier(
         predict=opened.predict,
         prompt=opened.prompt,
         fits_threshold=recipe.kind.fits_threshold,
+        fits_temperature=recipe.kind.fits_temperature,
     )
 
 

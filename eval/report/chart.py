@@ -8,12 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from llama_peft.run_folder.layout import TUNED, ZERO_SHOT
+
 WIDTH, HEIGHT = 720, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 96, 12, 36
 _LARGEST = 1e15
 _SMALLEST = 1e-9
 """The smallest range of an axis: on a smaller one, all ticks would be the same number."""
 _NAMES = {"loss": "training", "eval_loss": "validation"}
+_COLOURS = {
+    "training": "training", "validation": "validation", TUNED: "training", ZERO_SHOT: "validation",
+}  # fmt: skip
+"""The class of each line, which has its colour."""
+_MOST = 200
+"""Points of a line about."""
 
 
 class Point(NamedTuple):
@@ -70,16 +78,47 @@ def loss_chart(history: Sequence[Mapping[str, object]]) -> str:
         ticks(0, max(point.step for point in points)),
         ticks(min(p.value for p in points), max(p.value for p in points)),
     )
+    return _lines(series, scale, "Loss by training step", "step", marked=("validation",))
+
+
+def coverage_chart(curves: Mapping[str, Sequence[Point]]) -> str:
+    """The `<svg>` of what is right of the surest predictions, by the share that is kept; empty if
+    there is no curve. curves: by the name of the system.
+    """
+    if not curves:
+        return ""
+    scale = _Scale(ticks(0, 1, 6), ticks(0, 1, 6))
+    thinned = {name: _thinned(curve) for name, curve in curves.items()}
+    across = (
+        "share of the predictions that is kept, the surest first (across), and what is right (up)"
+    )
+    return _lines(thinned, scale, "Score by coverage", across)
+
+
+def _thinned(curve: Sequence[Point]) -> list[Point]:
+    """At most about `_MOST` points of a curve, its last one among them."""
+    step = 1 + len(curve) // _MOST
+    return [*reversed(curve[::-1][::step])]
+
+
+def _lines(
+    series: Mapping[str, Sequence[Point]],
+    scale: _Scale,
+    title: str,
+    across: str,
+    marked: Sequence[str] = (),
+) -> str:
+    """The `<svg>` of two lines at most, with their names. marked: lines whose points are drawn."""
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Loss by training step">',
-        *_axes(scale, "step"),
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">',
+        *_axes(scale, across),
     ]
     ends = _label_heights([scale.place(line[-1])[1] for line in series.values()])
     for (name, line), height in zip(series.items(), ends, strict=True):
         placed = [scale.place(point) for point in line]
-        parts.append(f'<g class="{name}">')
+        parts.append(f'<g class="{_COLOURS[name]}">')
         parts.append(f'<polyline points="{" ".join(f"{x},{y}" for x, y in placed)}"/>')
-        if name == "validation" or len(line) == 1:
+        if name in marked or len(line) == 1:
             parts += [f'<circle cx="{x}" cy="{y}" r="3.5"/>' for x, y in placed]
         parts.append(f'<text x="{placed[-1][0] + 8}" y="{height}">{name}</text></g>')
     return "\n".join([*parts, "</svg>"])

@@ -18,10 +18,11 @@ from llama_peft.run_folder.record import read_record
 from llama_peft.system.files import inside, read_text, sum_of, write_text
 
 from ..metrics.catalogue import metrics_of
-from ..metrics.classification import confusion, reliability
+from ..metrics.classification import confusion
+from ..metrics.confidence import reliability, selective_curve
 from ..metrics.measure import Said, texts_of
-from ..results import SystemResults, read_systems
-from .chart import loss_chart, reliability_chart
+from ..results import SystemResults, before_threshold, read_systems
+from .chart import Point, coverage_chart, loss_chart, reliability_chart
 from .comparison import check_replaceable, write_compared
 from .table import Table, table
 
@@ -80,6 +81,8 @@ class Part(NamedTuple):
     changes: list[Changes]
     reliability: str
     """The chart of the tuned model's probabilities; empty if it has none."""
+    coverage: str
+    """The chart of what the surest predictions score; empty if no model says how sure it is."""
 
 
 class Fact(NamedTuple):
@@ -154,6 +157,7 @@ def _part(before: SystemResults, after: SystemResults) -> Part:
         grids=[*_grids(before, ZERO_SHOT), *_grids(after, TUNED)],
         changes=_changes(before, after) if before.golds == after.golds else [],
         reliability=_reliability(after),
+        coverage=_coverage({ZERO_SHOT: before, TUNED: after}),
     )
 
 
@@ -169,6 +173,36 @@ def _reliability(system: SystemResults) -> str:
         return ""
     bins = reliability(known, system.gold_labels, system.labels)
     return Markup(reliability_chart(*bins.values()))
+
+
+def _coverage(systems: Mapping[str, SystemResults]) -> str:
+    """The chart of what the surest predictions of each system score; empty if none says how sure it
+    is.
+    """
+    from markupsafe import Markup
+
+    curves = {name: _curve(system) for name, system in systems.items()}
+    return Markup(coverage_chart({name: curve for name, curve in curves.items() if curve}))
+
+
+def _curve(system: SystemResults) -> list[Point]:
+    """What is right of the surest predictions, by the share that is kept: accuracy of labels, or exact
+    match of answers (0 to 1). Empty if not every line says how sure it is.
+    """
+    if system.side == "labels":
+        sureness = [max(line.probabilities) for line in system.lines if line.probabilities]
+        right = [float(line.prediction == line.gold) for line in system.lines]
+    elif system.side == "answers":
+        known = (line.no_answer_probability for line in system.lines)
+        sureness = [-one for one in known if one is not None]
+        texts = {line.id: before_threshold(line, system.no_answer) for line in system.lines}
+        right = [one / 100 for one in system.evidence_of(texts).vectors["exact"]]
+    else:
+        return []
+    if len(sureness) < len(system.lines):
+        return []
+    curve = selective_curve(sureness, right)
+    return [Point(*map(float, pair)) for pair in zip(*curve, strict=True)]
 
 
 def _grids(system: SystemResults, name: str) -> list[Grid]:

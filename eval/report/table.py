@@ -17,7 +17,7 @@ from llama_peft.tasks import Side
 from ..metrics.bootstrap import Paired, paired, scores_of
 from ..metrics.catalogue import Metric, metrics_of
 from ..metrics.measure import Said
-from ..metrics.overlap import bleu_signature
+from ..metrics.words.overlap import bleu_signature
 from ..results import SystemResults, read_systems, result_folders
 
 COST_COLUMNS = ("trainable", "train time", "train memory", "eval time", "eval memory")

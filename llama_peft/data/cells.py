@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from llama_peft.data.formats import Table
+from llama_peft.data.formats import SHOWN, Table, fault_line
 from llama_peft.errors import UserError
 from llama_peft.recipe import Columns, Prompt, Recipe, templates
 from llama_peft.tasks import TASKS
@@ -22,8 +22,6 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 TRUTH = ("label", "answers", "answer_start")
 """The columns with what a model should say. Rows that are only to be predicted need none of them."""
 
-_SHOWN = 3
-"""Rows of a kind of fault that are shown."""
 _NUMBERED = ": make the ids unique, or set dataset.columns.id: null to number the rows"
 _ADVICE = {"empty id": _NUMBERED, "duplicate id": _NUMBERED}
 
@@ -41,7 +39,7 @@ class Faults:
         rows = self.kinds.setdefault(kind, [])
         if rows[-1:] != [row]:  # two bad answers are one bad row
             rows.append(row)
-            if detail is not None and len(rows) <= _SHOWN:
+            if detail is not None and len(rows) <= SHOWN:
                 self.details[kind, row] = f": {short(detail)}"
 
     @property
@@ -83,18 +81,13 @@ class Faults:
     def _lines(self) -> Iterator[str]:
         """Yield a line for each kind of fault."""
         for kind, places in self.table.dropped.items():
-            yield _line(kind, len(places), places[:_SHOWN])
+            yield fault_line(kind, len(places), places[:SHOWN])
         for kind, rows in self.kinds.items():
             first = [
                 f"{self.table.place(row)}{self.details.get((kind, row), '')}"
-                for row in rows[:_SHOWN]
+                for row in rows[:SHOWN]
             ]
-            yield _line(kind, len(rows), first)
-
-
-def _line(kind: str, count: int, first: Sequence[str]) -> str:
-    rows = f"{count} row{'s' if count > 1 else ''}"
-    return f"{rows}: {kind} (first: {'; '.join(first)}){_ADVICE.get(kind, '')}"
+            yield fault_line(kind, len(rows), first) + _ADVICE.get(kind, "")
 
 
 def short(value: object) -> str:

@@ -5,10 +5,13 @@ are cut from train if they are missing. Training and evaluation both use this fi
 have the same split.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from math import log10
 from pathlib import Path
+from statistics import pstdev
 
 from llama_peft.data import sources, splits
 from llama_peft.data.examples import (
@@ -22,10 +25,16 @@ from llama_peft.data.examples import (
     without_bad_rows,
 )
 from llama_peft.data.formats import Table
-from llama_peft.data.labels import check_weights, has_names, label_names
+from llama_peft.data.labels import Label, check_weights, has_names, label_names, means_positions
 from llama_peft.data.sources import Rows, is_file_name
 from llama_peft.errors import UserError
 from llama_peft.recipe import GIVEN, Recipe
+
+_WIDE = 10.0
+"""Above this standard deviation, numbers are hard to learn as they are."""
+_MANY = 20
+"""So many rows with one label are hardly a coincidence."""
+log = logging.getLogger(__name__)
 
 PARTS = ("train", "validation", "test", "official")
 TRAINED_ON = ("train", "validation")
@@ -37,6 +46,10 @@ class Dataset:
 
     labels: tuple[str, ...]
     parts: dict[str, list[Example]]
+    label_positions: bool = False
+    """Whether the recipe or the source gives the names of the labels, so that the numbers 0, 1, ...
+    in data mean them by their order. False if the names were found in the cells.
+    """
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     """By part as it was read: how many rows were dropped, by what was wrong with them."""
 
@@ -65,7 +78,12 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
     parts = {part: _sample(parts[part], part, recipe) for part in PARTS if part in parts}
     if recipe.kind.has_labels:
         _check_labels(parts["train"], labels, train.source, recipe)
-    return Dataset(labels=labels, parts=parts, dropped=_dropped(tables))
+        _check_scale(parts["train"], train.source)
+        for part in PARTS[1:]:
+            own = tables.get(part, train).source
+            _check_hidden(parts.get(part, []), labels, own, recipe)
+    positions = means_positions(recipe)
+    return Dataset(labels=labels, parts=parts, label_positions=positions, dropped=_dropped(tables))
 
 
 def _dropped(tables: Mapping[str, Table]) -> dict[str, dict[str, int]]:
@@ -88,7 +106,8 @@ def with_fields(recipe: Recipe, dataset: Dataset) -> Recipe:
     fields = _fields(chain.from_iterable(dataset.parts.values()))
     if not fields:
         return recipe
-    return recipe.model_copy(update={"prompt": recipe.prompt.of_fields(fields)})
+    prompt = recipe.prompt.of_fields(fields, recipe.kind.side == "label_sets")
+    return recipe.model_copy(update={"prompt": prompt})
 
 
 def _fields(examples: Iterable[Example]) -> list[str]:
@@ -117,14 +136,20 @@ def load_file(
     recipe = _ungrouped(recipe)
     table = without_bad_rows(table, recipe, part, labels)
     examples = to_examples(table, recipe, part, labels)
+    if recipe.kind.has_labels:
+        _check_hidden(examples, labels, table.source, recipe)
     return Dataset(labels=labels, parts={"data": examples}, dropped=_dropped({"data": table}))
 
 
 def load_inputs(recipe: Recipe, source: str, split: str | None = None) -> Inputs:
     """Return all rows of one source as what a model reads. Labels and answers may be missing.
 
+    Every row gets a reply, so none is dropped.
+
     source: a file, "-" for standard input, or the name of a Hub data set. split: as in `load_file`.
     """
+    strict = recipe.dataset.model_copy(update={"on_bad_rows": "refuse"})
+    recipe = recipe.model_copy(update={"dataset": strict})
     if source == "-":
         table, part = sources.read_stdin(recipe.dataset), "stdin"
     else:
@@ -265,8 +290,7 @@ def _cut(
     train = parts["train"]
     groups = _groups(train, recipe)
     # Sets of labels and numbers are not stratified.
-    own = [example.label for example in train if isinstance(example, TextExample)]
-    names = [labels[label] for label in own if isinstance(label, int)]
+    names = [labels[label] for label in _labels(train) if isinstance(label, int)]
     cut = splits.cut(
         len(train),
         share,
@@ -301,7 +325,7 @@ def _sample(examples: list[Example], part: str, recipe: Recipe) -> list[Example]
 def _check_labels(
     train: Sequence[Example], labels: Sequence[str], source: str, recipe: Recipe
 ) -> None:
-    used = {example.label for example in train if isinstance(example, TextExample)}
+    used = {*_labels(train)}
     if recipe.kind.side == "label_sets" and len(labels) < 2:
         raise UserError(
             f"{source}: there is only one label ({', '.join(labels)}): name two or more in "
@@ -320,6 +344,41 @@ def _check_labels(
             f"prompt.verbalizers: there are {len(verbalizers)} verbalizers for the {len(labels)} "
             f"labels of {source} ({', '.join(labels[:10])})"
         )
+
+
+def _check_scale(train: Sequence[Example], source: str) -> None:
+    """Warn if the numbers to learn are far apart: a head starts near 0 and moves in small steps."""
+    numbers = [float(one) for one in _labels(train) if isinstance(one, float)]
+    spread = pstdev(numbers) if numbers else 0.0
+    if spread > _WIDE:
+        power = 10 ** round(log10(spread))
+        log.warning(
+            "%s: the numbers to learn have a standard deviation of %.4g, which takes a head many "
+            "steps to reach: divide them, for example by %g, so that it is about 1",
+            *(source, spread, power),
+        )
+
+
+def _check_hidden(
+    examples: Sequence[Example], labels: Sequence[str], source: str, recipe: Recipe
+) -> None:
+    """Raise UserError if all numbers are -1; warn if many examples all have one label."""
+    found = _labels(examples)
+    if len(found) < _MANY or len({*found}) > 1:
+        return
+    label = found[0]
+    shown = labels[label] if isinstance(label, int) else _listed(label, labels)
+    message = (
+        f"{source}: all {len(found)} rows have one label ({shown}): hidden test parts of benchmarks "
+        "look so (those of GLUE have -1), and then scores mean nothing: name a part with labels"
+    )
+    if recipe.kind.side == "numbers" and label == -1:
+        raise UserError(message)
+    log.warning(message)
+
+
+def _labels(examples: Sequence[Example]) -> list[Label]:
+    return [example.label for example in examples if isinstance(example, TextExample)]
 
 
 def _listed(label: float | tuple[int, ...], labels: Sequence[str]) -> str:

@@ -7,30 +7,35 @@ that is not what it claims to be is refused with the line that is wrong.
 import csv
 import io
 import json
-from collections import Counter
+import re
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import BinaryIO, TextIO, TypeVar
+from typing import BinaryIO, Literal, TextIO
 
 from pydantic import JsonValue
 
+from llama_peft.data.unpack import check_room, while_room
 from llama_peft.errors import UserError
-from llama_peft.system.formatting import memory
-from llama_peft.system.memory import available
 
 _BATCH = 1_000
-"""After so many rows the free memory is looked at again: short rows take many times their bytes."""
-_RESERVE = 100_000_000
-"""Bytes of memory that stay free."""
+"""Rows of a Parquet file that are read at once."""
 _VALUE = 50
 """The least bytes that a value takes."""
 _DELIMITERS = ";\t|,"
 """Characters that separate cells in files of many programs."""
 _LONGEST_CELL = 2**31 - 1
 """Letters of a CSV cell; the csv module refuses more than 131,072 by itself."""
-Row = TypeVar("Row")
+SHOWN = 3
+"""Rows of a kind of fault that are shown."""
+_UNQUOTED = ": if quotes are part of the text, set dataset.quoting: none"
+_QUOTED = {
+    True: ": quotes are part of the text here; if they enclose cells, set dataset.quoting: minimal",
+    False: ": put quotes around a cell that contains a separator",
+}
+"""What to do about rows of other lengths, by whether quotes are part of the text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,55 +62,129 @@ class Table:
         return f"{self.unit} {self.places[row]}"
 
 
+class BadRows:
+    """What stands in the place of rows in a file and cannot be rows, by what is wrong with it."""
+
+    def __init__(self, source: str, drop: bool) -> None:
+        self.source, self.drop = source, drop
+        self.kinds: dict[str, list[tuple[str, str]]] = {}
+        self.advice: dict[str, str] = {}
+
+    def add(self, kind: str, place: str, detail: str = "", advice: str = "") -> None:
+        """Record a bad row. detail: what stands there. advice: what to do about this kind."""
+        self.kinds.setdefault(kind, []).append((place, detail))
+        self.advice[kind] = advice
+
+    def without(self, table: Table) -> Table:
+        """Return the table of the other rows, which counts these as dropped.
+
+        Raises UserError with every kind if they are not to be dropped, or if there are no others.
+        """
+        if self.kinds and not (self.drop and table.records):
+            bad = sum(map(len, self.kinds.values()))
+            count = f"{bad} of {bad + len(table.records)} rows are wrong"
+            raise UserError(f"{self.source}: {count}", *self._lines())
+        dropped = {kind: [place for place, _ in rows] for kind, rows in self.kinds.items()}
+        return replace(table, dropped=dropped)
+
+    def _lines(self) -> Iterator[str]:
+        for kind, rows in self.kinds.items():
+            first = [": ".join(filter(None, row)) for row in rows[:SHOWN]]
+            yield fault_line(kind, len(rows), first) + self.advice[kind]
+
+
+def fault_line(kind: str, count: int, first: Sequence[str]) -> str:
+    """Return a line about bad rows of one kind. first: the places of the first ones."""
+    rows = f"{count} row{'s' if count > 1 else ''}"
+    return f"{rows}: {kind} (first: {'; '.join(first)})"
+
+
+class _Lines:
+    """The lines of a file. After a row that is broken, those after its first line are read again."""
+
+    def __init__(self, first: str, rest: Iterator[str]) -> None:
+        self._waiting, self._rest = deque([first] if first else []), rest
+        self._row: list[str] = []
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        self._row.append(self._waiting.popleft() if self._waiting else next(self._rest))
+        return self._row[-1]
+
+    def end_row(self) -> int:
+        """Return how many lines were read since the last end of a row."""
+        count = len(self._row)
+        self._row.clear()
+        return count
+
+    def end_broken_row(self) -> int:
+        """Return 1: a quote that is not closed takes all lines up to the next quote with it."""
+        self._waiting.extendleft(reversed(self._row[1:]))
+        self._row.clear()
+        return 1
+
+
 def read_csv(path: str, text: TextIO, delimiter: str, literal: bool, drop: bool) -> Table:
-    """Return the rows of a file with a header.
+    """Return the rows of a file with a header. A first line `sep=;` names the delimiter, as in Excel.
 
     literal: whether quotes are part of the text. They enclose cells otherwise. drop: whether rows
-    with another number of cells than the header are dropped.
+    that are broken, or have another number of cells than the header, are dropped.
     """
-    first = text.readline()
-    _check_delimiter(path, first, delimiter)
-    lines = csv.reader(
-        chain([first], text) if first else (),
-        delimiter=delimiter,
-        quoting=csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL,
-        strict=True,
-    )
+    first, start = text.readline(), 1
+    if named := re.fullmatch(r'"?sep=([^"\r\n])"?[\r\n]*', first):
+        delimiter, first, start = named[1], text.readline(), 2
+    _check_delimiter(path, first, delimiter, start)
     header: list[str] = []
-    records, starts, wrong, start = [], [], [], 1
-    try:
-        for row in _while_room(path, lines):
-            if row and not header:
-                header = row
-            elif row and len(row) == len(header):
-                cells = zip(header, row, strict=True)
-                records.append({name: cell for name, cell in cells if name.strip()})
-                starts.append(start)
-            elif row:  # not a blank line
-                wrong.append((start, len(row)))
-            start = lines.line_num + 1
-    except csv.Error as error:
-        hint = "if quotes are part of the text, set dataset.quoting: none"
-        raise UserError(f"{path}: line {start}: malformed row ({error}): {hint}") from None
-    named = [name for name in header if name.strip()]  # pandas writes its index without a name
-    rows = chain([named], (record.values() for record in records))
-    if not wrong and not any(cell.strip() for row in rows for cell in row):
+    records, starts, bad = [], [], BadRows(path, drop)
+    for line, row in _rows(path, _Lines(first, text), delimiter, literal, bad, start):
+        if not header:
+            header = row
+        elif len(row) == len(header):
+            cells = zip(header, row, strict=True)
+            records.append({name: cell for name, cell in cells if name.strip()})
+            starts.append(line)
+        else:
+            kind = f"not {len(header)} cells like the header"
+            bad.add(kind, f"line {line}", f"{len(row)} cells", _QUOTED[literal])
+    named_columns = [name for name in header if name.strip()]  # pandas writes its index without one
+    rows = chain([named_columns], (record.values() for record in records))
+    if not bad.kinds and not any(cell.strip() for row in rows for cell in row):
         raise _is_empty(path)
-    check_names(path, named)
-    if wrong and not (drop and records):
-        raise _ragged(path, wrong, len(records) + len(wrong), len(header), literal)
-    ragged = {f"not {len(header)} cells like the header": [f"line {line}" for line, _ in wrong]}
-    return Table(
-        source=path,
-        columns=named,
-        records=records,
-        places=starts,
-        unit="line",
-        dropped=ragged if wrong else {},
-    )
+    check_names(path, named_columns)
+    table = Table(source=path, columns=named_columns, records=records, places=starts, unit="line")
+    return bad.without(table)
 
 
-def _check_delimiter(path: str, header: str, delimiter: str) -> None:
+def _rows(
+    path: str, lines: _Lines, delimiter: str, literal: bool, bad: BadRows, start: int
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield every row that is not blank, with the number of its first line."""
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    for row in while_room(path, _each(reader)):
+        if isinstance(row, csv.Error):
+            bad.add("broken quotes", f"line {start}", str(row), _UNQUOTED)
+            start += lines.end_broken_row()
+            continue
+        if row:
+            yield start, row
+        start += lines.end_row()
+
+
+def _each(rows: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
+    """Yield rows, and what is wrong with those that are broken."""
+    while True:
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error
+
+
+def _check_delimiter(path: str, header: str, delimiter: str, line: int) -> None:
     """Raise UserError if another character than the delimiter separates the names of a header."""
     csv.field_size_limit(_LONGEST_CELL)
     if len(next(csv.reader([header], delimiter=delimiter), ())) > 1:
@@ -114,48 +193,9 @@ def _check_delimiter(path: str, header: str, delimiter: str) -> None:
     if header.count(other):
         shown = json.dumps(other)
         raise UserError(
-            f"{path}: line 1: the header is one column here, and {shown} stands in its name: "
+            f"{path}: line {line}: the header is one column here, and {shown} stands in its name: "
             f"set dataset.delimiter: {shown}"
         )
-
-
-def _ragged(
-    path: str, wrong: Sequence[tuple[int, int]], rows: int, cells: int, literal: bool
-) -> UserError:
-    """Return what is wrong with rows that have another number of cells than the header."""
-    line, found = wrong[0]
-    hint = (
-        "quotes are part of the text here; if they enclose cells, set dataset.quoting: minimal"
-        if literal
-        else "put quotes around a cell that contains a separator"
-    )
-    return UserError(
-        f"{path}: {len(wrong)} of {rows} rows do not have {cells} cells like the header "
-        f"(first: line {line} has {found}): {hint}"
-    )
-
-
-def room() -> int:
-    """Return the bytes of memory that the rows of a file may take."""
-    return available() - _RESERVE
-
-
-def check_room(path: str, needed: int) -> None:
-    """Raise UserError if the machine has not so many bytes of memory for the rows of a file."""
-    free = room()
-    if needed > free:
-        raise UserError(
-            f"{path}: its rows do not fit into the memory of this machine "
-            f"({memory(max(free, 0))} are free): use a smaller file"
-        )
-
-
-def _while_room(path: str, rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield rows. Raises UserError before they fill the memory of the machine."""
-    for number, row in enumerate(rows):
-        if number % _BATCH == 0:
-            check_room(path, 0)
-        yield row
 
 
 def _is_empty(path: str) -> UserError:
@@ -168,32 +208,49 @@ def check_names(source: str, columns: Sequence[str]) -> None:
         raise UserError(f"{source}: the header contains {', '.join(repeated)} twice")
 
 
-def read_jsonl(path: str, lines: TextIO) -> Table:
-    """Return the rows of a file with one JSON object on each line."""
-    records, numbers = [], []
-    for number, line in enumerate(_while_room(path, lines), start=1):
+def read_jsonl(path: str, lines: TextIO, drop: bool) -> Table:
+    """Return the rows of a file with one JSON object on each line. drop: whether bad lines are
+    dropped.
+    """
+    values: list[object] = []
+    numbers, bad = [], BadRows(path, drop)
+    for number, line in enumerate(while_room(path, lines), start=1):
         if line.strip():
-            records.append(_parse(path, line.removesuffix("\n"), number))
-            numbers.append(number)
-    if not records:
+            try:
+                values.append(json.loads(line))
+                numbers.append(number)
+            except (RecursionError, ValueError) as error:
+                bad.add("not valid JSON", f"line {number}", _why(error))
+    if not values and not bad.kinds:
         raise _is_empty(path)
-    return _of_objects(path, records, numbers, "line")
+    return _of_objects(path, values, numbers, "line", bad)
 
 
-def read_json(path: str, file: TextIO, squad: bool) -> Table:
+def read_json(path: str, file: TextIO, squad: bool, drop: bool) -> Table:
     """Return the rows of a JSON file: a list, or an object with a list `data`."""
     text = file.read()
     if not text.strip():
         raise _is_empty(path)
     check_room(path, _VALUE * sum(map(text.count, ",[{")))
     if not squad and _is_lines(text):
-        return read_jsonl(path, io.StringIO(text, newline="\n"))
-    content = _parse(path, text)
+        return read_jsonl(path, io.StringIO(text, newline="\n"), drop)
+    try:
+        content: JsonValue = json.loads(text)
+    except (RecursionError, ValueError) as error:
+        line = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}: {line}not valid JSON: {_why(error)}") from None
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list) or (squad and not isinstance(content, dict)):
         expected = "SQuAD's" if squad else "a list of rows, or"
         raise UserError(f'{path}: must be {expected} {{"data": [...]}}')
-    return of_list(path, rows, squad)
+    return of_list(path, rows, squad, drop)
+
+
+def _why(error: Exception) -> str:
+    """Return in a few words why a text is not JSON that can be used."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "it is nested too deeply, or a number is too long"
 
 
 def _is_lines(text: str) -> bool:
@@ -206,39 +263,33 @@ def _is_lines(text: str) -> bool:
     return False
 
 
-def _parse(path: str, text: str, line: int | None = None) -> JsonValue:
-    try:
-        value: JsonValue = json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {line or error.lineno}"
-        raise UserError(f"{path}: {place}: is not valid JSON: {error.msg}") from None
-    except (RecursionError, ValueError):
-        raise UserError(
-            f"{path}: cannot be used: its JSON is nested too deeply, or a number is too long"
-        ) from None
-    return value
+def of_list(source: str, rows: Sequence[object], squad: bool, drop: bool) -> Table:
+    """Return the table of a list of objects, or of SQuAD's articles.
 
-
-def of_list(source: str, rows: Sequence[object], squad: bool) -> Table:
-    """Return the table of a list of objects, or of SQuAD's articles."""
+    drop: whether what is not an object is dropped.
+    """
     first = rows[0] if rows and isinstance(rows[0], Mapping) else {}
     if "qas" in first and "context" in first:  # passages that stand in no article
         return _of_articles(source, [{"paragraphs": rows}])
     if squad or "paragraphs" in first:
         return _of_articles(source, rows)
-    return _of_objects(source, rows, range(1, len(rows) + 1), "row")
+    return _of_objects(source, rows, range(1, len(rows) + 1), "row", BadRows(source, drop))
 
 
-def _of_objects(source: str, values: Sequence[object], places: Sequence[int], unit: str) -> Table:
-    records = [value for value in values if isinstance(value, dict)]
-    if len(records) < len(values):
-        first = next(index for index, value in enumerate(values) if not isinstance(value, dict))
-        raise UserError(
-            f"{source}: {len(values) - len(records)} of {len(values)} rows are not objects with "
-            f"named values (first: {unit} {places[first]})"
-        )
+def _of_objects(
+    source: str, values: Sequence[object], places: Sequence[int], unit: str, bad: BadRows
+) -> Table:
+    """Return the table of those values that are objects. bad: rows that are not even values."""
+    records, kept = [], []
+    for value, place in zip(values, places, strict=True):
+        if isinstance(value, dict):
+            records.append(value)
+            kept.append(place)
+        else:
+            bad.add("not an object with named values", f"{unit} {place}")
     columns = list(dict.fromkeys(key for record in records for key in record))
-    return Table(source=source, columns=columns, records=records, places=places, unit=unit)
+    table = Table(source=source, columns=columns, records=records, places=kept, unit=unit)
+    return bad.without(table)
 
 
 def _of_articles(source: str, articles: Sequence[object]) -> Table:

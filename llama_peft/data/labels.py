@@ -76,6 +76,12 @@ def check_weights(recipe: Recipe, labels: Sequence[str]) -> None:
             seen.add(label_key(name))
 
 
+def means_positions(recipe: Recipe) -> bool:
+    """Return whether whole numbers in data mean the recipe's labels by their order."""
+    given = recipe.dataset.label_positions
+    return recipe.dataset.labels is not None if given is None else given
+
+
 def has_names(table: Table, recipe: Recipe) -> bool:
     """Return whether the source itself names the classes of the column with the labels."""
     column = find_columns(table, recipe)["label"]
@@ -162,10 +168,13 @@ class LabelReader:
                 raise UserError(
                     f"dataset.labels: {labels[other]} and {name} are the same label: remove one"
                 )
-        named = recipe.dataset.labels is not None
-        self.by_position = named and not any(map(_NUMBER.fullmatch, self.numbers))
+        ordered = means_positions(recipe)
+        is_words = not any(map(_NUMBER.fullmatch, self.numbers))
+        self.by_position = ordered and is_words
+        self.missing = _missing(labels, recipe) if is_words and not ordered else ""
+        """What the recipe lacks to read a number as a position."""
         own = cells.table.class_names.get(cells.columns["label"], ())
-        renamed = named and not all(label_key(name) in self.numbers for name in own)
+        renamed = ordered and not all(label_key(name) in self.numbers for name in own)
         self.own = labels if renamed else own
         """The names that whole numbers stand for in this source, if it has such names."""
 
@@ -186,7 +195,8 @@ class LabelReader:
         position = int(key) if re.fullmatch("[0-9]{1,9}", key) else -1
         is_own = bool(self.own) and isinstance(cell, int) and not isinstance(cell, bool)
         if is_own and position in range(len(self.own)):
-            key = label_key(self.own[position])
+            cell = self.own[position]
+            key = label_key(cell)
         elif is_own:
             key, cell = "", str(cell)
         if key in self.numbers:
@@ -200,8 +210,20 @@ class LabelReader:
         if (why := _why_not(cell)) is not None:
             return why
         if label_key(cell) == "-1":
-            return "label -1 is not a class here: it often means that a row has no label"
+            return (
+                "label -1 is not a class here: it often means that a row has no label, as in the "
+                "hidden test parts of GLUE"
+            )
         if (self.by_position or self.own) and _NUMBER.fullmatch(label_key(cell)):
             return f"label out of range 0 to {len(self.numbers) - 1}"
         listed = f"{', '.join(self.names[:10])}{', ...' if len(self.names) > 10 else ''}"
-        return f"label is not one of {listed}"
+        position = re.fullmatch("[0-9]{1,9}", label_key(cell))
+        is_known = position is None or int(position[0]) >= len(self.names)
+        return f"label is not one of {listed}{'' if is_known else self.missing}"
+
+
+def _missing(labels: Sequence[str], recipe: Recipe) -> str:
+    """Return what to do if numbers in a file mean labels whose order nothing gives."""
+    key = "labels in this order" if recipe.dataset.labels is None else "label_positions: true"
+    first = ", ".join(f"{number} is {name}" for number, name in enumerate(labels[:2]))
+    return f", and nothing says that {first}: if that is so, set dataset.{key}"

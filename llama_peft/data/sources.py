@@ -48,7 +48,7 @@ def read_file(path: str, data: Data) -> Table:
     _check_file(path, file)
     with open_regular(file) as opened:
         size = os.fstat(opened.fileno()).st_size
-        formats.check_room(path, size * _IN_MEMORY)
+        unpack.check_room(path, size * _IN_MEMORY)
         table = _parse(path, opened, size, data)
         if os.fstat(opened.fileno()).st_size != size:
             raise UserError(
@@ -63,7 +63,7 @@ def read_stdin(data: Data) -> Table:
     """
     source, raw = "standard input", bytearray()
     while piece := sys.stdin.buffer.read(_PIECE):
-        formats.check_room(source, _IN_MEMORY * (len(raw) + len(piece)))
+        unpack.check_room(source, _IN_MEMORY * (len(raw) + len(piece)))
         raw += piece
     kind = _kind_of(bytes(raw[:_PIECE])) if data.format == "auto" else data.format
     file: io.BufferedReader = io.BufferedReader(io.BytesIO(raw))
@@ -113,7 +113,7 @@ def _check_file(path: str, file: Path) -> None:
 
 def _parse(path: str, file: io.BufferedReader, size: int, data: Data) -> Table:
     """Return the rows of an open file of `size` bytes."""
-    room = formats.room() // _IN_MEMORY
+    room = unpack.room() // _IN_MEMORY
     found = unpack.content(path, file, size, room)
     kind = _format(found.name) if data.format == "auto" else data.format
     if kind is None:
@@ -125,17 +125,16 @@ def _parse(path: str, file: io.BufferedReader, size: int, data: Data) -> Table:
         return formats.read_parquet(
             path, io.BytesIO(found.file.read()) if found.is_packed else file
         )
-    is_csv = kind in ("csv", "tsv")
+    is_csv, drop = kind in ("csv", "tsv"), data.on_bad_rows == "drop"
     try:
         text = as_text(path, found.file, data.encoding, newline="" if is_csv else "\n")
         if is_csv:
             delimiter = data.delimiter or ("\t" if kind == "tsv" else ",")
             literal = data.quoting == "none" or (data.quoting == "auto" and kind == "tsv")
-            drop = data.on_bad_rows == "drop"
             return formats.read_csv(path, text, delimiter, literal, drop)
         if kind == "jsonl":
-            return formats.read_jsonl(path, text)
-        return formats.read_json(path, text, squad=kind == "squad")
+            return formats.read_jsonl(path, text, drop)
+        return formats.read_json(path, text, squad=kind == "squad", drop=drop)
     except UnicodeError:
         file.seek(0)
         again = unpack.content(path, file, size, room)
@@ -243,7 +242,8 @@ def read_rows(rows: "Rows", data: Data, source: str = "rows") -> Table:
         records = [dict(zip(columns, map(_cell, row), strict=True)) for row in cells]
         return formats.numbered(source, columns, records)
     if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
-        return formats.of_list(source, [_cell(row) for row in rows], data.format == "squad")
+        values = [_cell(row) for row in rows]
+        return formats.of_list(source, values, data.format == "squad", data.on_bad_rows == "drop")
     expected = "a list of dicts, a pandas DataFrame or a datasets.Dataset"
     raise UserError(f"{source}: must be {expected}, not of type {type(rows).__name__}")
 

@@ -1,4 +1,4 @@
-"""What a file holds, also if gzip or zip packed it.
+"""What a file holds, also if gzip or zip packed it, and whether the memory has room for it.
 
 The first bytes say whether a file is packed, because names often do not. A small packed file can
 hold more than the memory of the machine, so no more of it is read than fits there.
@@ -10,15 +10,23 @@ import lzma
 import re
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from llama_peft.errors import UserError
+from llama_peft.system.formatting import memory
+from llama_peft.system.memory import available
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 SUFFIXES = (".gz", ".zip")
+Row = TypeVar("Row")
+_BATCH = 1_000
+"""After so many rows the free memory is looked at again: short rows take many times their bytes."""
+_RESERVE = 100_000_000
+"""Bytes of memory that stay free."""
 _GZIP = b"\x1f\x8b"
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _FAULTS = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
@@ -125,3 +133,26 @@ class _Unpacked(io.RawIOBase):
             )
         into[: len(piece)] = piece
         return len(piece)
+
+
+def room() -> int:
+    """Return the bytes of memory that the rows of a file may take."""
+    return available() - _RESERVE
+
+
+def check_room(path: str, needed: int) -> None:
+    """Raise UserError if the machine has not so many bytes of memory for the rows of a file."""
+    free = room()
+    if needed > free:
+        raise UserError(
+            f"{path}: its rows do not fit into the memory of this machine "
+            f"({memory(max(free, 0))} are free): use a smaller file"
+        )
+
+
+def while_room(path: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield rows. Raises UserError before they fill the memory of the machine."""
+    for number, row in enumerate(rows):
+        if number % _BATCH == 0:
+            check_room(path, 0)
+        yield row

@@ -83,6 +83,7 @@ def _body(
         packs_head=packs_head,
         prompt=encoder.tokenizer.decode(input_ids(encoder, recipe, samples(recipe)[0])),
         pad_id=encoder.tokenizer.pad_token_id,
+        temperature=None if bundle.threshold is None else bundle.threshold.temperature,
     )
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -264,7 +265,8 @@ def _fitted(bundle: Bundle) -> str:
     """What was fitted on validation, if anything was."""
     if bundle.threshold is None:
         return ""
-    return "threshold" if bundle.threshold.temperature is None else "temperature"
+    limits = "" if bundle.threshold.label_thresholds is None else "thresholds and "
+    return "threshold" if bundle.threshold.temperature is None else f"{limits}temperature"
 
 
 def _label_thresholds(bundle: Bundle) -> str:

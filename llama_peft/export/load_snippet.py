@@ -44,6 +44,8 @@ class PushedRun:
     prompt: str
     """A sample as the model reads it, with its control tokens."""
     pad_id: int
+    temperature: float | None = None
+    """What its logits are divided by."""
 
 
 def reader_prefix(recipe: Recipe) -> str | None:
@@ -113,6 +115,9 @@ def _introduction(run: PushedRun) -> str:
         text += (
             f". The head reads block {run.recipe.head.layer}, so the blocks above it are left out"
         )
+    if run.recipe.lora is None and run.temperature is not None:
+        used = run.recipe.kind.snippet.format(logits=_logits(run, "output"))
+        text += f". Probabilities need the temperature: `{used}`"
     return text + ":"
 
 
@@ -138,8 +143,18 @@ def _adapter_lines(run: PushedRun) -> list[str]:
         "from transformers import AutoTokenizer",
         f"model = {name}.from_pretrained({loaded})",
         f"tokenizer = AutoTokenizer.from_pretrained({_base(run)})",
-        recipe.kind.snippet.format(inputs=encoded, max_new_tokens=recipe.eval.max_new_tokens),
+        recipe.kind.snippet.format(
+            inputs=encoded,
+            logits=_logits(run, f"model({encoded})"),
+            max_new_tokens=recipe.eval.max_new_tokens,
+        ),
     ]
+
+
+def _logits(run: PushedRun, output: str) -> str:
+    """Python for the logits of an output of the model, divided by the temperature if there is one."""
+    logits = f"{output}.logits"
+    return logits if run.temperature is None else f"({logits} / {run.temperature!r})"
 
 
 def _base(run: PushedRun) -> str:

@@ -181,12 +181,17 @@ def tempered(probabilities: Sequence[float], temperature: float) -> tuple[float,
     return tuple(power / total for power in powers)
 
 
+def tempered_each(probabilities: Sequence[float], temperature: float) -> tuple[float, ...]:
+    """Return the sigmoids of the logits divided by a temperature, from the sigmoids of the logits."""
+    return tuple(tempered((one, 1 - one), temperature)[0] for one in probabilities)
+
+
 def honest(one: Prediction, threshold: Threshold | None) -> tuple[float, ...] | None:
     """Return the probability of each label, with the temperature if one was fitted."""
-    temperature = None if threshold is None else threshold.temperature
-    if one.probabilities is None or temperature is None:
+    if one.probabilities is None or threshold is None or threshold.temperature is None:
         return one.probabilities
-    return tempered(one.probabilities, temperature)
+    several = threshold.label_thresholds is not None
+    return (tempered_each if several else tempered)(one.probabilities, threshold.temperature)
 
 
 def decided(one: Prediction, threshold: Threshold | None, labels: Sequence[str]) -> Output:
@@ -194,7 +199,7 @@ def decided(one: Prediction, threshold: Threshold | None, labels: Sequence[str])
     if threshold is None:
         return one.prediction
     if threshold.label_thresholds is not None:
-        return labels_above(one.probabilities or (), labels, threshold.label_thresholds)
+        return labels_above(honest(one, threshold) or (), labels, threshold.label_thresholds)
     if threshold.no_answer_threshold is None:
         return one.prediction
     return "" if (one.no_answer_probability or 0.0) > threshold.no_answer_threshold else one.raw

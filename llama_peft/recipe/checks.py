@@ -34,6 +34,7 @@ def pair_faults(recipe: Recipe) -> Iterator[Fault]:
         _layer_choice_faults,
         _classification_faults,
         _passage_faults,
+        _position_faults,
         _field_faults,
         _model_faults,
         _lora_faults,
@@ -96,6 +97,12 @@ def _classification_faults(recipe: Recipe) -> Problems:
     ):
         if value is not None and not has_it:
             yield f"only classification has {key.split('.')[1]}: remove this key", key, "task"
+
+
+def _position_faults(recipe: Recipe) -> Problems:
+    if recipe.dataset.label_positions and recipe.dataset.labels is None:
+        message = "there are no names in dataset.labels that numbers could mean: list them in order"
+        yield message, "dataset.label_positions"
 
 
 def _field_faults(recipe: Recipe) -> Problems:

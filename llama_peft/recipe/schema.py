@@ -127,6 +127,8 @@ class Data(Section):
     columns: Columns = Columns()
     labels: Labels | None = None
     "The names of labels 0, 1, ... null takes the names in the data."
+    label_positions: bool | None = later(None)
+    "Whether the numbers 0, 1, ... in data mean `labels` by their order. null: if `labels` are given."
     single_label: bool = later(True)
     "false: a row has any number of labels, as a list or in a column of 0 and 1 for each label."
     label_separator: Text = later(",")
@@ -182,15 +184,18 @@ class Prompt(Section):
                 return tuple(names)
         return ()
 
-    def of_fields(self, fields: Sequence[str]) -> "Prompt":
-        """Return the prompt for texts of these fields: a line for each, unless the recipe says."""
+    def of_fields(self, fields: Sequence[str], asks_each_label: bool = False) -> "Prompt":
+        """Return the prompt for texts of these fields: a line for each, unless the recipe says.
+
+        asks_each_label: whether zero-shot asks about one label after the other.
+        """
         usual, lines = Prompt(), templates.lines(fields)
         changed = {}
         if self.template == usual.template:
             changed["template"] = lines
         if self.zero_shot == usual.zero_shot:
             changed["zero_shot"] = f"{lines}\nLabel:"
-        if self.zero_shot_label == usual.zero_shot_label:
+        if asks_each_label and self.zero_shot_label == usual.zero_shot_label:
             changed["zero_shot_label"] = usual.zero_shot_label.replace("Text: {text}", lines)
         return self.model_copy(update=changed)
 

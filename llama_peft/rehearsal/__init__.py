@@ -60,8 +60,9 @@ def rehearse(request: Request) -> Rehearsal | Fault:
         done = _child(folder)
         written = folder / "outcome.json"
         if not written.is_file():
-            last = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            return Fault(stage="the process", where=request.recipe, message=last[-1])
+            last = next(reversed(done.stderr.strip().splitlines()), "")
+            ended = f"it ended with code {done.returncode} without a result; its last line: {last}"
+            return Fault(stage="the process of the rehearsal", where=request.recipe, message=ended)
         outcome = TypeAdapter(Outcome).validate_json(written.read_bytes())
     if request.traceback:
         sys.stderr.write(done.stderr)

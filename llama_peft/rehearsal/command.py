@@ -39,9 +39,10 @@ def rehearse(
         Path | None, typer.Option("--json", help="Also write the numbers to this file.")
     ] = None,
 ) -> None:
-    """Train two steps and predict on a GPU that is not here, at the base's true shape.
+    """Rehearse a training on a GPU that is not here.
 
-    It takes about a minute, downloads nothing, and shows memory, kernels and where the CPU waits for
+    It makes two steps at the true shape of the base, validates and predicts. It takes about a minute,
+    downloads nothing, and shows memory, kernels and where the CPU waits for
     the GPU. A run that would fail on the GPU gives one line and exit code 1.
     """
     card_named(card)

@@ -22,7 +22,7 @@ class Run:
     folder: Path
     record: TrainingRecord
     written: Recipe
-    """The recipe as recipe.yaml holds it."""
+    """The recipe as recipe.yaml holds it, and as `recipe_of` reads it."""
     base: str | None = None
     """Another name of the base, if the recipe's is a folder of another machine."""
 
@@ -73,7 +73,7 @@ def open_run(folder: Path, base: str | None = None) -> Run:
     record = read_record(folder)
     verify_exports(folder, record)
     inside(folder, RECIPE)  # the record of a stranger need not name it
-    run = Run(folder=folder, record=record, written=load_recipe(folder / RECIPE), base=base)
+    run = Run(folder=folder, record=record, written=recipe_of(folder), base=base)
     for path in run.weights:
         if path.relative_to(folder).as_posix() not in record.files:
             raise UserError(
@@ -81,6 +81,19 @@ def open_run(folder: Path, base: str | None = None) -> Run:
                 "run the command that trained it again"
             )
     return run
+
+
+def recipe_of(run: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a run, to read data with.
+
+    A run of version 0.1.0 does not say whether its labels were named by its recipe or found in the
+    data. So no number means one of them by their order, unless an override says that it does.
+    """
+    recipe = load_recipe(run / RECIPE, overrides)
+    if recipe.dataset.labels is None or recipe.dataset.label_positions is not None:
+        return recipe
+    unknown = recipe.dataset.model_copy(update={"label_positions": False})
+    return recipe.model_copy(update={"dataset": unknown})
 
 
 def is_run(folder: str | Path) -> bool:

@@ -1,8 +1,10 @@
 """threshold.json: above this probability of no answer, a span run gives no answer; or above which
-probability a run gives each label, if a text can have several; or the temperature of the
-probabilities, if a text has one label.
+probability a run gives each label, if a text can have several; and the temperature of the
+probabilities of labels.
 """
 
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +27,15 @@ LabelThresholds = Annotated[list[Probability] | None, Field(min_length=2)]
 Temperature = Annotated[Finite, Field(ge=0.001, le=1000)] | None
 
 
+_KINDS = ("no_answer_threshold", "label_thresholds", "temperature")
+_TOGETHER: Mapping[str, Sequence[set[str]]] = {
+    "answers": [{"no_answer_threshold"}],
+    "label_sets": [{"label_thresholds"}, {"label_thresholds", "temperature"}],
+    "labels": [{"temperature"}],
+}
+"""What can be fitted together, by what is predicted."""
+
+
 class Threshold(Stored):
     """A fitted threshold or temperature, and what it was fitted for."""
 
@@ -35,7 +46,9 @@ class Threshold(Stored):
     label_thresholds: LabelThresholds = Field(default=None, exclude_if=lambda value: value is None)
     """For each label, in their order; for runs whose texts can have several labels."""
     temperature: Temperature = Field(default=None, exclude_if=lambda value: value is None)
-    """What the logits are divided by before the softmax; for runs whose texts have one label."""
+    """What the logits are divided by before the softmax, or before the sigmoid if a text can have
+    several labels. The thresholds are for the probabilities with it.
+    """
     fitted_on: Count = 0
     """Validation examples."""
     metric: str = "f1"
@@ -61,9 +74,8 @@ def read_threshold(folder: Path, record: TrainingRecord | None = None) -> Thresh
         weights = found.adapter_sha256
         if weights is not None and weights not in (record or read_record(folder)).files.values():
             raise ValueError("it belongs to other weights")
-        kinds = found.no_answer_threshold, found.label_thresholds, found.temperature
-        if sum(kind is not None for kind in kinds) != 1:
-            raise ValueError("it holds no threshold, or two kinds of them")
+        if _kinds(found) not in chain.from_iterable(_TOGETHER.values()):
+            raise ValueError("it holds no threshold, or kinds that no task has together")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, UserError):
@@ -80,11 +92,15 @@ def run_threshold(run: Run) -> Threshold | None:
     kind = run.recipe.kind
     if found is None or not (kind.fits_threshold or kind.fits_temperature):
         return None
-    expected = 0 if kind.fits_temperature else len(run.labels)
-    is_other = len(found.label_thresholds or ()) != expected
-    if is_other or kind.fits_temperature != (found.temperature is not None):
+    limits = found.label_thresholds
+    is_other = limits is not None and len(limits) != len(run.labels)
+    if is_other or _kinds(found) not in _TOGETHER[kind.side]:
         raise _damaged(run.folder)
     return found
+
+
+def _kinds(found: Threshold) -> set[str]:
+    return {name for name in _KINDS if getattr(found, name) is not None}
 
 
 def _damaged(folder: Path) -> UserError:

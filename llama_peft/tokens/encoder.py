@@ -5,10 +5,14 @@ sides of a border: a model is served with the whole text. So no piece is encoded
 answer is what its text adds to the ids of its prompt.
 
 In a chat template, control tokens are read from the template alone. If text from data holds the
-string of one, the text between the template's control tokens is encoded as ordinary text.
+string of one, the text between the template's control tokens is encoded as ordinary text. Control
+tokens are the special tokens, and what the template uses although the tokenizer holds it as an
+ordinary added token.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +22,7 @@ from llama_peft.system.limits import LimitError, limited
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
+    from tokenizers import AddedToken
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 # Placeholders for the text of a turn while a chat template is rendered. No template contains these
@@ -65,11 +70,13 @@ class TextEncoder:
     """Encodes prompts and answers in one frame with one tokenizer."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", frame: Frame) -> None:
-        self._tokenizer = tokenizer
+        ordinary = _ordinary_controls(tokenizer, frame)
+        self._tokenizer = _with_special(tokenizer, ordinary) if ordinary else tokenizer
         self.frame = frame
         self.bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
         self._last: tuple[str, Ids] | None = None
-        self._controls = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        added = self._tokenizer.added_tokens_decoder
+        self._controls = {id_ for id_, token in added.items() if token.special}
 
     def plain(self, text: str) -> Ids:
         """Return the ids of text alone, in which no string is a control token."""
@@ -133,25 +140,62 @@ class TextEncoder:
 
     @cached_property
     def _before(self) -> list[str | int]:
-        return list(self._split(self.frame.before))
+        return list(self._split(0, len(self.frame.before)))
 
     @cached_property
     def _between(self) -> list[str | int]:
-        return list(self._split(self.frame.between))
+        start = len(self.frame.before + _ANY_TEXT)
+        return list(self._split(start, start + len(self.frame.between)))
 
     @cached_property
     def _frame_controls(self) -> list[int]:
         return [part for part in (*self._before, *self._between) if isinstance(part, int)]
 
-    def _split(self, text: str) -> Iterator[str | int]:
-        """Yield the control tokens of a template's text as numbers, and the text between them."""
-        done = 0
-        for id_, (start, end) in zip(*_with_offsets(self._tokenizer, text), strict=True):
-            if id_ in self._controls:
-                yield from filter(None, [text[done:start]])
+    def _split(self, start: int, stop: int) -> Iterator[str | int]:
+        """Yield the control tokens of a piece of the frame as numbers, and the text between them."""
+        text = _sample(self.frame)
+        for id_, (first, last) in zip(*_with_offsets(self._tokenizer, text), strict=True):
+            if id_ in self._controls and start <= first < stop:
+                yield from filter(None, [text[start:first]])
                 yield id_
-                done = end
-        yield from filter(None, [text[done:]])
+                start = last
+        yield from filter(None, [text[start:stop]])
+
+
+def _sample(frame: Frame) -> str:
+    """Return the frame around a short text. Some tokenizers read a token's string only in its place."""
+    return frame.before + _ANY_TEXT + frame.between
+
+
+def _ordinary_controls(
+    tokenizer: "PreTrainedTokenizerBase", frame: Frame
+) -> "dict[int, AddedToken]":
+    """Return the tokens that open a turn or end an answer, and that the tokenizer holds as ordinary
+    added tokens: it would read their strings in any text.
+
+    Words and line breaks that are added tokens belong to texts too.
+    """
+    found = {}
+    for id_, token in tokenizer.added_tokens_decoder.items():
+        # What is in the tail ends nothing.
+        is_used = token.content in _sample(frame) and token.content not in frame.tail
+        is_mark = re.search(r"[^\w\s]", token.content) is not None
+        if not token.special and is_mark and (is_used or id_ == frame.end_id):
+            found[id_] = token
+    return found
+
+
+def _with_special(
+    tokenizer: "PreTrainedTokenizerBase", tokens: "Mapping[int, AddedToken]"
+) -> "PreTrainedTokenizerBase":
+    """Return a copy that holds these tokens as special ones, with the same ids: only such tokens can be
+    left unread in a text. All other text has the same ids as before.
+    """
+    own = deepcopy(tokenizer)
+    for token in tokens.values():
+        token.special = True
+    own.backend_tokenizer.add_special_tokens([*tokens.values()])
+    return own
 
 
 def _encoded(

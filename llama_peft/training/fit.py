@@ -86,10 +86,13 @@ def train(
 
 
 def with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
-    """Return the recipe with the labels of the data, so that the run folder names them."""
+    """Return the recipe with the labels of the data, so that the run folder names them, and says
+    whether numbers mean them by their order.
+    """
     if not dataset.labels:
         return recipe
-    named = recipe.dataset.model_copy(update={"labels": list(dataset.labels)})
+    known = {"labels": list(dataset.labels), "label_positions": dataset.label_positions}
+    named = recipe.dataset.model_copy(update=known)
     return recipe.model_copy(update={"dataset": named})
 
 

@@ -5,13 +5,14 @@ again with weights that are already trained, and ignores accumulation. Here the 
 computed again in smaller pieces, so only the order of summation differs, and a loss or gradient
 that is not finite ends the run before the optimizer uses it.
 
-Four private methods of Trainer are overridden, because no public hook is in their place;
+Five private methods of Trainer are overridden, because no public hook is in their place;
 tests/training/test_trainer_hooks.py says what each of them must do.
 """
 
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -52,6 +53,8 @@ class SteadyTrainer(Trainer):
     _share = 1.0
     """The part of the batch's loss that the present piece makes up."""
     _step_ids: tuple[str, ...] = ()
+    _step_losses: tuple[Tensor, ...] = ()
+    """The losses of the present step's batches, which are looked at together with its gradient."""
     _weights: LossWeights | None = None
     computes_in = "float32"
     """The type of the base's activations, for messages."""
@@ -101,8 +104,7 @@ class SteadyTrainer(Trainer):
             for parameter, gradient in zip(_trained(model), before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             free_memory()
-        if not torch.isfinite(loss):
-            self._refuse("loss", loss.item())
+        self._step_losses = (*self._step_losses, loss.float())
         return loss
 
     def _attempt(
@@ -245,16 +247,21 @@ class SteadyTrainer(Trainer):
         still not finite at a scale of 1 is not finite by itself.
         """
         norm = super()._get_grad_norm(model, grad_norm)
-        if not torch.isfinite(torch.as_tensor(norm)):
+        numbers = torch.stack([*self._step_losses, torch.as_tensor(norm).to(self.args.device)])
+        *losses, size = numbers.tolist()  # the one time in a step that the device is waited for
+        for loss in losses:
+            if not isfinite(loss):
+                self._refuse("loss", loss)
+        if not isfinite(size):
             scaler = self.accelerator.scaler
             if scaler is None or scaler.get_scale() <= 1:
-                self._refuse("the norm of the gradient", float(norm))
+                self._refuse("the norm of the gradient", size)
             log.info(
                 "step %d is left out, because its gradient overflows in float16: the scale of the "
                 "loss falls from %g to its half",
                 *(self.state.global_step + 1, scaler.get_scale()),
             )
-        self._step_ids = ()
+        self._step_ids, self._step_losses = (), ()
         return norm
 
     def check_learnt(self) -> None:

@@ -39,9 +39,10 @@ class TreeTrainer(SteadyTrainer, SFTTrainer):
         """Return the loss of a batch; on CUDA trl's own head computes it in tiles."""
         if model.training:
             self._count(inputs)
-        if return_outputs or inputs["input_ids"].is_cuda:
+        if return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = answer_loss(model, inputs, num_items_in_batch)
+        computed = fused_answer_loss if inputs["input_ids"].is_cuda else answer_loss
+        loss = computed(model, inputs, num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # The count is that of all processes, and DDP averages their gradients.
             loss = loss * self.accelerator.num_processes
@@ -61,7 +62,8 @@ class TreeTrainer(SteadyTrainer, SFTTrainer):
         labelled = inputs["labels"] != IGNORE_INDEX
         examples = (labelled[:, 1:] & ~labelled[:, :-1]).sum()
         counts = torch.stack([examples, inputs["attention_mask"].sum()])
-        self._held += self.accelerator.reduce(counts, reduction="sum").cpu()
+        # Kept on the device: to look at them would wait for it in every step.
+        self._held = self.accelerator.reduce(counts, reduction="sum") + self._held.to(counts.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add examples and tokens per step to the training losses that are logged."""
@@ -72,3 +74,18 @@ class TreeTrainer(SteadyTrainer, SFTTrainer):
             self._held.zero_()
             self._logged_step = self.state.global_step
         super().log(logs, start_time)
+
+
+def fused_answer_loss(
+    model: torch.nn.Module,
+    inputs: dict[str, Tensor],
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor:
+    """Return the loss of `answer_loss`, by the head that trl puts on a model.
+
+    trl's own `compute_loss` does so too, and looks at five numbers of each batch, for each of which
+    the device is waited for.
+    """
+    outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+    total = -outputs.log_probs.sum()  # zero where there is no label
+    return total / (outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch)

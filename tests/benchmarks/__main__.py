@@ -24,6 +24,7 @@ def main() -> None:
         lm_eval,
         material,
         measure,
+        short_rows,
         table,
         training,
     )  # fmt: skip
@@ -56,6 +57,11 @@ def main() -> None:
             found = features.run(base, arguments.sentences, arguments.repeats)
             path = measure.write(found, arguments.output)
             console.print(table.speed(found), table.ratios(found), f"wrote {path}")
+        for task in (short_rows.classify(128), short_rows.spans(32)):
+            if arguments.only in (None, task.name):
+                found = short_rows.run(base, task, arguments.repeats)
+                path = measure.write(found, arguments.output)
+                console.print(table.speed(found), table.ratios(found), f"wrote {path}")
         for name, benchmark in {"decoding": decoding, "training": training}.items():
             if arguments.only in (None, name):
                 found = benchmark.run(base, drawn, arguments.repeats, arguments.row_tokens)
@@ -66,7 +72,11 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument(
-        "--only", choices=["training", "decoding", "features", "layers", "convergence", "lm_eval"]
+        "--only",
+        choices=[
+            *("training", "decoding", "features", "layers", "convergence", "lm_eval"),
+            *("classify", "span"),
+        ],
     )
     parser.add_argument("--lm-eval", help="Python of an environment with lm-eval[hf]")
     parser.add_argument("--questions", type=int, help="default: 140 on a CPU, 1400 on CUDA")

@@ -9,6 +9,7 @@ import pytest
 
 from eval import scoring
 from llama_peft import data
+from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from tests.support.eval.jobs import job_for
 from tests.support.tables import nested, question, refusal, train_of, whole, write
@@ -20,7 +21,7 @@ def test_what_is_refused_is_dropped_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = write(tmp_path / "a.csv", BAD)
-    assert "1 of 7 rows do not have 2 cells" in refusal(whole(file))
+    assert "1 row: not 2 cells like the header (first: line 6: 1 cells)" in refusal(whole(file))
     with caplog.at_level(logging.WARNING):
         dataset = data.load(whole(file, on_bad_rows="drop"))
     kept = [(example.id, example.text) for example in dataset.parts["train"]]  # type: ignore[union-attr]
@@ -89,7 +90,7 @@ def test_nothing_left_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "text,label\n,x\n,y\n")
     assert "2 of 2 rows are wrong" in refusal(whole(file, on_bad_rows="drop"))
     write(file, "text,label\na\nb\n")
-    assert "2 of 2 rows do not have 2 cells" in refusal(whole(file, on_bad_rows="drop"))
+    assert "2 rows: not 2 cells like the header" in refusal(whole(file, on_bad_rows="drop"))
 
 
 def test_a_clean_file_is_read_as_before(tmp_path: Path) -> None:
@@ -115,3 +116,46 @@ def test_the_counts_are_in_the_results(tmp_path: Path) -> None:
     found = scoring.Material(dataset=clean, parts=found.parts)
     scoring.finish(job, found, lines, config, started=0.0)
     assert "dropped" not in json.loads((tmp_path / "out/results.json").read_text())
+
+
+QUOTES = 'text,label\ngood,x\n"a"b,y\nfine,y\n"open,x\nnot lost,y\nthree,x,y\n'
+LINES = '{"text": "good", "label": "x"}\n{"text"\n{"text": "fine", "label": "y"}\n5\n{"text": "b" "c"}\n'
+
+
+def test_lines_that_cannot_be_read_are_kinds_like_others(tmp_path: Path) -> None:
+    """A quote that is not closed costs its own line only."""
+    quotes, lines = write(tmp_path / "a.csv", QUOTES), write(tmp_path / "a.jsonl", LINES)
+    message = refusal(whole(quotes))
+    assert message.startswith(
+        f"{quotes}: 3 of 6 rows are wrong\n  2 rows: broken quotes (first: line 3: "
+    )
+    assert "; line 5: unexpected end of data): if quotes are part of the text, set " in message
+    assert "1 row: not 2 cells like the header (first: line 7: 3 cells): put quotes" in message
+    message = refusal(whole(lines))
+    assert message.startswith(
+        f"{lines}: 3 of 5 rows are wrong\n  2 rows: not valid JSON (first: line 2: "
+    )
+    assert "1 row: not an object with named values (first: line 4)" in message
+    for file, texts, dropped in (
+        (quotes, ["good", "fine", "not lost"], [2, 1]),
+        (lines, ["good", "fine"], [2, 1]),
+        (write(tmp_path / "b.json", LINES), ["good", "fine"], [2, 1]),
+    ):
+        dataset = data.load(whole(file, on_bad_rows="drop"))
+        assert [e.asked[0] for e in dataset.parts["train"]] == texts
+        assert [*dataset.dropped["train"].values()] == dropped
+
+
+def test_rows_to_predict_are_never_dropped(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "text,label\na,x\nb\n")
+    recipe = whole(file, on_bad_rows="drop")
+    with pytest.raises(UserError, match="1 row: not 2 cells like the header"):
+        data.load_inputs(recipe, str(file))
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", "sep=;\r\n", '"sep=;"\n', "\ufeffsep=;\n"])
+def test_a_first_line_of_excel_names_the_delimiter(tmp_path: Path, first: str) -> None:
+    file = write(tmp_path / "a.csv", f"{first}text;label\na, b;x\n ;y\n")
+    assert "1 row: empty text (first: line 4)" in refusal(whole(file))
+    kept = data.load_file(whole(file, on_bad_rows="drop", labels=["x", "y"]), str(file))
+    assert [e.asked for e in kept.parts["data"]] == [("a, b",)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_peft.data import formats
+from llama_peft.data import formats, unpack
 from llama_peft.data.sources import FORMATS
 from tests.support.tables import refusal, to_csv, to_parquet, whole, write
 
@@ -57,8 +57,9 @@ def test_rows_are_refused_before_they_fill_the_memory(
     lines = "\n".join(str(row).replace("'", '"') for row in rows)
     path = write(tmp_path / name, form(rows) if form else rows if name == "a.json" else lines)
     left = iter([10**9] * 3)  # the size fits, the rows do not
-    monkeypatch.setattr(formats, "available", lambda: next(left, 0))
+    monkeypatch.setattr(unpack, "available", lambda: next(left, 0))
     monkeypatch.setattr(formats, "_BATCH", 500)
+    monkeypatch.setattr(unpack, "_BATCH", 500)
     if name == "a.json":
         monkeypatch.setattr(formats, "_VALUE", 10**6)
     assert "do not fit into the memory of this machine" in refusal(whole(path))
@@ -68,14 +69,14 @@ def test_a_file_that_grows_is_read_to_its_first_end_and_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.csv", "text,label\n" + "a,x\nb,y\n" * 1000)
-    right = formats.check_room
+    right = unpack.check_room
 
     def grow(source: str, needed: int) -> None:
         right(source, needed)
         with path.open("a") as file:
             file.write("c,x\n" * 1000)
 
-    monkeypatch.setattr(formats, "check_room", grow)
+    monkeypatch.setattr(unpack, "check_room", grow)
     assert "the file changed while it was read" in refusal(whole(path))
 
 

@@ -72,11 +72,19 @@ BAD_TEXTS: list[tuple[str, object, str]] = [
     (
         "a.csv",
         "text,label\na,b\nc\nd,e,f\n",
-        "2 of 3 rows do not have 2 cells like the header (first: l",
+        "2 of 3 rows are wrong\n  2 rows: not 2 cells like the header (first: line 3: 1 cells; line 4: 3 c",
     ),
-    ("a.tsv", "text\tlabel\na\tb\tc\n", "(first: line 2 has 3): quotes are part of the text here"),
-    ("a.csv", 'text,label\n"a"b,c\n', "line 2: malformed row ("),
-    ("a.csv", 'text,label\na,b\n"open\n,b\n', "line 3: malformed row (unexpected end of data)"),
+    (
+        "a.tsv",
+        "text\tlabel\na\tb\tc\n",
+        "(first: line 2: 3 cells): quotes are part of the text here",
+    ),
+    ("a.csv", 'text,label\n"a"b,c\n', "1 row: broken quotes (first: line 2: "),
+    (
+        "a.csv",
+        'text,label\na,b\n"open\n,b\n',
+        "1 row: broken quotes (first: line 3: unexpected end of data): if ",
+    ),
     ("a.csv", "text,label\n ,b\nx,a\n,a\n", "2 rows: empty text (first: line 2; line 4)"),
     ("a.csv", 'text,label\n"two\nlines",a\n,b\n', "1 row: empty text (first: line 4)"),
     ("a.csv", "text,label\nx,\ny,a\n", "1 row: empty label (first: line 2)"),
@@ -84,13 +92,13 @@ BAD_TEXTS: list[tuple[str, object, str]] = [
     ("a.csv", "id,text,label\n,a,x\n2,b,y\n", "1 row: empty id (first: line 2)"),
     ("a.csv", "text,label\na,x\nb,x\n", "all 2 rows to train on have one label (x): there is no"),
     ("a.json", {"rows": []}, 'must be a list of rows, or {"data": [...]}'),
-    ("a.json", "{", "line 1: is not valid JSON"),
+    ("a.json", "{", "line 1: not valid JSON"),
     ("a.json", "[" * 100_000, "nested too deeply"),
     ("a.json", "[" + "9" * 5000 + "]", "a number is too long"),
     (
         "a.json",
         [{"text": "a", "label": 0}, 5],
-        "1 of 2 rows are not objects with named values (fir",
+        "1 row: not an object with named values (first: row 2)",
     ),
     ("a.json", [{"text": 5, "label": 0}, {"text": "a", "label": 1}], "1 row: text is not text (f"),
     (
@@ -109,7 +117,7 @@ BAD_TEXTS: list[tuple[str, object, str]] = [
         '[{"text": "a", "label": "\\ud800"}]',
         "unpaired Unicode surrogate in the label",
     ),
-    ("a.jsonl", '{"text": "a", "label": 0}\n{"text"\n', "line 2: is not valid JSON"),
+    ("a.jsonl", '{"text": "a", "label": 0}\n{"text"\n', "1 row: not valid JSON (first: line 2: "),
     ("a.parquet", b"PAR1 but not really", "cannot be read as Parquet"),
 ]
 
@@ -129,7 +137,7 @@ def test_a_long_cell_is_read(tmp_path: Path) -> None:
 
 def test_json_lines_in_a_json_file_name_the_wrong_line(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", '{"text": "a", "label": 1}\n{"text": "b"\n')
-    assert f"{file}: line 2: is not valid JSON" in refusal(whole(file))
+    assert "1 row: not valid JSON (first: line 2: " in refusal(whole(file))
 
 
 def test_passages_may_stand_in_no_article(tmp_path: Path) -> None:

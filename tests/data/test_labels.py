@@ -14,7 +14,10 @@ from tests.support.tables import make, refusal, to_parquet, train_of, whole, wri
 
 MANY = "label holds several values, but a row has one class"
 NUMBER = "label is a number and not a class: round it, or list the classes in dataset.labels"
-UNLABELLED = "label -1 is not a class here: it often means that a row has no label"
+UNLABELLED = (
+    "label -1 is not a class here: it often means that a row has no label, as in the hidden test "
+    "parts of GLUE"
+)
 
 
 def rows_of(*labels: object) -> list[dict[str, Any]]:
@@ -66,7 +69,10 @@ def test_a_position_is_a_label_only_where_names_are_given(tmp_path: Path) -> Non
         "test": str(write(tmp_path / "test.json", rows_of(0, "ham", 1))),
     }
     message = refusal(make(parts=parts, validation_size=0.0))
-    assert "2 rows: label is not one of ham, spam (first: row 1: 0" in message
+    assert (
+        "2 rows: label is not one of ham, spam, and nothing says that 0 is ham, 1 is spam: if that is "
+        "so, set dataset.labels in this order (first: row 1: 0"
+    ) in message
     named = data.load(make(parts=parts, validation_size=0.0, labels=["spam", "ham"]))
     assert [e.label for e in named.parts["test"]] == [0, 1, 1]  # type: ignore[union-attr]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llama_peft.data import formats, is_file_name
+from llama_peft.data import is_file_name, unpack
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, dump_recipe, load_recipe, strict_yaml
 from tests.support.tables import (
@@ -116,7 +116,7 @@ def test_a_small_archive_does_not_fill_the_memory(
     packed = pack(bytes(50_000_000))
     assert len(packed) < 100_000
     file = write(tmp_path / f"{name}.{'zip' if packed[:1] == b'P' else 'gz'}", packed)
-    monkeypatch.setattr(formats, "available", lambda: formats._RESERVE + 4_000_000)
+    monkeypatch.setattr(unpack, "available", lambda: unpack._RESERVE + 4_000_000)
     tracemalloc.start()
     message = refusal(whole(file, encoding="latin-1"))
     peak = tracemalloc.get_traced_memory()[1]

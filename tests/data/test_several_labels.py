@@ -148,3 +148,32 @@ def test_weights_are_given_to_labels_that_are_there(single: bool) -> None:
     assert read(weighted({"1.0": 2.0, "31": 5.0}), rows)[0] == ("1", "2", "31")
     assert f"train.{key}: 30 is not a label; did you mean 31?" in refusal(weighted({"30": 1}), rows)
     assert "1.0 is there twice" in refusal(weighted({"1": 1, "1.0": 2}), rows)
+
+
+def test_numbers_that_are_far_apart_are_hard_to_learn(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = recipe_of("regression")
+    with caplog.at_level("WARNING"):
+        read(recipe, rows_of([float(n) for n in range(10)]))
+        assert not caplog.messages
+        read(recipe, rows_of([100.0 * n for n in range(10)]))
+    (message,) = caplog.messages
+    assert "a standard deviation of 287.2" in message and "for example by 100, so that" in message
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_hidden_labels_of_a_test_part(task: str, caplog: pytest.LogCaptureFixture) -> None:
+    """GLUE's test parts have -1 in every row."""
+    recipe, train = recipe_of(task), rows_of([n % 2 for n in range(20)])
+    hidden = rows_of([-1] * 20)
+    with pytest.raises(UserError, match="hidden test parts of ") as caught:
+        data.load(recipe, {"train": train, "test": hidden})
+    assert str(caught.value).count("GLUE") == 1
+    known = recipe_of(task, labels=["0", "1"] if task == "classification" else None)
+    with pytest.raises(UserError, match="GLUE"):
+        data.load_file(known, hidden)
+    with caplog.at_level("WARNING"):
+        data.load(recipe, {"train": train, "test": rows_of([1] * 19)})
+        assert not caplog.messages
+        data.load(recipe, {"train": train, "test": rows_of([1] * 20)})
+    (message,) = caplog.messages
+    assert "all 20 rows have one label (1): hidden test parts of benchmarks look so" in message

@@ -252,7 +252,7 @@ def test_other_objects_are_refused_in_one_line() -> None:
     assert given_refusal(split) == f"the given train part: {types} DatasetDict"
     assert given_refusal({"text": ["a"]}) == f"the given train part: {types} dict"
     assert given_refusal(iter(ROWS)) == f"the given train part: {types} list_iterator"
-    assert "2 of 3 rows are not objects with named values (first: row 2)" in given_refusal(
+    assert "2 rows: not an object with named values (first: row 2; row 3)" in given_refusal(
         [ROWS[0], "good", 5]
     )
     assert given_refusal([]) == "the given train part: contains no rows"

@@ -7,6 +7,7 @@ import pytest
 from eval.job import make_job
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe
+from tests.support.paths import RUNS_0_1_0
 
 
 def test_default_folders_tell_evaluations_apart(span_run: tuple[Recipe, Path]) -> None:
@@ -52,3 +53,14 @@ def test_split_names_a_part_of_a_hub_s_data(tmp_path: Path) -> None:
         make_job("tiny-sst2", None, "mine.csv", ["train"], None, None, [])
     with pytest.raises(UserError, match="one --split"):
         make_job("tiny-sst2", None, "org/reviews", ["train", "test"], None, None, [])
+
+
+def test_a_run_s_recipe_is_read_as_the_run_reads_it() -> None:
+    """One of version 0.1.0 does not say where its labels are from, whatever names it."""
+    run = RUNS_0_1_0 / "classifier"
+    for task, model in ((None, run), (run / "recipe.yaml", None), (run / "recipe.yaml", "tiny")):
+        name = None if model is None else str(model)
+        found = make_job(task and str(task), name, None, None, None, None, [])
+        assert found.recipe.dataset.labels and found.recipe.dataset.label_positions is False
+    said = make_job(None, str(run), None, None, None, None, ["dataset.label_positions=true"])
+    assert said.recipe.dataset.label_positions is True

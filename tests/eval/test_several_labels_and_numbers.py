@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from eval import evaluate, report, score
+from eval import evaluate, report, score, threshold
 from llama_peft import load_recipe, predict, tiny, train
 from llama_peft.errors import UserError
 from llama_peft.export import push
@@ -81,7 +81,11 @@ def stock_scores(run: Path, texts: list[str]) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("kind", "lora"), [("label_sets", True), ("label_sets", False), ("numbers", True)]
 )
-def test_from_a_file_to_a_card(tmp_path: Path, kind: str, lora: bool) -> None:
+def test_from_a_file_to_a_card(
+    tmp_path: Path, kind: str, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lora:
+        monkeypatch.setattr(threshold, "FEW", 8)
     recipe = recipe_of(kind, tmp_path, lora)
     run = train(recipe)
     zero_shot = evaluate(task=recipe, output=run / "zero-shot")
@@ -92,7 +96,10 @@ def test_from_a_file_to_a_card(tmp_path: Path, kind: str, lora: bool) -> None:
     scores = dict(zip(table.columns, floor.cells, strict=True))
     if kind == "label_sets":
         assert after["f1_micro"] > max(before["f1_micro"], float(scores["f1_micro"].text)) + 0.1
-        kept = json.loads((run / "threshold.json").read_text())["label_thresholds"]
+        fitted = json.loads((run / "threshold.json").read_text())
+        kept = fitted["label_thresholds"]
+        assert ("temperature" in fitted) == lora
+        assert tuned.configs["small"].temperature == fitted.get("temperature")
         assert tuned.configs["small"].label_thresholds == kept and len(kept) == 3
         for line in map(json.loads, (run / "tuned/predictions.jsonl").read_text().splitlines()):
             above = zip(LABELS, line["probabilities"], kept, strict=True)
@@ -101,7 +108,8 @@ def test_from_a_file_to_a_card(tmp_path: Path, kind: str, lora: bool) -> None:
         assert after["mse"] < min(before["mse"], float(scores["mse"].text)) / 2
         assert after["spearman"] > 0.5
     again = score(run / "tuned/predictions.jsonl", task=recipe, output=tmp_path / "scores")
-    assert again.results == tuned.results
+    calibrated = {key: one for key, one in after.items() if not key.endswith("_uncalibrated")}
+    assert again.results == {"small": calibrated}
     report.write_html(run)
     pushed = push.push(run, "me/small", dry_run=True)
     assert "f1_micro" in pushed.card or "mae" in pushed.card
@@ -114,7 +122,10 @@ def test_from_a_file_to_a_card(tmp_path: Path, kind: str, lora: bool) -> None:
             assert torch.allclose(found, logits, atol=1e-5)
         else:
             found = torch.tensor([[*reply.probabilities.values()] for reply in replies])
-            assert torch.allclose(found, logits.sigmoid(), atol=1e-5)
+            temperature = fitted["temperature"]
+            assert torch.allclose(found, (logits / temperature).sigmoid(), atol=1e-5)
+            assert not torch.allclose(found, logits.sigmoid(), atol=1e-3)
+            assert f"with a temperature of {temperature:.4f}" in pushed.card
 
 
 @pytest.mark.parametrize("limits", [{"label_thresholds": [0.5, 0.5]}, {"no_answer_threshold": 0.5}])

@@ -4,6 +4,8 @@ import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -47,3 +49,42 @@ def test_no_lines_for_a_head_on_a_packed_base(
         assert not lines and introduction.startswith("The base is packed already")
     else:
         assert lines and introduction.startswith("With transformers and PEFT alone")
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_the_lines_apply_the_temperature(
+    make_recipe: Callable[..., Recipe], several: bool, lora: dict[str, int] | None
+) -> None:
+    """Law 12: what a card says gives the run's own probabilities."""
+    import torch
+
+    data = {"labels": ["a", "b"], "single_label": not several}
+    recipe = make_recipe("classification", "tiny", lora=lora, dataset=data)
+    for temperature in (None, 1.2345678901234567):
+        run = load_snippet.PushedRun(
+            recipe=recipe,
+            repo_id="me/small",
+            commit="c0ffee",
+            reader=None,
+            packs_head=False,
+            prompt="A text.",
+            pad_id=0,
+            temperature=temperature,
+        )
+        introduction, lines = load_snippet.snippet(run)
+        used = lines[-1] if lora else introduction.partition("`")[2].rstrip("`:")
+        if lora is None and temperature is None:
+            assert not used
+            continue
+        logits = torch.tensor([[2.0, -1.0]])
+
+        output = SimpleNamespace(logits=logits)
+        names: dict[str, Any] = {
+            "model": lambda output=output, **_: output,
+            "tokenizer": lambda *_, **__: {},
+            "output": output,
+        }
+        exec(used, names)
+        scaled = logits / (temperature or 1)
+        assert torch.equal(names["scores"], scaled.sigmoid() if several else scaled.softmax(-1))

@@ -98,6 +98,11 @@ def test_without_templates_each_field_has_a_line(tmp_path: Path) -> None:
     prompt = data.with_fields(recipe, data.load(recipe)).prompt
     assert prompt.template == LINES
     assert prompt.zero_shot == f"{LINES}\nLabel:"
+    dataset = recipe.dataset.model_copy(update={"single_label": False})
+    several = recipe.model_copy(update={"dataset": dataset})
+    asked = data.with_fields(several, data.load(recipe)).prompt.zero_shot_label
+    assert prompt.zero_shot_label == Prompt().zero_shot_label, "only several labels are asked so"
+    assert asked.startswith(LINES) and "{label}" in asked
     own = Prompt(zero_shot="{hypothesis}? {premise}").of_fields(["premise", "hypothesis"])
     assert own.template == LINES
     assert own.zero_shot == "{hypothesis}? {premise}"

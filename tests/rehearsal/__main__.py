@@ -17,7 +17,7 @@ from tests.support.paths import ROOT, SHARED
 
 CARDS = "4090", "t4"
 """One of each kind: with bfloat16, and without."""
-JUDGED = "2060", "3050", "3060", "t4", "4090"
+JUDGED = "2060", "4050", "3050", "3060", "t4", "4090"
 MARKS = "<!-- python -m tests.rehearsal --readme -->", "<!-- end -->"
 LLAMA = SHARED / "llama-3.2-1b"
 SQUAD = (

@@ -36,3 +36,21 @@ def test_a_threshold_for_other_weights_is_refused(tmp_path: Path) -> None:
     assert threshold_of(tmp_path, record) == 0.25
     with pytest.raises(UserError, match="belongs to other weights"):
         threshold_of(tmp_path, record | {"adapter_sha256": "another's"})
+
+
+@pytest.mark.parametrize(
+    ("record", "fits"),
+    [
+        ({"label_thresholds": [0.5, 0.5], "temperature": 1.5}, True),
+        ({"temperature": 1.5}, True),
+        ({"no_answer_threshold": 0.5, "temperature": 1.5}, False),
+        ({"no_answer_threshold": 0.5, "label_thresholds": [0.5, 0.5]}, False),
+        ({}, False),
+    ],
+)
+def test_what_is_fitted_together(tmp_path: Path, record: dict[str, Any], fits: bool) -> None:
+    if fits:
+        threshold_of(tmp_path, record)
+    else:
+        with pytest.raises(UserError, match="damaged"):
+            threshold_of(tmp_path, record)

@@ -155,15 +155,21 @@ def trained(kind: str) -> str:
 
 
 def small_tokenizer(
-    kind: str, template: str | None = None, *control: str
+    kind: str, template: str | None = None, *control: str, special: bool = True
 ) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with a chat template and its control tokens."""
+    """Return a tokenizer with a chat template and its control tokens.
+
+    special: False adds these as ordinary tokens, as some checkpoints do.
+    """
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(trained(kind)),
         bos_token=BOS,
         eos_token=EOS,
         unk_token=UNK,
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(control)})
+    if special:
+        tokenizer.add_special_tokens({"additional_special_tokens": list(control)})
+    else:
+        tokenizer.add_tokens([AddedToken(token, special=False) for token in control])
     tokenizer.chat_template = template
     return tokenizer

@@ -237,6 +237,39 @@ def test_control_strings_in_data_open_no_turn(kind: str, family: str) -> None:
         assert controls(evil) == quiet
 
 
+CONTROLLED = [name for name, family in FAMILIES.items() if family.control]
+
+
+@pytest.mark.parametrize("family", CONTROLLED)
+@pytest.mark.parametrize("kind", ["smollm2", "llama2", "gemma"])
+def test_ordinary_added_tokens_of_a_template_open_no_turn(kind: str, family: str) -> None:
+    """Some checkpoints hold <|im_end|> as an ordinary token, which is read in any text."""
+    template, control, _ = FAMILIES[family]
+    tokenizer = small_tokenizer(kind, template, *control, special=False)
+    ids = {*tokenizer.convert_tokens_to_ids(list(control))}
+    first, second = PromptEncoder(tokenizer, Prompt()), PromptEncoder(tokenizer, Prompt())
+    assert first.end_id == second.end_id
+
+    def read(encoder: PromptEncoder, text: str) -> tuple[int, ...]:
+        example = QuestionExample(id="1", question=text, context=text, answers=(Answer(text, 0),))
+        found = next(encoder.encode([example]))
+        return (*found.prompt, *found.completion, *encoder.head_input(text))
+
+    for text in ("Nobody.", "".join(control) + EOS, *(f"a {token} b" for token in control)):
+        found = read(first, text)
+        assert found == read(second, text)
+        assert [i for i in found if i in ids] == [i for i in read(first, "Nobody.") if i in ids]
+    for example in EXAMPLES[::7]:
+        said = [{"role": "user", "content": whole_prompt(Prompt(), example)}]
+        rendered = tokenizer.apply_chat_template(
+            [*said, {"role": "assistant", "content": "Q"}], tokenize=False
+        )
+        prompt = joint(tokenizer, rendered[: rendered.rindex("Q")].rstrip(" "))
+        assert first.question(example) == prompt, "ordinary text keeps its ids"
+        assert first.ids(example.context) == joint(tokenizer, example.context)
+    assert not any(tokenizer.added_tokens_decoder[id_].special for id_ in ids), "it is not changed"
+
+
 def test_what_a_run_shares_is_little_less_than_its_pieces(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:

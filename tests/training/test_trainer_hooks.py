@@ -34,6 +34,12 @@ HOOKS = {
         ("sampler_fn=self._get_train_sampler",),
         "it gives the order of the rows; ours (EpochOrder) survives a resume",
     ),
+    "_get_eval_sampler": Hook(
+        ("self", "eval_dataset"),
+        "get_eval_dataloader",
+        ("sampler_fn=self._get_eval_sampler",),
+        "it gives the order of validation rows; ours (LongestFirst) leaves little padding",
+    ),
     "_run_epoch": Hook(
         (
             "self", "model", "epoch", "train_dataloader", "steps_in_epoch",

@@ -9,12 +9,15 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from llama_peft.prefix_tree import block_attention
+from llama_peft.prefix_tree.loss import answer_loss
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeRow, collate, pack, packing, plain_rows
-from llama_peft.training.tree_trainer import TreeTrainer
+from llama_peft.training.setup import fast_optimizer
+from llama_peft.training.tree_trainer import TreeTrainer, fused_answer_loss
 from tests.support import forked
-from tests.support.tree_examples import TOLERANCE, families, with_lora
+from tests.support.tree_examples import TOLERANCE, families, gradients, with_lora
 
 
 @pytest.fixture(autouse=True)
@@ -183,3 +186,24 @@ def two_process_worker(folder: Path) -> None:
     trainer = train(TreeTrainer, "llama-sdpa", trees, arguments, collate)
     if trainer.accelerator.is_main_process:
         torch.save({"weights": trained(trainer), "losses": losses(trainer)}, folder / "weights.pt")
+
+
+def test_the_loss_on_cuda_is_that_on_a_cpu() -> None:
+    """The head that trl puts on a model also runs here; its loss looks at no number of the batch."""
+    model = with_lora("llama-sdpa")
+    batch = dict(collate(pack(families(4), 64)))
+    expected = answer_loss(model, batch, 50)
+    expected.backward()
+    wanted = gradients(model)
+    add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "entropy", "is_top1"))
+    loss = fused_answer_loss(model, batch, torch.tensor(50))
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (gradients(model) - wanted).abs().max() < 1e-5
+    assert fused_answer_loss(model, batch).item() == pytest.approx(answer_loss(model, batch).item())
+
+
+def test_the_optimizer_is_one_kernel_on_a_gpu() -> None:
+    assert fast_optimizer("adamw_torch", "cuda") == "adamw_torch_fused"
+    assert fast_optimizer("adamw_torch", "cpu") == "adamw_torch"
+    assert fast_optimizer("sgd", "cuda") == "sgd"

@@ -5,8 +5,8 @@ import pytest
 from eval.metrics import classification, drop_in, squad_v2
 from eval.metrics.bootstrap import scores_of
 from eval.metrics.measure import answer_results
-from eval.metrics.overlap import NoWordNet
-from eval.metrics.wordnet import find_wordnet
+from eval.metrics.words.overlap import NoWordNet
+from eval.metrics.words.wordnet import find_wordnet
 
 
 def test_drop_in_metrics_equal_the_functions(tmp_path, written):

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from eval.metrics import classification, ids, overlap, squad_v2
+from eval.metrics import classification, ids, squad_v2
+from eval.metrics.words import overlap
 from tests.support.questions import HAND_ANSWERS, HAND_GOLDS
 
 

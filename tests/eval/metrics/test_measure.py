@@ -11,7 +11,7 @@ from tests.support.paths import ROOT
 from tests.support.questions import HAND_ANSWERS, HAND_GOLDS
 
 WITHOUT_INTERVAL = {"roc_auc", "average_precision"}
-LOWER_IS_BETTER = ("unparsable", "brier_score", "log_loss", "ece")
+LOWER_IS_BETTER = ("unparsable", "brier_score", "log_loss", "ece", "aurc", "aurc_exact", "aurc_f1")
 
 
 def test_every_score_has_an_interval_around_it_and_counts_have_none(written):

@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from eval import threshold
 from eval.predictors.encoders import windows
 from llama_peft import data
 from llama_peft.data import QuestionExample
@@ -23,19 +24,30 @@ from tests.support.eval.checkpoints import classifier, encoder_adapter, reader, 
 from tests.support.eval.jobs import evaluate, lines_of
 
 
+@pytest.mark.parametrize("few", [8, 9])
 def test_a_whole_classifier_gives_its_own_logits(
-    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
+    make_recipe: Callable[..., Recipe],
+    base: Path,
+    tmp_path: Path,
+    few: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its labels stand in another order and in capitals; its probabilities are those of the bare model."""
+    """Its labels stand in another order and in capitals; its probabilities are those of the bare model,
+    with a temperature if there are enough validation examples (8) to fit one.
+    """
+    monkeypatch.setattr(threshold, "FEW", few)
     recipe, folder = make_recipe("classification", base), classifier(tmp_path / "theirs")
     found = evaluate(recipe, folder, tmp_path / "out")
     assert found.config.model_kind == "sequence classification checkpoint"
+    temperature = found.configs["small"].temperature
+    assert (temperature is not None) == (few == 8) and temperature != 1
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     for line in lines_of(tmp_path / "out"):
         inputs = tokenizer(line["text"], return_tensors="pt")
         with torch.no_grad():
-            positive, negative = model(inputs["input_ids"]).logits.softmax(-1)[0].tolist()
+            logits = model(inputs["input_ids"]).logits / (temperature or 1)
+            positive, negative = logits.softmax(-1)[0].tolist()
         assert line["probabilities"] == pytest.approx([negative, positive], abs=1e-5)
         assert line["prediction"] == ("positive" if positive > negative else "negative")
 

@@ -6,7 +6,14 @@ from itertools import pairwise
 
 import pytest
 
-from eval.report.chart import loss_chart, loss_series, reliability_chart, ticks
+from eval.report.chart import (
+    Point,
+    coverage_chart,
+    loss_chart,
+    loss_series,
+    reliability_chart,
+    ticks,
+)
 from tests.support.html import CheckedPage
 
 
@@ -45,3 +52,14 @@ def test_bins_on_the_diagonal_are_drawn_on_it_and_empty_ones_are_not_drawn():
     ends = [[float(number) for number in end.split(",")] for end in line.split()]
     middle = [sum(pair) / 2 for pair in zip(*ends, strict=True)]
     assert [float(x), float(y)] == pytest.approx(middle, abs=0.1)
+
+
+def test_a_curve_of_coverage_ends_at_all_predictions_and_is_thinned() -> None:
+    curve = [Point((n + 1) / 3000, 0.75) for n in range(3000)]
+    drawn = coverage_chart({"zero-shot": [Point(1.0, 0.5)], "tuned": curve})
+    CheckedPage(drawn)
+    (line,) = (own.split() for own in re.findall(r'points="([^"]+)"', drawn) if " " in own)
+    assert 100 < len(line) < 400 and drawn.count("<circle") == 1
+    right = max(float(x) for x in re.findall(r'x2="([\d.]+)"', drawn))
+    assert float(line[-1].split(",")[0]) == right
+    assert coverage_chart({}) == ""

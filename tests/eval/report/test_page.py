@@ -55,6 +55,19 @@ def test_the_page_of_answers_shows_who_answered_what(squad):
     assert "holds no losses" in words and "svg" not in page.tags
 
 
+def test_the_page_draws_what_the_surest_answers_score(squad):
+    for name in ("zero-shot", "tuned"):
+        file = squad / name / "predictions.jsonl"
+        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        sure = [line | {"no_answer_probability": n / 10} for n, line in enumerate(lines)]
+        file.write_text("".join(json.dumps(line) + "\n" for line in sure), "utf-8")
+    report.write_html(squad)
+    text = (squad / "report.html").read_text("utf-8")
+    page = CheckedPage(text)
+    assert "What is right if only the surest predictions are kept" in " ".join(page.text.split())
+    assert text.count("<polyline") == 2 and ">zero-shot</text>" in text and ">tuned</text>" in text
+
+
 def test_nothing_in_the_data_becomes_markup_and_nothing_is_fetched(evil):
     report.write_html(evil)
     text = (evil / "report.html").read_text("utf-8")

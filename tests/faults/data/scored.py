@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,7 +125,7 @@ TABLES: dict[str, tuple[str, Callable[[Lines], bytes], str]] = {
     "probabilities of one label": ("a.csv", lambda lines: as_csv([dict(list(r.items())[:3]) for r in lines]), "2 numbers from 0 to 1"),
     "semicolons": ("a.csv", lambda lines: as_csv(lines, ";"), "one column here|no column id|delimiter"),
     "empty": ("a.csv", lambda lines: b"", "empty"),
-    "ragged": ("a.csv", lambda lines: b"id,label\n1\n", "do not have 2 cells"),
+    "ragged": ("a.csv", lambda lines: b"id,label\n1\n", "not 2 cells like the header"),
     "JSON cut off": ("a.jsonl", lambda lines: as_lines(lines)[:-9], "cannot be read"),
     "an id twice in one object": ("a.json", lambda lines: b'{"a": "x", "a": "y"}', "occurs twice"),
     "binary": ("a.jsonl", lambda lines: bytes(range(256)), "cannot be read"),
@@ -151,6 +152,8 @@ def _same(name: str) -> Fault:
         if done.code != 0:
             return Seen("traceback" if "Traceback" in done.text else "wrong", done.last_line)
         found, wanted = _numbers(out), _numbers(shop.tuned(kind))
+        if kind == SPAN:  # those of selective prediction ask for answers that a threshold removed
+            wanted = {k: v for k, v in wanted.items() if not re.search("aurc|_at_coverage", k)}
         far = [key for key in wanted if abs(found.get(key, math.inf) - wanted[key]) > 1e-6]
         return Seen("wrong" if far else "right", ", ".join(far) or "the same scores")
 

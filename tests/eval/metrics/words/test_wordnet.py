@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from eval.metrics import wordnet
 from eval.metrics.measure import answer_results
-from eval.metrics.overlap import meteor_score
-from eval.metrics.wordnet import find_wordnet, install
+from eval.metrics.words import wordnet
+from eval.metrics.words.overlap import meteor_score
+from eval.metrics.words.wordnet import find_wordnet, install
 
 MINI_NOUNS = [
     "00000000 06 n 02 car 0 auto 0 000 | a motor vehicle  \n",

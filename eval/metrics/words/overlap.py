@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bootstrap import Evidence, FloatArray
-from .ids import check_match
-from .squad_v2 import is_answerable, normal_golds, normalise, word_f1
+from ..bootstrap import Evidence, FloatArray
+from ..ids import check_match
+from ..squad_v2 import is_answerable, normal_golds, normalise, word_f1
 from .unicode_tokens import Tokeniser, need_characters, need_unicode, tokens
 from .wordnet import WordNet, find_wordnet
 

@@ -6,8 +6,8 @@ import pytest
 
 from eval.metrics.bootstrap import scores_of
 from eval.metrics.measure import answer_results
-from eval.metrics.overlap import ROUGE_TYPES, overlap_evidences
-from eval.metrics.unicode_tokens import tokens
+from eval.metrics.words.overlap import ROUGE_TYPES, overlap_evidences
+from eval.metrics.words.unicode_tokens import tokens
 
 SCRIPTS = {
     "Chinese": "北京大学位于海淀区",

@@ -2,10 +2,10 @@
 
 import pytest
 
-from eval.metrics import overlap
 from eval.metrics.bootstrap import scores_of
-from eval.metrics.overlap import NoWordNet, meteor_score
-from eval.metrics.wordnet import find_wordnet
+from eval.metrics.words import overlap
+from eval.metrics.words.overlap import NoWordNet, meteor_score
+from eval.metrics.words.wordnet import find_wordnet
 from tests.support.questions import Golds
 
 
