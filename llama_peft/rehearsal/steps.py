@@ -106,7 +106,7 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
     _mark(watch, trainer.model)
     stages.name = "the self-check of prefix trees"
     few = {"train": given.dataset.parts["train"][:_CHECKED]}
-    setup.check_tree_rows(loaded, attached.model, data.Dataset(labels=(), parts=few))
+    setup.check_tree_rows(loaded, attached, data.Dataset(labels=(), parts=few))
     _train(trainer, stages)
     if not setup.on_features(recipe):
         _validate(trainer, attached.collate, batches["validation"].fullest, stages)
