@@ -168,9 +168,9 @@ def widest(recipe: Recipe, rows: Mapping[str, Sequence[Row]], pad_token_id: int)
     count = sum(map(len, rows.values()))
     source = f"the longest of {count:,} encoded rows"
     if on_states(recipe):
-        one = states_batch(
-            recipe, max(len(its[-1]["input_ids"]) for its in longest.values() if its)
-        )
+        length = max(len(its[-1]["input_ids"]) for its in longest.values() if its)
+        tokens = max(sum(len(row["input_ids"]) for row in its) for its in rows.values())
+        one = states_batch(recipe, length, tokens)
         return Batches(train=one, validation=one, smallest=one, source=source)
     collate, train = collator(recipe, pad_token_id), longest["train"]
 

@@ -20,12 +20,14 @@ from llama_peft.model.estimate import LIBRARIES, Batch, Batches, cpu, estimate
 from llama_peft.model.estimate import batch as batch_module
 from llama_peft.model.estimate import blocks as blocks_module
 from llama_peft.model.estimate.blocks import Blocks, Device
+from llama_peft.model.estimate.choice import choose
 from llama_peft.model.lora import add_lora
 from llama_peft.prefix_tree import batch as prefix_tree_batch
 from llama_peft.prefix_tree import block_attention
 from llama_peft.prefix_tree.mask import install
 from llama_peft.prefix_tree.pack import collate, pack
-from llama_peft.recipe import Recipe, dump_recipe
+from llama_peft.recipe import Recipe, dump_recipe, load_recipe
+from llama_peft.run_folder.record import read_record
 from llama_peft.tokens.prompts import Encoded
 from llama_peft.training import fit as training
 from llama_peft.training.features import states
@@ -343,6 +345,66 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts(
     assert not list(tmp_path.rglob("checkpoint-*"))
 
 
+def test_auto_takes_the_largest_batch_that_fits_and_checkpointing_last(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    auto = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": 6}
+    recipe = make_recipe(
+        "classification",
+        make_base(),
+        lora={"r": 4},
+        train={**auto, "activation_checkpointing": "auto"},
+    )
+
+    def needed(one: Recipe) -> int:
+        assert one.train_batch_size * one.train.gradient_accumulation_steps == 6
+        return one.train_batch_size * (2 if one.train.activation_checkpointing else 9)
+
+    def found(free: int) -> tuple[int, bool]:
+        train = choose(recipe, needed, free).recipe.train
+        return train.per_device_train_batch_size, train.activation_checkpointing
+
+    assert [found(free) for free in (70, 40, 11, 9, 1)] == [
+        (6, False),
+        (3, False),
+        (1, False),
+        (3, True),
+        (1, True),
+    ]
+    fixed = recipe.with_train({"per_device_train_batch_size": 6, "gradient_accumulation_steps": 1})
+    assert choose(fixed, needed, 40).set == {"activation_checkpointing": True}
+
+
+def test_a_run_keeps_what_was_chosen_for_it(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Less memory is free later: the same command finds the finished run, and its checkpoints."""
+    keys = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": 8}
+    recipe = make_recipe(
+        "classification",
+        make_base(),
+        lora={"r": 4},
+        train={**keys, "output_dir": str(tmp_path / "run")},
+    )
+    caplog.set_level("INFO")
+    folder = training.train(recipe)
+    assert "per_device_train_batch_size 8, gradient_accumulation_steps 1 (" in caplog.text
+    kept, record = load_recipe(str(folder / "recipe.yaml")), read_record(folder)
+    assert (kept.train_batch_size, kept.train.gradient_accumulation_steps) == (8, 1)
+    assert record.chosen == {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    monkeypatch.setattr(room, "_host_memory", lambda: 50_000_000)
+    training.train(recipe)
+    assert "this run is finished" in caplog.text
+    (folder / "training.json").unlink()
+    monkeypatch.setattr(room, "check_room", lambda *_: None)
+    training.train(recipe)
+    assert read_record(folder).chosen == record.chosen, "an unfinished run continues as it began"
+
+
 def test_the_command_explains_each_term() -> None:
     runner = CliRunner()
     result = runner.invoke(app, ["estimate", "tiny-squad", "train.max_length=256"])
@@ -354,6 +416,7 @@ def test_the_command_explains_each_term() -> None:
         "packed",
         "activations",
         "2 x 256 tokens",
+        "encoded rows",
         "logits",
         "download",
     ):

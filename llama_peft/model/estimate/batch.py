@@ -72,13 +72,14 @@ def full(recipe: Recipe, device: str) -> Batches:
     )
 
 
-def states_batch(recipe: Recipe, length: int) -> Batch:
+def states_batch(recipe: Recipe, length: int, tokens: int | None = None) -> Batch:
     """Return what one pass for states reads: a tree row, or texts of about one length.
 
-    length: tokens of the longest text.
+    length: tokens of the longest text; tokens: those of all texts, if they are known.
     """
     if recipe.head.features == "prefix_tree":
-        return Batch(1, max(ROW_TOKENS, length), mask="tree")
+        width = max(ROW_TOKENS, length)
+        return Batch(1, width if tokens is None else min(width, tokens), mask="tree")
     return Batch(FEATURE_TEXTS, length, mask="padding")
 
 

@@ -197,7 +197,10 @@ class Blocks:
         return quantization.load_in_4bit or quantization.load_in_8bit
 
     def loss(self, batch: Batch) -> int:
-        """Return what trl's fused loss takes: a tile of logits, and the states' gradient in float32."""
+        """Return what trl's fused loss takes: a tile of logits, and the states' gradient in float32.
+
+        The tile has all its columns, however small the vocabulary is.
+        """
         columns, positions = TILE
-        tile = self.device.size * min(batch.labels, positions) * min(columns, self.c.vocab_size)
+        tile = self.device.size * min(batch.labels, positions) * columns
         return tile + 2 * 4 * batch.labels * self.c.hidden_size
