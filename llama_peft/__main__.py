@@ -138,20 +138,21 @@ def estimate(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate the memory, disk and download that training takes."""
-    from llama_peft.errors import UserError
-    from llama_peft.model.preflight import for_machine
-    from llama_peft.recipe import load_recipe
+    """Estimate the memory, disk and download that training takes.
 
-    found = for_machine(load_recipe(recipe, overrides or []))
-    if found is None:
-        raise UserError(f"{recipe}: there is no memory formula for the model family of its base")
+    Rows of a file and of the generator are encoded. Others are taken as full.
+    """
+    from llama_peft.recipe import load_recipe
+    from llama_peft.training.fit import expected
+
+    found = expected(load_recipe(recipe, overrides or []))
     if as_json:
         say_json(
             {
                 "memory": {term.name: term.bytes for term in found.memory},
                 "memory_total": found.memory_total,
                 "memory_smallest": found.smallest,
+                "batches": found.batches,
                 "disk": {term.name: term.bytes for term in found.disk},
                 "disk_total": found.disk_total,
                 "download": found.download,
@@ -161,9 +162,8 @@ def estimate(
         return
     for term in found.memory:
         say(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
-    say(
-        f"{'memory':<18} {found.memory_total / 1e9:>8.3f} GB  at most on {found.where}, if every row is full"
-    )
+    most = f"at most on {found.where}, for {found.batches}"
+    say(f"{'memory':<18} {found.memory_total / 1e9:>8.3f} GB  {most}")
     say(f"{'':<18} {found.smallest / 1e9:>8.3f} GB  if batches are split down to one row")
     for term in found.disk:
         say(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")

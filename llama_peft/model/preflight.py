@@ -16,24 +16,18 @@ from typing import NamedTuple
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.model.counts import BadConfig, UncountedFamily, count
-from llama_peft.model.estimate import Estimate, estimate
-from llama_peft.model.hub import Weights, hub_weights, local_weights, read_config
+from llama_peft.model.hub import Weights, hub_weights, local_weights
 from llama_peft.model.quantize import packed_form, packed_problems
+from llama_peft.model.room import free_memory, gb, has_gpu
 from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
 from llama_peft.system.formatting import disk_space
-from llama_peft.system.memory import available as _host_memory
-from llama_peft.system.memory import gpu_available, gpu_kind
+from llama_peft.system.memory import gpu_kind
 
 log = logging.getLogger(__name__)
 
 CPU_LIMIT = 400_000_000
 """Above this number of parameters a CPU must be asked for (train.use_cpu): an epoch takes days."""
-_TOO_LITTLE = {
-    True: "steps that do not fit will be computed in smaller pieces",
-    False: "the system may end the process; lower train.per_device_train_batch_size or max_length",
-}
-"""What happens if memory runs out, with a GPU or without one."""
 _HIDING = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 """Variables that name the GPUs which a process may see."""
 _BYTES = {"4bit": 0.55, "8bit": 1.05, "16bit": 2.0, "32bit": 4.0}
@@ -185,55 +179,12 @@ def check_named(recipe: Recipe, long: bool, by: Path) -> None:
         ) from None
 
 
-def room(recipe: Recipe, folder: Path) -> None:
-    """Compare what the training will take with what the machine has free.
-
-    Raises UserError if it cannot fit even with every batch split down to one row, or if the disk is
-    too small. Logs a warning if it fits with split batches only.
-    """
-    found = for_machine(recipe)
-    if found is None:
-        return
-    free = _free_memory(recipe)
-    if found.least > free:
-        raise UserError(
-            f"training on {found.where} takes at least {_gb(found.least)} of memory, as computed "
-            f"from the base's config, but {_gb(free)} are free: "
-            "lower train.max_length, set train.activation_checkpointing: true, or use a smaller "
-            "base (llama-peft estimate shows what takes how much)"
-        )
-    if found.memory_total > free:
-        log.warning(
-            "training on %s takes up to %s of memory, as computed from the base's config, but %s are "
-            "free: %s",
-            *(found.where, _gb(found.memory_total), _gb(free), _TOO_LITTLE[_has_gpu(recipe)]),
-        )
-    disk = free_disk(folder)
-    if found.disk_total > disk:
-        raise UserError(
-            f"{folder}: checkpoints take {disk_space(found.disk_total)}, but {disk_space(disk)} "
-            "are free: make room, lower train.save_total_limit, or set train.output_dir"
-        )
-
-
-def for_machine(recipe: Recipe) -> Estimate | None:
-    """Return what the training will take here; None if the base's family has no formula."""
-    name = recipe.model.model_name_or_path
-    dtype, place = backbone.dtype_name(recipe), "cuda" if _has_gpu(recipe) else "cpu"
-    try:
-        return estimate(recipe, read_config(name, recipe.model.revision), dtype, place)
-    except UncountedFamily:
-        return None
-    except BadConfig as error:
-        raise UserError(f"{name}: {error}") from None
-
-
 def _machine_problems(recipe: Recipe, weights: Weights, long: bool) -> list[str]:
     found = [*_kernel_problems(recipe), *_type_problems(recipe, weights.config)]
     slow = long and weights.parameters > CPU_LIMIT
-    if not recipe.train.use_cpu and (slow or _has_gpu(recipe)):
+    if not recipe.train.use_cpu and (slow or has_gpu(recipe)):
         trouble = gpu_trouble(machine())
-        if trouble is not None and _has_gpu(recipe):
+        if trouble is not None and has_gpu(recipe):
             found.append(f"{trouble}, or set train.use_cpu: true")
         elif trouble is not None:
             found.append(
@@ -292,7 +243,7 @@ def _described(weights: Weights) -> int:
 
 def _kernel_problems(recipe: Recipe) -> list[str]:
     """Return which settings of the recipe need a GPU, if there is none."""
-    if _has_gpu(recipe):
+    if has_gpu(recipe):
         return []
     found = []
     if recipe.model.attn_implementation == "flex_attention":
@@ -321,25 +272,13 @@ def _memory_problems(recipe: Recipe, weights: Weights) -> list[str]:
     parameters = weights.parameters  # of packed weights, bytes are counted
     if packed_form(weights.config) is not None:
         parameters = _described(weights) or parameters
-    needed, free = parameters * _bytes_per_weight(recipe), _free_memory(recipe)
+    needed, free = parameters * _bytes_per_weight(recipe), free_memory(recipe)
     if needed <= free:
         return []
     return [
-        f"its weights take {_gb(needed)} of memory, but {_gb(free)} are free: "
+        f"its weights take {gb(needed)} of memory, but {gb(free)} are free: "
         "close other programs, load it in 4-bit, or use a smaller base"
     ]
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
-
-
-def _has_gpu(recipe: Recipe) -> bool:
-    return gpu_kind() is not None and not recipe.train.use_cpu
-
-
-def _free_memory(recipe: Recipe) -> int:
-    return gpu_available() if _has_gpu(recipe) else _host_memory()
 
 
 def _bytes_per_weight(recipe: Recipe) -> float:

@@ -194,6 +194,7 @@ Layer = Annotated[
     AfterValidator(_layer),
     "-1, auto, or the number of a block, from 1",
 ]
+CountOrAuto = Annotated[Count | Literal["auto"], "a whole number of at least 1, or auto"]
 Warmup = Annotated[NotNegative, AfterValidator(_warmup)]
 LoraInit = Annotated[bool | str, AfterValidator(_init_name)]
 RunName = Annotated[

@@ -7,7 +7,7 @@ keys that do not fit together.
 
 # ruff: noqa: RUF012  (pydantic copies a default, so it may be a list or a dict)
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from pydantic.fields import FieldInfo
@@ -17,6 +17,7 @@ from llama_peft.recipe.fields import (
     Column,
     ContextTemplate,
     Count,
+    CountOrAuto,
     DataName,
     Delimiter,
     Encoding,
@@ -211,12 +212,12 @@ class Train(Section):
     "Number of optimizer steps. With -1, num_train_epochs decides."
     learning_rate: Positive = 2e-4
     "The highest learning rate."
-    per_device_train_batch_size: Count = 16
-    "Examples in a batch on each device. With packing, rows."
+    per_device_train_batch_size: CountOrAuto = 16
+    "Examples in a batch on each device; with packing, rows. auto: as many of a step's as fit."
     per_device_eval_batch_size: Count = 32
     "Examples in a batch in evaluation."
     gradient_accumulation_steps: Count = 1
-    "Batches in one optimizer step."
+    "Batches in one optimizer step. If the batch size is auto: examples in one step."
     weight_decay: NotNegative = 0.0
     "Weight decay."
     warmup_steps: Warmup = 0.03
@@ -239,8 +240,8 @@ class Train(Section):
     "Number of tokens that two windows of a long passage share (extractive_qa)."
     packing: Literal["none", "prefix_tree"] = "none"
     "prefix_tree computes what texts of a batch, or questions of a row, share once, without padding."
-    activation_checkpointing: bool = False
-    "Compute activations again in the backward pass. It saves memory and takes 1.45 times as long."
+    activation_checkpointing: bool | Literal["auto"] = False
+    "Compute activations again in the backward pass: 1.45 times as long. auto: if they do not fit."
     logging_steps: Count = 10
     "Steps between two points of the loss curve."
     eval_steps: EvalSteps | None = None
@@ -327,11 +328,19 @@ class Recipe(Section):
         return self.train.packing == "prefix_tree" and self.kind.head is not None
 
     @property
+    def train_batch_size(self) -> int:
+        """Return the rows of a batch; as long as it is auto, one."""
+        given = self.train.per_device_train_batch_size
+        return 1 if given == "auto" else given
+
+    @property
     def validation_batch_size(self) -> int:
         """Return the batch size of validation. Tree rows are large, so it is that of training."""
-        train = self.train
-        packed = self.packs_rows
-        return train.per_device_train_batch_size if packed else train.per_device_eval_batch_size
+        return self.train_batch_size if self.packs_rows else self.train.per_device_eval_batch_size
+
+    def with_train(self, values: Mapping[str, int | bool]) -> "Recipe":
+        """Return the recipe with other values of `train`."""
+        return self.model_copy(update={"train": self.train.model_copy(update=dict(values))})
 
     @property
     def run_folder(self) -> str:

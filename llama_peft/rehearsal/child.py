@@ -22,6 +22,7 @@ from llama_peft.rehearsal.device.cards import card_named
 from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
 
 if TYPE_CHECKING:
+    from llama_peft.model.estimate import Batches
     from llama_peft.recipe import Recipe
 
 OUTCOME, REQUEST = "outcome.json", "request.json"
@@ -72,7 +73,7 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     with mode.rehearsing(stages.mode):
         dtype = backbone.dtype_name(recipe)
         try:
-            steps.run(recipe, given, folder / "run", stages)
+            batches = steps.run(recipe, given, folder / "run", stages)
         except UserError:
             raise
         except Exception as error:
@@ -91,9 +92,24 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
         rows=given.source,
         notes=tuple(notes),
         steps=tuple(stages.done),
+        estimated=_estimated(recipe, dtype, batches, card.has_flash),
         seconds=time.monotonic() - started,
     )
     return Outcome(rehearsal=found)
+
+
+def _estimated(recipe: "Recipe", dtype: str, batches: "Batches", flash: bool) -> dict[str, int]:
+    """Return the terms of the estimate for the same rows; none if the family has no formula."""
+    from llama_peft.model.counts import UncountedFamily
+    from llama_peft.model.estimate import estimate
+    from llama_peft.model.hub import read_config
+
+    config = read_config(recipe.model.model_name_or_path, recipe.model.revision)
+    try:
+        found = estimate(recipe, config, dtype, "cuda", batches, flash)
+    except UncountedFamily:
+        return {}
+    return {term.name: term.bytes for term in found.memory if term.name != "libraries"}
 
 
 def _on(recipe: "Recipe", name: object) -> "Recipe":

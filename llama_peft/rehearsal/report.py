@@ -59,12 +59,19 @@ class Rehearsal:
     """Where the rows come from."""
     notes: tuple[str, ...]
     steps: tuple[Step, ...]
+    estimated: Mapping[str, int]
+    """What `model.estimate` says of the same rows, by its terms, without the context."""
     seconds: float
 
     @property
     def peak(self) -> int:
         """The most bytes of tensors that any step held."""
         return max(step.peak for step in self.steps)
+
+    @property
+    def training_peak(self) -> int:
+        """The most bytes of tensors that a step of the training held, which is what is estimated."""
+        return max(step.peak for step in self.steps if step.name != "prediction")
 
     def step(self, name: str) -> Step:
         """Return the step of a name."""

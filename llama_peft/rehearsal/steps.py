@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl
 
 from llama_peft import data
 from llama_peft.inference import predict
+from llama_peft.model.estimate import Batches, on_states
 from llama_peft.recipe import Recipe
 from llama_peft.rehearsal import rows as material
 from llama_peft.rehearsal.device import replace
@@ -81,13 +82,18 @@ class Stages:
         self.done.append(step)
 
 
-def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) -> None:
-    """Load, train two steps, validate a batch and predict one, as `training.fit` and `inference` do."""
+def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) -> Batches:
+    """Load, train two steps, validate a batch and predict one, as `training.fit` and `inference` do.
+
+    Returns the widest batches, as a training finds them.
+    """
     watch = stages.mode.watch
     _use_rows(given)
-    if setup.on_features(recipe):
+    if on_states(recipe):
         _measure_features(stages)
-    loaded = setup.load(_for_two_steps(recipe), given.dataset, folder)
+    recipe = _for_two_steps(recipe)
+    encoded = setup.encode(recipe, given.dataset)
+    loaded = setup.load(recipe, encoded, given.dataset, folder)
     _mark(watch, loaded.base)
     stages.name = "attaching the adapter or head"
     attached = setup.attach(loaded, folder)
@@ -96,7 +102,7 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
         for part, size in _sizes(recipe).items()
     }
     fed = [*batches["train"].typical, *batches["train"].fullest]
-    held = attached.rows["train"][: len(fed)] if setup.on_features(recipe) else fed
+    held = attached.rows["train"][: len(fed)] if on_states(recipe) else fed
     stages.name = "building the Trainer"
     trainer = setup.build_trainer(
         *(loaded.recipe, attached.model, loaded.encoder, held, (), attached.collate, folder),
@@ -106,11 +112,12 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
     _mark(watch, trainer.model)
     stages.name = "the self-check of prefix trees"
     few = {"train": given.dataset.parts["train"][:_CHECKED]}
-    setup.check_tree_rows(loaded, attached.model, data.Dataset(labels=(), parts=few))
+    setup.check_tree_rows(loaded, attached, data.Dataset(labels=(), parts=few))
     _train(trainer, stages)
-    if not setup.on_features(recipe):
+    if not on_states(recipe):
         _validate(trainer, attached.collate, batches["validation"].fullest, stages)
     _predict(loaded, trainer, given, batches["validation"].fullest, stages)
+    return loaded.widest(recipe)
 
 
 def _for_two_steps(recipe: Recipe) -> Recipe:
@@ -128,8 +135,7 @@ def _for_two_steps(recipe: Recipe) -> Recipe:
 
 def _sizes(recipe: Recipe) -> dict[str, int]:
     """Return how many rows a step takes, of the train and the validation part."""
-    train = recipe.train
-    step = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    step = recipe.train_batch_size * recipe.train.gradient_accumulation_steps
     return {"train": step, "validation": recipe.validation_batch_size}
 
 

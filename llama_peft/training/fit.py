@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from llama_peft import data
 from llama_peft.errors import Stopped, UserError
-from llama_peft.model import preflight
+from llama_peft.model import preflight, room
+from llama_peft.model.estimate import Estimate
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import CHECKPOINTS, HISTORY
 from llama_peft.run_folder.ownership import check_run_folder
@@ -55,20 +56,23 @@ def train(
         preflight.check(recipe, long=True)
         dataset = data.load(recipe, given)
         recipe = data.with_fields(with_labels(recipe, dataset), dataset)
-        finished = not fresh and resume.is_finished(folder, recipe, dataset)
-        if not finished:
-            preflight.room(recipe, folder)
+        chosen = {} if fresh else resume.chosen_before(recipe, folder)
+        recipe = recipe.with_train(chosen)
+        if not fresh and resume.is_finished(folder, recipe, dataset):
+            if is_main_process():
+                resume.write_recipe(recipe, folder)
+            log.info("%s: this run is finished; add --fresh to train it again", folder)
+            return folder
+        encoded = setup.encode(recipe, dataset)
+        recipe, now = room.fit(recipe, encoded.widest)
+        room.check_room(recipe, folder, encoded.widest(recipe))
         if is_main_process():
             if fresh:
                 resume.put_aside(folder)
             resume.write_recipe(recipe, folder)
-        if finished:
-            log.info("%s: this run is finished; add --fresh to train it again", folder)
-            return folder
-        if is_main_process():
             resume.write_split(folder, dataset)
         try:
-            _fit(recipe, dataset, folder)
+            _fit(recipe, encoded, dataset, folder, {**chosen, **now})
         except BaseException as error:
             if fresh and is_main_process():
                 resume.bring_back(folder)
@@ -85,6 +89,27 @@ def train(
         return folder
 
 
+def expected(recipe: Recipe) -> Estimate:
+    """Return what the training of a recipe will take here, and log what is chosen for auto.
+
+    Rows of a file or of the generator are encoded; those of the Hub are taken as full. Raises
+    UserError if there is no formula for the family of the base.
+    """
+    widest = room.full_rows(recipe)
+    place = str(recipe.dataset.path or recipe.dataset.parts.train)
+    if place == "tiny" or data.is_file_name(place):
+        dataset = data.load(recipe)
+        recipe = data.with_fields(with_labels(recipe, dataset), dataset)
+        widest = setup.encode(recipe, dataset).widest
+    recipe = room.fit(recipe, widest).recipe
+    found = room.for_machine(recipe, widest(recipe))
+    if found is None:
+        raise UserError(
+            f"{recipe.name}: there is no memory formula for the model family of its base"
+        )
+    return found
+
+
 def with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
     """Return the recipe with the labels of the data, so that the run folder names them, and says
     whether numbers mean them by their order.
@@ -96,11 +121,17 @@ def with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
     return recipe.model_copy(update={"dataset": named})
 
 
-def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> None:
+def _fit(
+    recipe: Recipe,
+    encoded: setup.Encoded,
+    dataset: data.Dataset,
+    folder: Path,
+    chosen: Mapping[str, int | bool],
+) -> None:
     from llama_peft.training.trainer import named_mistake
 
     started = time.monotonic()
-    loaded = setup.load(recipe, dataset, folder)
+    loaded = setup.load(recipe, encoded, dataset, folder)
     resumed = newest_sealed(folder / CHECKPOINTS)
     resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
     attached = setup.attach(loaded, folder)
@@ -117,7 +148,7 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path) -> None:
     earlier = read_spent(resumed)
     _run(trainer, loaded, folder, resumed, started, earlier)
     if trainer.is_world_process_zero():
-        _save(trainer, loaded, attached, dataset, folder, resumed, started, earlier)
+        _save(trainer, loaded, attached, dataset, folder, resumed, started, earlier, chosen)
 
 
 def _run(
@@ -161,6 +192,7 @@ def _save(
     resumed: Path | None,
     started: float,
     earlier: Spent,
+    chosen: Mapping[str, int | bool],
 ) -> None:
     """Export the trained weights, sealed by the record of the training."""
     recipe, counted, state = loaded.recipe, attached.counted, trainer.state
@@ -173,6 +205,7 @@ def _save(
                 total=counted.total, trainable=counted.trainable, base=counted.base
             ),
             head=HeadChoice(layer=recipe.head.layer, pooling=recipe.head.pooling),
+            chosen=dict(chosen),
             loss_weights=attached.weights.by_label if attached.weights else {},
             examples={part: len(dataset.parts.get(part, [])) for part in loaded.rows},
             dropped=dataset.dropped,

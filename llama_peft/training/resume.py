@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llama_peft import data
 from llama_peft.errors import UserError
-from llama_peft.recipe import Recipe, dump_recipe
+from llama_peft.recipe import Recipe, dump_recipe, load_recipe
 from llama_peft.run_folder.layout import (
     CHECKPOINTS,
     DATA_SUMS,
@@ -94,6 +94,24 @@ def _write_texts_again(folder: Path, recipe: Recipe, dataset: data.Dataset) -> b
         return True
     except UserError:
         return False
+
+
+def chosen_before(recipe: Recipe, folder: Path) -> dict[str, int | bool]:
+    """Return the values in place of auto with which a run began; none if nothing was trained yet.
+
+    They depended on the memory that was free then, and the checkpoints depend on them.
+    """
+    auto = [key for key, value in recipe.train if value == "auto"]
+    begun = files.is_file(folder, TRAINING) or bool(newest_first(folder / CHECKPOINTS))
+    if not auto or not begun or not files.is_file(folder, RECIPE):
+        return {}
+    try:
+        train = load_recipe(str(folder / RECIPE)).train
+    except UserError:  # it is damaged, which `write_recipe` finds
+        return {}
+    if "per_device_train_batch_size" in auto:
+        auto.append("gradient_accumulation_steps")
+    return {key: getattr(train, key) for key in auto}
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from llama_peft.data import Example, Label, QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
+from llama_peft.model.estimate import Batch as Width
+from llama_peft.model.estimate import Batches, on_states, states_batch
 from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.prefix_tree.batch import Packed, packed
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeBatch, TreeRow
@@ -156,6 +158,46 @@ def _with_trees(collate: Collate, pad_token_id: int, multiple: int, rows: Sequen
     if trees is not None:
         cast("TokenBatch", batch)["packed"] = trees
     return batch
+
+
+def widest(recipe: Recipe, rows: Mapping[str, Sequence[Row]], pad_token_id: int) -> Batches:
+    """Return the batches of the longest rows, which take the most memory."""
+    longest = {
+        part: sorted(its, key=lambda row: len(row["input_ids"])) for part, its in rows.items()
+    }
+    count = sum(map(len, rows.values()))
+    source = f"the longest of {count:,} encoded rows"
+    if on_states(recipe):
+        length = max(len(its[-1]["input_ids"]) for its in longest.values() if its)
+        tokens = max(sum(len(row["input_ids"]) for row in its) for its in rows.values())
+        one = states_batch(recipe, length, tokens)
+        return Batches(train=one, validation=one, smallest=one, source=source)
+    collate, train = collator(recipe, pad_token_id), longest["train"]
+
+    def of(its: Sequence[Row], size: int) -> Width:
+        return _width(recipe, collate(its[-size:]))
+
+    return Batches(
+        train=of(train, recipe.train_batch_size),
+        validation=of(longest.get("validation") or train, recipe.validation_batch_size),
+        smallest=of(train, 1),
+        source=source,
+    )
+
+
+def _width(recipe: Recipe, batch: Batch) -> Width:
+    """Return what the backbone reads of a batch."""
+    tensors = cast("Mapping[str, Tensor]", batch)
+    given = cast("Mapping[str, Tensor]", batch.get("packed", batch))
+    rows, width = given["input_ids"].shape
+    labels = 0
+    if recipe.kind.head is None:
+        labels = int((tensors["labels"][:, 1:] != IGNORE_INDEX).sum())
+    if "subtree_end" in given:
+        return Width(rows, width, labels, "tree")
+    needs_mask = recipe.kind.head is None or backbone.place_of(recipe).type != "cuda"
+    padded = bool((given["attention_mask"] == 0).any())
+    return Width(rows, width, labels, "padding" if needs_mask and padded else "none")
 
 
 def classification_rows(

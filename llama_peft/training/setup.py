@@ -10,6 +10,7 @@ from llama_peft import data
 from llama_peft.data import QuestionExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone, counts
+from llama_peft.model.estimate import Batches, on_states
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.model.lora import add_lora, count_loaded
 from llama_peft.recipe import Recipe
@@ -17,7 +18,7 @@ from llama_peft.run_folder.layout import CHECKPOINTS, HISTORY
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training.checkpoints import Origin
 from llama_peft.training.resume import recipe_sum
-from llama_peft.training.rows import ClassificationRow, Row, collator, encode_part
+from llama_peft.training.rows import ClassificationRow, Row, collator, encode_part, widest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,14 +42,24 @@ CHECKED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class Encoded:
+    """The data as a base reads them, before the base is here."""
+
+    encoder: PromptEncoder
+    rows: dict[str, Sequence[Row]]
+    """Rows of token ids of the train and the validation part."""
+
+    def widest(self, recipe: Recipe) -> Batches:
+        """Return the batches that take the most, of a recipe whose batch size is a number."""
+        return widest(recipe, self.rows, self.encoder.tokenizer.pad_token_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded(Encoded):
     """What a training reads."""
 
     recipe: Recipe
     """Its `head.layer` is a number, even if it was auto."""
-    encoder: PromptEncoder
-    rows: dict[str, Sequence[Row]]
-    """Rows of token ids of the train and the validation part."""
     base: "PreTrainedModel"
     origin: Origin
 
@@ -66,15 +77,21 @@ class Attached:
     weights: "LossWeights | None"
 
 
-def load(recipe: Recipe, dataset: data.Dataset, folder: Path) -> Loaded:
-    """Encode the data and load the base; `head.layer: auto` becomes a number here."""
+def encode(recipe: Recipe, dataset: data.Dataset) -> Encoded:
+    """Encode the data. Raises UserError if a row is longer than what the base can read."""
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
-    sums = (recipe_sum(recipe), data.content_sum(dataset))
     rows = {
         part: encode_part(recipe, encoder, part, dataset.parts.get(part, []))
         for part in data.TRAINED_ON
     }
     _check_positions(recipe, rows)
+    return Encoded(encoder=encoder, rows=rows)
+
+
+def load(recipe: Recipe, encoded: Encoded, dataset: data.Dataset, folder: Path) -> Loaded:
+    """Load the base; `head.layer: auto` becomes a number here."""
+    encoder, rows = encoded.encoder, encoded.rows
+    sums = (recipe_sum(recipe), data.content_sum(dataset))
     base = backbone.load(recipe, recipe.kind.name, len(dataset.labels))
     if recipe.head.layer == "auto":
         from llama_peft.training.features.layer_choice import choose
@@ -123,7 +140,7 @@ def attach(loaded: Loaded, folder: Path) -> Attached:
     rows: Mapping[str, Sequence[object]] = loaded.rows
     collate: Callable[..., Mapping[str, object]]
     collate = collator(recipe, loaded.encoder.tokenizer.pad_token_id)
-    if on_features(recipe):
+    if on_states(recipe):
         from llama_peft.training.features.cache import collate as collate_states
 
         texts = cast("dict[str, Sequence[ClassificationRow]]", loaded.rows)
@@ -176,12 +193,6 @@ def _head_only(model: "PreTrainedModel", name: str) -> "nn.Module":
     return HeadOnly()
 
 
-def on_features(recipe: Recipe) -> bool:
-    """Return whether a head alone trains on states that are computed once."""
-    alone = recipe.kind.caches_features and recipe.lora is None
-    return alone and recipe.head.features != "none"
-
-
 def _features(
     recipe: Recipe,
     base: "PreTrainedModel",
@@ -211,7 +222,7 @@ def check_tree_rows(loaded: Loaded, attached: Attached, dataset: data.Dataset) -
     With a wrong mask the training would run without an error.
     """
     recipe, encoder, model = loaded.recipe, loaded.encoder, attached.model
-    if recipe.packs_batches and not on_features(recipe):
+    if recipe.packs_batches and not on_states(recipe):
         _check_batch(loaded, attached)
     if not recipe.packs_rows:
         return
@@ -361,7 +372,7 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "restore_callback_states_from_checkpoint": True,  # early stopping continues to count
         "save_total_limit": None,  # SealCheckpoints removes old ones, after the new one is sealed
         # States all have one size, so their batches can be random.
-        "train_sampling_strategy": "random" if on_features(recipe) else "group_by_length",
+        "train_sampling_strategy": "random" if on_states(recipe) else "group_by_length",
         "label_names": list(recipe.kind.label_keys),
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,  # would log NaN as 0.0

@@ -164,9 +164,9 @@ def _set(predictor: Any, predict: Any) -> Any:
 
 def _no_room() -> Fault:
     def hook() -> None:
-        from llama_peft.model import preflight
+        from llama_peft.model import room
 
-        preflight._host_memory = lambda: 10_000_000
+        room._host_memory = lambda: 10_000_000
 
     def inflict(shop: Shop, folder: Path) -> Seen:
         words = shop.write(shop.recipe(LORA, folder), folder)

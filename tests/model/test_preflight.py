@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llama_peft.errors import UserError
-from llama_peft.model import backbone, preflight
+from llama_peft.model import backbone, preflight, room
 from llama_peft.model.preflight import gpu_trouble
 from llama_peft.recipe import Recipe
 from tests.support.hub.server import loopback_hub
@@ -228,8 +228,8 @@ def test_a_gpu_without_kernels_is_refused_unless_the_cpu_is_asked_for(
     """A small base too: it would be loaded there, and fail. An emulated bfloat16 is a warning."""
     seen = CUDA_TORCH._replace(usable="Tesla V100", capability=(7, 0))
     monkeypatch.setattr(preflight, "machine", lambda: seen)
-    monkeypatch.setattr(preflight, "gpu_kind", lambda: "cuda")
-    monkeypatch.setattr(preflight, "gpu_available", lambda: 16 * GB)
+    monkeypatch.setattr(room, "gpu_kind", lambda: "cuda")
+    monkeypatch.setattr(room, "gpu_available", lambda: 16 * GB)
     monkeypatch.setattr(backbone, "fast_dtype", lambda place: torch.float16)
     base, given = make_base(), {"dtype": "bfloat16"}
     with pytest.raises(UserError, match=r"no kernels for Tesla V100.*or set train\.use_cpu: true"):

@@ -18,9 +18,15 @@ BAD_KEYS: list[tuple[str, str]] = [
     ("train: {learning_rate: '1e-4'}", 'must be a number above 0, not "1e-4"'),
     ("train: {learning_rate: .inf}", "must be a number above 0, not Infinity"),
     ("train: {learning_rate: .nan}", "must be a number above 0, not NaN"),
-    ("train: {per_device_train_batch_size: 0}", "must be a whole number of at least 1, not 0"),
-    ("train: {per_device_train_batch_size: true}", "a whole number of at least 1, not true"),
-    ("train: {per_device_train_batch_size: 2.5}", "a whole number of at least 1, not 2.5"),
+    (
+        "train: {per_device_train_batch_size: 0}",
+        "must be a whole number of at least 1, or auto, not 0",
+    ),
+    (
+        "train: {per_device_train_batch_size: true}",
+        "a whole number of at least 1, or auto, not true",
+    ),
+    ("train: {per_device_train_batch_size: 2.5}", "a whole number of at least 1, or auto, not 2.5"),
     ("train: {max_steps: 0}", "max_steps: must be -1 (num_train_epochs decides) or at least 1"),
     ("train: {max_steps: -2}", "must be -1 or a number of steps, not -2"),
     (

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from llama_peft.rehearsal import Fault, Rehearsal, Request, compiled, rehearse
-from llama_peft.rehearsal.report import markdown
+from llama_peft.rehearsal.report import gb, markdown
 from tests.support.paths import ROOT, SHARED
 
 CARDS = "4090", "t4"
@@ -59,6 +59,16 @@ def requests(recipes: list[str], cards: list[str], settings: list[str]) -> Itera
             )
 
 
+def against_estimates(found: list[Rehearsal]) -> Iterator[str]:
+    """What the estimate says of the same rows beside what was held, as lines of a table."""
+    yield "| recipe | rehearsed on | type | estimated | held at most | estimated / held |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for one in found:
+        said, held = sum(one.estimated.values()), one.training_peak
+        named = " ".join([one.recipe, *one.settings])
+        yield f"| {named} | {one.card} | {one.dtype} | {gb(said)} | {gb(held)} | {said / held:.3f} |"
+
+
 def write_into_readme(table: str, marks: tuple[str, str] = MARKS) -> None:
     """Put the table between its marks in the README. Other tables have the same last mark."""
     readme = ROOT / "README.md"
@@ -73,6 +83,9 @@ def main() -> int:
     parser.add_argument("--cards", default=",".join(CARDS), help="names with commas")
     parser.add_argument("--jobs", type=int, default=2, help="how many rehearsals run at once")
     parser.add_argument("--readme", action="store_true", help="also put the table into README.md")
+    parser.add_argument(
+        "--estimate", action="store_true", help="compare the estimate of a training with each"
+    )
     parser.add_argument("settings", nargs="*", help="section.key=value")
     arguments = parser.parse_intermixed_args()
     if not LLAMA.is_dir():
@@ -92,9 +105,10 @@ def main() -> int:
         for one in found
         if isinstance(one, Rehearsal)
     ]
-    table = "\n".join(markdown(named, JUDGED))
+    lines = against_estimates(named) if arguments.estimate else markdown(named, JUDGED)
+    table = "\n".join(lines)
     print(table)
-    if arguments.readme:
+    if arguments.readme and not arguments.estimate:
         write_into_readme(table)
     print(f"{len(named)} of {len(asked)} rehearsed in {time.monotonic() - started:.0f} s")
     return int(len(named) < len(asked))

@@ -16,6 +16,19 @@ from llama_peft.rehearsal.device.cards import card_named
 from llama_peft.rehearsal.report import markdown, text
 from tests.support.paths import ROOT
 
+SHAPE = {
+    **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 4096},
+    **{"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "head_dim": 64},
+    **{"num_attention_heads": 8, "num_key_value_heads": 2, "tie_word_embeddings": True},
+}
+"""Of a base, of which there is only this config."""
+FORMS = (
+    ("tiny-squad", "train.activation_checkpointing=true"),
+    ("tiny-squad-span", "lora.lora_dropout=0.1"),
+    ("tiny-sst2", "train.packing=prefix_tree"),
+    ("tiny-sst2", "lora=null"),
+)
+"""Recipes with settings, of each way to train."""
 TWICE = """
 import dataclasses, json, os, sys
 from pathlib import Path
@@ -25,16 +38,25 @@ settings = ("dataset.parts={train: 60, validation: 10, test: 10}",)
 request = Request(recipe="tiny-squad", card="t4", shim=shim, settings=settings)
 (folder / "right").mkdir()
 right = child.outcome_of(request, folder / "right")
+from llama_peft.rehearsal import steps
+steps._predict = lambda *_: None  # of the same kind in all forms
+forms = []
+for number, (name, *settings) in enumerate(json.loads(sys.argv[3])):
+    few = "dataset.parts={train: 60, validation: 10, test: 4}"
+    request = Request(recipe=name, card="t4", shim=shim, settings=(few, *settings), base=str(folder / "base"))
+    (folder / str(number)).mkdir()
+    forms.append(child.outcome_of(request, folder / str(number)))
+request = Request(recipe="tiny-squad", card="t4", shim=shim, settings=("dataset.parts={train: 60, validation: 10, test: 10}",))
 from llama_peft.prefix_tree import mask
 rule = mask.mask_rule
 mask.mask_rule = lambda ends, positions, window: rule(ends.cpu(), positions, window)  # the planted mistake
 (folder / "wrong").mkdir()
 wrong = child.outcome_of(request, folder / "wrong")
-(folder / "outcomes.json").write_text(json.dumps([dataclasses.asdict(one) for one in (right, wrong)]))
+(folder / "outcomes.json").write_text(json.dumps([dataclasses.asdict(one) for one in (right, wrong, *forms)]))
 sys.stdout.flush()
 os._exit(0)
 """
-"""Two rehearsals in one process, because the libraries take seconds to load."""
+"""All rehearsals in one process, because the libraries take seconds to load."""
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +67,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
+    (folder / "base").mkdir()
+    (folder / "base/config.json").write_text(json.dumps(SHAPE))
     with compiled() as shim:
-        words = [sys.executable, "-c", TWICE, shim, str(folder)]
+        words = [sys.executable, "-c", TWICE, shim, str(folder), json.dumps(FORMS)]
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert (folder / "outcomes.json").is_file(), done.stderr[-3000:]
     found = json.loads((folder / "outcomes.json").read_text())
@@ -76,6 +100,14 @@ def test_it_says_where_the_cpu_waits_for_the_gpu(outcomes: list[Outcome]) -> Non
     places = {site.where for site in right(outcomes).step("fullest step").syncs}
     assert any("llama_peft/training/" in place for place in places)
     assert not any("rehearsal/" in place for place in places)
+
+
+@pytest.mark.parametrize("number", range(len(FORMS)), ids=map(" ".join, FORMS))
+def test_the_estimate_is_what_a_rehearsal_holds(outcomes: list[Outcome], number: int) -> None:
+    found = outcomes[2 + number].rehearsal
+    assert found is not None, outcomes[2 + number].fault
+    said = sum(found.estimated.values())
+    assert 0.98 * found.training_peak <= said <= 1.1 * found.training_peak, found.estimated
 
 
 def test_its_words_and_its_table(outcomes: list[Outcome]) -> None:

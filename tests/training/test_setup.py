@@ -78,7 +78,8 @@ def test_one_process_trains_on_one_gpu_of_several(
     head = {"features": "none"}
     keys = {"output_dir": str(tmp_path), "per_device_train_batch_size": 4}
     recipe = make_recipe(task, base, lora=lora, head=head, train=keys)
-    loaded = setup.load(recipe, data.load(recipe), tmp_path)
+    dataset = data.load(recipe)
+    loaded = setup.load(recipe, setup.encode(recipe, dataset), dataset, tmp_path)
     attached = setup.attach(loaded, tmp_path)
     rows = attached.rows["train"], attached.rows["validation"]
     trainer = setup.build_trainer(

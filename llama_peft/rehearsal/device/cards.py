@@ -28,6 +28,11 @@ class Card(NamedTuple):
         """Whether it multiplies bfloat16 itself. Older cards emulate it."""
         return self.major >= 8
 
+    @property
+    def has_flash(self) -> bool:
+        """Whether torch has flash attention for it."""
+        return self.major >= 8
+
     def holds(self, peak: int) -> bool:
         """Return whether a run fits whose tensors take `peak` bytes."""
         return peak * (1 + SPARE) + CONTEXT <= self.memory

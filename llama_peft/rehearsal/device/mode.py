@@ -376,12 +376,15 @@ def _is_composite(func: OpOverload) -> bool:
 def rehearsing(mode: Rehearsal) -> Iterator[None]:
     """Make every tensor fake inside this context."""
     import torch._subclasses.fake_tensor as fake_tensor
+    import transformers.utils.import_utils as transformers_utils
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
 
     for types in (optimizer._foreach_supported_types, _foreach_utils._foreach_supported_types):
         types.append(FakeTensor)
     replace(fake_tensor, "init_gpu_context", lambda *_: None)
+    # transformers would make a mask that a real run leaves out, because its values could not be read.
+    replace(transformers_utils, "is_fake_tensor", lambda _: False)
     replace(FakeTensor, "tolist", lambda self: mode.to_list(self))
     fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     with fake, mode:

@@ -1,0 +1,206 @@
+"""What the blocks of a model hold for one batch: kept for the backward pass, or for a moment.
+
+The tensors are counted one by one as the libraries make them, in bytes for each token. Autograd
+keeps, in the compute type: gate, up, their activation and their product (the input of an adapted
+down_proj), the rotated queries, keys, values and the attention's output, the normed inputs of
+adapted layers, and r numbers of each adapter. The norms' inputs are kept in float32. A test
+compares the sums with what a rehearsal and a CPU hold.
+"""
+
+from typing import NamedTuple
+
+from llama_peft.model import counts
+from llama_peft.model.counts import TextConfig
+from llama_peft.model.estimate.batch import Batch
+from llama_peft.recipe import Recipe
+
+QUERIES = 128
+"""`block_attention.QUERIES`, which cannot be imported without torch; a test compares the two."""
+_SHARED_INPUT = {"gate_proj": "up", "up_proj": "up", "q_proj": "q", "k_proj": "q", "v_proj": "q"}
+"""Layers that read the same tensor."""
+TILE = 32_768, 4_096
+"""Columns and positions of a tile of logits in trl's fused loss (`kernels.chunked_logprob`)."""
+
+
+class Device(NamedTuple):
+    """What decides which kernels run."""
+
+    kind: str
+    """cuda or cpu."""
+    size: int
+    """Bytes of a number of the compute type."""
+    flash: bool = True
+    """Whether attention without a mask keeps keys that are not repeated. GPUs before 8.0 cannot."""
+
+
+class Blocks:
+    """The tensors of a batch in the blocks of a base with a recipe's adapters."""
+
+    def __init__(self, recipe: Recipe, c: TextConfig, device: Device) -> None:
+        self.recipe, self.c, self.device = recipe, c, device
+        shapes = counts.linear_shapes(c)
+        self.shapes = {name.rsplit(".", 1)[1]: shape for name, shape in shapes.items()}
+        self.queries, self.keys = self.shapes["q_proj"][1], self.shapes["k_proj"][1]
+        lora = recipe.lora
+        self.adapted = {
+            name.rsplit(".", 1)[1]: inputs
+            for name, (inputs, _) in shapes.items()
+            if lora is not None and counts.matches(name, lora.target_modules)
+        }
+
+    @property
+    def is_eager(self) -> bool:
+        default = "eager" if self.c.model_type == "gemma2" else "sdpa"
+        return (self.recipe.model.attn_implementation or default) == "eager"
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.kind == "cuda"
+
+    def kept(self, batch: Batch) -> list[int]:
+        """Return the bytes that a token has in each tensor that one block keeps."""
+        c, size = self.c, self.device.size
+        normed = [c.hidden_size] * len(c.family.norms)
+        if c.family.head_norms:
+            normed += [self.queries, self.keys]
+        return [
+            *[size * c.intermediate_size] * 3,
+            size * self.queries,  # the attention's output
+            *(4 * width for width in normed),
+            *(self._attention(batch) if self.on_gpu else self._attention_on_cpu(batch)),
+            self._scores(batch),
+            *self._adapters(),
+        ]
+
+    def _attention(self, batch: Batch) -> list[int]:
+        """Return the bytes of queries, keys and values, and of what the kernel keeps beside them.
+
+        A kernel that takes a mask takes no groups of heads, so keys and values are repeated. The
+        library's mask has booleans, of which sdpa makes numbers in every layer.
+        """
+        size, heads = self.device.size, self.c.num_attention_heads
+        if self.is_eager:
+            return [size * self.queries] * 3
+        if self.is_plain(batch):
+            return [4 * self.queries] * 3 + [4 * heads * batch.width]
+        sums, one_head = 4 * heads, self.c.num_key_value_heads == 1  # to repeat it copies nothing
+        grouped = batch.mask == "none" and self.device.flash
+        numbers = size * batch.width if batch.mask == "padding" else 0
+        if grouped or one_head or self.recipe.model.attn_implementation == "flex_attention":
+            return [size * self.queries, *[size * self.keys] * 2, sums, numbers]
+        return [size * self.queries] * 3 + [sums, numbers]
+
+    def is_plain(self, batch: Batch) -> bool:
+        """Return whether attention is plain matrix products in float32 that keep every weight.
+
+        That is what torch has for groups of heads on a GPU without flash attention.
+        """
+        groups = self.queries > self.keys and not self.device.flash
+        return self.on_gpu and groups and batch.mask == "none" and not self.is_eager
+
+    def _attention_on_cpu(self, batch: Batch) -> list[int]:
+        """Return the bytes of queries, keys and values, and of the mask that sdpa keeps beside them.
+
+        In a prefix tree each block of queries has its own copy of the keys before it, half of the
+        row on average, and its own output.
+        """
+        size, queries = self.device.size, self.device.size * self.queries
+        if self.is_eager:
+            return [queries, *[size * self.keys] * 2]
+        if batch.mask != "tree":
+            return [queries] * 3 + [size * batch.width]
+        blocks = -(-batch.width // QUERIES)
+        seen = QUERIES * (blocks + 1) // 2
+        return [queries, queries, *[queries * seen // batch.width] * (2 * blocks), size * seen]
+
+    def _adapters(self) -> list[int]:
+        """Return the bytes that a token has in each tensor that the adapters of one block add.
+
+        Layers that share an input keep it once. Dropout makes a copy for each, with a mask of
+        bytes on a GPU and of numbers on a CPU; so does a cast of 16 bits on a CPU.
+        """
+        lora, size = self.recipe.lora, self.device.size
+        if lora is None:
+            return []
+        dropped = lora.lora_dropout > 0
+        if dropped or (size == 2 and not self.on_gpu):
+            read = list(self.adapted.values())
+        else:  # the attention's output is counted already
+            once = {_SHARED_INPUT.get(name, name): width for name, width in self.adapted.items()}
+            read = [width for name, width in once.items() if name != "o_proj"]
+        masks = [width * (1 if self.on_gpu else 4) for width in self.adapted.values()]
+        ranks = [size * lora.r] * len(self.adapted)
+        return [*(size * width for width in read), *(masks if dropped else ()), *ranks]
+
+    def _scores(self, batch: Batch) -> int:
+        """Return the bytes of a token's attention weights before and after their softmax.
+
+        Only eager attention keeps them: (heads, T) for each token.
+        """
+        heads = self.c.num_attention_heads * batch.width
+        return 2 * 4 * heads if self.is_eager else 0
+
+    def masks(self, batch: Batch) -> int:
+        """Return the bytes of the masks that all layers share, on a GPU."""
+        if not self.on_gpu or batch.mask == "none":
+            return 0
+        kinds = 2 if self.c.model_type in ("gemma2", "gemma3_text") else 1
+        size = self.device.size if batch.mask == "tree" else 1
+        return kinds * size * batch.rows * batch.width**2
+
+    # What a pass holds for a moment, on a GPU
+
+    def backward(self, batch: Batch) -> int:
+        """Return what the backward pass of a block takes beside what was kept, at its most.
+
+        That is in the MLP, whose product with up is the widest: down_proj's weight is unpacked
+        while the product's gradient is made, or later that gradient becomes those of both factors.
+        Gemma's blocks end in a norm. Beside these are gradients of the block's output.
+        """
+        size, tokens, inner = self.device.size, batch.tokens, self.c.intermediate_size
+        unpacked = size * inner * self.c.hidden_size if self.is_packed else 0
+        widest = size * inner * tokens
+        norm = self.final_norm(batch) if len(self.c.family.norms) > 2 else 0
+        scores = self._weights(batch) - 4 * widest  # of the MLP, nothing is left by then
+        most = max(unpacked + widest, 2 * widest, norm, scores)
+        return most + 2 * size * self.c.hidden_size * tokens
+
+    def final_norm(self, batch: Batch) -> int:
+        """Return what the backward pass of a norm takes: five tensors in float32."""
+        return 5 * 4 * self.c.hidden_size * batch.tokens
+
+    def forward(self, batch: Batch) -> int:
+        """Return what a forward pass without gradients holds at its most: in an MLP.
+
+        Activation and up are there, and their product or an unpacked weight; an adapter adds its
+        own output, before and after it is scaled. The residual, its norm and casts are beside them.
+        """
+        size, tokens, inner = self.device.size, batch.tokens, self.c.intermediate_size
+        widest = size * inner * tokens
+        unpacked = size * inner * self.c.hidden_size if self.is_packed else 0
+        lora = 4 * widest if self.adapted else 0
+        hidden = 4 * size * self.c.hidden_size * tokens
+        attention = 0
+        if self.is_plain(batch):  # queries, keys, values, and the scaled keys, in float32
+            attention = self._weights(batch) + (4 * 4 + size) * self.queries * tokens
+        most = max(3 * widest, 2 * widest + unpacked, lora, attention)
+        return most + hidden + self.masks(batch)
+
+    def _weights(self, batch: Batch) -> int:
+        """Return the attention weights of plain products and their scores, in float32."""
+        each = 4 * self.c.num_attention_heads * batch.width
+        return 2 * each * batch.tokens if self.is_plain(batch) else 0
+
+    @property
+    def is_packed(self) -> bool:
+        quantization = self.recipe.quantization
+        return quantization.load_in_4bit or quantization.load_in_8bit
+
+    def loss(self, batch: Batch) -> int:
+        """Return what trl's fused loss takes: a tile of logits, and the states' gradient in float32.
+
+        The tile has all its columns, however small the vocabulary is.
+        """
+        columns, positions = TILE
+        tile = self.device.size * min(batch.labels, positions) * columns
+        return tile + 2 * 4 * batch.labels * self.c.hidden_size

@@ -1,0 +1,152 @@
+"""Whether a training has room: on this machine, before the base is downloaded.
+
+The estimate is compared with the memory that is free, and `auto` becomes what fits.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from llama_peft.errors import UserError
+from llama_peft.model import backbone
+from llama_peft.model.counts import BadConfig, UncountedFamily
+from llama_peft.model.estimate import Batches, Estimate, estimate, full
+from llama_peft.model.estimate.choice import MARGIN, Choice, choose
+from llama_peft.model.hub import read_config
+from llama_peft.recipe import Recipe
+from llama_peft.system.disk import free_disk
+from llama_peft.system.formatting import disk_space
+from llama_peft.system.memory import available as _host_memory
+from llama_peft.system.memory import gpu_available, gpu_kind
+
+log = logging.getLogger(__name__)
+
+_TOO_LITTLE = {
+    True: "steps that do not fit will be computed in smaller pieces",
+    False: "the system may end the process; lower train.per_device_train_batch_size or max_length",
+}
+"""What happens if memory runs out, with a GPU or without one."""
+
+
+def fit(recipe: Recipe, widest: Callable[[Recipe], Batches]) -> Choice:
+    """Return the recipe with numbers in place of auto: those that fit into the free memory.
+
+    widest: the widest batches of the data for a recipe without auto. Logs what is chosen. Raises
+    UserError if there are several processes, which would have to agree.
+    """
+    auto = [key for key, value in recipe.train if value == "auto"]
+    if not auto:
+        return Choice(recipe, {})
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"train.{auto[0]}: auto looks at one GPU: with several, write a number")
+    if for_machine(recipe) is None:
+        raise UserError(
+            f"train.{auto[0]}: auto needs a memory formula, and there is none for the family of "
+            f"{recipe.model.model_name_or_path}: write a value"
+        )
+    free = free_memory(recipe)
+
+    def needed(one: Recipe) -> int:
+        found = for_machine(one, widest(one))
+        assert found is not None
+        return found.memory_total
+
+    found = choose(recipe, needed, free)
+    log.info(
+        "chosen for %s of free memory: %s (%s are estimated)",
+        gb(free),
+        ", ".join(f"{key} {str(value).lower()}" for key, value in found.set.items()),
+        gb(needed(found.recipe)),
+    )
+    return found
+
+
+def check_room(recipe: Recipe, folder: Path, batches: Batches | None = None) -> None:
+    """Compare what the training will take with what the machine has free.
+
+    batches: the widest ones of the data; None takes full rows. Raises UserError if the training
+    cannot fit even with every batch split down to one row, or if the disk is too small. Logs a
+    warning if it fits with split batches only.
+    """
+    found = for_machine(recipe, batches)
+    if found is None:
+        return
+    free = free_memory(recipe)
+    if found.least > free:
+        raise UserError(
+            f"training on {found.where} takes at least {gb(found.least)} of memory, as estimated "
+            f"from {found.batches}, but {gb(free)} are free: "
+            "lower train.max_length, set train.activation_checkpointing: true, or use a smaller "
+            "base (llama-peft estimate shows what takes how much)"
+        )
+    if found.memory_total > free:
+        log.warning(
+            "training on %s takes up to %s of memory, as estimated from %s, but %s are free: %s",
+            *(found.where, gb(found.memory_total), found.batches, gb(free)),
+            _TOO_LITTLE[has_gpu(recipe)],
+        )
+    elif hint := unpacked_hint(recipe, found, free):
+        log.info(hint)
+    disk = free_disk(folder)
+    if found.disk_total > disk:
+        raise UserError(
+            f"{folder}: checkpoints take {disk_space(found.disk_total)}, but {disk_space(disk)} "
+            "are free: make room, lower train.save_total_limit, or set train.output_dir"
+        )
+
+
+def unpacked_hint(recipe: Recipe, found: Estimate, free: int) -> str | None:
+    """Return that a GPU holds the base in 16 bits, which is faster than 4; None if it does not."""
+    if not recipe.quantization.load_in_4bit or not has_gpu(recipe):
+        return None
+    needed = found.memory_total + found.unpacked
+    if needed > (1 - MARGIN) * free:
+        return None
+    return (
+        f"the base would also fit without 4 bits ({gb(needed)} of {gb(free)} that are free), which "
+        "is faster, because no weight is unpacked: set quantization.load_in_4bit: false"
+    )
+
+
+def for_machine(recipe: Recipe, batches: Batches | None = None) -> Estimate | None:
+    """Return what the training will take here; None if the base's family has no formula."""
+    name = recipe.model.model_name_or_path
+    dtype, place = backbone.dtype_name(recipe), "cuda" if has_gpu(recipe) else "cpu"
+    config = read_config(name, recipe.model.revision)
+    try:
+        return estimate(recipe, config, dtype, place, batches, _has_flash())
+    except UncountedFamily:
+        return None
+    except BadConfig as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def full_rows(recipe: Recipe) -> Callable[[Recipe], Batches]:
+    """Return what gives full batches, where the data are not here."""
+    place = "cuda" if has_gpu(recipe) else "cpu"
+    return lambda one: full(one, place)
+
+
+def _has_flash() -> bool:
+    """Return whether torch's flash attention runs on this GPU: NVIDIA's have it from 8.0 on."""
+    import torch
+
+    if gpu_kind() != "cuda" or torch.version.hip is not None:
+        return True
+    return torch.cuda.get_device_capability() >= (8, 0)
+
+
+def gb(size: float) -> str:
+    """Return a size in GB."""
+    return f"{size / 1e9:.1f} GB"
+
+
+def has_gpu(recipe: Recipe) -> bool:
+    """Return whether a training of the recipe uses a GPU."""
+    return gpu_kind() is not None and not recipe.train.use_cpu
+
+
+def free_memory(recipe: Recipe) -> int:
+    """Return the bytes that are free where a recipe is trained."""
+    return gpu_available() if has_gpu(recipe) else _host_memory()
