@@ -26,6 +26,7 @@ from transformers.modeling_outputs import (
 )
 
 from llama_peft.prefix_tree.batch import Packed, unpacked
+from llama_peft.system.memory import gpu_has_flash
 from llama_peft.tasks import TASKS, Task
 
 
@@ -117,9 +118,11 @@ def _states(
     """Return the backbone's last states, of the padded rows or of the tree rows beside them.
 
     Padding on the right is after everything that a causal model's tokens see, so it needs no mask.
-    On a GPU, attention without one keeps no mask and no repeated keys in each layer.
+    On a GPU, flash attention without one keeps no mask and no repeated keys in each layer. Older
+    GPUs would multiply whole matrices without one.
     """
-    given = {"input_ids": input_ids_BT, "attention_mask": None if input_ids_BT.is_cuda else mask_BT}
+    needs_none = input_ids_BT.is_cuda and gpu_has_flash()
+    given = {"input_ids": input_ids_BT, "attention_mask": None if needs_none else mask_BT}
     if packed is not None:
         given = {key: value for key, value in packed.items() if key != "paths"}
     states: Tensor = backbone(**given, use_cache=False).last_hidden_state

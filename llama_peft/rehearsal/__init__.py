@@ -18,6 +18,8 @@ from tempfile import TemporaryDirectory
 from llama_peft.errors import UserError
 from llama_peft.rehearsal.device import fake_cuda
 from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
+from llama_peft.system import files
+from llama_peft.system.terminal import complain
 
 __all__ = ["Fault", "Outcome", "Rehearsal", "Request", "compiled", "rehearse"]
 
@@ -56,7 +58,7 @@ def rehearse(request: Request) -> Rehearsal | Fault:
 
     with TemporaryDirectory(prefix="llama-peft-") as name:
         folder = Path(name)
-        (folder / "request.json").write_text(json.dumps(asdict(request)), "utf-8")
+        files.write_text(folder, "request.json", json.dumps(asdict(request)))
         done = _child(folder)
         written = folder / "outcome.json"
         if not written.is_file():
@@ -65,7 +67,7 @@ def rehearse(request: Request) -> Rehearsal | Fault:
             return Fault(stage="the process of the rehearsal", where=request.recipe, message=ended)
         outcome = TypeAdapter(Outcome).validate_json(written.read_bytes())
     if request.traceback:
-        sys.stderr.write(done.stderr)
+        complain(*done.stderr.splitlines())
     if outcome.mistake:
         raise UserError(*outcome.mistake)
     found = outcome.rehearsal or outcome.fault

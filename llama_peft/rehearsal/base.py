@@ -14,6 +14,7 @@ from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.recipe import Model
 from llama_peft.rehearsal.device import replace
+from llama_peft.system import files
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +92,7 @@ def place_base(model: Model, folder: Path) -> Path:
             if path.suffix != ".safetensors":
                 shutil.copy(path, folder / path.name)
     elif name in SHAPES:
-        (folder / _CONFIG).write_text(json.dumps(SHAPES[name]), "utf-8")
+        files.write_text(folder, _CONFIG, json.dumps(SHAPES[name]))
     else:
         raise UserError(
             f"{name}: its shape is not known here, and a rehearsal downloads nothing: name a folder "

@@ -20,6 +20,7 @@ from llama_peft.rehearsal import Request
 from llama_peft.rehearsal.device import fake_cuda, replace
 from llama_peft.rehearsal.device.cards import card_named
 from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
+from llama_peft.system import files
 
 if TYPE_CHECKING:
     from llama_peft.model.estimate import Batches
@@ -37,7 +38,7 @@ def main(folder: Path) -> None:
         outcome = outcome_of(request, folder)
     except UserError as error:
         outcome = Outcome(mistake=tuple(map(str, error.args)))
-    (folder / OUTCOME).write_text(json.dumps(asdict(outcome)), "utf-8")
+    files.write_text(folder, OUTCOME, json.dumps(asdict(outcome)))
     # Torch's own clean-up of a device that does not exist may crash the process from here on.
     sys.stdout.flush()
     sys.stderr.flush()

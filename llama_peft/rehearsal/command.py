@@ -1,6 +1,7 @@
 """The command `llama-peft rehearse`."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -8,10 +9,12 @@ from typing import Annotated
 import typer
 
 from llama_peft import cli
+from llama_peft.errors import UserError
 from llama_peft.rehearsal import Fault, Request, compiled
 from llama_peft.rehearsal import rehearse as rehearsed
 from llama_peft.rehearsal.device.cards import CARDS, card_named
 from llama_peft.rehearsal.report import text
+from llama_peft.system import files
 from llama_peft.system.terminal import complain, say
 
 
@@ -46,6 +49,8 @@ def rehearse(
     the GPU. A run that would fail on the GPU gives one line and exit code 1.
     """
     card_named(card)
+    if json_file is not None and os.path.lexists(json_file):
+        raise UserError(f"{json_file}: this file exists: remove it, or choose another name")
     with compiled() as shim:
         request = Request(
             recipe=recipe,
@@ -60,5 +65,7 @@ def rehearse(
         complain(f"{recipe} would fail on this card: {found}")
         raise typer.Exit(1)
     if json_file is not None:
-        json_file.write_text(json.dumps(asdict(found), indent=1) + "\n", "utf-8")
+        files.write_text(
+            json_file.parent, json_file.name, json.dumps(asdict(found), indent=1) + "\n"
+        )
     say(*text(found))

@@ -34,6 +34,15 @@ def gpu_kind() -> GpuKind | None:
     return "xpu" if torch.xpu.is_available() else None
 
 
+def gpu_has_flash() -> bool:
+    """Whether torch's flash attention runs on the GPU: NVIDIA's have it from 8.0 on."""
+    import torch
+
+    if gpu_kind() != "cuda" or torch.version.hip is not None:
+        return True
+    return torch.cuda.get_device_capability() >= (8, 0)
+
+
 def reset_peak() -> None:
     """Forget the peak so far, so that `peak_memory` is about what follows. On CPUs this works on
     Linux only.

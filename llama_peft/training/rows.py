@@ -21,6 +21,7 @@ from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.prefix_tree.batch import Packed, packed
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeBatch, TreeRow
 from llama_peft.recipe import Recipe
+from llama_peft.system.memory import gpu_has_flash
 from llama_peft.tasks import Task
 from llama_peft.tokens import spans
 from llama_peft.tokens.batches import pad
@@ -195,7 +196,8 @@ def _width(recipe: Recipe, batch: Batch) -> Width:
         labels = int((tensors["labels"][:, 1:] != IGNORE_INDEX).sum())
     if "subtree_end" in given:
         return Width(rows, width, labels, "tree")
-    needs_mask = recipe.kind.head is None or backbone.place_of(recipe).type != "cuda"
+    on_cuda = backbone.place_of(recipe).type == "cuda"
+    needs_mask = recipe.kind.head is None or not (on_cuda and gpu_has_flash())
     padded = bool((given["attention_mask"] == 0).any())
     return Width(rows, width, labels, "padding" if needs_mask and padded else "none")
 

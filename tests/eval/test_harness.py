@@ -52,7 +52,8 @@ def test_a_file_of_the_user_s_is_evaluated_whole(
     _, folder = class_run
     file = tmp_path / "mine.csv"
     file.write_text('text,label\n"A fine, warm film",positive\nDull,negative\nGood,1\n')
-    job = make_job(None, str(folder), str(file), None, None, tmp_path / "out", [])
+    order = ["dataset.label_positions=true"]
+    job = make_job(None, str(folder), str(file), None, None, tmp_path / "out", order)
     results = harness.run(job)
     assert results.n_samples["small"].effective == results.n_samples["small"].original == 3
     golds = [line["gold"] for line in lines_of(tmp_path / "out")]

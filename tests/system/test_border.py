@@ -60,6 +60,13 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("eval.metrics.words.wordnet", "write_text"): "WordNet's folder belongs to NLTK and is not a run",
     ("eval.metrics.words.wordnet", "touch"): "WordNet's folder belongs to NLTK and is not a run",
     ("eval.scoring", "subprocess.run"): "asks git for the commit of this code, with fixed words",
+    ("llama_peft.rehearsal.base", "mkdir"): "makes a folder in the temporary one of a rehearsal",
+    ("llama_peft.rehearsal.base", "shutil.copy"): "copies into the temporary folder of a rehearsal",
+    ("llama_peft.rehearsal.child", "traceback.print_exc"): "read by the process that began it, which prints it",
+    ("llama_peft.rehearsal.__init__", "subprocess.run"): "begins a module of ours in a process of its own",
+    ("llama_peft.rehearsal.device.fake_cuda", "subprocess.run"): "compiles a file of ours with the user's compiler",
+    ("llama_peft.rehearsal.device.fake_cuda", "runpy.run_path"): "reads the version of the installed torch",
+    ("llama_peft.rehearsal.device.fake_cuda", "ctypes.CDLL"): "loads what was compiled of a file of ours",
     ("llama_peft.training.callbacks", "os.write"): "a fixed text of a signal handler, which must not call print",
 }  # fmt: skip
 """What is allowed by module and call, each with its reason."""
