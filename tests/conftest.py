@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.support.paths import SHARED
 
+gc.set_threshold(50_000, 20, 50)  # as the command lines do
 # One thread a test: with busy cores two threads can be ten times slower. Set before torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"

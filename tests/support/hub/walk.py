@@ -8,6 +8,7 @@ and as their cards say; print their scores
 """
 
 import contextlib
+import gc
 import json
 import re
 import shlex
@@ -260,6 +261,9 @@ def commands(block: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    import trl.trainer.sft_trainer  # noqa: F401  (with the other libraries, which are no garbage)
+
+    gc.freeze()
     if sys.argv[1] == "push":
         print(json.dumps(push_all(sys.argv[2], Path(sys.argv[3]))))
     elif sys.argv[1] == "fail":
