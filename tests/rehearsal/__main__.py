@@ -105,11 +105,12 @@ def main() -> int:
         for one in found
         if isinstance(one, Rehearsal)
     ]
-    lines = against_estimates(named) if arguments.estimate else markdown(named, JUDGED)
-    table = "\n".join(lines)
+    table = "\n".join(markdown(named, JUDGED))
     print(table)
-    if arguments.readme and not arguments.estimate:
+    if arguments.readme:
         write_into_readme(table)
+    if arguments.estimate:
+        print("", *against_estimates(named), sep="\n")
     print(f"{len(named)} of {len(asked)} rehearsed in {time.monotonic() - started:.0f} s")
     return int(len(named) < len(asked))
 
