@@ -101,10 +101,10 @@ def faults(full: bool) -> Iterator[Fault]:
 
         folder.mkdir(parents=True, exist_ok=True)
         run = shop.reference(LORA)
-        rows = data.load(shop.recipe(LORA, folder)).parts["train"][:5]
+        found = data.load(shop.recipe(LORA, folder))
         lines = [
-            json.dumps({"id": f"new-{n}", "text": row.text, "label": row.label})
-            for n, row in enumerate(rows)
+            json.dumps({"id": f"new-{n}", "text": row.text, "label": found.labels[row.label]})
+            for n, row in enumerate(found.parts["train"][:5])
         ]  # type: ignore[union-attr]
         (folder / "mine.jsonl").write_text("\n".join(lines))
         words = ["run", "--model", str(run), "--data", str(folder / "mine.jsonl")]
