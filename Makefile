@@ -28,7 +28,7 @@ help:
 	@echo "make check       check style, format and types"
 	@echo "make bench       compare speed and memory with the stock libraries (about an hour)"
 	@echo "make bench-gpu   the same on the GPU of this machine, with memory and checks of 4-bit training (eight minutes)"
-	@echo "make faults      damage real runs on purpose, and count what is lost (twenty minutes or more)"
+	@echo "make faults      damage real runs on purpose, and count what is lost (forty minutes or more)"
 	@echo "make wordnet     install the synonyms that METEOR uses"
 	@echo "make clean       delete .venv and build files; runs are kept"
 	@echo "make push RUN=runs/NAME   push a run to the Hub, with a card that shows its results"
@@ -68,7 +68,7 @@ bench: $(READY)
 bench-gpu: $(READY)
 	$(BIN)/python -m tests.benchmarks.gpu $(ARGS)
 
-# This takes twenty minutes or more. For ARGS see make faults ARGS=--help, for example ARGS="--only storage".
+# This takes forty minutes or more. For ARGS see make faults ARGS=--help, for example ARGS="--only storage".
 faults: $(READY)
 	$(BIN)/python -m tests.faults $(ARGS)
 
