@@ -27,7 +27,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make check       check style, format and types"
 	@echo "make bench       compare speed and memory with the stock libraries (about an hour)"
-	@echo "make bench-gpu   the same on the GPU of this machine, with memory and checks of 4-bit training (eight minutes)"
+	@echo "make bench-gpu   the same on the GPU of this machine, with memory and checks of 4-bit training (eight minutes at most)"
 	@echo "make faults      damage real runs on purpose, and count what is lost (forty minutes or more)"
 	@echo "make wordnet     install the synonyms that METEOR uses"
 	@echo "make clean       delete .venv and build files; runs are kept"

@@ -181,9 +181,10 @@ def score(
     confidence = known if len(known) == len(lines) else None
     predictions = {id_: one for id_, one in said.items() if isinstance(one, str)}
     golds = {id_: texts_of(one) for id_, one in truth.items()}
-    cool = tempered if side == "labels" else tempered_each
-    raw = {id_: cool(own, 1 / (temperature or 1)) for id_, own in known.items()}
-    before = None if confidence is None or temperature is None else raw
+    before = None
+    if confidence is not None and temperature is not None:
+        warm = tempered if side == "labels" else tempered_each
+        before = {id_: warm(own, 1 / temperature) for id_, own in known.items()}
     if side == "labels":
         names = {id_: str(one) for id_, one in truth.items()}
         return _as_json(classification_results(predictions, names, labels, confidence, before))

@@ -1,8 +1,8 @@
 """The one table of metrics: every score that results.json may hold, under its official name.
 
 To add a metric, add its row here and compute it in `classification`, `confidence`,
-`sets_and_numbers`, `squad_v2` or `words.overlap`. The columns of every table and page, and `higher_is_better` in results.json, follow
-from the row.
+`sets_and_numbers`, `squad_v2` or `words.overlap`. The columns of every table and page, and
+`higher_is_better` in results.json, follow from the row.
 
 Results also hold counts and thresholds, under the names that the official scripts give them, and
 `<name>_per_label` lists in the order of the labels, and `<name>_per_bin` lists by probability. They are not single scores and have no row.

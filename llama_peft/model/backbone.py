@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 LoadingInfo = Mapping[str, Iterable[str]]
 """What transformers says about a load: missing_keys, unexpected_keys and mismatched_keys."""
 
-PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|endoftext|>")
+_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "<|endoftext|>")
 _ADVICE = "Use a complete safetensors checkpoint"
 
 
@@ -216,7 +216,7 @@ def _load_tokenizer(name: str, revision: str) -> "PreTrainedTokenizerBase":
         # Masks and labels here go by length. transformers alone takes the last token that is not
         # padding, and the end-of-text token is never in a text.
         known = tokenizer.get_vocab()
-        usual = (token for token in PAD_TOKENS if known.get(token, size) < size)
+        usual = (token for token in _PAD_TOKENS if known.get(token, size) < size)
         tokenizer.pad_token = next(usual, tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0))
     tokenizer.padding_side = "right"
     return tokenizer

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
 )
 
+from llama_peft.model.estimate.batch import masked_width
 from llama_peft.prefix_tree.batch import Packed, unpacked
 from llama_peft.system.memory import gpu_has_flash
 from llama_peft.tasks import TASKS, Task
@@ -119,14 +120,21 @@ def _states(
 
     Padding on the right is after everything that a causal model's tokens see, so it needs no mask.
     On a GPU, flash attention without one keeps no mask and no repeated keys in each layer. Older
-    GPUs would multiply whole matrices without one.
+    GPUs would multiply whole matrices without one, and the library drops a mask that hides nothing,
+    so there every row gets some padding.
     """
-    needs_none = input_ids_BT.is_cuda and gpu_has_flash()
-    given = {"input_ids": input_ids_BT, "attention_mask": None if needs_none else mask_BT}
     if packed is not None:
-        given = {key: value for key, value in packed.items() if key != "paths"}
-    states: Tensor = backbone(**given, use_cache=False).last_hidden_state
-    return states
+        trees = {key: value for key, value in packed.items() if key != "paths"}
+        states: Tensor = backbone(**trees, use_cache=False).last_hidden_state
+        return states
+    length, mask = input_ids_BT.shape[1], mask_BT
+    if input_ids_BT.is_cuda and gpu_has_flash():
+        mask = None
+    elif input_ids_BT.is_cuda:
+        more = 0, masked_width(length) - length
+        input_ids_BT, mask = F.pad(input_ids_BT, more), F.pad(mask_BT, more)
+    states = backbone(input_ids_BT, attention_mask=mask, use_cache=False).last_hidden_state
+    return states[:, :length]
 
 
 class _Classification(GenericForSequenceClassification):

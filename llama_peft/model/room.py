@@ -125,7 +125,7 @@ def for_machine(recipe: Recipe, batches: Batches | None = None) -> Estimate | No
 def full_rows(recipe: Recipe) -> Callable[[Recipe], Batches]:
     """Return what gives full batches, where the data are not here."""
     place = "cuda" if has_gpu(recipe) else "cpu"
-    return lambda one: full(one, place)
+    return lambda one: full(one, place, gpu_has_flash())
 
 
 def gb(size: float) -> str:

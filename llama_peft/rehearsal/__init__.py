@@ -21,6 +21,8 @@ from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
 from llama_peft.system import files
 from llama_peft.system.terminal import complain
 
+REQUEST, OUTCOME = "request.json", "outcome.json"
+"""The files through which a process is asked, and answers."""
 __all__ = ["Fault", "Outcome", "Rehearsal", "Request", "compiled", "rehearse"]
 
 
@@ -58,9 +60,9 @@ def rehearse(request: Request) -> Rehearsal | Fault:
 
     with TemporaryDirectory(prefix="llama-peft-") as name:
         folder = Path(name)
-        files.write_text(folder, "request.json", json.dumps(asdict(request)))
+        files.write_text(folder, REQUEST, json.dumps(asdict(request)))
         done = _child(folder)
-        written = folder / "outcome.json"
+        written = folder / OUTCOME
         if not written.is_file():
             last = next(reversed(done.stderr.strip().splitlines()), "")
             ended = f"it ended with code {done.returncode} without a result; its last line: {last}"

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         BitsAndBytesConfig,
         PretrainedConfig,
         PreTrainedModel,
-        PreTrainedTokenizerBase,
     )
 
 _LLAMA = {
@@ -109,13 +108,7 @@ def place_tokenizer(base: Path, given: str | None) -> str:
     """
     if given is None and any(base.glob("tokenizer*")):
         return ""
-    from transformers import AutoTokenizer
-
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(given or tiny.MODEL_DIR)
-    known = tokenizer.get_vocab()
-    usual = (token for token in backbone.PAD_TOKENS if token in known)
-    tokenizer.pad_token = next(usual, tokenizer.eos_token)
-    tokenizer.padding_side = "right"
+    tokenizer = backbone.load_tokenizer(Model(model_name_or_path=given or str(tiny.MODEL_DIR)))
     replace(backbone, "_load_tokenizer", lambda *_: tokenizer)
     return f"the tokenizer of {given or 'the embedded model'} stands in for the base's own"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_peft.errors import UserError
-from llama_peft.rehearsal import Request
+from llama_peft.rehearsal import OUTCOME, REQUEST, Request
 from llama_peft.rehearsal.device import fake_cuda, replace
 from llama_peft.rehearsal.device.cards import card_named
 from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from llama_peft.model.estimate import Batches
     from llama_peft.recipe import Recipe
 
-OUTCOME, REQUEST = "outcome.json", "request.json"
 _OURS = Path(__file__).parents[1]
 
 

@@ -17,6 +17,7 @@ from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.model.estimate import Batch as Width
 from llama_peft.model.estimate import Batches, on_states, states_batch
+from llama_peft.model.estimate.batch import masked_width
 from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.prefix_tree.batch import Packed, packed
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeBatch, TreeRow
@@ -196,10 +197,12 @@ def _width(recipe: Recipe, batch: Batch) -> Width:
         labels = int((tensors["labels"][:, 1:] != IGNORE_INDEX).sum())
     if "subtree_end" in given:
         return Width(rows, width, labels, "tree")
-    on_cuda = backbone.place_of(recipe).type == "cuda"
-    needs_mask = recipe.kind.head is None or not (on_cuda and gpu_has_flash())
+    if recipe.kind.head is not None and backbone.place_of(recipe).type == "cuda":
+        if gpu_has_flash():
+            return Width(rows, width)
+        return Width(rows, masked_width(width), mask="padding")
     padded = bool((given["attention_mask"] == 0).any())
-    return Width(rows, width, labels, "padding" if needs_mask and padded else "none")
+    return Width(rows, width, labels, "padding" if padded else "none")
 
 
 def classification_rows(

@@ -27,6 +27,7 @@ FORMS = (
     ("tiny-squad-span", "lora.lora_dropout=0.1"),
     ("tiny-sst2", "train.packing=prefix_tree"),
     ("tiny-sst2", "lora=null"),
+    ("tiny-sst2", "train.per_device_train_batch_size=1", "train.per_device_eval_batch_size=1"),
 )
 """Recipes with settings, of each way to train."""
 TWICE = """
@@ -108,6 +109,14 @@ def test_the_estimate_is_what_a_rehearsal_holds(outcomes: list[Outcome], number:
     assert found is not None, outcomes[2 + number].fault
     said = sum(found.estimated.values())
     assert 0.98 * found.training_peak <= said <= 1.1 * found.training_peak, found.estimated
+
+
+def test_no_step_multiplies_whole_matrices_on_an_old_gpu(outcomes: list[Outcome]) -> None:
+    """A batch without padding, as of one row, would: torch drops a mask that hides nothing."""
+    for outcome in outcomes[2:]:
+        assert outcome.rehearsal is not None, outcome.fault
+        used = {kernel for step in outcome.rehearsal.steps for kernel in step.attention}
+        assert used <= {"memory-efficient"}, outcome.rehearsal.settings
 
 
 def test_its_words_and_its_table(outcomes: list[Outcome]) -> None:

@@ -101,7 +101,7 @@ def estimate(
     )
     size = 4 if dtype == "float32" else 2
     blocks = Blocks(recipe, c, Device(device, size, flash))
-    batches = batches or full(recipe, device)
+    batches = batches or full(recipe, device, flash)
     download = _checkpoint(config, counts.count_text(whole))
     loading = _loading(recipe, c, counted, size, download, device)
     constant = (

@@ -51,23 +51,34 @@ class Batches:
     """Where they come from, in words."""
 
 
+def masked_width(length: int) -> int:
+    """Return the width that a head gives its rows on a GPU without flash attention.
+
+    They have padding then, and the kernel need not pad their mask in every layer.
+    """
+    return length + _WIDTH - length % _WIDTH
+
+
 def on_states(recipe: Recipe) -> bool:
     """Return whether a head alone trains on states that are computed once."""
     alone = recipe.kind.caches_features and recipe.lora is None
     return alone and recipe.head.features != "none"
 
 
-def full(recipe: Recipe, device: str) -> Batches:
-    """Return batches in which every row has `max_length` tokens: the most that a config can say."""
+def full(recipe: Recipe, device: str, flash: bool = True) -> Batches:
+    """Return batches in which every row has `max_length` tokens: the most that a config can say.
+
+    flash: whether a GPU has flash attention.
+    """
     rows = recipe.train_batch_size
     source = f"as if every row had train.max_length {recipe.train.max_length:,} tokens"
     if on_states(recipe):
         one = states_batch(recipe, recipe.train.max_length)
         return Batches(train=one, validation=one, smallest=one, source=source)
     return Batches(
-        train=full_batch(recipe, device, rows),
-        validation=full_batch(recipe, device, recipe.validation_batch_size),
-        smallest=full_batch(recipe, device, 1),
+        train=full_batch(recipe, device, rows, flash),
+        validation=full_batch(recipe, device, recipe.validation_batch_size, flash),
+        smallest=full_batch(recipe, device, 1, flash),
         source=source,
     )
 
@@ -83,7 +94,7 @@ def states_batch(recipe: Recipe, length: int, tokens: int | None = None) -> Batc
     return Batch(FEATURE_TEXTS, length, mask="padding")
 
 
-def full_batch(recipe: Recipe, device: str, rows: int) -> Batch:
+def full_batch(recipe: Recipe, device: str, rows: int, flash: bool) -> Batch:
     """Return a batch of full rows of a recipe that trains on token ids."""
     length = recipe.train.max_length
     if recipe.packs_rows:
@@ -94,4 +105,6 @@ def full_batch(recipe: Recipe, device: str, rows: int) -> Batch:
         return Batch(-(-rows * length // width), min(width, rows * length), mask="tree")
     if recipe.kind.head is None:
         return Batch(rows, length, round(LABELS * rows * length), "padding")
-    return Batch(rows, length, mask="none" if device == "cuda" else "padding")
+    if device == "cuda" and flash:
+        return Batch(rows, length)
+    return Batch(rows, masked_width(length) if device == "cuda" else length, mask="padding")

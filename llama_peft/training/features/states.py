@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from llama_peft.model import heads
 from llama_peft.prefix_tree import pack as prefix_tree
+from llama_peft.prefix_tree.batch import ROW_TOKENS
 from llama_peft.prefix_tree.mask import attention_inputs
 from llama_peft.prefix_tree.pack import TreeRow
 from llama_peft.recipe import Recipe
@@ -24,7 +25,6 @@ from llama_peft.training.rows import ClassificationRow as Row
 
 log = logging.getLogger(__name__)
 
-ROW_TOKENS = 1024
 BATCH_SIZE = 16
 
 # Shapes: B rows, T tokens, N texts, D hidden size.
