@@ -5,7 +5,7 @@ again with weights that are already trained, and ignores accumulation. Here the 
 computed again in smaller pieces, so only the order of summation differs, and a loss or gradient
 that is not finite ends the run before the optimizer uses it.
 
-Five private methods of Trainer are overridden, because no public hook is in their place;
+Six private methods of Trainer are overridden, because no public hook is in their place;
 tests/training/test_trainer_hooks.py says what each of them must do.
 """
 
