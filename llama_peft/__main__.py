@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_peft import cli
+from llama_peft.ladder.command import push_trained
+from llama_peft.ladder.command import run as run_ladder
 from llama_peft.rehearsal.command import rehearse
 from llama_peft.system.terminal import complain, listed, one_line, say, say_json
 
@@ -48,6 +50,9 @@ BaseName = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+app.command("run")(run_ladder)
+
+
 @app.command()
 def train(
     recipe: RecipeName,
@@ -71,20 +76,7 @@ def train(
     folder = fit(loaded, fresh=fresh)
     say(folder)
     if pushes:
-        _push_trained(folder)
-
-
-def _push_trained(folder: Path) -> None:
-    """Push the run. A push that fails gives a warning only, because the training is finished and
-    kept.
-    """
-    from llama_peft.errors import UserError
-    from llama_peft.export import push as hub
-
-    try:
-        say(hub.push(folder).commit_url)
-    except UserError as error:
-        cli.complain_of(error, "warning")
+        push_trained(folder)
 
 
 @app.command()

@@ -99,3 +99,27 @@ def sample(count: int, size: int | None, seed: int, part: str) -> list[int]:
         return list(range(count))
     # A text seeds the generator by its SHA-512: the same in every process, unlike hash().
     return sorted(random.Random(f"{seed} {part}").sample(range(count), size))
+
+
+def nested(kinds: Sequence[object], groups: Sequence[int] | None, seed: int) -> list[int]:
+    """Return all positions in an order whose every beginning is a sample of the whole.
+
+    Each sample holds all smaller ones, and has about the same shares of the kinds.
+
+    kinds: for each row, the label that it counts for. groups: the group of each row; then whole
+    groups follow one another, and the kinds do not count.
+    """
+    units = kinds if groups is None else groups
+    members: dict[object, list[int]] = {}
+    for row, unit in enumerate(units):
+        members.setdefault(unit, []).append(row)
+    draw = random.Random(f"{seed} nested")
+    if groups is not None:
+        ordered = list(members.values())
+        return [row for own in draw.sample(ordered, len(ordered)) for row in own]
+    ranked = [
+        ((rank + draw.random()) / len(own), row)
+        for own in members.values()
+        for rank, row in enumerate(draw.sample(own, len(own)))
+    ]
+    return [row for _, row in sorted(ranked)]

@@ -2,6 +2,7 @@
 
 from llama_peft.recipe import templates
 from llama_peft.recipe.checks import Fault
+from llama_peft.recipe.ladder import Ladder, RungName
 from llama_peft.recipe.load import (
     RECIPES,
     Source,
@@ -36,12 +37,14 @@ __all__ = [
     "Fault",
     "Head",
     "Hub",
+    "Ladder",
     "Lora",
     "Model",
     "Parts",
     "Prompt",
     "Quantization",
     "Recipe",
+    "RungName",
     "Source",
     "Train",
     "dump_recipe",

@@ -100,7 +100,8 @@ def _encoding(name: str) -> str:
     return name
 
 
-def _distinct(values: list[str]) -> list[str]:
+def distinct(values: list[Value]) -> list[Value]:
+    """Return the values. Raises ValueError if two are equal."""
     if len(set(values)) < len(values):
         raise ValueError("contains the same value twice")
     return values
@@ -170,12 +171,12 @@ def _path(text: str) -> str:
 
 Delimiter = Annotated[str, AfterValidator(_delimiter)]
 Encoding = Annotated[str, AfterValidator(_encoding)]
-Names = Annotated[list[Text], AfterValidator(_distinct)]
-Labels = Annotated[list[Text], Field(min_length=2), AfterValidator(_distinct)]
+Names = Annotated[list[Text], AfterValidator(distinct)]
+Labels = Annotated[list[Text], Field(min_length=2), AfterValidator(distinct)]
 Splits = Annotated[
     list[Literal["test", "validation", "official"]],
     Field(min_length=1),
-    AfterValidator(_distinct),
+    AfterValidator(distinct),
 ]
 Column = Annotated[
     Text | Annotated[list[Text], Field(min_length=1)], "a column name or a list of them"

@@ -48,6 +48,7 @@ from llama_peft.recipe.fields import (
     Warmup,
     later,
 )
+from llama_peft.recipe.ladder import Ladder
 from llama_peft.recipe.model_sections import Head, Lora, Model, Quantization, Section
 from llama_peft.recipe.strict_yaml import KeyPath
 from llama_peft.tasks import TASKS, NamedTask, TaskKind
@@ -146,6 +147,8 @@ class Data(Section):
     "Seed of the random cuts and samples."
     max_train_samples: Count | None = None
     "Train on a random sample of this size."
+    sampling: Literal["random", "nested"] = later("random")
+    "How they are sampled. nested: with the same shares of the labels, and each sample in larger ones."
     max_eval_samples: Count | None = None
     "Reduce every other part to a random sample of this size."
 
@@ -310,6 +313,7 @@ class Recipe(Section):
     train: Train = Train()
     eval: Eval = Eval()
     hub: Hub = Hub()
+    ladder: Ladder = later(Ladder())
 
     @property
     def kind(self) -> TaskKind:

@@ -4,6 +4,7 @@
       recipe.yaml split.json data.sha256 history.jsonl training.json
       checkpoints/checkpoint-<step>/    adapter/ or head.safetensors    head.json threshold.json
       zero-shot/ tuned/                 results.json and predictions.jsonl in each
+      ladder/                           other rungs, each an evaluation or a run; ladder.yaml
       comparison.json report.html README.md
 
 A pushed run has the adapter's two files at its top, where PEFT looks for them.
@@ -65,6 +66,13 @@ EVALUATION = re.compile(r"(zero-shot|tuned|[0-9]+-shot)(-.*)?")
 ZERO_SHOT_RESULTS = f"{ZERO_SHOT}/{RESULTS}"
 TUNED_RESULTS = f"{TUNED}/{RESULTS}"
 BOTH_RESULTS = (ZERO_SHOT_RESULTS, TUNED_RESULTS)
+
+LADDER = "ladder"
+"""The folder of every measurement that is neither zero-shot nor tuned: evaluations and runs."""
+LADDER_RECIPE = "ladder.yaml"
+"""In `ladder/`: the recipe with what the ladder measures, as it was last asked for."""
+FINISHED = "finished.json"
+"""In `ladder/`: for each folder of results, what they depend on, and their sum."""
 
 COMPARISON = "comparison.json"
 REPORT = "report.html"

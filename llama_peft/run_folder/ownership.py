@@ -23,6 +23,7 @@ from llama_peft.run_folder.layout import (
     COMPARISON,
     EVALUATION,
     EVALUATION_FILES,
+    LADDER,
     MOVING,
     PREDICTIONS,
     PREVIOUS,
@@ -39,6 +40,8 @@ from llama_peft.system import files
 from llama_peft.system.lock import HOLDER, LOCK
 from llama_peft.system.seal import SEAL
 
+_SECTIONS = [key for key, field in Recipe.model_fields.items() if field.exclude_if is None]
+"""Keys that every recipe of a run has at its top."""
 _RECORD_KEYS = ('"base_fingerprint"', '"history_sha256"')
 """Keys of training.json that no other tool writes."""
 _SPENT_KEYS = {"seconds", "peak_memory_bytes"}
@@ -150,7 +153,7 @@ def _text(folder: Path, name: str) -> str:
 
 def _is_resolved(text: str) -> bool:
     """Whether a text is a recipe with every section written out, as only a run folder holds it."""
-    if not all(f"\n{key}:" in f"\n{text}" for key in Recipe.model_fields):
+    if not all(f"\n{key}:" in f"\n{text}" for key in _SECTIONS):
         return False
     try:
         value = strict_yaml.read(text).value
@@ -172,6 +175,8 @@ def _may_stay(path: Path) -> bool:
     """Whether a training may begin beside a file or folder."""
     if path.name.startswith("."):
         return True
+    if path.name == LADDER:
+        return _is_folder(path)
     named = EVALUATION.fullmatch(path.name) is not None
     return named and _is_folder(path) and _foreign_result(path) is None
 

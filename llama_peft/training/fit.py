@@ -17,7 +17,7 @@ from llama_peft import data
 from llama_peft.errors import Stopped, UserError
 from llama_peft.model import preflight, room
 from llama_peft.model.estimate import Estimate
-from llama_peft.recipe import Recipe
+from llama_peft.recipe import Ladder, Recipe
 from llama_peft.run_folder.layout import CHECKPOINTS, HISTORY
 from llama_peft.run_folder.ownership import check_run_folder
 from llama_peft.run_folder.record import HeadChoice, Parameters, TrainingRecord
@@ -46,7 +46,8 @@ def train(
         results are kept, because they stay right, and so is every file that is not of the run.
     given: rows from Python by part, as in `data.load`. The run folder records which parts.
     """
-    recipe = data.mark_given(recipe, given or {})
+    # What a run is compared with is no part of it.
+    recipe = data.mark_given(recipe.model_copy(update={"ladder": Ladder()}), given or {})
     folder = Path(recipe.run_folder)
     if is_main_process():
         check_run_folder(folder)

@@ -24,6 +24,7 @@ from llama_peft.errors import UserError
 from llama_peft.model import heads
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Recipe
+from llama_peft.run_folder.layout import LADDER
 from llama_peft.system.disk import free_disk
 from llama_peft.system.files import (
     JsonObject,
@@ -116,7 +117,8 @@ def collate(rows: Sequence[FeatureRow]) -> FeatureBatch:
 
 def cache_folder(run: Path) -> Path:
     """Return the folder of all states: beside the runs, so that other runs can use it."""
-    return run.parent / "features"
+    runs = run.parent if run.parent.name != LADDER else run.parent.parent.parent
+    return runs / "features"
 
 
 def states_of(

@@ -1,0 +1,1 @@
+"""What a ladder measured, read from its folders: a table, and a verdict in a few lines."""

@@ -1,0 +1,206 @@
+"""The verdict on a ladder: what is best, what is cheaper and as good, and what was not measured."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from llama_peft.system.formatting import disk_space, duration, interval, memory, number
+
+from ..metrics.catalogue import Metric
+from ..metrics.learning_curve import Point, examples_for
+from ..metrics.seeds import Difference
+from ..report.table import Cell, Row, Table
+from .causes import cause_of
+from .read import Climbed, Rung, read_ladder
+from .standing import REAL, Cost, Standing, best_of, difference_of, mean_of, metric_of, standings
+
+class Verdict(NamedTuple):
+    """What a ladder says: its lines, at most eight, and its one table."""
+
+    lines: tuple[str, ...]
+    table: Table
+
+
+def judge(run: Path) -> Verdict:
+    """Return the verdict on the ladder of a run folder. Raises UserError as `read_ladder`."""
+    climbed = read_ladder(run)
+    metric = metric_of(climbed)
+    best = best_of(climbed, metric)
+    standing = standings(climbed, metric, best)
+    lines = [
+        *_unbeaten(climbed, metric),
+        *_best(climbed, standing, best, metric),
+        *_cheaper(standing, best, metric),
+        *_cost(standing, best),
+        *_labels(climbed, metric),
+        *_not_measured(climbed),
+    ]
+    return Verdict(tuple(lines), _table(climbed, standing, best, metric))
+
+
+def _unbeaten(climbed: Climbed, metric: Metric) -> Iterator[str]:
+    """Say first if something cheaper is as good as the recipe's own training, and what to try."""
+    tuned = climbed.rung("tuned")
+    if tuned is None:
+        return
+    below = climbed.rungs[: climbed.rungs.index(tuned)]
+    sign = 1 if metric.higher_is_better else -1
+    found = [(rung, difference_of(rung, tuned, metric)) for rung in below]
+    unbeaten = [(r, one) for r, one in found if not (one.p_value < REAL and sign * one.difference > 0)]
+    if not unbeaten:
+        return
+    rung, gain = min(unbeaten, key=lambda pair: sign * pair[1].difference)
+    worse = gain.p_value < REAL
+    word = "is worse than" if worse else "does not clearly beat"
+    yield (
+        f"Tuning {word} {rung.title}: {_score(tuned, metric)} against {_score(rung, metric)} "
+        f"({_change(gain, metric)})."
+    )
+    cause = cause_of(climbed.run, tuned.first)
+    if cause is not None:
+        yield f"The likely cause: {cause.why}. Try {cause.override}."
+
+
+def _best(
+    climbed: Climbed, standing: list[Standing], best: Rung, metric: Metric
+) -> Iterator[str]:
+    own = next(one for one in standing if one.rung is best)
+    bounds = interval(own.mean.low, own.mean.high, metric.is_percent)
+    text = f"Best: {best.title}, {metric.name} {_score(best, metric)} {bounds}"
+    base = next((one for one in standing if one.rung.name == "zero-shot"), None)
+    if base is not None and base.gain is not None:
+        text += f"; {_change(base.gain, metric)} over the untouched base"
+    yield f"{text}."
+
+
+def _cheaper(standing: list[Standing], best: Rung, metric: Metric) -> Iterator[str]:
+    """Name the cheapest rung that may be as good as the best one."""
+    before = standing[: next(i for i, one in enumerate(standing) if one.rung is best)]
+    if not before:
+        return
+    close = [one for one in before if one.is_within_noise]
+    if not close:
+        yield "Nothing cheaper is within the noise of it."
+        return
+    one = close[0]
+    yield (
+        f"The cheapest within its noise: {one.rung.title}, {_score(one.rung, metric)} "
+        f"(p {_p(one.p_adjusted)}); more examples may tell them apart."
+    )
+
+
+def _cost(standing: list[Standing], best: Rung) -> Iterator[str]:
+    cost = next(one.cost for one in standing if one.rung is best)
+    words = [
+        f"{duration(cost.train_seconds)} to train" if cost.train_seconds else "",
+        f"{memory(cost.train_memory)} of memory" if cost.train_memory else "",
+        f"{duration(cost.seconds_per_1000)} for 1,000 predictions" if cost.seconds_per_1000 else "",
+        f"{disk_space(cost.bytes_to_ship)} to ship" if cost.bytes_to_ship else "",
+    ]
+    if kept := [word for word in words if word]:
+        yield f"It takes {', '.join(kept)}."
+
+
+def _labels(climbed: Climbed, metric: Metric) -> Iterator[str]:
+    """Say what more training examples would bring, if the sizes that were measured can tell."""
+    rung = climbed.rung("tuned") or climbed.rung("head")
+    if rung is None or not climbed.smaller:
+        return
+    points = curve_of(climbed, rung, metric)
+    if len(points) < 2:
+        return
+    sign = 1 if metric.higher_is_better else -1
+    point = 1.0 if metric.is_percent else 0.01
+    signed = [Point(one.examples, sign * one.score) for one in points]
+    more = examples_for(signed, point)
+    last, before = points[-1], points[-2]
+    grown = number(last.score - before.score, metric.is_percent, "+")
+    text = f"From {before.examples:,} to {last.examples:,} examples it gains {grown}"
+    if more is None:
+        yield f"{text}; no curve through the sizes foretells more."
+    else:
+        yield f"{text}; about {_rounded(more):,} more would buy one point, by the curve."
+
+
+def curve_of(climbed: Climbed, rung: Rung, metric: Metric) -> list[Point]:
+    """Return a rung's mean score on each number of training examples, the smallest first."""
+    own = [(one.size or 0, one) for one in climbed.smaller if one.name == rung.name]
+    sized = [*own, (climbed.examples, rung)]
+    return sorted(Point(size, mean_of(one, metric).score) for size, one in sized)
+
+
+def _not_measured(climbed: Climbed) -> Iterator[str]:
+    ladder = climbed.recipe.ladder
+    trained = [rung for rung in climbed.rungs if rung.is_trained]
+    words = [
+        "other seeds (ladder.seeds)" if trained and len(trained[0].repeats) < 2 else "",
+        "fewer labels (ladder.sizes)" if not climbed.smaller else "",
+        "an encoder (ladder.encoder)" if ladder.encoder is None else "",
+        *climbed.missing,
+    ]
+    if kept := [word for word in words if word]:
+        yield f"Not measured: {', '.join(kept)}."
+
+
+def _table(climbed: Climbed, standing: list[Standing], best: Rung, metric: Metric) -> Table:
+    rows = []
+    for one in standing:
+        bounds = interval(one.mean.low, one.mean.high, metric.is_percent)
+        cells = [Cell(number(one.mean.score, metric.is_percent), bounds), *_gain(one, metric)]
+        rows.append(Row(one.rung.title, (*cells, *_costs(one.cost))))
+    columns = (metric.name, "the best has more", "p", "train", "memory", "per 1,000", "to ship")
+    shown = [i for i in range(len(columns)) if any(any(row.cells[i]) for row in rows)]
+    examples = len(climbed.rungs[0].first.lines)
+    return Table(
+        title=f"{climbed.recipe.name} ({climbed.part}, {examples:,} examples)",
+        columns=tuple(columns[i] for i in shown),
+        costs_from=len(shown),
+        rows=tuple(row._replace(cells=tuple(row.cells[i] for i in shown)) for row in rows),
+        notes=(f"{_how(climbed)}; p is corrected for the number of rungs (Holm).",),
+    )
+
+
+def _how(climbed: Climbed) -> str:
+    """Say what an interval covers."""
+    seeds = max((len(rung.repeats) for rung in climbed.rungs if rung.is_trained), default=0)
+    over = "the examples" if seeds < 2 else f"the examples and {seeds} seeds"
+    if climbed.recipe.kind.side == "answers" and climbed.recipe.dataset.columns.context:
+        over = over.replace("the examples", "the passages")
+    return f"[low, high] is a 95 % interval over {over}"
+
+
+def _gain(one: Standing, metric: Metric) -> tuple[Cell, Cell]:
+    if one.gain is None:
+        return Cell(), Cell()
+    bounds = interval(one.gain.low, one.gain.high, metric.is_percent, "+")
+    return Cell(number(one.gain.difference, metric.is_percent, "+"), bounds), Cell(_p(one.p_adjusted))
+
+
+def _costs(cost: Cost) -> list[Cell]:
+    return [
+        Cell(duration(cost.train_seconds) if cost.train_seconds else ""),
+        Cell(memory(cost.train_memory) if cost.train_memory else ""),
+        Cell(duration(cost.seconds_per_1000) if cost.seconds_per_1000 else ""),
+        Cell(disk_space(cost.bytes_to_ship) if cost.bytes_to_ship else ""),
+    ]
+
+
+def _score(rung: Rung, metric: Metric) -> str:
+    return number(mean_of(rung, metric).score, metric.is_percent)
+
+
+def _change(gain: Difference, metric: Metric) -> str:
+    bounds = interval(gain.low, gain.high, metric.is_percent, "+")
+    return f"{number(gain.difference, metric.is_percent, '+')} {bounds}, p {_p(gain.p_value)}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "< .001" if value < 0.001 else f"{value:.3f}".lstrip("0")
+
+
+def _rounded(count: int) -> int:
+    """Return a count with two digits: a curve knows no more."""
+    digits = max(0, len(str(count)) - 2)
+    return round(count, -digits)

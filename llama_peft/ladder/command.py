@@ -1,0 +1,62 @@
+"""The command `llama-peft run`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_peft.system.terminal import say
+
+
+def run(
+    recipe: Annotated[
+        str, typer.Argument(help="The recipe: a YAML file, or the name of a packaged recipe.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings in place of the recipe's, as section.key=value."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option(help="Train and measure again, even if it is finished.")
+    ] = False,
+    only: Annotated[
+        str | None, typer.Option(help="Measure this rung only, such as zero-shot or tuned.")
+    ] = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Also print every metric of every rung.")
+    ] = False,
+) -> None:
+    """Measure what fine-tuning buys: train a recipe and compare it with everything that is cheaper.
+
+    It ends in a verdict of a few lines. Finished steps are skipped, interrupted ones resume.
+    """
+    from llama_peft.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from llama_peft.ladder.evaluation import report
+    from llama_peft.ladder.walk import run as walk
+
+    pushes = loaded.hub.push_to_hub
+    if pushes:
+        from llama_peft.export.access import check_before_training
+
+        check_before_training(loaded)
+    folder = walk(loaded, fresh=fresh, only=only)
+    say(*report.verdict(folder, show_all).split("\n"))
+    say(folder)
+    if pushes:
+        push_trained(folder)
+
+
+def push_trained(folder: Path) -> None:
+    """Push the run. A push that fails gives a warning only, because the training is finished and
+    kept.
+    """
+    from llama_peft import cli
+    from llama_peft.errors import UserError
+    from llama_peft.export import push as hub
+
+    try:
+        say(hub.push(folder).commit_url)
+    except UserError as error:
+        cli.complain_of(error, "warning")

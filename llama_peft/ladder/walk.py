@@ -1,0 +1,101 @@
+"""Climbs a ladder: what every rung needs is checked first, then each is trained and measured.
+
+What is finished is skipped, and what was interrupted continues, with the same command.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from llama_peft import data
+from llama_peft.errors import UserError
+from llama_peft.ladder.evaluation import harness, job, report
+from llama_peft.model import preflight
+from llama_peft.recipe import Recipe, dump_recipe
+from llama_peft.run_folder.ladder.finished import is_finished, key_of, mark_finished
+from llama_peft.run_folder.ladder.rungs import (
+    WITHOUT_BASE,
+    Measurement,
+    check_rung,
+    measurements,
+    settled,
+)
+from llama_peft.run_folder.layout import BOTH_RESULTS, LADDER, LADDER_RECIPE
+from llama_peft.run_folder.ownership import check_run_folder
+from llama_peft.system.files import is_file, write_text
+from llama_peft.system.lock import only_process
+from llama_peft.system.memory import free_memory, reset_peak
+from llama_peft.training.fit import train
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    recipe: Recipe,
+    *,
+    fresh: bool = False,
+    only: str | None = None,
+    given: Mapping[str, data.Rows] | None = None,
+) -> Path:
+    """Measure every rung of a recipe's ladder and return the run folder.
+
+    fresh: train and measure again what is finished already. only: the name of one rung. given: rows
+    from Python by part, as in `data.load`.
+
+    Raises UserError before anything is trained if data, base, machine or folder do not allow it. A
+    rung that cannot be measured is left out with a warning, except for the recipe's own training.
+    """
+    recipe = data.mark_given(settled(recipe), given or {})
+    rung = None if only is None else check_rung(recipe, only)
+    folder = Path(recipe.run_folder)
+    check_run_folder(folder)
+    preflight.check(recipe, long=True)
+    dataset = data.load(recipe, given)
+    content, examples = data.content_sum(dataset), len(dataset.parts["train"])
+    plan = [one for one in measurements(recipe, examples) if rung in (None, one.rung)]
+    with only_process(folder / LADDER, "running a ladder"):
+        write_text(folder / LADDER, LADDER_RECIPE, dump_recipe(recipe))
+        for number, one in enumerate(plan, start=1):
+            log.info("[%d/%d] %s", number, len(plan), one.name)
+            _measure(one, content, examples, fresh, given)
+    if all(is_file(folder, name) for name in BOTH_RESULTS):
+        report.write_html(folder)
+    return folder
+
+
+def _measure(
+    one: Measurement,
+    content: str,
+    examples: int,
+    fresh: bool,
+    given: Mapping[str, data.Rows] | None,
+) -> None:
+    """Train and measure one rung, unless it is finished."""
+    try:
+        if one.is_trained:
+            reset_peak()
+            train(one.recipe, fresh=fresh, given=given)
+            free_memory()
+        key = key_of(one, content)
+        if not fresh and is_finished(one, key):
+            return
+        harness.run(_job(one, given), again=fresh)
+        mark_finished(one, key, examples)
+    except UserError as error:
+        if one.rung == "tuned":
+            raise
+        log.warning("%s is left out: %s", one.name, "; ".join(error.args))
+    finally:
+        free_memory()
+
+
+def _job(one: Measurement, given: Mapping[str, data.Rows] | None) -> job.Job:
+    """Return what the evaluation is asked for: a finished run, or a model that needs no training."""
+    output = Path(one.run, one.results)
+    if one.is_trained:
+        made = job.make_job(None, one.recipe.run_folder, None, None, None, output, [])
+    else:
+        model = one.rung if one.rung in WITHOUT_BASE else None
+        made = job.make_job(one.recipe, model, None, None, None, output, [])
+    return replace(made, given=given) if given else made

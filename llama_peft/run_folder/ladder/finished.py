@@ -1,0 +1,87 @@
+"""What a ladder has measured already, so that the same command continues and does nothing twice."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import Field
+
+from llama_peft import __version__
+from llama_peft.errors import UserError
+from llama_peft.model.fingerprint import base_fingerprint
+from llama_peft.recipe import Hub, dump_recipe
+from llama_peft.run_folder.layout import FINISHED, LADDER, RESULTS
+from llama_peft.run_folder.ladder.rungs import WITHOUT_BASE, Measurement
+from llama_peft.run_folder.record import Stored, read_record
+from llama_peft.system import files
+from llama_peft.system.numbers import Count
+
+
+class Proof(NamedTuple):
+    """That results are of one measurement, and whole."""
+
+    key: str
+    """The sum of everything that they depend on."""
+    results_sha256: str
+
+
+class Finished(Stored):
+    """The content of `finished.json`."""
+
+    examples: Count
+    """Those of the whole training part."""
+    results: dict[str, Proof] = Field(default_factory=dict)
+    """By the folder of the results, in the run folder."""
+
+
+def key_of(one: Measurement, content: str) -> str:
+    """Return a digest of everything that the results of a measurement depend on.
+
+    content: the sum of the ladder's data, with all training examples. A measurement that is trained
+    must be trained already.
+    """
+    recipe = one.recipe
+    train = recipe.train.model_copy(update={"output_dir": None})
+    facts = [__version__, one.rung, content]
+    facts.append(dump_recipe(recipe.model_copy(update={"train": train, "hub": Hub()})))
+    if one.rung not in WITHOUT_BASE:
+        facts.append(base_fingerprint(recipe))
+    if one.is_trained:
+        facts.append(read_record(Path(recipe.run_folder)).weights_sha256)
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def is_finished(one: Measurement, key: str) -> bool:
+    """Return whether the results of exactly this measurement are there, and whole."""
+    known = read_finished(Path(one.run))
+    proof = None if known is None else known.results.get(one.results)
+    return proof is not None and proof.key == key and is_whole(one, proof)
+
+
+def is_whole(one: Measurement, proof: Proof) -> bool:
+    """Return whether the results that a proof is about are still there, and were not changed."""
+    try:
+        return files.sum_of(Path(one.run, one.results), RESULTS) == proof.results_sha256
+    except (OSError, UserError):
+        return False
+
+
+def mark_finished(one: Measurement, key: str, examples: int) -> None:
+    """Record that a measurement is finished. examples: those of the whole training part."""
+    run = Path(one.run)
+    known = read_finished(run)
+    proof = Proof(key, files.sum_of(run / one.results, RESULTS))
+    proofs = {**(known.results if known else {}), one.results: proof}
+    record = Finished(examples=examples, results=proofs)
+    files.write_summed(run / LADDER, FINISHED, record.model_dump(mode="json"))
+
+
+def read_finished(run: Path) -> Finished | None:
+    """Return what is recorded in a run folder; None if nothing is, or if the record is damaged, so that
+    everything is measured again.
+    """
+    try:
+        return Finished.model_validate(files.read_summed(run / LADDER, FINISHED))
+    except (OSError, ValueError, UserError):
+        return None
