@@ -1,5 +1,5 @@
-# On a fresh machine `make demo` and `make test` need no other command before them. Targets are files: finished steps are
-# skipped, interrupted ones resume.
+# On a fresh machine `make demo` and `make test` need no other command before them. `llama-peft run` skips finished steps
+# and resumes interrupted ones.
 #
 #   make NAME                    every step of recipes/NAME.yaml, for example make sst2
 #   make NAME SET="key=value"    the same with other settings, in a run folder of its own
@@ -16,7 +16,6 @@ DEMO   := tiny-sst2 tiny-squad tiny-squad-span
 INDEX  := $(if $(filter command,$(origin CUDA)),--extra-index-url https://download.pytorch.org/whl/$(CUDA))
 # Other settings make another run. Its folder is named after them by the rule of eval/job.py: max_steps-50.
 TAG    := $(if $(strip $(SET)),-$(shell printf '%s' "$(SET)" | sed -E "s/[a-z]+\.([a-z_]+)=/\1=/g; s/[^A-Za-z0-9._-]+/-/g; s/^[-.]+//; s/[-.]+$$//" | cut -c1-120))
-IN_RUN  = $(SET) train.output_dir=runs/$*$(TAG)
 
 .PHONY: help setup test check demo bench bench-gpu faults wordnet push clean $(NAMES)
 
@@ -57,8 +56,11 @@ check: $(READY)
 # Two recipes at a time, the longest first, with one thread each: this keeps two cores busy while libraries load.
 demo: $(READY)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(MAKE) --no-print-directory -j2 \
-		$(addsuffix /tuned/results.json,$(addprefix runs/,$(lastword $(DEMO)) $(DEMO)))
-	@$(BIN)/llama-eval compare $(foreach name,$(DEMO),runs/$(name)/zero-shot runs/$(name)/tuned)
+		$(addprefix .demo-,$(lastword $(DEMO)) $(filter-out $(lastword $(DEMO)),$(DEMO)))
+	@$(BIN)/llama-eval verdict $(addprefix runs/,$(DEMO))
+
+.demo-%: $(READY)
+	@$(BIN)/llama-peft run recipes/$*.yaml > /dev/null
 
 # This takes about an hour on one core. For ARGS see python -m tests.benchmarks --help, for example ARGS="--only convergence".
 bench: $(READY)
@@ -76,21 +78,8 @@ faults: $(READY)
 wordnet: $(READY)
 	$(BIN)/llama-eval wordnet
 
-$(NAMES): %: runs/%$(TAG)/report.html
-	@$(BIN)/llama-eval compare runs/$*$(TAG)/zero-shot runs/$*$(TAG)/tuned
-	@$(BIN)/llama-peft push runs/$*$(TAG) --if-asked
-
-runs/%$(TAG)/zero-shot/results.json: recipes/%.yaml | $(READY)
-	$(BIN)/llama-eval run --task $< --output $(@D) $(IN_RUN)
-
-runs/%$(TAG)/training.json: recipes/%.yaml | $(READY)
-	$(BIN)/llama-peft train $< $(IN_RUN) $(ARGS)
-
-runs/%$(TAG)/tuned/results.json: runs/%$(TAG)/zero-shot/results.json runs/%$(TAG)/training.json
-	$(BIN)/llama-eval run --model runs/$*$(TAG) --output $(@D)
-
-runs/%$(TAG)/report.html: runs/%$(TAG)/tuned/results.json
-	$(BIN)/llama-eval html $(@D)
+$(NAMES): %: $(READY)
+	$(BIN)/llama-peft run recipes/$*.yaml $(SET) $(if $(TAG),train.output_dir=runs/$*$(TAG)) $(ARGS)
 
 # make push RUN=runs/sst2 ARGS="--repo-id user/repo --public"
 push: $(READY)

@@ -223,6 +223,19 @@ def compare(
 
 
 @app.command()
+def verdict(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders that llama-peft run has made.")],
+) -> None:
+    """Show what the ladder of a run says: its table and its verdict."""
+    from . import report
+    from .ladder.verdict import judge
+
+    for run in runs:
+        found = judge(run)
+        say(*report.render([found.table], "rich").split("\n"), *found.lines)
+
+
+@app.command()
 def wordnet() -> None:
     """Install WordNet, which METEOR needs for synonyms.
 

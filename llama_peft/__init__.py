@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llama_peft.recipe import Recipe, Source
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "load_recipe", "load_run", "predict", "train"]
+__all__ = ["UserError", "load_recipe", "load_run", "predict", "run", "train"]
 
 
 def load_recipe(source: "Source", overrides: Sequence[str] = ()) -> "Recipe":
@@ -64,6 +64,33 @@ def train(
         given = _by_part(data)
         loaded = load_recipe(recipe, overrides, given)
         return fit(loaded, fresh=fresh, given=given)
+
+
+def run(
+    recipe: "Source",
+    data: "Rows | Mapping[str, Rows] | None" = None,
+    *,
+    overrides: Sequence[str] = (),
+    fresh: bool = False,
+    only: str | None = None,
+) -> Path:
+    """Train a recipe, measure it and everything that is cheaper, and return its run folder.
+
+    The same call skips what is finished and continues what was interrupted. `report.html` in the
+    folder begins with the verdict.
+
+    data, overrides, fresh: as in `train`. only: the name of one rung, such as "tf-idf".
+
+    Raises UserError, in one line, on any mistake.
+    """
+    from llama_peft.system.quiet import python_face
+
+    with python_face():
+        from llama_peft.ladder.walk import run as walk
+        from llama_peft.recipe import load_recipe
+
+        given = _by_part(data)
+        return walk(load_recipe(recipe, overrides, given), fresh=fresh, only=only, given=given)
 
 
 def load_run(name: str | Path, base: str | None = None) -> "LoadedRun":

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, RungName, load_recipe
-from llama_peft.run_folder.ladder.finished import Finished, is_whole, read_finished
+from llama_peft.run_folder.ladder.encoder import EncoderRecord
+from llama_peft.run_folder.ladder.finished import Finished, is_whole, read_finished, record_of
 from llama_peft.run_folder.ladder.rungs import TRAINED, Measurement, measurements
 from llama_peft.run_folder.layout import LADDER, LADDER_RECIPE
-from llama_peft.run_folder.record import TrainingRecord, read_record
+from llama_peft.run_folder.record import TrainingRecord
 from llama_peft.system.files import read_text
 
 from ..results import SystemResults, read_systems
@@ -21,7 +22,7 @@ class Repeat:
 
     measurement: Measurement
     system: SystemResults
-    record: TrainingRecord | None
+    record: TrainingRecord | EncoderRecord | None
     """Of a rung that is trained."""
 
 
@@ -139,21 +140,19 @@ def _recipe(run: Path) -> Recipe:
 
 def _read(
     one: Measurement, finished: Finished, part: str
-) -> tuple[SystemResults | None, TrainingRecord | None]:
+) -> tuple[SystemResults | None, TrainingRecord | EncoderRecord | None]:
     """Return the results of a measurement on one part, and the record of its training."""
     proof = finished.results.get(one.results)
     if proof is None or not is_whole(one, proof):
         return None, None
     systems = read_systems(Path(one.run, one.results))
     system = next((own for own in systems if own.part == part), None)
-    record = read_record(Path(one.recipe.run_folder)) if one.is_trained else None
+    record = record_of(one) if one.is_trained else None
     return system, record
 
 
 def _of(repeats: Sequence[Repeat], name: RungName, size: int | None) -> tuple[Repeat, ...]:
     kept: Iterator[Repeat] = (
-        one
-        for one in repeats
-        if one.measurement.rung == name and one.measurement.size == size
+        one for one in repeats if one.measurement.rung == name and one.measurement.size == size
     )
     return tuple(kept)

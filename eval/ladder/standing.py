@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from statistics import fmean
 
+from llama_peft.run_folder.ladder.encoder import EncoderRecord
+
 from ..metrics.catalogue import Metric, main_metric
 from ..metrics.seeds import Difference, Mean, difference, holm, mean_over_seeds
 from .read import Climbed, Rung
@@ -82,9 +84,11 @@ def cost_of(rung: Rung) -> Cost:
     """Return what a rung takes: the mean over its seeds, and the highest memory."""
     costs = [system.results.costs for system in rung.systems]
     records = [one.record for one in rung.repeats if one.record is not None]
-    seconds = [one.fit_seconds for one in costs if one.fit_seconds is not None]
+    seconds = [one.wall_seconds for one in records]
+    seconds = seconds or [one.fit_seconds for one in costs if one.fit_seconds is not None]
     rates = [one.seconds_per_1000 for one in costs if one.seconds_per_1000 is not None]
-    sizes = [one.bytes_to_ship for one in costs if one.bytes_to_ship is not None]
+    sizes = [one.bytes for one in records if isinstance(one, EncoderRecord)]
+    sizes = sizes or [one.bytes_to_ship for one in costs if one.bytes_to_ship is not None]
     peaks = [one.peak_memory_bytes for one in records if one.peak_memory_bytes is not None]
     return Cost(
         train_seconds=fmean(seconds) if seconds else None,

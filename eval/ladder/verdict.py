@@ -11,14 +11,18 @@ from ..metrics.learning_curve import Point, examples_for
 from ..metrics.seeds import Difference
 from ..report.table import Cell, Row, Table
 from .causes import cause_of
+from .forgetting import read_forgetting
 from .read import Climbed, Rung, read_ladder
 from .standing import REAL, Cost, Standing, best_of, difference_of, mean_of, metric_of, standings
+
 
 class Verdict(NamedTuple):
     """What a ladder says: its lines, at most eight, and its one table."""
 
     lines: tuple[str, ...]
     table: Table
+    folders: tuple[Path, ...]
+    """The folders of all results on all training examples."""
 
 
 def judge(run: Path) -> Verdict:
@@ -33,9 +37,11 @@ def judge(run: Path) -> Verdict:
         *_cheaper(standing, best, metric),
         *_cost(standing, best),
         *_labels(climbed, metric),
+        *_elsewhere(run),
         *_not_measured(climbed),
     ]
-    return Verdict(tuple(lines), _table(climbed, standing, best, metric))
+    folders = tuple(system.folder for rung in climbed.rungs for system in rung.systems)
+    return Verdict(tuple(lines), _table(climbed, standing, best, metric), folders)
 
 
 def _unbeaten(climbed: Climbed, metric: Metric) -> Iterator[str]:
@@ -46,7 +52,9 @@ def _unbeaten(climbed: Climbed, metric: Metric) -> Iterator[str]:
     below = climbed.rungs[: climbed.rungs.index(tuned)]
     sign = 1 if metric.higher_is_better else -1
     found = [(rung, difference_of(rung, tuned, metric)) for rung in below]
-    unbeaten = [(r, one) for r, one in found if not (one.p_value < REAL and sign * one.difference > 0)]
+    unbeaten = [
+        (r, one) for r, one in found if not (one.p_value < REAL and sign * one.difference > 0)
+    ]
     if not unbeaten:
         return
     rung, gain = min(unbeaten, key=lambda pair: sign * pair[1].difference)
@@ -61,9 +69,7 @@ def _unbeaten(climbed: Climbed, metric: Metric) -> Iterator[str]:
         yield f"The likely cause: {cause.why}. Try {cause.override}."
 
 
-def _best(
-    climbed: Climbed, standing: list[Standing], best: Rung, metric: Metric
-) -> Iterator[str]:
+def _best(climbed: Climbed, standing: list[Standing], best: Rung, metric: Metric) -> Iterator[str]:
     own = next(one for one in standing if one.rung is best)
     bounds = interval(own.mean.low, own.mean.high, metric.is_percent)
     text = f"Best: {best.title}, {metric.name} {_score(best, metric)} {bounds}"
@@ -129,6 +135,22 @@ def curve_of(climbed: Climbed, rung: Rung, metric: Metric) -> list[Point]:
     return sorted(Point(size, mean_of(one, metric).score) for size, one in sized)
 
 
+def _elsewhere(run: Path) -> Iterator[str]:
+    """Say what tuning costs on other text and another task, if it is more than chance."""
+    found = read_forgetting(run)
+    if found is None:
+        return
+    words = []
+    if found.writes_worse:
+        before, after = found.perplexity
+        words.append(f"the perplexity of ordinary text rises from {before:.1f} to {after:.1f}")
+    if found.answers_worse:
+        one, other = (f"{score:.2f}" for score in found.score)
+        words.append(f"zero-shot on {found.task} falls from {one} to {other} ({found.metric})")
+    if words:
+        yield f"Tuning costs elsewhere: {', and '.join(words)}."
+
+
 def _not_measured(climbed: Climbed) -> Iterator[str]:
     ladder = climbed.recipe.ladder
     trained = [rung for rung in climbed.rungs if rung.is_trained]
@@ -136,6 +158,9 @@ def _not_measured(climbed: Climbed) -> Iterator[str]:
         "other seeds (ladder.seeds)" if trained and len(trained[0].repeats) < 2 else "",
         "fewer labels (ladder.sizes)" if not climbed.smaller else "",
         "an encoder (ladder.encoder)" if ladder.encoder is None else "",
+        "forgetting"
+        if climbed.recipe.lora is not None and not read_forgetting(climbed.run)
+        else "",
         *climbed.missing,
     ]
     if kept := [word for word in words if word]:
@@ -173,7 +198,9 @@ def _gain(one: Standing, metric: Metric) -> tuple[Cell, Cell]:
     if one.gain is None:
         return Cell(), Cell()
     bounds = interval(one.gain.low, one.gain.high, metric.is_percent, "+")
-    return Cell(number(one.gain.difference, metric.is_percent, "+"), bounds), Cell(_p(one.p_adjusted))
+    return Cell(number(one.gain.difference, metric.is_percent, "+"), bounds), Cell(
+        _p(one.p_adjusted)
+    )
 
 
 def _costs(cost: Cost) -> list[Cell]:

@@ -10,7 +10,3 @@ from .table import Table, compare
 from .text import render
 
 __all__ = ["Table", "compare", "render", "write_html"]
-
-
-def verdict(folder, show_all=False):
-    return "verdict"

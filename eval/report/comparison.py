@@ -25,12 +25,20 @@ from ..results import SystemResults
 from .table import differences, shown_metrics, why_not_comparable
 
 
-def write_compared(run: Path, pairs: Sequence[tuple[SystemResults, SystemResults]]) -> None:
-    """Write the run's comparison.json from its zero-shot and tuned systems by part."""
+def write_compared(
+    run: Path,
+    pairs: Sequence[tuple[SystemResults, SystemResults]],
+    verdict: Sequence[str] = (),
+) -> None:
+    """Write the run's comparison.json from its zero-shot and tuned systems by part.
+
+    verdict: the lines of its ladder's verdict.
+    """
     comparison = Comparison(
         results_sha256=results_sums(run),
         report_sha256=sum_of(run, REPORT),
         parts=[_part(before, after) for before, after in pairs],
+        **({"verdict": tuple(verdict)} if verdict else {}),
     )
     write_comparison(run, comparison)
 

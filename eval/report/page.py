@@ -9,10 +9,11 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from llama_peft.errors import UserError
 from llama_peft.run_folder.evaluations import read_evaluations
+from llama_peft.run_folder.ladder.finished import read_finished
 from llama_peft.run_folder.layout import HISTORY, RECIPE, REPORT, TUNED, ZERO_SHOT
 from llama_peft.run_folder.record import read_record
 from llama_peft.system.files import inside, read_text, sum_of, write_text
@@ -25,6 +26,9 @@ from ..results import SystemResults, before_threshold, read_systems
 from .chart import Point, coverage_chart, loss_chart, reliability_chart
 from .comparison import check_replaceable, write_compared
 from .table import Table, table
+
+if TYPE_CHECKING:
+    from ..ladder.verdict import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -105,9 +109,19 @@ def write_html(run_folder: Path) -> Path:
     check_replaceable(run)
     zero_shot, tuned = _systems(run, ZERO_SHOT), _systems(run, TUNED)
     read_evaluations(run)
-    write_text(run, REPORT, _page(run, zero_shot, tuned))
-    write_compared(run, list(_pairs(zero_shot, tuned)))
+    verdict = _verdict(run)
+    write_text(run, REPORT, _page(run, zero_shot, tuned, verdict))
+    write_compared(run, list(_pairs(zero_shot, tuned)), verdict.lines if verdict else ())
     return run / REPORT
+
+
+def _verdict(run: Path) -> "Verdict | None":
+    """The verdict of the run's ladder; None if none was climbed."""
+    if read_finished(run) is None:
+        return None
+    from ..ladder.verdict import judge
+
+    return judge(run)
 
 
 def _systems(run: Path, name: str) -> list[SystemResults]:
@@ -115,7 +129,12 @@ def _systems(run: Path, name: str) -> list[SystemResults]:
     return read_systems(run / name)
 
 
-def _page(run: Path, zero_shot: Sequence[SystemResults], tuned: Sequence[SystemResults]) -> str:
+def _page(
+    run: Path,
+    zero_shot: Sequence[SystemResults],
+    tuned: Sequence[SystemResults],
+    verdict: "Verdict | None",
+) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -127,6 +146,7 @@ def _page(run: Path, zero_shot: Sequence[SystemResults], tuned: Sequence[SystemR
     )
     return environment.get_template(_TEMPLATE.name).render(
         name=tuned[0].config.recipe,
+        verdict=verdict,
         parts=[_part(before, after) for before, after in _pairs(zero_shot, tuned)],
         chart=Markup(loss_chart(_history(run))),
         facts=_facts(tuned[0]),

@@ -74,6 +74,7 @@ def _body(
 
     recipe = bundle.recipe
     parts = bundle.comparison.parts if bundle.comparison else []
+    verdict = bundle.comparison.verdict if bundle.comparison else ()
     duties = licences.duties(recipe.model.model_name_or_path)
     pushed = PushedRun(
         recipe=recipe,
@@ -92,6 +93,7 @@ def _body(
         name=in_markdown(repo_id.split("/")[-1]),
         summary=_summary(recipe),
         built_with=duties.built_with if duties else "",
+        verdict=[in_markdown(line) for line in verdict],
         parts=[_shown(part) for part in parts],
         has_percent=any(line.percent for part in parts for line in part.metrics),
         costs=_costs(bundle),

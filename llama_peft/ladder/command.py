@@ -33,7 +33,7 @@ def run(
     from llama_peft.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from llama_peft.ladder.evaluation import report
+    from llama_peft.ladder.evaluation import report, verdict
     from llama_peft.ladder.walk import run as walk
 
     pushes = loaded.hub.push_to_hub
@@ -42,8 +42,10 @@ def run(
 
         check_before_training(loaded)
     folder = walk(loaded, fresh=fresh, only=only)
-    say(*report.verdict(folder, show_all).split("\n"))
-    say(folder)
+    found = verdict.judge(folder)
+    if show_all:
+        say(*report.render(report.compare(found.folders), "rich").split("\n"))
+    say(*report.render([found.table], "rich").split("\n"), *found.lines, folder)
     if pushes:
         push_trained(folder)
 

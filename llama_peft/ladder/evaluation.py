@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from eval import harness, job, report
+    from eval.ladder import forgetting, verdict
 else:
 
     def _name() -> str:
@@ -22,8 +23,9 @@ else:
         raise ImportError(f"the package of the evaluation is not beside llama_peft in {beside}")
 
     _own = _name()
-    harness, job, report = (
-        import_module(f"{_own}.{part}") for part in ("harness", "job", "report")
+    harness, job, report, forgetting, verdict = (
+        import_module(f"{_own}.{part}")
+        for part in ("harness", "job", "report", "ladder.forgetting", "ladder.verdict")
     )
 
-__all__ = ["harness", "job", "report"]
+__all__ = ["forgetting", "harness", "job", "report", "verdict"]

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from llama_peft import data
 from llama_peft.errors import UserError
-from llama_peft.ladder.evaluation import harness, job, report
+from llama_peft.ladder import encoder
+from llama_peft.ladder.evaluation import forgetting, harness, job, report
 from llama_peft.model import preflight
 from llama_peft.recipe import Recipe, dump_recipe
+from llama_peft.run_folder.ladder.encoder import ENCODER
 from llama_peft.run_folder.ladder.finished import is_finished, key_of, mark_finished
 from llama_peft.run_folder.ladder.rungs import (
     WITHOUT_BASE,
@@ -21,8 +23,9 @@ from llama_peft.run_folder.ladder.rungs import (
     measurements,
     settled,
 )
-from llama_peft.run_folder.layout import BOTH_RESULTS, LADDER, LADDER_RECIPE
+from llama_peft.run_folder.layout import BOTH_RESULTS, LADDER, LADDER_RECIPE, TRAINING
 from llama_peft.run_folder.ownership import check_run_folder
+from llama_peft.run_folder.run import open_run
 from llama_peft.system.files import is_file, write_text
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import free_memory, reset_peak
@@ -59,6 +62,7 @@ def run(
         for number, one in enumerate(plan, start=1):
             log.info("[%d/%d] %s", number, len(plan), one.name)
             _measure(one, content, examples, fresh, given)
+        _forgetting(recipe)
     if all(is_file(folder, name) for name in BOTH_RESULTS):
         report.write_html(folder)
     return folder
@@ -75,7 +79,8 @@ def _measure(
     try:
         if one.is_trained:
             reset_peak()
-            train(one.recipe, fresh=fresh, given=given)
+            fit = encoder.train if one.rung == "encoder" else train
+            fit(one.recipe, fresh=fresh, given=given)
             free_memory()
         key = key_of(one, content)
         if not fresh and is_finished(one, key):
@@ -90,10 +95,28 @@ def _measure(
         free_memory()
 
 
+def _forgetting(recipe: Recipe) -> None:
+    """Measure what the adapter costs elsewhere, if there is one."""
+    folder = Path(recipe.run_folder)
+    if recipe.lora is None or not recipe.ladder.forgetting or not is_file(folder, TRAINING):
+        return
+    try:
+        log.info("forgetting: ordinary text, and a task that it was not trained on")
+        forgetting.measure(open_run(folder))
+    except UserError as error:
+        log.warning("forgetting is left out: %s", "; ".join(error.args))
+    finally:
+        free_memory()
+
+
 def _job(one: Measurement, given: Mapping[str, data.Rows] | None) -> job.Job:
     """Return what the evaluation is asked for: a finished run, or a model that needs no training."""
     output = Path(one.run, one.results)
-    if one.is_trained:
+    model: str | None
+    if one.rung == "encoder":
+        model = str(Path(one.recipe.run_folder, ENCODER))
+        made = job.make_job(one.recipe, model, None, None, None, output, [], "classifier")
+    elif one.is_trained:
         made = job.make_job(None, one.recipe.run_folder, None, None, None, output, [])
     else:
         model = one.rung if one.rung in WITHOUT_BASE else None

@@ -36,3 +36,5 @@ class Ladder(Section):
     "Number of solved examples of the rung few-shot. auto chooses it on the validation part."
     encoder: ModelName | None = None
     "Hub id or folder of an encoder, such as answerdotai/ModernBERT-base, to fine-tune whole."
+    forgetting: bool = True
+    "Measure what the adapter costs elsewhere: on ordinary text, and on a task that was not trained."

@@ -47,6 +47,8 @@ class Comparison(Stored):
     """The sum of results.json in each of the two folders."""
     report_sha256: str | None = None
     parts: list[PartComparison]
+    verdict: tuple[str, ...] = ()
+    """What the ladder of the run says, in a few lines."""
 
 
 def write_comparison(run: Path, comparison: Comparison) -> None:

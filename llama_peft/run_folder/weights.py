@@ -27,6 +27,7 @@ from llama_peft.run_folder.run import Run
 from llama_peft.system import files
 from llama_peft.system.numbers import Finite, Probability, first_not_finite
 from llama_peft.system.seal import damaged, file_sums
+from llama_peft.tasks import LANGUAGE_MODELLING
 from llama_peft.tokens.prompts import PromptEncoder
 
 if TYPE_CHECKING:
@@ -228,6 +229,29 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     if lora.widen_saved(adapted):  # PEFT has just rounded them to the type of the base
         set_peft_model_state_dict(adapted, load_file(files.inside(folder, ADAPTER_WEIGHTS)))
     return adapted
+
+
+def attach_below_head(model: "PreTrainedModel", run: Run) -> "PeftModel":
+    """A causal model with a run's adapter, but without the run's own head.
+
+    Blocks above the one that the head reads have no adapter. Raises UserError if the adapter changes
+    the base itself (`lora.init_lora_weights: pissa` and its like).
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    settings, head = run.recipe.lora, run.recipe.kind.head
+    if settings is None or not isinstance(settings.init_lora_weights, bool):
+        raise UserError(f"{run.folder}: its adapter cannot be put on the base without the head")
+    if head is None:
+        return attach_adapter(model, run.adapter)
+    adapted = lora.add_lora(model, settings, LANGUAGE_MODELLING, run.recipe)
+    held = load_file(files.inside(run.adapter, ADAPTER_WEIGHTS))
+    state = {name: value for name, value in held.items() if f".{head}." not in name}
+    unknown = set_peft_model_state_dict(adapted, state).unexpected_keys
+    if unknown:
+        raise UserError(f"{run.adapter}: the base has no place for {unknown[0]}")
+    return adapted.eval()
 
 
 def replace_weights(tuned: TunedModel, run: Run) -> TunedModel:

@@ -1,4 +1,4 @@
-"""Cuts are seeded, stratified, and keep groups whole."""
+"""Cuts and samples are seeded, stratified, and keep groups whole."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_peft.data import splits
+from llama_peft.data import load, splits
+from llama_peft.data.examples import QuestionExample
+from llama_peft.recipe import load_recipe
 from tests.support.tables import make, question, refusal, write
 
 
@@ -81,3 +83,27 @@ def test_a_passage_under_all_titles_makes_one_group(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", rows)
     message = refusal(make("extractive_qa", parts={"train": str(file)}, group_by="title"))
     assert "test: cannot cut 0.2 of 1 group: name a test file (dataset.parts.test)" in message
+
+
+def test_each_sample_holds_the_smaller_ones_and_has_the_shares_of_the_whole() -> None:
+    kinds = ["rare"] * 50 + ["common"] * 450
+    order = splits.nested(kinds, None, seed=1)
+    assert sorted(order) == list(range(500))
+    assert order != splits.nested(kinds, None, seed=2)
+    for size in (10, 40, 200):
+        assert abs(Counter(kinds[row] for row in order[:size])["rare"] - size / 10) <= 1
+
+
+def test_samples_of_a_recipe_are_nested_and_take_whole_passages() -> None:
+    def ids(size: int) -> list[str]:
+        words = [f"dataset.max_train_samples={size}", "dataset.sampling=nested"]
+        return [one.id for one in load(load_recipe("tiny-squad", words)).parts["train"]]
+
+    small, large = ids(40), ids(160)
+    assert len(small) == 40
+    assert {*small} < {*large}
+    whole = load(load_recipe("tiny-squad")).parts["train"]
+    passages = {one.id: one.context for one in whole if isinstance(one, QuestionExample)}
+    of_each = Counter(passages.values())
+    taken = Counter(passages[id_] for id_ in large)
+    assert sum(taken[one] < of_each[one] for one in taken) <= 1  # the last one may be cut

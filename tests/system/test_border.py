@@ -60,6 +60,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("eval.metrics.words.wordnet", "write_text"): "WordNet's folder belongs to NLTK and is not a run",
     ("eval.metrics.words.wordnet", "touch"): "WordNet's folder belongs to NLTK and is not a run",
     ("eval.scoring", "subprocess.run"): "asks git for the commit of this code, with fixed words",
+    ("llama_peft.ladder.encoder", "save_pretrained"): "the library writes a checkpoint, into a new folder of a ladder",
     ("llama_peft.rehearsal.base", "mkdir"): "makes a folder in the temporary one of a rehearsal",
     ("llama_peft.rehearsal.base", "shutil.copy"): "copies into the temporary folder of a rehearsal",
     ("llama_peft.rehearsal.child", "traceback.print_exc"): "read by the process that began it, which prints it",

@@ -11,9 +11,10 @@ from llama_peft import __version__
 from llama_peft.errors import UserError
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Hub, dump_recipe
-from llama_peft.run_folder.layout import FINISHED, LADDER, RESULTS
+from llama_peft.run_folder.ladder.encoder import EncoderRecord, read_encoder
 from llama_peft.run_folder.ladder.rungs import WITHOUT_BASE, Measurement
-from llama_peft.run_folder.record import Stored, read_record
+from llama_peft.run_folder.layout import FINISHED, LADDER, RESULTS
+from llama_peft.run_folder.record import Stored, TrainingRecord, read_record
 from llama_peft.system import files
 from llama_peft.system.numbers import Count
 
@@ -48,8 +49,19 @@ def key_of(one: Measurement, content: str) -> str:
     if one.rung not in WITHOUT_BASE:
         facts.append(base_fingerprint(recipe))
     if one.is_trained:
-        facts.append(read_record(Path(recipe.run_folder)).weights_sha256)
+        facts.append(record_of(one).weights_sha256)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def record_of(one: Measurement) -> TrainingRecord | EncoderRecord:
+    """Return the record of a trained measurement. Raises UserError if it is not trained yet."""
+    folder = Path(one.recipe.run_folder)
+    if one.rung != "encoder":
+        return read_record(folder)
+    record = read_encoder(folder)
+    if record is None:
+        raise UserError(f"{folder}: there is no finished encoder here")
+    return record
 
 
 def is_finished(one: Measurement, key: str) -> bool:

@@ -76,7 +76,7 @@ def fitting(recipe: Recipe) -> tuple[RungName, ...]:
         # A span head alone stays below the floor, and its states are too large to be kept.
         "head": labels and recipe.lora is not None,
         "tuned": True,
-        "encoder": recipe.ladder.encoder is not None,
+        "encoder": labels and recipe.ladder.encoder is not None,
     }
     return tuple(name for name in RUNGS if kept[name])
 
@@ -153,8 +153,10 @@ def _measurement(
     words = [rung, *([str(size)] if size else []), *([f"seed-{seed}"] if trained else [])]
     folder = f"{LADDER}/{'-'.join(words)}"
     placed = _plain(recipe, f"{own}/{folder}" if trained else own)
+    if rung == "encoder":
+        placed = _of_encoder(placed, recipe.ladder.encoder)
     if size is not None:
-        placed = _smaller(placed, size, examples, repeats=rung != "head")
+        placed = _smaller(placed, size, examples, repeats=rung == "tuned")
     if trained:
         placed = placed.with_train({"seed": seed})
     if rung == "few-shot":
@@ -216,3 +218,15 @@ def _head_alone(recipe: Recipe, examples: int) -> Recipe:
         }
     )
     return recipe.model_copy(update={"lora": None, "head": head, "train": train})
+
+
+def _of_encoder(recipe: Recipe, name: str | None) -> Recipe:
+    """Return the recipe of a whole encoder, whose weights are not packed."""
+    named = {"model_name_or_path": name, "revision": "main", "dtype": "float32"}
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update=named),
+            "quantization": recipe.quantization.model_copy(update={"load_in_4bit": False}),
+            "lora": None,
+        }
+    )
