@@ -4,13 +4,12 @@ import random
 from collections.abc import Sequence
 from itertools import chain, islice, zip_longest
 
-from llama_peft import data
 from llama_peft.data import Dataset, Example, QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Shots
 
 from .job import Job
-from .scoring import Material
+from .scoring import Material, recipe_parts
 
 
 def worked_examples(job: Job, found: Material) -> Shots | None:
@@ -21,8 +20,7 @@ def worked_examples(job: Job, found: Material) -> Shots | None:
     if job.recipe.eval.fewshot_from == "passage":
         earlier = earlier_questions(found.dataset, wanted)
         return lambda example: earlier[example.id]
-    whole = found.dataset if job.data_file is None else data.load(job.recipe, job.given)
-    ordered = in_turns(whole.parts["train"], job.recipe.dataset.seed)
+    ordered = in_turns(recipe_parts(job, found)["train"], job.recipe.dataset.seed)
 
     def choose(example: Example) -> list[Example]:
         """Return the first ones without those that ask the same, because they hold the answer."""

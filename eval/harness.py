@@ -21,9 +21,11 @@ from . import trained_on
 from .fewshot import worked_examples
 from .job import Job
 from .predictions import Evaluation, evaluation_key, predict
+from .predictors.costs import Meter
 from .predictors.open import as_trained, open_predictor
+from .predictors.predictor import Predictor
 from .predictors.recognise import Subject, identify
-from .scoring import finish, gold, lines_of, material, too_long
+from .scoring import Material, finish, gold, lines_of, material, recipe_parts, too_long
 from .threshold import fitted_threshold, validation_examples
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,8 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
     if subject.run is not None:
         strict = job.data_file is None
         seen = trained_on.check(subject.run, found, job.recipe, strict)
-    predictor = open_predictor(subject, job.recipe, found.labels, worked_examples(job, found))
+    predictor = _open(job, subject, found)
+    meter = Meter(predictor)
     evaluation = Evaluation(job=job, subject=subject, found=found, predictor=predictor)
     with only_process(job.output, "evaluating"):
         validation = validation_examples(evaluation)
@@ -66,10 +69,11 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             length, spans = predictor.length, predictor.fits_threshold
             if lost := too_long(found.examples, length, job.recipe, spans):
                 log.warning("%s", lost)
+        meter.fit()
         threshold = fitted_threshold(evaluation, validation)
         size = job.recipe.train.per_device_eval_batch_size
         partial = job.output / UNFINISHED_PREDICTIONS
-        predictions = predict(predictor, found.examples, partial, key, size)
+        predictions = predict(meter.measured, found.examples, partial, key, size)
         _show(evaluation, found.examples[:show], predictions)
         results = finish(
             job,
@@ -78,10 +82,19 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             predictor.config.model_copy(update={"seen_in_training": seen, "key": key}),
             started=started,
             threshold=threshold,
-            peak_memory_bytes=peak_memory(),
+            peak_memory_bytes=peak_memory(of_gpu=subject.baseline is None),
+            costs=meter.costs(subject),
         )
         remove_file(job.output, UNFINISHED_PREDICTIONS)
     return results
+
+
+def _open(job: Job, subject: Subject, found: Material) -> Predictor:
+    """Open the model; a baseline with the parts of the recipe's data, and of a file in their place."""
+    if subject.baseline is None:
+        return open_predictor(subject, job.recipe, found.labels, worked_examples(job, found))
+    parts = recipe_parts(job, found) | found.dataset.parts
+    return open_predictor(subject, job.recipe, found.labels, parts=parts)
 
 
 def _recipe(job: Job, subject: Subject) -> Recipe:

@@ -22,6 +22,7 @@ from llama_peft.inference.predict import Prediction, decided, honest, tempered, 
 from llama_peft.recipe import GIVEN, Recipe
 from llama_peft.run_folder.layout import PREDICTIONS
 from llama_peft.run_folder.results import (
+    Costs,
     ModelConfig,
     Results,
     SampleCount,
@@ -84,6 +85,11 @@ def material(job: Job) -> Material:
     names = list(job.recipe.eval.splits) if job.data_file is None else ["data"]
     parts = {part: _sample(dataset.parts[part], part, job) for part in names}
     return Material(dataset=dataset, parts=parts)
+
+
+def recipe_parts(job: Job, found: Material) -> dict[str, list[Example]]:
+    """Return the parts of the recipe's own data, also if another file is evaluated."""
+    return (found.dataset if job.data_file is None else data.load(job.recipe, job.given)).parts
 
 
 def _sample(examples: list[Example], part: str, job: Job) -> list[Example]:
@@ -219,6 +225,7 @@ def finish(
     started: float,
     threshold: Threshold | None = None,
     peak_memory_bytes: int | None = None,
+    costs: Costs | None = None,
 ) -> Results:
     """Score predictions, write both files into the job's folder, and return the results.
 
@@ -253,6 +260,7 @@ def finish(
         base_revision=config.base_fingerprint,
         peak_memory_bytes=peak_memory_bytes,
         wall_seconds=round(time.monotonic() - started, 3),
+        costs=costs or Costs(),
         predictions_sha256=sum_of(job.output, PREDICTIONS),
     )
     write_results(job.output, results)

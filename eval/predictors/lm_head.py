@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from llama_peft.data import Example, Label, QuestionExample, TextExample
 from llama_peft.inference.predict import (
@@ -33,9 +32,12 @@ from llama_peft.tokens.prompts import PromptEncoder
 
 from .predictor import Predictor
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def open_lm_head(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     recipe: Recipe,
     labels: tuple[str, ...],
     way: str,
@@ -73,7 +75,7 @@ def open_lm_head(
 class _Asked:
     """A causal model, and all that its prompts depend on."""
 
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     encoder: PromptEncoder
     encoders: Sequence[PromptEncoder]
     """One for each prompt about a text."""

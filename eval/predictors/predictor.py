@@ -27,6 +27,12 @@ class Predictor:
     """
     fits_temperature: bool = False
     """Whether its probabilities get a temperature that is fitted on validation."""
+    fit: Callable[[], int] | None = None
+    """Fits a baseline on the train part before its first prediction, and returns the bytes of what was
+    fitted. The same part gives the same predictions.
+    """
+    fitted_on: str | None = None
+    """The sum of that part."""
 
     @property
     def kind(self) -> str:

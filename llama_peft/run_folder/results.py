@@ -42,6 +42,17 @@ class TrainingCost(Stored):
     steps: Step | None = None
 
 
+class Costs(Stored):
+    """What a model costs, beside the peak of the memory. None: it is not known."""
+
+    fit_seconds: NotNegative | None = None
+    """To train or to fit it; 0 if there is nothing to fit."""
+    seconds_per_1000: NotNegative | None = None
+    """For 1,000 predictions, without loading. None if an earlier process has made all of them."""
+    bytes_to_ship: Count | None = None
+    """Of what is needed beside the base."""
+
+
 class ModelConfig(Stored):
     """The model that was evaluated."""
 
@@ -123,6 +134,7 @@ class Results(Stored):
     """The fingerprint of the base."""
     peak_memory_bytes: Count | None = None
     wall_seconds: NotNegative | None = None
+    costs: Costs = Field(default=Costs(), exclude_if=lambda value: value == Costs())
     predictions_sha256: str | None = None
     """None in results of other tools, which have no sum of their own either."""
 
