@@ -1,7 +1,8 @@
 """Reads what a ladder measured: each rung with its results, one for each seed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from llama_peft.errors import UserError
@@ -13,6 +14,7 @@ from llama_peft.run_folder.layout import LADDER, LADDER_RECIPE
 from llama_peft.run_folder.record import TrainingRecord
 from llama_peft.system.files import read_text
 
+from ..metrics.intervals import Measured, measured_metrics
 from ..results import SystemResults, read_systems
 
 
@@ -48,6 +50,12 @@ class Rung:
     @property
     def is_trained(self) -> bool:
         return self.name in TRAINED
+
+    @cached_property
+    def measured(self) -> Mapping[str, Measured]:
+        """Each metric over all seeds. What is not trained has no seed."""
+        evidences = [system.evidence for system in self.systems]
+        return measured_metrics(evidences, self.first.groups, is_deterministic=not self.is_trained)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from statistics import fmean
 
 from llama_peft.run_folder.ladder.encoder import EncoderRecord
 
-from ..metrics.catalogue import Metric, main_metric
-from ..metrics.seeds import Difference, Mean, difference, holm, mean_over_seeds
+from ..metrics.catalogue import MAIN, Metric, metrics_of
+from ..metrics.intervals import Difference, Score, difference, holm, mean_over_seeds
 from .read import Climbed, Rung
 
 REAL = 0.05
@@ -28,7 +28,7 @@ class Standing:
     """One rung on all training examples."""
 
     rung: Rung
-    mean: Mean
+    mean: Score
     cost: Cost
     gain: Difference | None
     """What the best rung scores more than this one, on the same examples; None of the best itself."""
@@ -43,13 +43,19 @@ class Standing:
 
 def metric_of(climbed: Climbed) -> Metric:
     """Return the metric that the ladder is judged by."""
-    return main_metric(climbed.rungs[0].first.side, climbed.rungs[0].first.gold_labels)
+    side = climbed.rungs[0].first.side
+    return next(metric for metric in metrics_of(side) if metric.name == MAIN[side][0])
 
 
 def standings(climbed: Climbed, metric: Metric, against: Rung) -> list[Standing]:
-    """Return every rung on all training examples, the cheapest first, with what another gains over it."""
-    others = [rung for rung in climbed.rungs if rung is not against]
-    gains = {rung.name: difference_of(rung, against, metric) for rung in others}
+    """Return every rung on all training examples, the cheapest first, with what another gains over it.
+
+    A constant number has no correlation, so a rung may have no score.
+    """
+    scored = [rung for rung in climbed.rungs if metric.name in rung.measured]
+    gains = {
+        rung.name: difference_of(rung, against, metric) for rung in scored if rung is not against
+    }
     adjusted = dict(zip(gains, holm([one.p_value for one in gains.values()]), strict=True))
     return [
         Standing(
@@ -59,25 +65,25 @@ def standings(climbed: Climbed, metric: Metric, against: Rung) -> list[Standing]
             gain=gains.get(rung.name),
             p_adjusted=adjusted.get(rung.name),
         )
-        for rung in climbed.rungs
+        for rung in scored
     ]
 
 
 def best_of(climbed: Climbed, metric: Metric) -> Rung:
     """Return the rung of the best mean; of equal ones, the cheapest."""
     sign = 1 if metric.higher_is_better else -1
-    return max(climbed.rungs, key=lambda rung: sign * mean_of(rung, metric).score)
+    scored = (rung for rung in climbed.rungs if metric.name in rung.measured)
+    return max(scored, key=lambda rung: sign * mean_of(rung, metric).score)
 
 
-def mean_of(rung: Rung, metric: Metric) -> Mean:
+def mean_of(rung: Rung, metric: Metric) -> Score:
     """Return a rung's score, the mean over its seeds, with its interval."""
-    return mean_over_seeds([system.evidence for system in rung.systems], metric.name)
+    return mean_over_seeds(rung.measured[metric.name])
 
 
 def difference_of(first: Rung, second: Rung, metric: Metric) -> Difference:
     """Return what the second rung scores more than the first one on the same examples."""
-    one, other = ([system.evidence for system in rung.systems] for rung in (first, second))
-    return difference(one, other, metric.name)
+    return difference(first.measured[metric.name], second.measured[metric.name])
 
 
 def cost_of(rung: Rung) -> Cost:

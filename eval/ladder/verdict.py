@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from llama_peft.system.formatting import disk_space, duration, interval, memory, number
+from llama_peft.system.formatting import Sign, disk_space, duration, interval, memory, number
 
 from ..metrics.catalogue import Metric
 from ..metrics.learning_curve import Point, examples_for
-from ..metrics.seeds import Difference
+from ..metrics.intervals import Difference, Interval
 from ..report.table import Cell, Row, Table
 from .causes import cause_of
 from .forgetting import read_forgetting
@@ -71,7 +71,7 @@ def _unbeaten(climbed: Climbed, metric: Metric) -> Iterator[str]:
 
 def _best(climbed: Climbed, standing: list[Standing], best: Rung, metric: Metric) -> Iterator[str]:
     own = next(one for one in standing if one.rung is best)
-    bounds = interval(own.mean.low, own.mean.high, metric.is_percent)
+    bounds = _bounds(own.mean.interval, metric)
     text = f"Best: {best.title}, {metric.name} {_score(best, metric)} {bounds}"
     base = next((one for one in standing if one.rung.name == "zero-shot"), None)
     if base is not None and base.gain is not None:
@@ -170,7 +170,7 @@ def _not_measured(climbed: Climbed) -> Iterator[str]:
 def _table(climbed: Climbed, standing: list[Standing], best: Rung, metric: Metric) -> Table:
     rows = []
     for one in standing:
-        bounds = interval(one.mean.low, one.mean.high, metric.is_percent)
+        bounds = _bounds(one.mean.interval, metric)
         cells = [Cell(number(one.mean.score, metric.is_percent), bounds), *_gain(one, metric)]
         rows.append(Row(one.rung.title, (*cells, *_costs(one.cost))))
     columns = (metric.name, "the best has more", "p", "train", "memory", "per 1,000", "to ship")
@@ -197,7 +197,7 @@ def _how(climbed: Climbed) -> str:
 def _gain(one: Standing, metric: Metric) -> tuple[Cell, Cell]:
     if one.gain is None:
         return Cell(), Cell()
-    bounds = interval(one.gain.low, one.gain.high, metric.is_percent, "+")
+    bounds = _bounds(one.gain.interval, metric, "+")
     return Cell(number(one.gain.difference, metric.is_percent, "+"), bounds), Cell(
         _p(one.p_adjusted)
     )
@@ -212,12 +212,16 @@ def _costs(cost: Cost) -> list[Cell]:
     ]
 
 
+def _bounds(found: Interval | None, metric: Metric, sign: Sign = "") -> str:
+    return "" if found is None else interval(found.low, found.high, metric.is_percent, sign)
+
+
 def _score(rung: Rung, metric: Metric) -> str:
     return number(mean_of(rung, metric).score, metric.is_percent)
 
 
 def _change(gain: Difference, metric: Metric) -> str:
-    bounds = interval(gain.low, gain.high, metric.is_percent, "+")
+    bounds = _bounds(gain.interval, metric, "+")
     return f"{number(gain.difference, metric.is_percent, '+')} {bounds}, p {_p(gain.p_value)}"
 
 

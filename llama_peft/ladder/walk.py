@@ -17,13 +17,12 @@ from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.ladder.encoder import ENCODER
 from llama_peft.run_folder.ladder.finished import is_finished, key_of, mark_finished
 from llama_peft.run_folder.ladder.rungs import (
-    WITHOUT_BASE,
     Measurement,
     check_rung,
     measurements,
     settled,
 )
-from llama_peft.run_folder.layout import BOTH_RESULTS, LADDER, LADDER_RECIPE, TRAINING
+from llama_peft.run_folder.layout import BASELINES, BOTH_RESULTS, LADDER, LADDER_RECIPE, TRAINING
 from llama_peft.run_folder.ownership import check_run_folder
 from llama_peft.run_folder.run import open_run
 from llama_peft.system.files import is_file, write_text
@@ -119,6 +118,6 @@ def _job(one: Measurement, given: Mapping[str, data.Rows] | None) -> job.Job:
     elif one.is_trained:
         made = job.make_job(None, one.recipe.run_folder, None, None, None, output, [])
     else:
-        model = one.rung if one.rung in WITHOUT_BASE else None
+        model = one.rung if one.rung in BASELINES else None
         made = job.make_job(one.recipe, model, None, None, None, output, [])
     return replace(made, given=given) if given else made

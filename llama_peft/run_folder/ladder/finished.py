@@ -12,8 +12,8 @@ from llama_peft.errors import UserError
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Hub, dump_recipe
 from llama_peft.run_folder.ladder.encoder import EncoderRecord, read_encoder
-from llama_peft.run_folder.ladder.rungs import WITHOUT_BASE, Measurement
-from llama_peft.run_folder.layout import FINISHED, LADDER, RESULTS
+from llama_peft.run_folder.ladder.rungs import Measurement
+from llama_peft.run_folder.layout import BASELINES, FINISHED, LADDER, RESULTS
 from llama_peft.run_folder.record import Stored, TrainingRecord, read_record
 from llama_peft.system import files
 from llama_peft.system.numbers import Count
@@ -46,7 +46,7 @@ def key_of(one: Measurement, content: str) -> str:
     train = recipe.train.model_copy(update={"output_dir": None})
     facts = [__version__, one.rung, content]
     facts.append(dump_recipe(recipe.model_copy(update={"train": train, "hub": Hub()})))
-    if one.rung not in WITHOUT_BASE:
+    if one.rung not in BASELINES:
         facts.append(base_fingerprint(recipe))
     if one.is_trained:
         facts.append(record_of(one).weights_sha256)

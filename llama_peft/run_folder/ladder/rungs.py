@@ -20,9 +20,6 @@ from llama_peft.recipe.ladder import RUNGS, Ladder, RungName
 from llama_peft.recipe.schema import Hub, Recipe
 from llama_peft.run_folder.layout import LADDER
 
-WITHOUT_BASE: tuple[RungName, ...] = ("majority", "no-answer", "tf-idf", "bm25")
-"""Rungs that need no model. `llama-eval run --model` knows them by these names."""
-FLOORS: tuple[RungName, ...] = ("majority", "no-answer")
 TRAINED: tuple[RungName, ...] = ("head", "tuned", "encoder")
 """Rungs whose weights are trained, so that their scores depend on a seed."""
 LEARNING: tuple[RungName, ...] = ("tf-idf", *TRAINED)
