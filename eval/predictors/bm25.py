@@ -6,8 +6,9 @@
    that it holds: of words with digits if the question asks how many; of those or capitalised words
    if it asks when; of capitalised words if it asks who or where. If there are none of these, of any
    words. At most 6 words are taken.
-3. The less of the highest possible score the sentence reaches, the likelier is "no answer"; the
-   threshold is fitted on validation, as for a span head.
+3. A sentence of usual length that holds each word of the question once has a score. The less of it
+   is reached, the likelier is "no answer"; the threshold is fitted on validation, as for a span
+   head.
 
 The words that it knows are English. In other languages rule 2 falls back to any words.
 """
@@ -105,7 +106,9 @@ def answer(example: QuestionExample) -> Prediction:
 
 
 def bm25(asked: set[str], sentences: Sequence[Sequence[str]]) -> list[float]:
-    """Return the score of each sentence as a share of the highest that a sentence could have."""
+    """Return the score of each sentence as a share of that of a sentence of mean length which holds
+    each word of the question once; at most 1.
+    """
     held = [Counter(stems) for stems in sentences]
     among = Counter(stem for own in held for stem in own)
     weights = {
@@ -113,7 +116,7 @@ def bm25(asked: set[str], sentences: Sequence[Sequence[str]]) -> list[float]:
         for one in sorted(asked)
     }
     mean = sum(map(len, sentences)) / max(1, len(sentences)) or 1.0
-    highest = sum(weights.values()) * (_SATURATION + 1)
+    usual = sum(weights.values())
     found = []
     for own, stems in zip(held, sentences, strict=True):
         room = _SATURATION * (1 - _LENGTH + _LENGTH * len(stems) / mean)
@@ -121,7 +124,7 @@ def bm25(asked: set[str], sentences: Sequence[Sequence[str]]) -> list[float]:
             weight * own[one] * (_SATURATION + 1) / (own[one] + room)
             for one, weight in weights.items()
         )
-        found.append(score / highest if highest else 0.0)
+        found.append(min(1.0, score / usual) if usual else 0.0)
     return found
 
 

@@ -14,7 +14,8 @@ from eval import harness
 from eval.job import make_job
 from eval.predictors.baselines import most_frequent
 from eval.predictors.recognise import identify
-from llama_peft import load_recipe
+from eval.results import main_metric
+from llama_peft import load_recipe, tiny
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import BASELINES, EVALUATION
@@ -25,7 +26,7 @@ QUIET = """
 import json, sys
 from eval import evaluate
 for model, task in json.loads(sys.argv[1]):
-    evaluate(model, task=task, output=sys.argv[2] + "/" + model)
+    evaluate(model, task=task, output=sys.argv[2] + "/" + model, limit=150)
 assert "torch" not in sys.modules
 """
 
@@ -45,7 +46,8 @@ def test_no_baseline_imports_torch(tmp_path: Path) -> None:
     silent = read_results(tmp_path / "no-answer/results.json").results["tiny-squad"]
     share = 100 * silent["NoAns_total"] / silent["total"]
     assert silent["exact"] == pytest.approx(share) and silent["NoAns_exact"] == 100
-    assert read_results(tmp_path / "bm25/results.json").results["tiny-squad"]["f1"] > share
+    found = main_metric("tiny-squad", read_results(tmp_path / "bm25/results.json"))
+    assert (found.metric, found.beside) == ("f1", "exact") and (found.value or 0) > share
     linear = read_results(tmp_path / "tf-idf/results.json").results["tiny-sst2"]
     assert linear["accuracy_ci95"][0] > 0.6
     assert all(
@@ -105,22 +107,26 @@ def recipe_on(folder: Path, task: str, truths: list[Any], **keys: Any) -> Recipe
 
 
 @pytest.mark.parametrize(
-    ("task", "labels", "metric"),
+    ("task", "labels", "metrics"),
     [
-        ("classification", ["loud", "slow", "kind", "slow"], "accuracy"),
-        ("classification", [["loud"], ["slow", "kind"], [], ["kind"]], "f1_micro"),
-        ("regression", [0.0, 1.0, 2.0], "r2"),
+        ("classification", ["loud", "slow", "kind", "slow"], ("accuracy", "f1_macro")),
+        ("classification", [["loud"], ["slow", "kind"], [], ["kind"]], ("f1_micro", "f1_macro")),
+        ("regression", [0.0, 1.0, 2.0], ("spearman", "pearson")),
     ],
 )
 def test_a_linear_model_reads_words(
-    tmp_path: Path, task: str, labels: list[Any], metric: str
+    tmp_path: Path, task: str, labels: list[Any], metrics: tuple[str, str]
 ) -> None:
     keys = {"single_label": False} if isinstance(labels[0], list) else {}
     recipe = recipe_on(tmp_path, task, labels, **keys)
     scores = [evaluate(recipe, name, tmp_path / name) for name in ("majority", "tf-idf", "tf-idf")]
-    floor, first, again = (found.results["small"] for found in scores)
-    assert first[metric] > 0.8 > floor[metric]
-    assert first == again, "the same examples give the same model"
+    floor, first, again = (main_metric("small", found) for found in scores)
+    assert (first.metric, first.beside) == (floor.metric, floor.beside) == metrics
+    assert (first.value or 0) > 0.8 > (floor.value or 0) and (first.beside_value or 0) > 0.8
+    assert first.interval is not None and first.interval[0] > 0.6
+    assert (floor.value is None) == (task == "regression"), "equal numbers have no correlation"
+    assert scores[1].results == scores[2].results, "the same examples give the same model"
+    assert first == again
     assert (tmp_path / "majority/predictions.jsonl").read_text().count("\n") == len(
         lines_of(tmp_path / "tf-idf")
     )
@@ -173,7 +179,6 @@ def test_finished_baselines_are_kept_until_the_train_part_changes(tmp_path: Path
 
 
 def test_a_folder_of_the_same_name_comes_first(
-    make_base: Callable[..., Path],
     make_recipe: Callable[..., Recipe],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -182,7 +187,7 @@ def test_a_folder_of_the_same_name_comes_first(
     recipe = make_recipe("classification", "tiny")
     monkeypatch.chdir(tmp_path)
     assert identify("majority", recipe).kind == "baseline" and not caplog.messages
-    make_base().rename(tmp_path / "majority")
+    Path("majority").symlink_to(tiny.MODEL_DIR)
     assert identify("majority", recipe).kind == "causal"
     (said,) = [text for text in caplog.messages if "--kind baseline" in text]
     assert "the folder of this name is evaluated" in said
