@@ -6,10 +6,23 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 
-from . import behaviour, data, deaths, evaluation, hostile, inputs, models, storage, stranger
+from . import (
+    behaviour,
+    data,
+    deaths,
+    evaluation,
+    hostile,
+    inputs,
+    ladders,
+    models,
+    storage,
+    stranger,
+)
 from .shop import Fault, Seen, Shop
 
-ROOMS = (inputs, data, models, hostile, storage, behaviour, evaluation, stranger, deaths)
+ROOMS = (
+    inputs, data, models, hostile, storage, behaviour, evaluation, stranger, deaths, ladders,
+)  # fmt: skip
 VERDICTS = ("right", "lost", "wrong", "traceback", "harm", "late")
 
 
