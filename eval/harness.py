@@ -10,7 +10,7 @@ from llama_peft.data import Example, mark_given, with_fields
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder.layout import RESULTS, UNFINISHED_PREDICTIONS
+from llama_peft.run_folder.layout import RESULTS, UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION
 from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.results import Results, read_results
 from llama_peft.system.files import remove_file
@@ -18,7 +18,7 @@ from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory, reset_peak
 
 from . import trained_on
-from .fewshot import worked_examples
+from .fewshot import with_best_number, worked_examples
 from .job import Job
 from .predictions import Evaluation, evaluation_key, predict
 from .predictors.costs import Meter
@@ -56,10 +56,12 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
     if subject.run is not None:
         strict = job.data_file is None
         seen = trained_on.check(subject.run, found, job.recipe, strict)
-    predictor = _open(job, subject, found)
-    meter = Meter(predictor)
-    evaluation = Evaluation(job=job, subject=subject, found=found, predictor=predictor)
+    opened = _open(job, subject, found)
+    evaluation = Evaluation(job=job, subject=subject, found=found, predictor=opened)
     with only_process(job.output, "evaluating"):
+        evaluation = with_best_number(evaluation, again)
+        job, predictor = evaluation.job, evaluation.predictor
+        meter = Meter(predictor)
         validation = validation_examples(evaluation)
         key = evaluation_key(evaluation, found.parts, validation)
         if not again and (finished := _finished(job.output, key)):
@@ -85,7 +87,8 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             peak_memory_bytes=peak_memory(of_gpu=subject.baseline is None),
             costs=meter.costs(subject),
         )
-        remove_file(job.output, UNFINISHED_PREDICTIONS)
+        for name in (UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION):
+            remove_file(job.output, name)
     return results
 
 

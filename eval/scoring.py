@@ -83,7 +83,8 @@ def material(job: Job) -> Material:
     """Return the data of the recipe, or the user's own file as the only part."""
     dataset = _dataset(job)
     names = list(job.recipe.eval.splits) if job.data_file is None else ["data"]
-    parts = {part: _sample(dataset.parts[part], part, job) for part in names}
+    seed, size = job.recipe.dataset.seed, job.sample_size
+    parts = {part: sample(dataset.parts[part], part, seed, size) for part in names}
     return Material(dataset=dataset, parts=parts)
 
 
@@ -92,12 +93,11 @@ def recipe_parts(job: Job, found: Material) -> dict[str, list[Example]]:
     return (found.dataset if job.data_file is None else data.load(job.recipe, job.given)).parts
 
 
-def _sample(examples: list[Example], part: str, job: Job) -> list[Example]:
-    """Return at most `limit` examples: the same ones, whichever other parts are evaluated."""
-    size = job.sample_size
+def sample(examples: list[Example], part: str, seed: int, size: int | None) -> list[Example]:
+    """Return at most `size` examples: the same ones, whichever other parts are evaluated."""
     if size is None:
         return examples
-    sampler = random.Random(f"{job.recipe.dataset.seed} {part}")
+    sampler = random.Random(f"{seed} {part}")
     return sampler.sample(examples, min(size, len(examples)))
 
 

@@ -47,7 +47,9 @@ class Meter:
     def costs(self, subject: Subject) -> Costs:
         """Return what is known of the costs of the model."""
         rate = 1000 * self.seconds / self.predictions if self.predictions else None
-        trained = self.predictor.config.training.wall_seconds
+        config = self.predictor.config
+        choice = config.fewshot_choice
+        trained = config.training.wall_seconds if choice is None else choice.seconds
         is_other = subject.run is None and subject.kind not in ("causal", "baseline")
         return Costs(
             fit_seconds=None if is_other else round(trained or self.fit_seconds, 3),

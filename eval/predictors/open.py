@@ -52,15 +52,14 @@ def open_predictor(
         return open_reader(base) if is_reader else open_classifier(base, labels)
     model = backbone.load(base, LANGUAGE_MODELLING)
     counted = lora.count_loaded(model, LANGUAGE_MODELLING)
-    way = f"{recipe.eval.num_fewshot}-shot" if shots else "zero-shot"
     config = ModelConfig(
-        model_kind=way,
+        model_kind="zero-shot",
         recipe=recipe.name,
         model=subject.name,
         parameters={"total": counted.total, "trainable": 0, "base": counted.base},
         base_fingerprint=base_fingerprint(base),
     )
-    return open_lm_head(model, base, labels, way, config, shots)
+    return open_lm_head(model, base, labels, "", config, shots)
 
 
 def as_trained(recipe: Recipe, run: Run) -> Recipe:

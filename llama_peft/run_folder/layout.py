@@ -65,7 +65,7 @@ EVALUATION_FILES = (RESULTS, PREDICTIONS, UNFINISHED_PREDICTIONS, UNFINISHED_VAL
 Baseline = Literal["majority", "no-answer", "tf-idf", "bm25"]
 """What is evaluated without a base: llama-eval knows these by name."""
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
-EVALUATION = re.compile(rf"(zero-shot|tuned|[0-9]+-shot|{'|'.join(BASELINES)})(-.*)?")
+EVALUATION = re.compile(rf"(zero-shot|tuned|([0-9]+|auto)-shot|{'|'.join(BASELINES)})(-.*)?")
 """Names of the folders of evaluations in a run folder."""
 ZERO_SHOT_RESULTS = f"{ZERO_SHOT}/{RESULTS}"
 TUNED_RESULTS = f"{TUNED}/{RESULTS}"

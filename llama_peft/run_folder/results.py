@@ -53,6 +53,22 @@ class Costs(Stored):
     """Of what is needed beside the base."""
 
 
+class FewShotChoice(Stored):
+    """How many worked examples were tried on validation for `eval.num_fewshot: auto`."""
+
+    metric: str
+    examples: Count
+    """Of the validation part."""
+    tried: dict[str, Finite]
+    """The score by the number of worked examples."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Why other numbers were not tried."""
+    chosen: Count
+    seconds: NotNegative
+    key: str
+    """A digest of everything that the choice depends on."""
+
+
 class ModelConfig(Stored):
     """The model that was evaluated."""
 
@@ -71,6 +87,9 @@ class ModelConfig(Stored):
     """The folder of somebody else's adapter."""
     training: TrainingCost = TrainingCost()
     fewshot_from: str | None = None
+    fewshot_choice: FewShotChoice | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
     seen_in_training: dict[str, Count] | None = None
     """For each part, examples that read the same as one that the model was trained on; None if that
     is not known.
