@@ -42,8 +42,8 @@ def evaluate(
 
     predictions.jsonl and results.json are written into `output`.
 
-    model: a base, a run, an adapter or a whole checkpoint, by folder or Hub id; None is the base of
-    the task's recipe.
+    model: a base, a run, an adapter or a whole checkpoint, by folder or Hub id; a baseline: majority,
+    tf-idf, no-answer or bm25; None is the base of the task's recipe.
     task: a recipe, its name, its file or a dict; None is the recipe of the run that `model` names.
     data: a file, a Hub name or rows to evaluate on as a whole, in place of the recipe's parts.
     splits: parts of the recipe's data, or one split of a Hub name in `data`; empty is the recipe's

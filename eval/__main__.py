@@ -12,10 +12,12 @@ from llama_peft import cli
 from llama_peft.errors import UserError
 from llama_peft.system.terminal import say
 
-from .predictors.kinds import Kind
+from .predictors.kinds import BASELINE_WORDS, Kind
 
 if TYPE_CHECKING:
     from .job import Job
+
+_BASELINES = "; ".join(f"{name}, {what}" for name, what in BASELINE_WORDS.items())
 
 app = typer.Typer(
     help="Evaluate base and fine-tuned models on the same examples, with confidence intervals.",
@@ -50,7 +52,8 @@ def run(
         list[str] | None,
         typer.Option(
             help="The model, as a folder or a Hub name: a base, a run, an adapter, or a whole checkpoint with a "
-            "classification or question answering head. Give it again to compare several. Default: the recipe's base.",
+            "classification or question answering head. Or a baseline, unless a folder has its name: "
+            f"{_BASELINES}. Give it again to compare several. Default: the recipe's base.",
             callback=cli.names,
         ),
     ] = None,

@@ -10,7 +10,7 @@ from llama_peft.data import Example, mark_given, with_fields
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder.layout import RESULTS, UNFINISHED_PREDICTIONS
+from llama_peft.run_folder.layout import RESULTS, UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION
 from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.results import Results, read_results
 from llama_peft.system.files import remove_file
@@ -18,12 +18,14 @@ from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory, reset_peak
 
 from . import trained_on
-from .fewshot import worked_examples
+from .fewshot import with_best_number, worked_examples
 from .job import Job
 from .predictions import Evaluation, evaluation_key, predict
+from .predictors.costs import Meter
 from .predictors.open import as_trained, open_predictor
+from .predictors.predictor import Predictor
 from .predictors.recognise import Subject, identify
-from .scoring import finish, gold, lines_of, material, too_long
+from .scoring import Material, finish, gold, lines_of, material, recipe_parts, too_long
 from .threshold import fitted_threshold, validation_examples
 
 log = logging.getLogger(__name__)
@@ -54,9 +56,12 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
     if subject.run is not None:
         strict = job.data_file is None
         seen = trained_on.check(subject.run, found, job.recipe, strict)
-    predictor = open_predictor(subject, job.recipe, found.labels, worked_examples(job, found))
-    evaluation = Evaluation(job=job, subject=subject, found=found, predictor=predictor)
+    opened = _open(job, subject, found)
+    evaluation = Evaluation(job=job, subject=subject, found=found, predictor=opened)
     with only_process(job.output, "evaluating"):
+        evaluation = with_best_number(evaluation, again)
+        job, predictor = evaluation.job, evaluation.predictor
+        meter = Meter(predictor)
         validation = validation_examples(evaluation)
         key = evaluation_key(evaluation, found.parts, validation)
         if not again and (finished := _finished(job.output, key)):
@@ -66,10 +71,11 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             length, spans = predictor.length, predictor.fits_threshold
             if lost := too_long(found.examples, length, job.recipe, spans):
                 log.warning("%s", lost)
+        meter.fit()
         threshold = fitted_threshold(evaluation, validation)
         size = job.recipe.train.per_device_eval_batch_size
         partial = job.output / UNFINISHED_PREDICTIONS
-        predictions = predict(predictor, found.examples, partial, key, size)
+        predictions = predict(meter.measured, found.examples, partial, key, size)
         _show(evaluation, found.examples[:show], predictions)
         results = finish(
             job,
@@ -78,10 +84,20 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             predictor.config.model_copy(update={"seen_in_training": seen, "key": key}),
             started=started,
             threshold=threshold,
-            peak_memory_bytes=peak_memory(),
+            peak_memory_bytes=peak_memory(of_gpu=subject.baseline is None),
+            costs=meter.costs(subject),
         )
-        remove_file(job.output, UNFINISHED_PREDICTIONS)
+        for name in (UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION):
+            remove_file(job.output, name)
     return results
+
+
+def _open(job: Job, subject: Subject, found: Material) -> Predictor:
+    """Open the model; a baseline with the parts of the recipe's data, and of a file in their place."""
+    if subject.baseline is None:
+        return open_predictor(subject, job.recipe, found.labels, worked_examples(job, found))
+    parts = recipe_parts(job, found) | found.dataset.parts
+    return open_predictor(subject, job.recipe, found.labels, parts=parts)
 
 
 def _recipe(job: Job, subject: Subject) -> Recipe:

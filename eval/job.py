@@ -12,7 +12,7 @@ from llama_peft.run_folder.layout import RECIPE, TRAINING, TUNED, ZERO_SHOT
 from llama_peft.run_folder.run import check_fixed, is_run, recipe_of
 from llama_peft.system import files
 
-from .predictors.kinds import Kind
+from .predictors.kinds import Kind, baseline_of
 
 _NAMED = ("eval.splits", "eval.limit", "eval.num_fewshot")
 """Keys that have words of their own in the name of a folder."""
@@ -153,10 +153,12 @@ def _folder(recipe: Recipe, model: str | None) -> Path:
     """Return the folder of results before `folder_words` are added to its name.
 
     It is `tuned` in a run. For another model it is in the run folder of the recipe, and its name
-    tells the worked examples and the model.
+    tells the worked examples and the model, or it is that of the baseline.
     """
     if model is not None and is_run(model):
         return Path(model) / TUNED
+    if model is not None and baseline_of(model) and not Path(model).is_dir():
+        return Path(recipe.run_folder) / model
     shots = recipe.eval.num_fewshot
     name = f"{shots}-shot" if shots else ZERO_SHOT
     if model not in (None, recipe.model.model_name_or_path):

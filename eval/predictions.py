@@ -52,13 +52,9 @@ def evaluation_key(
         "threshold": threshold_digest(recipe, validation),
         "kind": predictor.kind,
         "labels": predictor.labels,
-        "quantization": recipe.quantization.model_dump(),
-        "dtype": recipe.model.dtype or f"torch.{backbone.dtype_name(recipe)}",
-        "attention": recipe.model.attn_implementation,
-        "head": recipe.head.model_dump(),
-        "prompt": recipe.prompt.model_dump(),
         "eval": recipe.eval.model_dump(exclude={"limit", "splits"}),
-        "lengths": [recipe.train.max_length, recipe.train.doc_stride],
+        **(_of_base(recipe) if evaluation.subject.baseline is None else {}),
+        **({} if predictor.fitted_on is None else {"fitted_on": predictor.fitted_on}),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for part in sorted(parts):
@@ -66,6 +62,18 @@ def evaluation_key(
             read = [part, asdict(example), predictor.prompt(example)]
             digest.update(json.dumps(read, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _of_base(recipe: Recipe) -> dict[str, object]:
+    """Return the settings of the base, and of the text that it reads."""
+    return {
+        "quantization": recipe.quantization.model_dump(),
+        "dtype": recipe.model.dtype or f"torch.{backbone.dtype_name(recipe)}",
+        "attention": recipe.model.attn_implementation,
+        "head": recipe.head.model_dump(),
+        "prompt": recipe.prompt.model_dump(),
+        "lengths": [recipe.train.max_length, recipe.train.doc_stride],
+    }
 
 
 def _sum(path: Path | None) -> str | None:

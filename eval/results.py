@@ -8,19 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ConfigDict, ValidationError
 
 from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import PREDICTIONS, RESULTS, TUNED, ZERO_SHOT
 from llama_peft.run_folder.record import Stored
-from llama_peft.run_folder.results import ModelConfig, Results, read_results
+from llama_peft.run_folder.results import ModelConfig, Results, Scores, read_results
 from llama_peft.system.files import inside, read_text, sum_of
 from llama_peft.tasks import TASKS, Side
 from llama_peft.tokens.prompts import parse_answer
 
 from .metrics.bootstrap import Evidence, scores_of
-from .metrics.catalogue import INTERVAL_SUFFIX, metrics_of
+from .metrics.catalogue import INTERVAL_SUFFIX, MAIN, metrics_of
 from .metrics.ids import check_unique
 from .metrics.measure import Said, evidence_of
 from .metrics.words.overlap import overlap_evidences
@@ -59,6 +60,52 @@ def before_threshold(line: PredictionLine, no_answer: str) -> str:
     return raw if removed else said
 
 
+class MainScore(NamedTuple):
+    """The score of a task's main metric."""
+
+    metric: str
+    value: float | None
+    """None if the predictions have none."""
+    interval: tuple[float, float] | None
+    beside: str
+    """The metric to show beside it."""
+    beside_value: float | None
+
+
+def main_metric(task: str, results: Results) -> MainScore:
+    """Return the main metric of a task in results.json, and its score.
+
+    task: a key of `results.results`.
+    """
+    metric, beside = MAIN[side_of(task, results)]
+    scores = results.results[task]
+    value, interval, other = (
+        _number(scores, metric),
+        _interval(scores, metric),
+        _number(scores, beside),
+    )
+    return MainScore(metric, value, interval, beside, other)
+
+
+def side_of(task: str, results: Results) -> Side:
+    """Return what a task predicts. Older results do not name its kind."""
+    settings = results.configs[task]
+    found = [kind.side for kind in TASKS.values() if kind.name == settings.task]
+    return found[0] if found else "labels" if settings.labels else "answers"
+
+
+def _number(scores: Scores, metric: str) -> float | None:
+    value = scores.get(metric)
+    return value if isinstance(value, int | float) else None
+
+
+def _interval(scores: Scores, metric: str) -> tuple[float, float] | None:
+    match scores.get(metric + INTERVAL_SUFFIX):
+        case [int() | float() as low, int() | float() as high]:
+            return low, high
+    return None
+
+
 def task_name(recipe: str, part: str) -> str:
     """The name under which results.json holds the scores of one part of a recipe's data.
 
@@ -81,9 +128,7 @@ class SystemResults:
 
     @property
     def side(self) -> Side:
-        named = self.results.configs[self.task].task
-        found = [kind.side for kind in TASKS.values() if kind.name == named]
-        return found[0] if found else "labels" if self.labels else "answers"
+        return side_of(self.task, self.results)
 
     @property
     def no_answer(self) -> str:
@@ -100,16 +145,11 @@ class SystemResults:
 
     def score(self, metric: str) -> float | None:
         """The recorded score; None if this system has none."""
-        value = self.results.results[self.task].get(metric)
-        return value if isinstance(value, int | float) else None
+        return _number(self.results.results[self.task], metric)
 
     def interval(self, metric: str) -> tuple[float, float] | None:
         """The recorded bounds of a score; None if it has none."""
-        bounds = self.results.results[self.task].get(metric + INTERVAL_SUFFIX)
-        match bounds:
-            case [int() | float() as low, int() | float() as high]:
-                return low, high
-        return None
+        return _interval(self.results.results[self.task], metric)
 
     @cached_property
     def predictions(self) -> dict[str, Said]:

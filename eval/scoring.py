@@ -22,6 +22,7 @@ from llama_peft.inference.predict import Prediction, decided, honest, tempered, 
 from llama_peft.recipe import GIVEN, Recipe
 from llama_peft.run_folder.layout import PREDICTIONS
 from llama_peft.run_folder.results import (
+    Costs,
     ModelConfig,
     Results,
     SampleCount,
@@ -82,16 +83,21 @@ def material(job: Job) -> Material:
     """Return the data of the recipe, or the user's own file as the only part."""
     dataset = _dataset(job)
     names = list(job.recipe.eval.splits) if job.data_file is None else ["data"]
-    parts = {part: _sample(dataset.parts[part], part, job) for part in names}
+    seed, size = job.recipe.dataset.seed, job.sample_size
+    parts = {part: sample(dataset.parts[part], part, seed, size) for part in names}
     return Material(dataset=dataset, parts=parts)
 
 
-def _sample(examples: list[Example], part: str, job: Job) -> list[Example]:
-    """Return at most `limit` examples: the same ones, whichever other parts are evaluated."""
-    size = job.sample_size
+def recipe_parts(job: Job, found: Material) -> dict[str, list[Example]]:
+    """Return the parts of the recipe's own data, also if another file is evaluated."""
+    return (found.dataset if job.data_file is None else data.load(job.recipe, job.given)).parts
+
+
+def sample(examples: list[Example], part: str, seed: int, size: int | None) -> list[Example]:
+    """Return at most `size` examples: the same ones, whichever other parts are evaluated."""
     if size is None:
         return examples
-    sampler = random.Random(f"{job.recipe.dataset.seed} {part}")
+    sampler = random.Random(f"{seed} {part}")
     return sampler.sample(examples, min(size, len(examples)))
 
 
@@ -219,6 +225,7 @@ def finish(
     started: float,
     threshold: Threshold | None = None,
     peak_memory_bytes: int | None = None,
+    costs: Costs | None = None,
 ) -> Results:
     """Score predictions, write both files into the job's folder, and return the results.
 
@@ -253,6 +260,7 @@ def finish(
         base_revision=config.base_fingerprint,
         peak_memory_bytes=peak_memory_bytes,
         wall_seconds=round(time.monotonic() - started, 3),
+        costs=costs or Costs(),
         predictions_sha256=sum_of(job.output, PREDICTIONS),
     )
     write_results(job.output, results)

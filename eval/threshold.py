@@ -7,7 +7,6 @@ They are fitted on validation examples, and kept with the run.
 import logging
 from collections.abc import Sequence
 
-from llama_peft import data
 from llama_peft.data import Example
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction, tempered_each
@@ -24,7 +23,7 @@ from .metrics.sets_and_numbers import fit_label_thresholds
 from .metrics.squad_v2 import fit_threshold
 from .predictions import Evaluation, evaluation_key, predict, threshold_digest
 from .predictors.predictor import Predictor
-from .scoring import gold
+from .scoring import gold, recipe_parts
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +38,13 @@ def validation_examples(evaluation: Evaluation) -> list[Example]:
     """
     if not (evaluation.predictor.fits_threshold or evaluation.predictor.fits_temperature):
         return []
-    job, dataset = evaluation.job, evaluation.found.dataset
-    if job.data_file is not None and evaluation.subject.run is not None:
+    job, parts = evaluation.job, evaluation.found.dataset.parts
+    if evaluation.subject.run is not None or evaluation.subject.baseline is not None:
         try:
-            dataset = data.load(job.recipe, job.given)
+            parts = recipe_parts(job, evaluation.found)
         except UserError as error:
             log.warning("no threshold can be fitted on the recipe's own data: %s", error)
-    found = dataset.parts.get("validation", [])
+    found = parts.get("validation", [])
     if evaluation.predictor.fits_temperature and len(found) < FEW:
         log.info(
             "%d validation examples are fewer than %d, so no temperature is fitted to the probabilities",

@@ -2,9 +2,12 @@
 
 from typing import Literal, get_args
 
-Kind = Literal["run", "adapter", "causal", "classifier", "reader"]
+from llama_peft.run_folder.layout import BASELINES, Baseline
+
+Kind = Literal["run", "adapter", "causal", "classifier", "reader", "baseline"]
 """A run folder of ours, a PEFT adapter, or a whole checkpoint by its class in transformers:
-...ForCausalLM, ...ForSequenceClassification or ...ForQuestionAnswering."""
+...ForCausalLM, ...ForSequenceClassification or ...ForQuestionAnswering; or a baseline, which has no
+files."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 KIND_NAMES: dict[Kind, str] = {
     "run": "run",
@@ -12,5 +15,18 @@ KIND_NAMES: dict[Kind, str] = {
     "causal": "causal language model",
     "classifier": "sequence classification checkpoint",
     "reader": "question answering checkpoint",
+    "baseline": "baseline",
 }
 """What messages and tables call them."""
+BASELINE_WORDS: dict[Baseline, str] = {
+    "majority": "the most frequent label, or the mean number, of the train part",
+    "no-answer": "never an answer",
+    "tf-idf": "words and pieces of words with a linear model, fitted on the train part",
+    "bm25": "a few words of the passage's sentence that is most like the question",
+}
+"""What each baseline says, for the help."""
+
+
+def baseline_of(name: str) -> Baseline | None:
+    """Return the baseline of a name; None if there is none."""
+    return next((one for one in BASELINES if one == name), None)

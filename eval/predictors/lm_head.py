@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from llama_peft.data import Example, Label, QuestionExample, TextExample
 from llama_peft.inference.predict import (
@@ -33,9 +32,12 @@ from llama_peft.tokens.prompts import PromptEncoder
 
 from .predictor import Predictor
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def open_lm_head(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     recipe: Recipe,
     labels: tuple[str, ...],
     way: str,
@@ -44,8 +46,8 @@ def open_lm_head(
 ) -> Predictor:
     """Return the predictor of a loaded causal model.
 
-    way: the first word of its name in tables. config: what results record about it; its name and
-    the source of the worked examples are added.
+    way: the first word of its name in tables; empty for the number of worked examples. config: what
+    results record about it; its name and the source of the worked examples are added.
     """
     encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
     several = recipe.kind.side == "label_sets"
@@ -58,22 +60,35 @@ def open_lm_head(
         shots=shots,
     )
     has_labels = recipe.kind.has_labels
-    name = f"{way} {'verbalizer' if has_labels else 'generative'}"
+    shown = way or (f"{recipe.eval.num_fewshot}-shot" if shots else "zero-shot")
+    name = f"{shown} {'verbalizer' if has_labels else 'generative'}"
+
+    def with_shots(wanted: int, chosen: Shots | None) -> Predictor:
+        return open_lm_head(model, with_num_fewshot(recipe, wanted), labels, way, config, chosen)
+
     source = recipe.eval.fewshot_from if shots else None
     return Predictor(
         config=config.model_copy(update={"model_kind": name, "fewshot_from": source}),
         labels=labels,
         predict=partial(_verbalize if has_labels else _write, asked),
-        prompt=partial(_prompt_text, asked),
+        prompt=lambda example: str(encoder.tokenizer.decode(_prompt(asked, example)[0])),
+        reads_whole=lambda example: _prompt(asked, example)[1],
+        with_shots=with_shots,
         length=lambda answer: len(asked.encoder.answer(answer)),
     )
+
+
+def with_num_fewshot(recipe: Recipe, wanted: int) -> Recipe:
+    """Return the recipe with another number of worked examples."""
+    chosen = recipe.eval.model_copy(update={"num_fewshot": wanted})
+    return recipe.model_copy(update={"eval": chosen})
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
     """A causal model, and all that its prompts depend on."""
 
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     encoder: PromptEncoder
     encoders: Sequence[PromptEncoder]
     """One for each prompt about a text."""
@@ -199,10 +214,8 @@ def _right_word(words: Sequence[str], label: Label, about: int) -> str:
     return words[label]
 
 
-def _prompt_text(asked: _Asked, example: Example) -> str:
-    """Return what the model reads of an example, as text with its control tokens."""
+def _prompt(asked: _Asked, example: Example) -> tuple[tuple[int, ...], bool]:
+    """Return what the model reads of an example, and whether it holds the whole text or passage."""
     if isinstance(example, QuestionExample):
-        ids, _ = question_prompt(asked.encoder, asked.recipe, example, asked.shots, asked.limit)
-    else:
-        ids, _ = _verbalizer_prompt(asked, example)
-    return str(asked.encoder.tokenizer.decode(ids))
+        return question_prompt(asked.encoder, asked.recipe, example, asked.shots, asked.limit)
+    return _verbalizer_prompt(asked, example)

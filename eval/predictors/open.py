@@ -1,11 +1,14 @@
-"""Opens a model: the untouched base (zero-shot), a finished run, or a checkpoint that others made.
+"""Opens a model: the untouched base (zero-shot), a finished run, a checkpoint that others made, or a
+baseline, for which torch is not imported.
 
 Zero-shot means the language model head. An untrained head is never opened here.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from llama_peft.data import Example
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Shots, predict, prompt_text
 from llama_peft.model import backbone, lora
@@ -17,39 +20,46 @@ from llama_peft.run_folder.weights import TunedModel, attach_adapter, load_tuned
 from llama_peft.tasks import LANGUAGE_MODELLING
 from llama_peft.tokens.prompts import PromptEncoder
 
-from .encoders import open_classifier, open_reader
+from .baselines import open_baseline
 from .lm_head import open_lm_head
 from .predictor import Predictor
 from .recognise import Adapter, Subject, on_base
 
 
 def open_predictor(
-    subject: Subject, recipe: Recipe, labels: tuple[str, ...], shots: Shots | None = None
+    subject: Subject,
+    recipe: Recipe,
+    labels: tuple[str, ...],
+    shots: Shots | None = None,
+    parts: Mapping[str, Sequence[Example]] | None = None,
 ) -> Predictor:
     """Load a model. Raises UserError if it does not fit the task.
 
-    labels: the labels of the task, in order.
+    labels: the labels of the task, in order. parts: the parts of the recipe's data, which a baseline
+    is fitted on.
     """
+    if subject.baseline is not None:
+        return open_baseline(subject.baseline, recipe, labels, parts or {})
     if subject.run is not None:
         return _open_run(subject.run, recipe, labels)
     if subject.adapter is not None:
         return _open_adapter(subject.adapter, recipe, labels, shots)
     base = on_base(recipe, subject.name)
-    if subject.kind == "classifier":
-        return open_classifier(base, labels)
-    if subject.kind == "reader":
-        return open_reader(base)
+    if subject.kind in ("classifier", "reader"):
+        from .encoders import open_classifier, open_reader
+
+        is_reader = subject.kind == "reader"
+        return open_reader(base) if is_reader else open_classifier(base, labels)
     model = backbone.load(base, LANGUAGE_MODELLING)
     counted = lora.count_loaded(model, LANGUAGE_MODELLING)
-    way = f"{recipe.eval.num_fewshot}-shot" if shots else "zero-shot"
     config = ModelConfig(
-        model_kind=way,
+        model_kind="zero-shot",
         recipe=recipe.name,
         model=subject.name,
         parameters={"total": counted.total, "trainable": 0, "base": counted.base},
         base_fingerprint=base_fingerprint(base),
     )
-    return open_lm_head(model, base, labels, way, config, shots)
+    return open_lm_head(model, base, labels, "", config, shots)
 
 
 def as_trained(recipe: Recipe, run: Run) -> Recipe:
@@ -118,10 +128,11 @@ def _open_adapter(
         )
     base = on_base(recipe, adapter.base, adapter.revision)
     base = base.model_copy(update={"head": adapter.head})
-    if kind.has_labels and adapter.is_librarys:
-        return open_classifier(base, labels, adapter)
     if kind.head is not None and adapter.is_librarys:
-        return open_reader(base, adapter)
+        from .encoders import open_classifier, open_reader
+
+        is_reader = not kind.has_labels
+        return open_reader(base, adapter) if is_reader else open_classifier(base, labels, adapter)
     model = backbone.load(base, kind.name, adapter.num_labels)
     total = model.num_parameters()
     model = attach_adapter(model, adapter.folder).eval()

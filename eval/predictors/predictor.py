@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llama_peft.data import Example
-from llama_peft.inference.predict import Prediction
+from llama_peft.inference.predict import Prediction, Shots
 from llama_peft.run_folder.results import ModelConfig
 
 
@@ -27,6 +27,16 @@ class Predictor:
     """
     fits_temperature: bool = False
     """Whether its probabilities get a temperature that is fitted on validation."""
+    with_shots: "Callable[[int, Shots | None], Predictor] | None" = None
+    """Returns the same model with so many worked examples; None if it reads none."""
+    reads_whole: Callable[[Example], bool] | None = None
+    """Whether nothing of an example is cut, if prompts can be cut."""
+    fit: Callable[[], int] | None = None
+    """Fits a baseline on the train part before its first prediction, and returns the bytes of what was
+    fitted. The same part gives the same predictions.
+    """
+    fitted_on: str | None = None
+    """The sum of that part."""
 
     @property
     def kind(self) -> str:

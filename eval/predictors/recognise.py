@@ -2,6 +2,7 @@
 seconds.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +14,21 @@ from transformers.utils.hub import cached_file
 from llama_peft.errors import UserError
 from llama_peft.model import backbone, preflight
 from llama_peft.recipe import Head, Recipe, load_recipe
-from llama_peft.run_folder.layout import ADAPTER_CONFIG, ADAPTER_FILES, ADAPTER_WEIGHTS, RECIPE
+from llama_peft.run_folder.layout import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    ADAPTER_WEIGHTS,
+    BASELINES,
+    RECIPE,
+    Baseline,
+)
 from llama_peft.run_folder.run import Run, is_run, open_run
 from llama_peft.system.files import inside, parse_json, read_whole, sha256
 from llama_peft.tasks import TASKS, TaskKind
 
-from .kinds import KIND_NAMES, KINDS, Kind
+from .kinds import KIND_NAMES, KINDS, Kind, baseline_of
+
+log = logging.getLogger(__name__)
 
 _SUFFIXES: dict[str, Kind] = {
     "ForCausalLM": "causal",
@@ -59,11 +69,13 @@ class Subject:
 
     kind: Kind
     name: str
-    """A folder, or a name on the Hub."""
+    """A folder, a name on the Hub, or a baseline."""
     run: Run | None = None
     """Only if it is a run."""
     adapter: Adapter | None = None
     """Only if it is an adapter."""
+    baseline: Baseline | None = None
+    """Only if it is a baseline."""
 
     @property
     def adapter_config(self) -> Path | None:
@@ -83,6 +95,8 @@ def identify(
     kind: what the user says that it is. base: what a run or an adapter stands on, if it names a
     folder of another machine.
     """
+    if kind == "baseline" or (kind is None and _is_baseline(model)):
+        return Subject(kind="baseline", name=model, baseline=_open_baseline(model, recipe))
     if kind == "run" or (kind is None and is_run(model)):
         return Subject(kind="run", name=model, run=_open_run(Path(model), recipe, base))
     preflight.check(on_base(recipe, model), long=True)
@@ -113,13 +127,43 @@ def on_base(recipe: Recipe, model: str, revision: str | None = None) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=named)})
 
 
+def _is_baseline(model: str) -> bool:
+    """Whether a name means a baseline. A folder of that name is meant before it."""
+    if baseline_of(model) is None:
+        return False
+    is_folder = Path(model).is_dir()
+    if is_folder:
+        log.warning(
+            "%s: the folder of this name is evaluated; --kind baseline means the baseline", model
+        )
+    return not is_folder
+
+
+def _open_baseline(model: str, recipe: Recipe) -> Baseline:
+    """Return the baseline of a name. Raises UserError if there is none, or if it is for other tasks."""
+    baseline = baseline_of(model)
+    if baseline is None:
+        raise UserError(f"{model}: there is no baseline of this name; use {', '.join(BASELINES)}")
+    _check_no_shots(recipe, "a baseline reads no prompt")
+    fitting: tuple[Baseline, ...] = ("no-answer", "bm25")
+    if recipe.kind.has_labels:
+        fitting = ("majority", "tf-idf")
+    if baseline not in fitting:
+        raise UserError(
+            f"{model}: this baseline is not for {recipe.task}, and those of this task are "
+            f"{' and '.join(fitting)}"
+        )
+    return baseline
+
+
+def _check_no_shots(recipe: Recipe, why: str) -> None:
+    if recipe.eval.num_fewshot:
+        raise UserError(f"eval.num_fewshot is for models that are not fine-tuned, because {why}")
+
+
 def _open_run(folder: Path, recipe: Recipe, base: str | None) -> Run:
     run = open_run(folder, base)
-    if recipe.eval.num_fewshot:
-        raise UserError(
-            "eval.num_fewshot is for models that are not fine-tuned, because a run was trained "
-            "without worked examples"
-        )
+    _check_no_shots(recipe, "a run was trained without worked examples")
     if run.recipe.kind != recipe.kind:
         raise UserError(
             f"{folder}: this run was trained for {run.recipe.kind.name}, but the task is "

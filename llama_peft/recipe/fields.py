@@ -195,6 +195,7 @@ Layer = Annotated[
     "-1, auto, or the number of a block, from 1",
 ]
 CountOrAuto = Annotated[Count | Literal["auto"], "a whole number of at least 1, or auto"]
+SizeOrAuto = Annotated[Size | Literal["auto"], "a whole number of at least 0, or auto"]
 Warmup = Annotated[NotNegative, AfterValidator(_warmup)]
 LoraInit = Annotated[bool | str, AfterValidator(_init_name)]
 RunName = Annotated[

@@ -42,6 +42,7 @@ from llama_peft.recipe.fields import (
     Seed,
     Share,
     Size,
+    SizeOrAuto,
     Splits,
     Text,
     TextTemplate,
@@ -267,8 +268,8 @@ class Eval(Section):
     "The parts that results are computed on."
     limit: Count | None = None
     "Evaluate on a random sample of this size."
-    num_fewshot: Size = 0
-    "Number of solved examples in the prompt of a model that is not fine-tuned."
+    num_fewshot: SizeOrAuto = 0
+    "Solved examples in the prompt of a model that is not fine-tuned. auto: chosen on validation."
     fewshot_from: Literal["train", "passage"] = "train"
     "Their source: train (the same for all prompts), or earlier questions on the same passage."
     max_new_tokens: Count = 32

@@ -10,6 +10,7 @@ A pushed run has the adapter's two files at its top, where PEFT looks for them.
 """
 
 import re
+from typing import Literal, get_args
 
 RECIPE = "recipe.yaml"
 """Every setting, with defaults written out."""
@@ -60,7 +61,10 @@ PREDICTIONS = "predictions.jsonl"
 UNFINISHED_PREDICTIONS = "predictions.partial.jsonl"
 UNFINISHED_VALIDATION = "validation.partial.jsonl"
 EVALUATION_FILES = (RESULTS, PREDICTIONS, UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION)
-EVALUATION = re.compile(r"(zero-shot|tuned|[0-9]+-shot)(-.*)?")
+Baseline = Literal["majority", "no-answer", "tf-idf", "bm25"]
+"""What is evaluated without a base: llama-eval knows these by name."""
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+EVALUATION = re.compile(rf"(zero-shot|tuned|([0-9]+|auto)-shot|{'|'.join(BASELINES)})(-.*)?")
 """Names of the folders of evaluations in a run folder."""
 ZERO_SHOT_RESULTS = f"{ZERO_SHOT}/{RESULTS}"
 TUNED_RESULTS = f"{TUNED}/{RESULTS}"

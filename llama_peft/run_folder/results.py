@@ -42,6 +42,33 @@ class TrainingCost(Stored):
     steps: Step | None = None
 
 
+class Costs(Stored):
+    """What a model costs, beside the peak of the memory. None: it is not known."""
+
+    fit_seconds: NotNegative | None = None
+    """To train or to fit it; 0 if there is nothing to fit."""
+    seconds_per_1000: NotNegative | None = None
+    """For 1,000 predictions, without loading. None if an earlier process has made all of them."""
+    bytes_to_ship: Count | None = None
+    """Of what is needed beside the base."""
+
+
+class FewShotChoice(Stored):
+    """How many worked examples were tried on validation for `eval.num_fewshot: auto`."""
+
+    metric: str
+    examples: Count
+    """Of the validation part."""
+    tried: dict[str, Finite]
+    """The score by the number of worked examples."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Why other numbers were not tried."""
+    chosen: Count
+    seconds: NotNegative
+    key: str
+    """A digest of everything that the choice depends on."""
+
+
 class ModelConfig(Stored):
     """The model that was evaluated."""
 
@@ -60,6 +87,9 @@ class ModelConfig(Stored):
     """The folder of somebody else's adapter."""
     training: TrainingCost = TrainingCost()
     fewshot_from: str | None = None
+    fewshot_choice: FewShotChoice | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
     seen_in_training: dict[str, Count] | None = None
     """For each part, examples that read the same as one that the model was trained on; None if that
     is not known.
@@ -123,6 +153,7 @@ class Results(Stored):
     """The fingerprint of the base."""
     peak_memory_bytes: Count | None = None
     wall_seconds: NotNegative | None = None
+    costs: Costs = Field(default=Costs(), exclude_if=lambda value: value == Costs())
     predictions_sha256: str | None = None
     """None in results of other tools, which have no sum of their own either."""
 

@@ -43,25 +43,29 @@ def gpu_has_flash() -> bool:
     return torch.cuda.get_device_capability() >= (8, 0)
 
 
+def _used_gpu() -> GpuKind | None:
+    """The kind of GPU that this process may hold memory of: none before torch is imported."""
+    return gpu_kind() if "torch" in sys.modules else None
+
+
 def reset_peak() -> None:
     """Forget the peak so far, so that `peak_memory` is about what follows. On CPUs this works on
     Linux only.
     """
-    import torch
-
     gc.collect()
-    if kind := gpu_kind():
-        getattr(torch, kind).reset_peak_memory_stats()
+    if kind := _used_gpu():
+        getattr(sys.modules["torch"], kind).reset_peak_memory_stats()
     with suppress(OSError):  # the file is missing, or may not be written
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
-def peak_memory() -> int:
-    """The most bytes held at once since `reset_peak`: by the GPU, or without one by this process."""
-    import torch
+def peak_memory(*, of_gpu: bool = True) -> int:
+    """The most bytes held at once since `reset_peak`: by the GPU, or without one by this process.
 
-    if kind := gpu_kind():
-        return int(getattr(torch, kind).max_memory_allocated())
+    of_gpu: False for work that does not use the GPU.
+    """
+    if of_gpu and (kind := _used_gpu()):
+        return int(getattr(sys.modules["torch"], kind).max_memory_allocated())
     lines = _STATUS.read_text("utf-8", "replace").splitlines() if _STATUS.is_file() else []
     for line in lines:
         if line.startswith("VmHWM:"):

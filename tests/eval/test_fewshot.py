@@ -1,20 +1,27 @@
 """Worked examples in prompts: from train or from the passage, and never the evaluated example itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from eval import harness, scoring
+from eval import fewshot, harness, scoring
 from eval.fewshot import earlier_questions, in_turns, worked_examples
 from eval.job import make_job
+from eval.predictions import Evaluation
+from eval.predictors.open import open_predictor
+from eval.predictors.predictor import Predictor
+from eval.predictors.recognise import identify
 from llama_peft import data
-from llama_peft.data import QuestionExample
+from llama_peft.data import Example, QuestionExample
 from llama_peft.errors import UserError
+from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
+from llama_peft.run_folder.layout import UNFINISHED_VALIDATION
 from llama_peft.run_folder.results import read_results
-from tests.support.eval.jobs import job_for
+from tests.support.eval.jobs import changed, job_for
 
 
 @pytest.mark.parametrize("task", ["classification", "generative_qa"])
@@ -99,3 +106,74 @@ def test_no_earlier_question_is_the_evaluated_one() -> None:
     ]
     earlier = earlier_questions(data.Dataset(labels=(), parts={"test": list(asked)}), 2)
     assert earlier["2"] == [asked[1]]
+
+
+def auto(make_recipe: Callable[..., Recipe], task: str, base: Path | str, **keys: Any) -> Recipe:
+    settings = {"num_fewshot": "auto", "max_new_tokens": 2, **keys}
+    return make_recipe(task, base, lora={"r": 2}, eval=settings)
+
+
+@pytest.mark.parametrize("task", ["classification", "generative_qa"])
+def test_the_number_of_worked_examples_is_the_best_on_validation(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, task: str
+) -> None:
+    """What is tried scores as an evaluation on validation does, and the best one is evaluated as if it were given."""
+    recipe = auto(make_recipe, task, "tiny")
+    found = harness.run(job_for(recipe, "tiny", tmp_path / "auto"))
+    choice = found.config.fewshot_choice
+    assert choice is not None and [*choice.tried] == ["2", "4", "8"] and choice.examples == 8
+    assert choice.tried[str(choice.chosen)] == max(choice.tried.values())
+    assert found.costs.fit_seconds == choice.seconds > 0
+    assert [path.name for path in (tmp_path / "auto").glob("*.partial.jsonl")] == []
+    given = changed(recipe, "eval", num_fewshot=choice.chosen)
+    plain = harness.run(job_for(given, "tiny", tmp_path / "given"))
+    assert plain.results["small"] == found.results["small"]
+    assert plain.config.model_kind == found.config.model_kind
+    own = job_for(changed(given, "eval", splits=["validation"]), "tiny", tmp_path / "validation")
+    tried = harness.run(own).results["small_validation"][choice.metric]
+    assert tried == pytest.approx(choice.tried[str(choice.chosen)])
+    again = harness.run(job_for(recipe, "tiny", tmp_path / "auto"), again=False)
+    assert again.date == found.date and again.config.fewshot_choice == choice
+
+
+def opened(recipe: Recipe, output: Path) -> Evaluation:
+    job = job_for(recipe, recipe.model.model_name_or_path, output)
+    subject = identify(job.model, recipe)
+    found = scoring.material(job)
+    predictor = open_predictor(subject, recipe, found.labels)
+    return Evaluation(job=job, subject=subject, found=found, predictor=predictor)
+
+
+def test_an_interrupted_choice_goes_on(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    trial = fewshot._Trial(opened(auto(make_recipe, "classification", "tiny"), tmp_path))
+    first, calls = trial.choice(), list[int]()
+    place = tmp_path / UNFINISHED_VALIDATION
+    lines = place.read_text().splitlines(keepends=True)
+    place.write_text("".join(lines[:9]))  # the key, and all predictions of the first number
+
+    def counted(number: int, predictor: Predictor) -> Predictor:
+        def predict(examples: Sequence[Example], size: int) -> Iterator[list[Prediction]]:
+            calls.append(number)
+            return predictor.predict(examples, size)
+
+        return replace(predictor, predict=predict)
+
+    trial.predictors = {number: counted(number, own) for number, own in trial.predictors.items()}
+    assert trial.choice().tried == first.tried and calls == [4, 8]
+
+
+def test_numbers_without_room_are_left_out(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    narrow = auto(make_recipe, "classification", make_base(max_position_embeddings=180))
+    choice = fewshot._Trial(opened(narrow, tmp_path)).choice()
+    assert "8" in choice.left_out and "8" not in choice.tried and choice.tried
+    trial = fewshot._Trial(opened(auto(make_recipe, "classification", "tiny"), tmp_path))
+    trial.predictors = {}
+    with pytest.raises(UserError, match="no number of worked examples that the model has room for"):
+        trial.choice()
+    without = auto(make_recipe, "classification", "tiny")
+    parts = without.dataset.parts.model_copy(update={"validation": None})
+    without = changed(without, "dataset", parts=parts, validation_size=0.0)
+    with pytest.raises(UserError, match="auto needs a validation part to choose on"):
+        fewshot._Trial(opened(without, tmp_path))
