@@ -36,7 +36,32 @@ runpy.run_path(str(Path(NO_NETWORK) / "sitecustomize.py"))
 from llama_peft.recipe import Recipe
 from tests.support import small
 
+LONGEST = (
+    "test_faults.py",
+    "inference/test_real_text.py",
+    "model/test_estimate.py",
+    "export/test_push.py",
+    "recipe/test_packaged.py",
+    "rehearsal/test_rehearsal.py",
+    "benchmarks/gpu/test_gpu.py",
+    "training/test_callbacks.py",
+    "test_benchmarks.py",
+    "training/test_resume.py",
+    "training/test_fit.py",
+    "training/test_trainer.py",
+)
+"""Files that take long begin first, so that no worker waits for the last one to end."""
+
 _frozen_at = 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # xdist would begin with the files of the most tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_runtest_logfinish() -> None:

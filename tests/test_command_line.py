@@ -17,12 +17,8 @@ from eval.__main__ import app as eval_app
 from llama_peft import cli
 from llama_peft.__main__ import app
 from llama_peft.recipe import Recipe
+from tests.support import forked
 from tests.support.paths import ROOT
-
-
-def run(*words: str, program: str = "llama_peft") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", program, *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def fails(
@@ -130,7 +126,8 @@ def test_a_character_that_the_terminal_cannot_show_is_written_as_its_number(tmp_
 
 
 def test_a_mistake_in_a_real_process() -> None:
-    done = run("train", "tiny-sst2", "train.max_steps=many")
+    command = [sys.executable, "-m", "llama_peft", "train", "tiny-sst2", "train.max_steps=many"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "train.max_steps" in done.stderr
 
@@ -250,16 +247,22 @@ def test_finished_results_are_shown_and_kept_when_another_model_fails(
 ESCAPES = "\x1b]0;x\x07\u202e"
 
 
-def printed(*words: str, program: str = "llama_peft") -> str:
-    """All that a real process prints; a line of it that a value forged, or a control character, is a failure."""
-    done = run(*words, program=program)
-    text = done.stdout + done.stderr
-    assert not set(text) & set("\x1b\x07\u202e") and "Traceback" not in text, ascii(text)
-    assert not [line for line in text.splitlines() if line.startswith("forged")]
-    return text
+@pytest.fixture
+def printed(tmp_path: Path) -> Callable[..., str]:
+    """All that a command prints; a line of it that a value forged, or a control character, is a failure."""
+
+    def run(*words: str, program: str = "llama_peft") -> str:
+        _, text = forked.run(words, tmp_path / "log", program)
+        assert not set(text) & set("\x1b\x07\u202e") and "Traceback" not in text, ascii(text)
+        assert not [line for line in text.splitlines() if line.startswith("forged")]
+        return text
+
+    return run
 
 
-def test_labels_ids_and_prompts_are_printed_as_visible_text(tmp_path: Path) -> None:
+def test_labels_ids_and_prompts_are_printed_as_visible_text(
+    printed: Callable[..., str], tmp_path: Path
+) -> None:
     label, file = f"good{ESCAPES}\nforged", tmp_path / "a.csv"
     rows = "".join(
         f'"{name}{ESCAPES}\nforged {name}","film {name}{ESCAPES}\nforged","{label if name % 2 else "bad"}"\n'
@@ -277,7 +280,7 @@ def test_labels_ids_and_prompts_are_printed_as_visible_text(tmp_path: Path) -> N
     assert r"labels: bad, good\x1b]0;x\x07\u202e\nforged" in printed("validate", *words)
     shown = ["--task", *words, "--show", "2", "--output", str(tmp_path / "out")]
     text = printed("run", *shown, "quantization.load_in_4bit=false", program="eval")
-    assert text.count("\n| ") > 2 and text.count("\n--- ") == 2
+    assert text.count("\n| ") > 2 and f"\n{text}".count("\n--- ") == 2
 
 
 @pytest.mark.parametrize(
@@ -296,12 +299,14 @@ def test_labels_ids_and_prompts_are_printed_as_visible_text(tmp_path: Path) -> N
         (["push", "/no/run", "--repo-id", "https://u:SECRET@hf.co/a/b"], "this is a web address"),
     ],
 )
-def test_errors_are_visible_text_without_secrets(words: list[str], said: str) -> None:
+def test_errors_are_visible_text_without_secrets(
+    printed: Callable[..., str], words: list[str], said: str
+) -> None:
     text = printed(*words)
     assert said in text and "SECRET" not in text and text.startswith("error: ")
 
 
-def test_names_of_an_evaluation_are_no_web_addresses() -> None:
+def test_names_of_an_evaluation_are_no_web_addresses(printed: Callable[..., str]) -> None:
     for word in ("--model", "--data"):
         text = printed(
             "run", "--task", "tiny-sst2", word, "https://u:SECRET@hf.co/a", program="eval"
@@ -309,7 +314,7 @@ def test_names_of_an_evaluation_are_no_web_addresses() -> None:
         assert "this is a web address" in text and "SECRET" not in text
 
 
-def test_a_link_to_itself_is_one_line(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_one_line(printed: Callable[..., str], tmp_path: Path) -> None:
     loop = tmp_path / "loop.yaml"
     loop.symlink_to(loop)
     assert "no such recipe" in printed("train", str(loop))

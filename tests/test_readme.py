@@ -1,9 +1,8 @@
 """The README's commands exist and its Python runs as it stands."""
 
+import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from typer.main import get_command
 from eval.__main__ import app as eval_app
 from llama_peft.__main__ import app
 from llama_peft.recipe import RECIPES, load_recipe
+from tests.support import forked
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -59,9 +59,11 @@ def test_python_example_runs(tmp_path: Path) -> None:
     (code,) = blocks("python")
     few = '["train.max_steps=2", "dataset.parts={train: 32, validation: 8, test: 16}", '
     code = code.replace('["train.', few + '"train.', 1)
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "positive" in done.stdout.splitlines()[-1]
+
+    def run() -> None:
+        os.chdir(tmp_path)
+        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+
+    forked.import_libraries()
+    assert forked.ended(forked.fork(run, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+    assert "positive" in (tmp_path / "log").read_text().splitlines()[-1]

@@ -186,9 +186,8 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
     rng, kept = random.Random(0), [0]
     for _ in range(20):
         hook = functools.partial(die_after, rng.randrange(12))
-        child = forked.start(words, tmp_path / "log", "eval", hook)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert code == -signal.SIGKILL, (tmp_path / "log").read_text()
+        code, text = forked.run(words, tmp_path / "log", "eval", hook)
+        assert code == -signal.SIGKILL, text
         kept.append(partial.read_text().count('"more": false'))
     assert kept == sorted(kept) and 0 < kept[10] < kept[-1], "what is predicted stays"
     found = harness.run(cut)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +19,53 @@ from llama_peft.recipe import Recipe
 from llama_peft.run_folder import fetch, layout
 from llama_peft.system.files import sha256
 from llama_peft.training.fit import train
-from tests.support import runs
+from tests.support import forked, runs
 from tests.support.hub.server import Fault, Hub, serve
 from tests.support.hub.walk import KINDS
 from tests.support.paths import ROOT
 
 TOKEN = "hf_" + "loopback" * 4
 BASE = "acme/Llama-3.2-nano"
-WALK = ("-m", "tests.support.hub.walk")
 
 
-def environment(hub: Hub, home: Path, token: str = TOKEN) -> dict[str, str]:
-    return os.environ | {
+@dataclass
+class Walk:
+    """Users, who share imported libraries but nothing else; the next one finds an empty cache."""
+
+    process: "subprocess.Popen[str]"
+    home: Path
+
+    def send(self, name: str, value: object, cwd: Path = ROOT) -> tuple[Any, str]:
+        """An errand's result, and all that it printed."""
+        shutil.rmtree(self.home, ignore_errors=True)
+        self.home.mkdir()
+        log = self.home / "log"
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps([str(cwd), str(log), name, value]) + "\n")
+        self.process.stdin.flush()
+        code, said = self.process.stdout.readline().strip(), log.read_text("utf-8")
+        assert code == "0", said
+        return json.loads(said.splitlines()[-1]), said
+
+
+@pytest.fixture(scope="module")
+def walk(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
+    home = tmp_path_factory.mktemp("home")
+    settings = {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(home),
-        "HF_TOKEN": token,
+        "HF_TOKEN": TOKEN,
         "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}",
     }
-
-
-def child(hub: Hub, home: Path, *words: str, cwd: Path = ROOT, **settings: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, *words], cwd=cwd, capture_output=True, text=True,
-        env=environment(hub, home) | settings | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"},
-    )  # fmt: skip
-    return done
+    command = [sys.executable, "-m", "tests.support.hub.walk"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | settings, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        yield Walk(process, home)
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +79,20 @@ def hub(make_base: Callable[..., Path]) -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
-def pushed(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def pushed(walk: Walk, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run of every kind, trained and pushed: its scores, and its folder."""
     folder = tmp_path_factory.mktemp("runs")
-    home = tmp_path_factory.mktemp("first")
-    done = child(hub, home, *WALK, "push", BASE, str(folder))
-    assert done.returncode == 0, done.stderr
-    return {"runs": json.loads(done.stdout.splitlines()[-1]), "folder": folder, "home": home}
+    found, _ = walk.send("push", [BASE, str(folder)])
+    return {"runs": found, "folder": folder, "home": walk.home}
 
 
 @pytest.fixture(scope="module")
 def pulled(
-    hub: Hub, pushed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    walk: Walk, pushed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """The same runs in another process with an empty cache, by name and as their cards say."""
-    place = tmp_path_factory.mktemp("elsewhere")
-    names = ",".join(pushed["runs"])
-    done = child(hub, place / "home", *WALK, "pull", names, cwd=place)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    found, _ = walk.send("pull", [*pushed["runs"]], tmp_path_factory.mktemp("elsewhere"))
+    return found
 
 
 def test_an_empty_cache_gives_the_same_scores(
@@ -134,7 +150,7 @@ def test_what_is_pushed_is_allow_listed_and_of_no_machine(
 
 @pytest.fixture(scope="module")
 def said(
-    hub: Hub, pushed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    hub: Hub, walk: Walk, pushed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
     """Every obstacle, one after the other in one process, and the result or the message of each."""
     folder, reader = pushed["folder"], "hf_" + "onlyreading" * 3
@@ -237,11 +253,9 @@ def said(
     ]
     plans += [{"name": name, "fetch": name} for name in fetched]
     before = {kind: runs.sums(folder / kind) for kind in KINDS}
-    words = [*WALK, "fail", json.dumps(plans)]
-    done = child(hub, pushed["home"], *words)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    found["warnings"] = done.stderr
+    found: dict[str, str]
+    found, text = walk.send("fail", plans)
+    found["warnings"] = text.rpartition("\n{")[0]
     assert {kind: runs.sums(folder / kind) for kind in KINDS} == before, "a push changed the run"
     return found
 
@@ -393,12 +407,9 @@ def test_a_dry_run_lists_files_and_shows_the_card(
     assert "Not evaluated yet" in out
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     (run / "notes.ipynb").write_text(json.dumps({"outputs": [{"text": f"token: {TOKEN}"}]}))
-    done = subprocess.run(
-        [sys.executable, "-m", "llama_peft", "push", str(run), "--dry-run"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2 and "notes.ipynb holds a Hugging Face token" in done.stderr
-    assert TOKEN not in done.stderr
+    code, said = forked.run(["push", str(run), "--dry-run"], tmp_path / "log")
+    assert code == 2 and "notes.ipynb holds a Hugging Face token" in said
+    assert TOKEN not in said
     for name in ("a b", "me/..", "me/x/y", "me/-x"):
         with pytest.raises(UserError, match=f"{name}: this is not a valid repository name"):
             push(run, name, dry_run=True)

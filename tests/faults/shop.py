@@ -2,7 +2,6 @@
 compare with.
 """
 
-import importlib
 import logging
 import os
 import shutil
@@ -20,23 +19,6 @@ from llama_peft.training.trainer import SteadyTrainer
 from tests.support import forked, small
 
 LIMIT_SECONDS = 120
-SHARED = (
-    "trl.trainer.sft_trainer",
-    "bitsandbytes",
-    "datasets",
-    "sklearn.model_selection",
-    "transformers.models.llama.modeling_llama",
-    "transformers.trainer",
-    "llama_peft.__main__",
-    "llama_peft.training.features.cache",
-    "llama_peft.training.trainer",
-    "llama_peft.training.fit",
-    "llama_peft.training.tree_trainer",
-    "eval.__main__",
-    "eval.harness",
-    "eval.report",
-)
-"""Imported before the first child is forked, so that a command takes a fraction of a second."""
 STEPS = 7
 """The last step lies in the middle of an epoch."""
 KINDS: dict[str, tuple[str, dict[str, Any] | None]] = {
@@ -95,8 +77,6 @@ class Shop:
     _references: dict[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in SHARED:
-            importlib.import_module(name)
         self.base = small.save_base(self.root / "base")
 
     def recipe(self, kind: str, folder: Path, base: Path | None = None, **sections: Any) -> Recipe:

@@ -240,9 +240,8 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(tmp_path: Path, name: str
     hooks += [functools.partial(die_when_named, before) for before in (True, False)]
     for hook in hooks:
         assert not (tmp_path / name).exists(), "it appears when it is whole"
-        child = forked.start(words, tmp_path / "log", "llama_peft", hook)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert code == -signal.SIGKILL, (tmp_path / "log").read_text()
+        code, text = forked.run(words, tmp_path / "log", "llama_peft", hook)
+        assert code == -signal.SIGKILL, text
     assert (tmp_path / name).read_bytes() == (tmp_path / f"whole {name}").read_bytes()
     made = (tmp_path / name).stat()
     write(opened, tmp_path / name)

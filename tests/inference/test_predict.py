@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,32 +23,49 @@ def by_id(batches: Iterable[list[Prediction]]) -> dict[str, tuple[str, str]]:
     return {p.id: (p.prediction, p.raw) for p in chain.from_iterable(batches)}
 
 
+Trained = Callable[..., TunedModel]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Trained:
+    """Loads a run of a task, which is trained once; keyword arguments are keys of eval."""
+
+    @cache
+    def run(task: str) -> Path:
+        keys = {"output_dir": str(tmp_path_factory.mktemp(task) / "run"), "max_steps": 1}
+        few = {"max_new_tokens": 4}
+        recipe = make_recipe(task, make_base(), lora={"r": 2}, train=keys, eval=few)
+        return training.train(recipe)
+
+    def load(task: str, **keys: Any) -> TunedModel:
+        tuned = runs.load(run(task))
+        changed = tuned.recipe.eval.model_copy(update=keys)
+        return replace(tuned, recipe=tuned.recipe.model_copy(update={"eval": changed}))
+
+    return load
+
+
 @pytest.mark.parametrize("task", ["classification", "extractive_qa", "generative_qa"])
-def test_the_batch_changes_no_prediction(
-    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], task: str, tmp_path: Path
-) -> None:
+def test_the_batch_changes_no_prediction(trained: Trained, task: str) -> None:
     """This is why a batch can be halved, and why one text gets what it gets in a test set."""
-    keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
-    recipe = make_recipe(task, make_base(), lora={"r": 2}, train=keys, eval={"max_new_tokens": 4})
-    tuned = runs.load(training.train(recipe))
-    examples = data.load(recipe).parts["test"]
+    tuned = trained(task)
+    examples = data.load(tuned.recipe).parts["test"]
     many = by_id(predict(tuned, examples, 32))
     assert by_id(predict(tuned, examples, 1)) == many
     for example in examples[:4]:
         assert by_id(predict(tuned, [example])) == {example.id: many[example.id]}
     if task == "generative_qa":
-        plain = recipe.eval.model_copy(update={"decoding": "plain"})
-        one_by_one = replace(tuned, recipe=recipe.model_copy(update={"eval": plain}))
+        one_by_one = trained(task, decoding="plain")
         assert by_id(predict(one_by_one, examples, 32)) == many, "shared prefixes change nothing"
 
 
-def test_what_is_computed_together_comes_together(
-    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
-    keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
-    recipe = make_recipe("classification", make_base(), train=keys)
-    tuned = runs.load(training.train(recipe))
-    examples = data.load(recipe).parts["test"]
+def test_what_is_computed_together_comes_together(trained: Trained) -> None:
+    tuned = trained("classification")
+    examples = data.load(tuned.recipe).parts["test"]
     batches = list(predict(tuned, examples, 6))
     assert [len(batch) for batch in batches] == [6, 6, 4]
     assert list(predict(tuned, [])) == []
@@ -73,19 +91,11 @@ def spoil(tuned: TunedModel, after: int, value: float, part: slice) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("task", ["classification", "extractive_qa", "generative_qa"])
 def test_scores_that_are_no_numbers_give_no_prediction(
-    make_base: Callable[..., Path],
-    make_recipe: Callable[..., Recipe],
-    task: str,
-    value: float,
-    decoding: str,
-    tmp_path: Path,
+    trained: Trained, task: str, value: float, decoding: str
 ) -> None:
     """A model that overflows would answer with its first label, token or span."""
-    keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
-    evaluated = {"max_new_tokens": 4, "decoding": decoding}
-    recipe = make_recipe(task, make_base(), lora={"r": 2}, train=keys, eval=evaluated)
-    tuned = runs.load(training.train(recipe))
-    examples = data.load(recipe).parts["test"][:2]
+    tuned = trained(task, decoding=decoding)
+    examples = data.load(tuned.recipe).parts["test"][:2]
     one, every = slice(0, 1), slice(None)
     lowest = value == -math.inf and task == "generative_qa"  # one token that is never written
     spoil(tuned, 0, value, every if lowest or task == "extractive_qa" else one)
@@ -94,19 +104,11 @@ def test_scores_that_are_no_numbers_give_no_prediction(
 
 
 @pytest.mark.parametrize("decoding", ["prefix_tree", "plain"])
-def test_an_overflow_in_the_middle_of_an_answer_is_noticed(
-    make_base: Callable[..., Path],
-    make_recipe: Callable[..., Recipe],
-    decoding: str,
-    tmp_path: Path,
-) -> None:
-    keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
-    evaluated = {"max_new_tokens": 4, "decoding": decoding}
-    recipe = make_recipe("generative_qa", make_base(), lora={"r": 2}, train=keys, eval=evaluated)
-    tuned = runs.load(training.train(recipe))
+def test_an_overflow_in_the_middle_of_an_answer_is_noticed(trained: Trained, decoding: str) -> None:
+    tuned = trained("generative_qa", decoding=decoding)
     spoil(tuned, 2, math.nan, slice(None))
     with pytest.raises(UserError, match=r"-test-\S+: the model's scores are not numbers"):
-        list(predict(tuned, data.load(recipe).parts["test"][:1]))
+        list(predict(tuned, data.load(tuned.recipe).parts["test"][:1]))
 
 
 def test_a_base_too_large_for_float16_is_named_in_one_line(

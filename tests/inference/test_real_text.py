@@ -111,7 +111,7 @@ SHAPES: dict[str, tuple[Callable[[Path, int], Rows], dict[str, Any]]] = {
             "task": "classification",
             "dataset": {"columns": {"text": ["one", "other"]}, "validation_size": 0.0},
             "prompt": {"zero_shot": "First: {one}\nSecond: {other}\nFilm reviews:"},
-            "train": {"per_device_train_batch_size": 32, "learning_rate": 2e-3},
+            "train": {"per_device_train_batch_size": 16, "learning_rate": 2e-3},
         },
     ),
     "several labels": (
@@ -222,7 +222,7 @@ def measured(shape: str, shared: Path, folder: Path, count: int, **keys: Any) ->
 @pytest.mark.parametrize(
     ("shape", "count", "metric", "epochs"),
     [
-        ("pairs", 200, "accuracy", 2.0),
+        ("pairs", 80, "accuracy", 2.0),
         ("several labels", 200, "f1_micro", 40.0),
         ("numbers", 200, "mse", 40.0),
         ("free answers", 240, "f1", 2.0),

@@ -1,6 +1,8 @@
 """Commands in forked children, which share what this process has imported: they start in a moment, and can be killed."""
 
+import functools
 import gc
+import importlib
 import logging
 import os
 import socket
@@ -9,12 +11,36 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from llama_peft import cli
+
+_LIBRARIES = (
+    "trl.trainer.sft_trainer",
+    "bitsandbytes",
+    "datasets",
+    "sklearn.model_selection",
+    "transformers.models.llama.modeling_llama",
+    "transformers.trainer",
+    "llama_peft.__main__",
+    "llama_peft.training.features.cache",
+    "llama_peft.training.trainer",
+    "llama_peft.training.fit",
+    "llama_peft.training.tree_trainer",
+    "eval.__main__",
+    "eval.harness",
+    "eval.report",
+)
+"""Imported before the first child is forked, so that a command takes a fraction of a second."""
+
+
+@functools.cache
+def import_libraries() -> None:
+    """Import what commands import, so that no child has to."""
+    for name in _LIBRARIES:
+        importlib.import_module(name)
 
 
 def start(
@@ -24,6 +50,7 @@ def start(
     hook: Callable[[], object] | None = None,
 ) -> int:
     """Begin a command of llama_peft or eval in a child; returns its process id. `hook` runs in it first."""
+    import_libraries()
 
     def command() -> None:
         sys.argv = [program, *words]
@@ -36,6 +63,23 @@ def start(
         cli.run(app)
 
     return fork(command, log)
+
+
+def run(
+    words: Sequence[str],
+    log: Path,
+    program: str = "llama_peft",
+    hook: Callable[[], object] | None = None,
+) -> tuple[int, str]:
+    """A command from start to end: its exit code (if negative, the signal that killed it), and all
+    that it printed.
+    """
+    return ended(start(words, log, program, hook)), log.read_text("utf-8", "replace")
+
+
+def ended(child: int) -> int:
+    """Wait for a child; returns its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def fork(work: Callable[[], object], log: Path) -> int:
@@ -78,8 +122,10 @@ def ranks(
         settings = {name: str(value) for name, value in names.items()} | {
             "MASTER_ADDR": "127.0.0.1"
         }
-        children.append(start(partial(os.environ.update, settings), folder / f"rank-{rank}.log"))
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        children.append(
+            start(functools.partial(os.environ.update, settings), folder / f"rank-{rank}.log")
+        )
+    return [ended(child) for child in children]
 
 
 def until(true: Callable[[], bool], seconds: float = 120) -> None:

@@ -77,17 +77,15 @@ def test_a_signal_saves_at_the_end_of_the_step(
     run = tmp_path / "run"
     words = words_of(recipe_of(make_recipe, base, "classification", run, **LONG), tmp_path)
 
-    child = forked.start([*words, "--fresh"], tmp_path / "log", hook=lambda: signalled(13, number))
-    _, status = os.waitpid(child, 0)
-    text = (tmp_path / "log").read_text()
-    assert os.waitstatus_to_exitcode(status) == 128 + number, text
+    log = tmp_path / "log"
+    code, text = forked.run([*words, "--fresh"], log, hook=lambda: signalled(13, number))
+    assert code == 128 + number, text
     assert "Traceback" not in text
     assert f"stopped; to continue: llama_peft train {tmp_path / 'recipe.yaml'}" in text
     kept = checkpoints.newest_sealed(run / "checkpoints")
     assert kept is not None and kept.name == "checkpoint-13"
-    child = forked.start(words, tmp_path / "log")
-    assert os.waitpid(child, 0)[1] == 0, (tmp_path / "log").read_text()
-    assert f"continuing from {kept}" in (tmp_path / "log").read_text()
+    code, text = forked.run(words, log)
+    assert code == 0 and f"continuing from {kept}" in text, text
     found = weights(run)
     assert all(torch.equal(found[key], value) for key, value in uninterrupted[0].items())
 
@@ -113,8 +111,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
         sealed = checkpoints.newest_sealed(run / "checkpoints")
         steps.append(int(sealed.name.split("-")[1]) if sealed else 0)
     assert steps == sorted(steps), "nothing sealed was lost"
-    child = forked.start(words, tmp_path / "log")
-    assert os.waitpid(child, 0)[1] == 0, (tmp_path / "log").read_text()
+    code, text = forked.run(words, tmp_path / "log")
+    assert code == 0, text
     found = weights(run)
     plain = training.train(
         recipe.model_copy(update={"train": often.train.model_copy(
@@ -149,11 +147,10 @@ def test_killed_after_each_seal_it_ends_where_the_others_end(
     code, starts = -signal.SIGKILL, 0
     while code == -signal.SIGKILL:
         words = words_of(recipe_in(f"start-{starts}"), tmp_path)
-        child = forked.start(words, tmp_path / "log", hook=die_after_a_seal)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code, text = forked.run(words, tmp_path / "log", hook=die_after_a_seal)
         (tmp_path / f"start-{starts}").rename(tmp_path / f"start-{starts + 1}")
         starts += 1
-    assert code == 0, (tmp_path / "log").read_text()
+    assert code == 0, text
     assert starts > 2
     run = tmp_path / f"start-{starts}"
     found = runs.record_of(run)
@@ -161,38 +158,56 @@ def test_killed_after_each_seal_it_ends_where_the_others_end(
     assert all(torch.equal(weights(run)[key], value) for key, value in weights(whole).items())
 
 
+EPOCHS = CONSTANT | {
+    "per_device_train_batch_size": 4,
+    "learning_rate": 0.02,
+    "max_steps": 21,
+    "early_stopping_patience": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def unstopped(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run of several epochs that nothing stops."""
+    folder = tmp_path_factory.mktemp("unstopped") / "run"
+    return training.train(recipe_of(make_recipe, base, "classification", folder, **EPOCHS))
+
+
 @pytest.mark.parametrize(
     ("step", "and_killed"), [(2, False), (6, False), (6, True), (8, False), (9, True)]
 )
 def test_stopped_anywhere_in_an_epoch_it_ends_where_the_others_end(
-    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, step: int, and_killed: bool
+    make_recipe: Callable[..., Recipe],
+    base: Path,
+    tmp_path: Path,
+    unstopped: Path,
+    step: int,
+    and_killed: bool,
 ) -> None:
     """A stop adds no evaluation that early stopping counts, and skips none.
 
     This holds even if a kill follows at once.
     """
-    keys = CONSTANT | {"per_device_train_batch_size": 4, "learning_rate": 0.02, "max_steps": 21}
-    keys |= {"early_stopping_patience": 1}
 
     def stopped() -> None:
         signalled(step, signal.SIGINT)
         if and_killed:
             steady.SteadyTrainer.evaluate = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 
-    whole = training.train(recipe_of(make_recipe, base, "classification", tmp_path / "w", **keys))
     run = tmp_path / "run"
-    words = words_of(recipe_of(make_recipe, base, "classification", run, **keys), tmp_path)
+    words = words_of(recipe_of(make_recipe, base, "classification", run, **EPOCHS), tmp_path)
     for hook, codes in ((stopped, (130, -signal.SIGKILL)), (None, (0,))):
-        child = forked.start(words, tmp_path / "log", hook=hook)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert code in codes, (tmp_path / "log").read_text()
-    facts, found = runs.record_of(whole), runs.record_of(run)
+        code, text = forked.run(words, tmp_path / "log", hook=hook)
+        assert code in codes, text
+    facts, found = runs.record_of(unstopped), runs.record_of(run)
     assert found.model_dump(include=ENDS) == facts.model_dump(include=ENDS)
     losses = [
         [line for line in map(json.loads, (each / "history.jsonl").open()) if "eval_loss" in line]
-        for each in (whole, run)
+        for each in (unstopped, run)
     ]
     assert [(x["step"], x["eval_loss"]) for x in losses[0]] == [
         (x["step"], x["eval_loss"]) for x in losses[1]
     ]
-    assert all(torch.equal(weights(run)[key], value) for key, value in weights(whole).items())
+    assert all(torch.equal(weights(run)[key], value) for key, value in weights(unstopped).items())

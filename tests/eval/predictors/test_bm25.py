@@ -31,6 +31,13 @@ def test_the_span_is_of_the_kind_that_is_asked_for(question: str, said: str) -> 
     assert PASSAGE[found.start :].startswith(said)
 
 
+def test_the_span_is_the_nearest_one_and_not_the_longest() -> None:
+    found = answer(
+        ask("What is the river called?", "Long winding green roads reach the river Aire.")
+    )
+    assert found.raw == "Aire"
+
+
 def test_a_question_on_something_else_is_likelier_to_have_no_answer() -> None:
     known, other = answer(ask("Who built the mill?")), answer(ask("Who painted the bridge?"))
     assert known.no_answer_probability is not None and other.no_answer_probability == 1.0

@@ -1,15 +1,18 @@
 """What a user does with the Hub, in a process of its own, because the client reads endpoint and
 cache folder on import.
 
-python -m tests.support.hub.walk push BASE FOLDER     train a run of every kind, push it, print its
-scores python -m tests.support.hub.walk fail PLANS           push and pull with obstacles; print the
-results and messages python -m tests.support.hub.walk pull NAMES           load them back by name,
-and as their cards say; print their scores
+Every line of standard input is an errand as JSON: a folder to work in, a log, a name and a value.
+Each is done in a forked child, which knows nothing of the others, and is answered by its exit code;
+its log ends with its result.
+
+push [BASE, FOLDER]     train a run of every kind, push it, return its scores
+fail PLANS              push and pull with obstacles; return the results and messages
+pull NAMES              load them back by name, and as their cards say; return their scores
 """
 
 import contextlib
-import gc
 import json
+import os
 import re
 import shlex
 import sys
@@ -20,7 +23,7 @@ from typing import Any
 
 from llama_peft.export import retry
 from llama_peft.run_folder import layout, self_check
-from tests.support import runs
+from tests.support import forked, runs
 
 KINDS: dict[str, dict[str, Any]] = {
     "classification": {"lora": {"r": 2}},
@@ -63,7 +66,7 @@ def recipe_of(kind: str, base: str, folder: Path) -> Any:
     return recipe
 
 
-def push_all(base: str, folder: Path) -> dict[str, Any]:
+def push_all(where: list[str]) -> dict[str, Any]:
     from eval import harness, report
     from eval.job import Job
     from llama_peft.export import push as hub
@@ -72,7 +75,7 @@ def push_all(base: str, folder: Path) -> dict[str, Any]:
     from llama_peft.run_folder.record import read_record
     from llama_peft.training.fit import train
 
-    found = {}
+    base, folder, found = where[0], Path(where[1]), {}
     for kind in KINDS:
         recipe = recipe_of(kind, base, folder)
         run = train(recipe)
@@ -162,7 +165,6 @@ class SkippingClock:
 def fail_all(plans: list[dict[str, Any]]) -> dict[str, Any]:
     """Each plan is {"name", "run" or "fetch" or "train", settings}: what it returned or said."""
     import io
-    import os
 
     from huggingface_hub import constants
     from safetensors.torch import load_file, save_file
@@ -260,13 +262,20 @@ def commands(block: str) -> list[str]:
     return said
 
 
-if __name__ == "__main__":
-    import trl.trainer.sft_trainer  # noqa: F401  (with the other libraries, which are no garbage)
+ERRANDS = {"push": push_all, "fail": fail_all, "pull": pull_all}
 
-    gc.freeze()
-    if sys.argv[1] == "push":
-        print(json.dumps(push_all(sys.argv[2], Path(sys.argv[3]))))
-    elif sys.argv[1] == "fail":
-        print(json.dumps(fail_all(json.loads(sys.argv[2]))))
-    else:
-        print(json.dumps(pull_all(sys.argv[2].split(","))))
+
+def run(folder: str, log: str, name: str, value: Any) -> int:
+    """Do an errand in a child; returns its exit code."""
+
+    def errand() -> None:
+        os.chdir(folder)
+        print(json.dumps(ERRANDS[name](value)))
+
+    return forked.ended(forked.fork(errand, Path(log)))
+
+
+if __name__ == "__main__":
+    forked.import_libraries()
+    for line in sys.stdin:
+        print(run(*json.loads(line)), flush=True)
