@@ -18,8 +18,8 @@ from llama_peft.run_folder.layout import RESULTS, UNFINISHED_VALIDATION
 from llama_peft.run_folder.results import FewShotChoice, read_results
 
 from .job import Job
-from .metrics.bootstrap import scores_of
 from .metrics.catalogue import MAIN
+from .metrics.evidence import scores_of
 from .metrics.measure import Said, evidence_of
 from .predictions import Evaluation, evaluation_key, predict
 from .predictors.lm_head import with_num_fewshot

@@ -27,7 +27,7 @@ from .job import Job, unnamed_folder
 from .metrics.measure import Said
 from .predictors.samples import Asked, from_samples, is_sample
 from .results import PredictionLine
-from .scoring import finish, gold, material
+from .scoring import finish, gold, group_of, material
 
 _OWN_NAMES: Mapping[Side, str] = {
     "labels": "label",
@@ -75,6 +75,7 @@ def score_file(job: Job, predictions: Path, no_answer_probabilities: Path | None
             **one._asdict(),
             gold=gold(examples[one.id], found.labels),
             text=examples[one.id].asked[0],
+            group=group_of(examples[one.id]),
             split=part_of[one.id],
         )
         for one in given

@@ -20,9 +20,10 @@ from llama_peft.system.files import inside, read_text, sum_of
 from llama_peft.tasks import TASKS, Side
 from llama_peft.tokens.prompts import parse_answer
 
-from .metrics.bootstrap import Evidence, scores_of
 from .metrics.catalogue import INTERVAL_SUFFIX, MAIN, metrics_of
+from .metrics.evidence import Evidence, scores_of
 from .metrics.ids import check_unique
+from .metrics.intervals import Interval, intervals
 from .metrics.measure import Said, evidence_of
 from .metrics.words.overlap import overlap_evidences
 
@@ -46,6 +47,10 @@ class PredictionLine(Stored):
     """
     text: str = ""
     """The sentence or question, if the file holds it."""
+    group: str | None = None
+    """What it was drawn with, as the passage of a question; None if it was drawn alone, and in files
+    of version 0.1.0.
+    """
     split: str
     """The part of the data that the example belongs to."""
 
@@ -66,7 +71,7 @@ class MainScore(NamedTuple):
     metric: str
     value: float | None
     """None if the predictions have none."""
-    interval: tuple[float, float] | None
+    interval: Interval | None
     beside: str
     """The metric to show beside it."""
     beside_value: float | None
@@ -99,10 +104,10 @@ def _number(scores: Scores, metric: str) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def _interval(scores: Scores, metric: str) -> tuple[float, float] | None:
+def _interval(scores: Scores, metric: str) -> Interval | None:
     match scores.get(metric + INTERVAL_SUFFIX):
         case [int() | float() as low, int() | float() as high]:
-            return low, high
+            return Interval(low, high)
     return None
 
 
@@ -144,11 +149,20 @@ class SystemResults:
         return (self.config.seen_in_training or {}).get(self.part)
 
     def score(self, metric: str) -> float | None:
+        """The score that is recorded, or else what the predictions give; None if they give none."""
+        recorded = self.recorded(metric)
+        if recorded is not None or metric not in self._unrecorded:
+            return recorded
+        return scores_of(self._unrecorded[metric])[metric]
+
+    def recorded(self, metric: str) -> float | None:
         """The recorded score; None if this system has none."""
         return _number(self.results.results[self.task], metric)
 
-    def interval(self, metric: str) -> tuple[float, float] | None:
-        """The recorded bounds of a score; None if it has none."""
+    def interval(self, metric: str) -> Interval | None:
+        """The interval of a score, from where the score is; None if it has none."""
+        if self.recorded(metric) is None and metric in self._unrecorded:
+            return intervals(self._unrecorded[metric], self.groups).get(metric)
         return _interval(self.results.results[self.task], metric)
 
     @cached_property
@@ -179,6 +193,17 @@ class SystemResults:
     def golds(self) -> dict[str, Said]:
         """The references by id, whatever their kind."""
         return {line.id: line.gold for line in self.lines}
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """The groups by id of the examples that were not drawn alone."""
+        return {line.id: line.group for line in self.lines if line.group is not None}
+
+    @cached_property
+    def _unrecorded(self) -> dict[str, Evidence]:
+        """The evidence of each metric that the predictions give, though results.json may not."""
+        found = (self.evidence, *self.overlap_evidences)
+        return {name: evidence for evidence in found for name in scores_of(evidence)}
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -253,7 +278,7 @@ def _check_scores(system: SystemResults) -> None:
     for name, value in scores_of(system.evidence).items():
         if name in newer and name not in recorded:
             continue
-        found = system.score(name)
+        found = system.recorded(name)
         if found is None or not abs(found - value) <= 1e-6:
             raise ValueError(
                 f"{name} of {system.task} is {found}, but the predictions give {value}"

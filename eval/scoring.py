@@ -5,6 +5,7 @@ evaluation of a model and the scoring of a user's file both end here: if predict
 not match id for id, no score is computed.
 """
 
+import hashlib
 import json
 import random
 import re
@@ -50,7 +51,7 @@ from .results import PredictionLine, before_threshold, task_name
 
 _PACKAGES = (
     "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "sacrebleu", "rouge_score", "nltk",
-    "scikit-learn",
+    "scikit-learn", "scipy",
 )  # fmt: skip
 
 _ENDS = re.compile(r"^(?:\W|(?:the|an?)\b)+|\W+$", re.IGNORECASE)
@@ -118,6 +119,16 @@ def gold(example: Example, labels: Sequence[str]) -> Said:
     return example.label if isinstance(example.label, float) else labels[example.label]
 
 
+def group_of(example: Example) -> str | None:
+    """Return a short name for what an example was drawn with: its group if the data name one, or the
+    passage of a question; None if it was drawn alone.
+    """
+    key = example.group
+    if not isinstance(example, TextExample):
+        key = key or example.context or example.question
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16] if key else None
+
+
 def too_long(
     examples: Sequence[Example], length: Callable[[str], int], recipe: Recipe, spans: bool
 ) -> str:
@@ -162,6 +173,7 @@ def lines_of(
                 raw=one.raw,
                 gold=gold(examples[one.id], found.labels),
                 text=examples[one.id].asked[0],
+                group=group_of(examples[one.id]),
                 split=part_of[one.id],
             )
         )
@@ -183,6 +195,7 @@ def score(
     """
     said = {line.id: line.prediction for line in lines}
     truth = {example.id: gold(example, labels) for example in examples}
+    groups = {example.id: one for example in examples if (one := group_of(example))}
     known = {line.id: line.probabilities for line in lines if line.probabilities}
     confidence = known if len(known) == len(lines) else None
     predictions = {id_: one for id_, one in said.items() if isinstance(one, str)}
@@ -193,19 +206,24 @@ def score(
         before = {id_: warm(own, 1 / temperature) for id_, own in known.items()}
     if side == "labels":
         names = {id_: str(one) for id_, one in truth.items()}
-        return _as_json(classification_results(predictions, names, labels, confidence, before))
+        found = classification_results(
+            predictions, names, labels, confidence, before, groups=groups
+        )
+        return _as_json(found)
     if side == "label_sets":
         sets = {id_: texts_of(one) for id_, one in said.items()}
-        return _as_json(label_set_results(sets, golds, labels, confidence, before))
+        found = label_set_results(sets, golds, labels, confidence, before, groups=groups)
+        return _as_json(found)
     if side == "numbers":
-        return _as_json(number_results(_numbers(said), _numbers(truth)))
+        return _as_json(number_results(_numbers(said), _numbers(truth), groups=groups))
     chances = {
         line.id: line.no_answer_probability
         for line in lines
         if line.no_answer_probability is not None
     }
     first = {line.id: before_threshold(line, no_answer) for line in lines}
-    return _as_json(answer_results(predictions, golds, chances or None, before=first))
+    found = answer_results(predictions, golds, chances or None, before=first, groups=groups)
+    return _as_json(found)
 
 
 def _numbers(values: Mapping[str, Said]) -> dict[str, float]:

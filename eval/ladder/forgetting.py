@@ -27,7 +27,8 @@ from llama_peft.system.files import read_summed, write_summed
 from llama_peft.system.numbers import Finite
 from llama_peft.tasks import LANGUAGE_MODELLING
 
-from ..metrics.bootstrap import Evidence, FloatArray, paired, scores_of
+from ..metrics.evidence import Evidence, FloatArray, scores_of
+from ..metrics.intervals import paired
 from ..metrics.measure import Said, evidence_of
 from ..predictors.lm_head import open_lm_head
 from ..predictors.predictor import Predictor
@@ -146,7 +147,7 @@ def _compared(losses: FloatArray, evidences: list[Evidence], other: Recipe, sha:
     drawn = losses[:, draws].sum(axis=2)
     rises = drawn[1, :, 0] / drawn[1, :, 1] - drawn[0, :, 0] / drawn[0, :, 1]
     metric = "accuracy" if other.kind.has_labels else "f1"
-    change = paired(*evidences)[metric]
+    change = paired(evidences[0], evidences[1])[metric]
     before, after = (scores_of(one)[metric] for one in evidences)
     return Forgetting(
         adapter_sha256=sha,

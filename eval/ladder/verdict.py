@@ -7,8 +7,8 @@ from typing import NamedTuple
 from llama_peft.system.formatting import Sign, disk_space, duration, interval, memory, number
 
 from ..metrics.catalogue import Metric
-from ..metrics.learning_curve import Point, examples_for
 from ..metrics.intervals import Difference, Interval
+from ..metrics.learning_curve import Point, examples_for
 from ..report.table import Cell, Row, Table
 from .causes import cause_of
 from .forgetting import read_forgetting

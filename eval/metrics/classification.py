@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .bootstrap import Evidence, FloatArray
+from .evidence import CORRELATION, Evidence, FloatArray
 from .ids import check_match
 
 
@@ -50,7 +50,11 @@ def classification_evidence(
     codes = _codes(predictions, golds, labels)
     correct = np.array([float(predictions[identity] == gold) for identity, gold in golds.items()])
     return Evidence(
-        ids=tuple(golds), rows=codes, statistic=statistic, vectors={"accuracy": correct}
+        ids=tuple(golds),
+        rows=codes,
+        statistic=statistic,
+        vectors={"accuracy": correct, "unparsable": (codes[:, 1] == size).astype(np.float64)},
+        bounds={"matthews_correlation": CORRELATION},
     )
 
 

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .bootstrap import Evidence, FloatArray
 from .catalogue import COVERAGES
 from .classification import ratio
+from .evidence import LOSS, Evidence, FloatArray
 from .ids import check_match
 
 _BINS = 15
@@ -35,20 +35,34 @@ def confidence_evidence(
     Raises ValueError unless probabilities and references have the same ids.
     """
     check_match(probabilities, golds)
-    rows = [[labels.index(gold), *probabilities[i]] for i, gold in golds.items()]
-    return Evidence(ids=tuple(golds), rows=np.array(rows), statistic=_confidence)
+    rows = np.array([[labels.index(gold), *probabilities[i]] for i, gold in golds.items()])
+    squares_K, losses_K = _squares_and_losses(rows)
+    return Evidence(
+        ids=tuple(golds),
+        rows=rows,
+        statistic=_confidence,
+        vectors={"brier_score": squares_K, "log_loss": losses_K},
+        bounds={"brier_score": (0.0, 1.0 if len(labels) == 2 else 2.0), "log_loss": LOSS},
+    )
+
+
+def _squares_and_losses(rows_KC: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The Brier score and the log loss of each row."""
+    chances_KL = rows_KC[:, 1:]
+    size = chances_KL.shape[1]
+    is_gold_KL = rows_KC[:, :1] == np.arange(size)
+    squares_K = ((chances_KL - is_gold_KL) ** 2).sum(axis=1) / (2 if size == 2 else 1)
+    smallest = np.finfo(np.float64).eps
+    return squares_K, -np.log(np.clip(chances_KL[is_gold_KL], smallest, 1 - smallest))
 
 
 def _confidence(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
     chances_KL, total_R = rows_KC[:, 1:], counts_RK.sum(axis=1)
-    size = chances_KL.shape[1]
-    is_gold_KL = rows_KC[:, :1] == np.arange(size)
-    squares = ((chances_KL - is_gold_KL) ** 2).sum(axis=1) / (2 if size == 2 else 1)
-    smallest = np.finfo(np.float64).eps
-    losses = -np.log(np.clip(chances_KL[is_gold_KL], smallest, 1 - smallest))
+    is_gold_KL = rows_KC[:, :1] == np.arange(chances_KL.shape[1])
+    squares_K, losses_K = _squares_and_losses(rows_KC)
     return {
-        "brier_score": counts_RK @ squares / total_R,
-        "log_loss": counts_RK @ losses / total_R,
+        "brier_score": counts_RK @ squares_K / total_R,
+        "log_loss": counts_RK @ losses_K / total_R,
         "ece": _calibration_error(counts_RK, chances_KL, is_gold_KL),
     }
 
@@ -214,7 +228,13 @@ def selective_evidence(
                 found[f"{name}_at_coverage_{share}"] = mean_RT[np.arange(len(mean_RT)), first_R]
         return found
 
-    return Evidence(ids=tuple(sureness), rows=np.array(rows), statistic=statistic)
+    kept = [f"{name}_at_coverage_{share}" for name in names for share in COVERAGES]
+    return Evidence(
+        ids=tuple(sureness),
+        rows=np.array(rows),
+        statistic=statistic,
+        bounds=dict.fromkeys(kept, (0.0, best)),
+    )
 
 
 def selective_curve(sureness: Sequence[float], scores: Sequence[float]) -> Curve:

@@ -6,7 +6,6 @@ The functions need only what predictions.jsonl holds.
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from .bootstrap import Evidence, intervals, scores_of
 from .catalogue import INTERVAL_SUFFIX, Side
 from .classification import classification_evidence, scores_per_label
 from .confidence import (
@@ -17,6 +16,8 @@ from .confidence import (
     reliability,
     selective_evidence,
 )
+from .evidence import Evidence, scores_of
+from .intervals import intervals
 from .sets_and_numbers import (
     Sets,
     label_set_evidence,
@@ -31,6 +32,11 @@ Said = str | float | list[str]
 """What is predicted or right: a label, a number, several labels, or answers."""
 
 TaskResults = dict[str, float | list[float]]
+
+Groups = Mapping[str, str] | None
+"""The group of an example by its id, as the passage of a question. The examples of a group were not
+drawn independently, so intervals resample whole groups. An example without a group is alone.
+"""
 
 
 def texts_of(said: Said) -> list[str]:
@@ -73,6 +79,8 @@ def classification_results(
     labels: Sequence[str],
     probabilities: Mapping[str, Sequence[float]] | None = None,
     before: Mapping[str, Sequence[float]] | None = None,
+    *,
+    groups: Groups = None,
 ) -> TaskResults:
     """The scores of labels by id, and how far probabilities can be trusted if they are given.
 
@@ -80,16 +88,16 @@ def classification_results(
     `<name>_uncalibrated`. Raises ValueError unless all hold the same ids.
     """
     evidence = classification_evidence(predictions, golds, labels)
-    results = _with_intervals(scores_of(evidence), evidence)
+    results = _with_intervals(scores_of(evidence), evidence, groups)
     results |= scores_per_label(predictions, golds, labels)
     if probabilities is not None:
         evidence = confidence_evidence(probabilities, golds, labels)
-        results |= _with_intervals(scores_of(evidence), evidence)
+        results |= _with_intervals(scores_of(evidence), evidence, groups)
         results |= ranking_scores(probabilities, golds, labels)
         right = {id_: float(predictions[id_] == gold) for id_, gold in golds.items()}
         sure = {id_: max(own) for id_, own in probabilities.items()}
         evidence = selective_evidence(sure, {"accuracy": right})
-        results |= _with_intervals(scores_of(evidence), evidence)
+        results |= _with_intervals(scores_of(evidence), evidence, groups)
         results |= reliability(probabilities, golds, labels)
     if before is not None:
         scores = scores_of(confidence_evidence(before, golds, labels))
@@ -103,6 +111,8 @@ def label_set_results(
     labels: Sequence[str],
     probabilities: Mapping[str, Sequence[float]] | None = None,
     before: Mapping[str, Sequence[float]] | None = None,
+    *,
+    groups: Groups = None,
 ) -> TaskResults:
     """The scores of sets of labels by id. Raises ValueError unless all hold the same ids.
 
@@ -110,7 +120,7 @@ def label_set_results(
     labels of all texts, and has no interval.
     """
     evidence = label_set_evidence(predictions, golds, labels)
-    results = _with_intervals(scores_of(evidence), evidence)
+    results = _with_intervals(scores_of(evidence), evidence, groups)
     results |= label_set_lists(predictions, golds, labels)
     if probabilities is not None:
         results |= label_set_ranking(probabilities, golds, labels)
@@ -127,10 +137,12 @@ def _trust(
     return scores_of(confidence_evidence(*decisions(probabilities, golds, labels), DECIDED))
 
 
-def number_results(predictions: Mapping[str, float], golds: Mapping[str, float]) -> TaskResults:
+def number_results(
+    predictions: Mapping[str, float], golds: Mapping[str, float], *, groups: Groups = None
+) -> TaskResults:
     """The scores of numbers by id. Raises ValueError unless both hold the same ids."""
     evidence = number_evidence(predictions, golds)
-    return _with_intervals(scores_of(evidence), evidence)
+    return _with_intervals(scores_of(evidence), evidence, groups)
 
 
 def answer_results(
@@ -139,6 +151,7 @@ def answer_results(
     no_answer_probabilities: Mapping[str, float] | None = None,
     *,
     before: Mapping[str, str] | None = None,
+    groups: Groups = None,
 ) -> TaskResults:
     """The scores of answers by id: squad_v2, BLEU, ROUGE and METEOR.
 
@@ -147,12 +160,12 @@ def answer_results(
     """
     scores = squad_scores(predictions, golds, no_answer_probabilities, before=before)
     evidence = squad_evidence(predictions, golds, no_answer_probabilities, before=before)
-    results = _with_intervals(scores, evidence)
+    results = _with_intervals(scores, evidence, groups)
     if no_answer_probabilities is not None:
         evidence = _answered_evidence(before or predictions, golds, no_answer_probabilities)
-        results |= _with_intervals(scores_of(evidence), evidence)
+        results |= _with_intervals(scores_of(evidence), evidence, groups)
     for evidence in overlap_evidences(predictions, golds):
-        results |= _with_intervals(scores_of(evidence), evidence)
+        results |= _with_intervals(scores_of(evidence), evidence, groups)
     return results
 
 
@@ -172,12 +185,12 @@ def _answered_evidence(
     return selective_evidence(sureness, scores, best=100.0)
 
 
-def _with_intervals(scores: Mapping[str, float], evidence: Evidence) -> TaskResults:
+def _with_intervals(scores: Mapping[str, float], evidence: Evidence, groups: Groups) -> TaskResults:
     """The scores in order, each followed by `<name>_ci95: [low, high]` if it has an interval."""
-    found = intervals(evidence)
+    found = intervals(evidence, groups)
     results: TaskResults = {}
     for name, value in scores.items():
         results[name] = value
         if name in found:
-            results[name + INTERVAL_SUFFIX] = list(found[name])
+            results[name + INTERVAL_SUFFIX] = [found[name].low, found[name].high]
     return results

@@ -16,9 +16,9 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .bootstrap import Evidence, FloatArray
 from .classification import label_scores, ratio
 from .confidence import ranking
+from .evidence import CORRELATION, LOSS, Evidence, FloatArray
 from .ids import check_match
 
 Sets = Mapping[str, Collection[str]]
@@ -87,14 +87,23 @@ def _best_threshold(chance_K: FloatArray, is_gold_K: NDArray[np.bool_]) -> float
 def number_evidence(predictions: Mapping[str, float], golds: Mapping[str, float]) -> Evidence:
     """Evidence with rows of reference and prediction.
 
-    Its vector counts an example as won if the error is smaller. Raises ValueError unless
-    predictions and references have the same ids.
+    Raises ValueError unless predictions and references have the same ids.
     """
     check_match(predictions, golds)
     rows = np.array([[gold, predictions[id_]] for id_, gold in golds.items()], dtype=np.float64)
-    closeness = -np.abs(rows[:, 0] - rows[:, 1])
+    errors = np.abs(rows[:, 0] - rows[:, 1])
     return Evidence(
-        ids=tuple(golds), rows=rows, statistic=_number_scores, vectors={"mae": closeness}
+        ids=tuple(golds),
+        rows=rows,
+        statistic=_number_scores,
+        vectors={"mae": errors, "mse": errors**2},
+        bounds={
+            "mae": LOSS,
+            "mse": LOSS,
+            "r2": (-np.inf, 1.0),
+            "pearson": CORRELATION,
+            "spearman": CORRELATION,
+        },
     )
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .bootstrap import Evidence, FloatArray, scores_of
+from .evidence import Evidence, FloatArray, scores_of
 from .ids import check_match
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -121,7 +121,13 @@ def squad_evidence(
         probabilities = np.zeros(len(raw.ids))
     rows = np.stack([probabilities, raw.answerable, chosen.exact, chosen.f1, *columns], axis=1)
     vectors = _group_vectors(chosen)
-    return Evidence(ids=raw.ids, rows=rows, statistic=_statistic, vectors=vectors)
+    return Evidence(
+        ids=raw.ids,
+        rows=rows,
+        statistic=_statistic,
+        vectors=vectors,
+        bounds=dict.fromkeys((*vectors, "best_exact", "best_f1"), (0.0, 100.0)),
+    )
 
 
 def fit_threshold(

@@ -19,8 +19,8 @@ from llama_peft.run_folder.layout import COMPARISON, REPORT
 from llama_peft.run_folder.ownership import is_our_file
 from llama_peft.system.files import sum_of
 
-from ..metrics.bootstrap import Paired
 from ..metrics.catalogue import Metric
+from ..metrics.intervals import Difference, Interval
 from ..results import SystemResults
 from .table import differences, shown_metrics, why_not_comparable
 
@@ -70,7 +70,7 @@ def _part(before: SystemResults, after: SystemResults) -> PartComparison:
 
 
 def _metric(
-    metric: Metric, before: SystemResults, after: SystemResults, change: Paired | None
+    metric: Metric, before: SystemResults, after: SystemResults, change: Difference | None
 ) -> MetricComparison:
     line = MetricComparison(
         name=metric.name,
@@ -85,11 +85,12 @@ def _metric(
     return line.model_copy(
         update={
             "difference": change.difference,
-            "difference_ci95": [change.low, change.high],
+            "difference_ci95": _listed(change.interval),
             "p": change.p_value,
+            "p_exact": change.exact_p,
         }
     )
 
 
-def _listed(bounds: tuple[float, float] | None) -> list[float] | None:
-    return None if bounds is None else list(bounds)
+def _listed(bounds: Interval | None) -> list[float] | None:
+    return None if bounds is None else [bounds.low, bounds.high]

@@ -11,11 +11,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from llama_peft.system.formatting import duration, interval, memory, number
+from llama_peft.system.formatting import duration, interval, memory, number, p_value
 from llama_peft.tasks import Side
 
-from ..metrics.bootstrap import Paired, paired, scores_of
 from ..metrics.catalogue import Metric, metrics_of
+from ..metrics.evidence import scores_of
+from ..metrics.intervals import Difference, paired
 from ..metrics.measure import Said
 from ..metrics.words.overlap import bleu_signature
 from ..results import SystemResults, read_systems, result_folders
@@ -97,11 +98,13 @@ def table(systems: Sequence[SystemResults]) -> Table:
     )
 
 
-def differences(first: SystemResults, second: SystemResults) -> dict[str, Paired]:
+def differences(first: SystemResults, second: SystemResults) -> dict[str, Difference]:
     """The second system against the first in every metric that the predictions give."""
-    result = paired(first.evidence, second.evidence)
+    # Only one of the two may know the passages: files of version 0.1.0 do not.
+    groups = first.groups or second.groups
+    result = paired(first.evidence, second.evidence, groups)
     for one, other in zip(first.overlap_evidences, second.overlap_evidences, strict=True):
-        result |= paired(one, other)
+        result |= paired(one, other, groups)
     return result
 
 
@@ -122,7 +125,7 @@ def shown_metrics(systems: Sequence[SystemResults]) -> list[Metric]:
     shown, counts = [], Counter(systems[0].gold_labels.values()).values()
     uneven = bool(counts) and max(counts) >= _UNEVEN * min(counts)
     for metric in metrics_of(systems[0].side):
-        scores = [system.score(metric.name) for system in systems]
+        scores = [system.recorded(metric.name) for system in systems]
         is_known = any(scores) or (not metric.hidden_at_zero and any(s is not None for s in scores))
         if metric.in_tables and is_known and (uneven or not metric.only_if_uneven):
             shown.append(metric)
@@ -170,27 +173,32 @@ def _score(system: SystemResults, metric: Metric) -> Cell:
     if score is None:
         return Cell()
     text = number(score, metric.is_percent)
-    return Cell(text, interval(*bounds, metric.is_percent) if bounds else "")
+    return Cell(text, interval(bounds.low, bounds.high, metric.is_percent) if bounds else "")
 
 
 def _difference_rows(
-    found: Mapping[str, Paired], metrics: Sequence[Metric]
+    found: Mapping[str, Difference], metrics: Sequence[Metric]
 ) -> list[tuple[str, list[Cell]]]:
-    """The three rows below a system that is compared with the first: name and cells of each."""
-    changes, p_values, counts = [], [], []
+    """The rows below a system that is compared with the first: name and cells of each."""
+    rows: dict[str, list[Cell]] = {}
     for metric in metrics:
-        one = found.get(metric.name)
-        if one is None:
-            change, p_value, count = Cell(), Cell(), Cell()
-        else:
-            bounds = interval(one.low, one.high, metric.is_percent, "+")
-            change = Cell(number(one.difference, metric.is_percent, "+"), bounds)
-            p_value = Cell(f"{one.p_value:.3f}")
-            count = Cell(f"{one.counts.wins:,} / {one.counts.losses:,}" if one.counts else "")
-        changes.append(change)
-        p_values.append(p_value)
-        counts.append(count)
-    return [("difference", changes), ("p", p_values), ("better / worse", counts)]
+        for name, cell in _difference_cells(found.get(metric.name), metric).items():
+            rows.setdefault(name, []).append(cell)
+    return [*rows.items()]
+
+
+def _difference_cells(one: Difference | None, metric: Metric) -> dict[str, Cell]:
+    if one is None:
+        return dict.fromkeys(("difference", "p", "p (exact)", "better / worse"), Cell())
+    bounds = interval(one.interval.low, one.interval.high, metric.is_percent, "+")
+    return {
+        "difference": Cell(number(one.difference, metric.is_percent, "+"), bounds),
+        "p": Cell(p_value(one.p_value).removeprefix("= ")),
+        "p (exact)": Cell("" if one.exact_p is None else p_value(one.exact_p).removeprefix("= ")),
+        "better / worse": Cell(
+            f"{one.counts.wins:,} / {one.counts.losses:,}" if one.counts else ""
+        ),
+    }
 
 
 def _constant_system(first: SystemResults, metrics: Sequence[Metric]) -> Row | None:
@@ -227,11 +235,14 @@ def _constant_system(first: SystemResults, metrics: Sequence[Metric]) -> Row | N
 def _notes(
     systems: Sequence[SystemResults], names: Sequence[str], differences_shown: bool
 ) -> list[str]:
-    first, note = systems[0], "[low, high] is a 95 % bootstrap interval over the examples."
+    first, note = systems[0], "[low, high] is a 95 % interval over the examples."
+    if any(system.groups for system in systems):
+        note = f"{note[:-1]}, in which those of one passage or group count together."
     if differences_shown:
         note += (
-            f" Differences are to {names[0]} on the same examples; p is the p-value of a paired"
-            " randomisation test (1,000 draws, so it is never below 0.001)."
+            f" Differences are to {names[0]} on the same examples. Their interval leaves out 0 if p is"
+            " below 0.05; p (exact) assumes less and finds less: it is McNemar's for right and wrong,"
+            " and else that of randomisation (2,000 swaps)."
         )
     notes = [note]
     for system, name in zip(systems, names, strict=True):

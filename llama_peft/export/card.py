@@ -27,6 +27,7 @@ from llama_peft.system.formatting import (
     in_markdown,
     memory,
     number_with_interval,
+    p_value,
 )
 from llama_peft.tokens.prompts import PromptEncoder
 
@@ -130,7 +131,7 @@ def _shown(part: PartComparison) -> ShownPart:
     for line in part.metrics:
         change = number_with_interval(line.difference, line.difference_ci95, line.percent, "+")
         if line.p is not None:
-            change += f", p = {line.p:.3f}"
+            change += f", p {p_value(line.p)}"
         before = number_with_interval(line.zero_shot, line.zero_shot_ci95, line.percent)
         after = number_with_interval(line.tuned, line.tuned_ci95, line.percent)
         lines.append(ShownMetric(in_markdown(line.name), before, after, change))

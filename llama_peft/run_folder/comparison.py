@@ -23,6 +23,9 @@ class MetricComparison(Stored):
     difference: Finite | None = None
     difference_ci95: Interval | None = None
     p: Probability | None = None
+    """Of the test that the interval inverts."""
+    p_exact: Probability | None = None
+    """Of exact McNemar, or of randomisation by passage, for means over the examples."""
 
 
 class PartComparison(Stored):

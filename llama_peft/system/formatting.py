@@ -82,3 +82,8 @@ def hub_link(name: str, kind: Literal["", "datasets/"] = "") -> str:
     is_name = re.fullmatch(r"(?a:[\w.-]+/)?(?a:[\w.-]+)", name)
     shown = in_markdown(name)
     return f"[{shown}](https://huggingface.co/{kind}{name})" if is_name else shown
+
+
+def p_value(value: float) -> str:
+    """Return a p-value with the sign before it: "= 0.012", or "< 0.001"."""
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,23 @@ def test_answers_that_are_too_long_are_counted_before_the_evaluation(
     with caplog.at_level("WARNING"):
         evaluate(recipe, recipe.model.model_name_or_path, tmp_path / "out", limit=8)
     assert sum("exact match can hardly" in one for one in caplog.messages) == 1
+
+
+def test_predictions_know_the_passage_of_a_question(make_recipe: Callable[..., Recipe]) -> None:
+    """Questions on one passage have one group, and intervals respect it."""
+    examples = data.load(make_recipe("extractive_qa", "tiny")).parts["test"]
+    found = scoring.Material(
+        dataset=data.Dataset(labels=(), parts={"test": examples}), parts={"test": examples}
+    )
+    said = [
+        Prediction(id=e.id, prediction="", no_answer_probability=None, raw="") for e in examples
+    ]
+    lines = scoring.lines_of(said, found)
+    passages = {e.id: e.context for e in examples if isinstance(e, data.QuestionExample)}
+    pairs = {(line.group, passages[line.id]) for line in lines}
+    assert len(pairs) == len({line.group for line in lines}) == len(set(passages.values()))
+    assert len(pairs) < len(examples)
+
+    alone = [replace(e, context="", group=e.id) for e in examples]
+    together, apart = (scoring.score(lines, its, (), "answers") for its in (examples, alone))
+    assert together["exact"] == apart["exact"] and together["exact_ci95"] != apart["exact_ci95"]

@@ -26,8 +26,7 @@ pair. If it is not installed, synonyms are not matched and the result is called 
 lower number must not carry METEOR's name.
 
 To add a metric, compute its rows in a function like `_official` and add the `Evidence` of
-that function to `overlap_evidences`. Resamples are drawn from the distinct rows of one `Evidence`,
-so a metric with an `Evidence` of its own does not move the intervals of the others.
+that function to `overlap_evidences`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +35,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..bootstrap import Evidence, FloatArray
+from ..evidence import Evidence, FloatArray
 from ..ids import check_match
 from ..squad_v2 import is_answerable, normal_golds, normalise, word_f1
 from .unicode_tokens import Tokeniser, need_characters, need_unicode, tokens
@@ -47,11 +46,12 @@ if TYPE_CHECKING:
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _ORDERS = 4
+_PERCENTAGES = ("exact_unicode", "f1_unicode", "HasAns_exact_unicode", "HasAns_f1_unicode")
 Golds = Mapping[str, Sequence[str]]
 
 
 def overlap_evidences(predictions: Mapping[str, str], golds: Golds) -> tuple[Evidence, ...]:
-    """The evidence of all overlap metrics; metrics in one `Evidence` share their resamples.
+    """The evidence of all overlap metrics.
 
     Raises ValueError unless predictions and references have the same ids.
     """
@@ -95,11 +95,16 @@ def _evidence(
         return everything | {f"HasAns_{name}": value for name, value in with_answer.items()}
 
     answerable = np.array([[float(is_answerable(answers))] for answers in golds.values()])
+    only_answerable = {
+        f"HasAns_{name}": np.where(answerable[:, 0] > 0, vector, np.nan)
+        for name, vector in vectors.items()
+    }
     return Evidence(
         ids=tuple(golds),
         rows=np.hstack([answerable, rows]),
         statistic=statistic,
-        vectors=vectors,
+        vectors={**vectors, **only_answerable},
+        bounds=dict.fromkeys(_PERCENTAGES, (0.0, 100.0)),
     )
 
 

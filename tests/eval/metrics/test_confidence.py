@@ -8,7 +8,7 @@ import pytest
 
 from eval.metrics import confidence as metrics
 from eval.metrics import measure
-from eval.metrics.bootstrap import scores_of
+from eval.metrics.evidence import scores_of
 from llama_peft.inference.predict import tempered, tempered_each
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from eval.metrics import classification, drop_in, squad_v2
-from eval.metrics.bootstrap import scores_of
+from eval.metrics.evidence import scores_of
 from eval.metrics.measure import answer_results
 from eval.metrics.words.overlap import NoWordNet
 from eval.metrics.words.wordnet import find_wordnet

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from eval.metrics import measure
 from eval.metrics import sets_and_numbers as metrics
-from eval.metrics.bootstrap import scores_of
+from eval.metrics.evidence import scores_of
 
 LABELS = ("a", "b", "c")
 sets = st.lists(st.sampled_from(LABELS), unique=True)

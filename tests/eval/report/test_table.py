@@ -17,6 +17,7 @@ def test_rows_are_systems_and_differences_are_to_the_first(run):
         "head",
         "difference",
         "p",
+        "p (exact)",
         "better / worse",
         "always 'negative'",
     ]
@@ -25,8 +26,10 @@ def test_rows_are_systems_and_differences_are_to_the_first(run):
     assert cells(table, "difference")["accuracy"] == "+0.3000"
     assert cells(table, "better / worse") == {"accuracy": "8 / 2"}
     assert cells(table, "always 'negative'")["accuracy"] == "0.5000"
-    # Ten examples changed, eight for the better: two-sided sign test 0.109.
-    assert 0.08 < float(cells(table, "p")["accuracy"]) < 0.14
+    # Ten examples changed, eight for the better: McNemar's exact test gives 0.109.
+    assert cells(table, "p (exact)") == {"accuracy": "0.109"}
+    assert 0.05 < float(cells(table, "p")["accuracy"]) < 0.109
+    assert table.rows[2].cells[0].interval.startswith("[-0.0")
     recorded = json.loads((run / "tuned" / "results.json").read_text())["results"]["sst2"]
     low, high = recorded["accuracy_ci95"]
     assert table.rows[1].cells[0].interval == f"[{low:.3f}, {high:.3f}]"
@@ -170,3 +173,18 @@ def test_results_of_version_0_1_0_without_the_newer_scores_are_compared(run):
         file.write_text(json.dumps(results), "utf-8")
     (table,) = report.compare([run])
     assert cells(table, "head")["accuracy"] == "0.8000"
+
+
+def test_a_score_that_one_side_did_not_record_is_computed_from_its_predictions(tmp_path):
+    """No cell is blank beside a difference."""
+    golds = {str(i): LABELS[i > 5] for i in range(8)}
+    write(tmp_path / "a", dict.fromkeys(golds, LABELS[0]), golds, labels=LABELS)
+    write(tmp_path / "b", golds, golds, labels=LABELS, kind="head")
+    complete = report.compare([tmp_path / "a", tmp_path / "b"])
+    path = tmp_path / "a/results.json"
+    results = json.loads(path.read_text("utf-8"))
+    for name in ("balanced_accuracy", "balanced_accuracy_ci95"):
+        del results["results"]["sst2"][name]
+    path.write_text(json.dumps(results))
+    assert cells(complete[0], "zero-shot")["balanced_accuracy"] == "0.5000"
+    assert report.compare([tmp_path / "a", tmp_path / "b"]) == complete

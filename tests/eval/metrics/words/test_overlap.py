@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.metrics.bootstrap import scores_of
+from eval.metrics.evidence import scores_of
 from eval.metrics.words import overlap
 from eval.metrics.words.overlap import NoWordNet, meteor_score
 from eval.metrics.words.wordnet import find_wordnet

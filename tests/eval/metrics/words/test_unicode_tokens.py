@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from eval.metrics.bootstrap import scores_of
+from eval.metrics.evidence import scores_of
 from eval.metrics.measure import answer_results
 from eval.metrics.words.overlap import ROUGE_TYPES, overlap_evidences
 from eval.metrics.words.unicode_tokens import tokens

@@ -1,0 +1,66 @@
+"""What the scores of one system need to know of each example, and how they follow from it.
+
+Every score is a function of the distinct rows and of how often each occurs. So it can be computed
+for many resamples of the examples at once, and equal rows are merged first.
+
+Shapes: R resamples, K distinct rows, C columns. A statistic maps (counts_RK, rows_KC) to one value
+for each resample and each of its metrics. NaN marks a value that a resample cannot have, for
+example because it holds no unanswerable question; such values are left out.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+Statistic = Callable[[FloatArray, FloatArray], dict[str, FloatArray]]
+Bounds = tuple[float, float]
+"""The lowest and the highest value that a score can have; they may be infinite."""
+
+SHARE: Bounds = (0.0, 1.0)
+CORRELATION: Bounds = (-1.0, 1.0)
+LOSS: Bounds = (0.0, float("inf"))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """What the scores of one system need to know of each example."""
+
+    ids: tuple[str, ...]
+    rows: FloatArray
+    """One row for each example, in the order of `ids`."""
+    statistic: Statistic
+    vectors: Mapping[str, FloatArray] = field(default_factory=dict)
+    """For each metric that is a mean over the examples: the value of each example, or NaN if the mean
+    leaves it out.
+    """
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
+    """The bounds of the metrics that do not run from 0 to 1."""
+
+
+def scores_of(evidence: Evidence) -> dict[str, float]:
+    """Each metric on the examples as they are; without those that no example contributes to."""
+    ones = np.ones((1, len(evidence.rows)))
+    values = {name: float(v[0]) for name, v in evidence.statistic(ones, evidence.rows).items()}
+    return {name: value for name, value in values.items() if not np.isnan(value)}
+
+
+def in_order(evidence: Evidence, ids: tuple[str, ...]) -> Evidence:
+    """The same evidence with its examples in the order of `ids`. Raises ValueError unless both hold
+    the same ids, each once.
+    """
+    if evidence.ids == ids:
+        return evidence
+    place = {identity: index for index, identity in enumerate(evidence.ids)}
+    if place.keys() != set(ids) or len(place) != len(ids):
+        raise ValueError("a paired test needs both systems on the same examples, each once")
+    order = np.array([place[identity] for identity in ids])
+    return Evidence(
+        ids=ids,
+        rows=evidence.rows[order],
+        statistic=evidence.statistic,
+        vectors={name: vector[order] for name, vector in evidence.vectors.items()},
+        bounds=evidence.bounds,
+    )
