@@ -79,7 +79,7 @@ wordnet: $(READY)
 	$(BIN)/llama-eval wordnet
 
 $(NAMES): %: $(READY)
-	$(BIN)/llama-peft run recipes/$*.yaml $(SET) $(if $(TAG),train.output_dir=runs/$*$(TAG)) $(ARGS)
+	$(BIN)/llama-peft run recipes/$*.yaml $(SET) train.output_dir=runs/$*$(TAG) $(ARGS)
 
 # make push RUN=runs/sst2 ARGS="--repo-id user/repo --public"
 push: $(READY)
