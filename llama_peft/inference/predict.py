@@ -25,6 +25,7 @@ from llama_peft.tokens.prompts import Encoded, PromptEncoder, parse_answer
 from llama_peft.tokens.spans import Window
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
@@ -140,15 +141,20 @@ def classify_rows(
         ids, mask = pad([ids for _, ids in batch], pad_id)
         with torch.inference_mode():
             output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-        logits = output.logits[:, list(order)].float()
-        scores = logits
-        if side != "numbers":
-            scores = logits.softmax(-1) if side == "labels" else logits.sigmoid()
-        # A logit of minus infinity would leave shares that look well.
-        found = torch.where(logits.isfinite(), scores, torch.nan).tolist()
-        yield [
-            _of_scores(id_, row, labels, side) for (id_, _), row in zip(batch, found, strict=True)
-        ]
+        yield of_logits([id_ for id_, _ in batch], output.logits[:, list(order)], labels, side)
+
+
+def of_logits(
+    ids: Sequence[str], logits_NC: "Tensor", labels: Sequence[str], side: Side
+) -> list[Prediction]:
+    """Return the predictions of a head's outputs for some texts."""
+    logits = logits_NC.float()
+    scores = logits
+    if side != "numbers":
+        scores = logits.softmax(-1) if side == "labels" else logits.sigmoid()
+    # A logit of minus infinity would leave shares that look well.
+    found = scores.where(logits.isfinite(), math.nan).tolist()
+    return [_of_scores(id_, row, labels, side) for id_, row in zip(ids, found, strict=True)]
 
 
 def _of_scores(id_: str, row: Sequence[float], labels: Sequence[str], side: Side) -> Prediction:

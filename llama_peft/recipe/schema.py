@@ -249,7 +249,11 @@ class Train(Section):
     save_total_limit: Count = 2
     "Number of checkpoints to keep."
     early_stopping_patience: Count | None = None
-    "Stop after this number of validations without a better loss."
+    "Stop after this number of validations without a better one."
+    metric_for_best_model: Literal[
+        "loss", "accuracy", "f1", "subset_accuracy", "f1_micro", "mae", "pearson", "exact"
+    ] = later("loss")
+    "What the best validation is best in. All but loss is a score of what the model predicts there."
     seed: Seed = 42
     "Seed of the head, the adapter and the order of examples."
     use_cpu: bool = False

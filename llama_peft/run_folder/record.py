@@ -85,6 +85,9 @@ class TrainingRecord(Stored):
     """Mean over all steps, those before a resume included."""
     history_sha256: Sha256 | None = None
     best_validation_loss: Finite | None = None
+    """Of the best checkpoint."""
+    best_score: dict[str, Finite] = Field(default={}, exclude_if=lambda value: not value)
+    """Its score by `train.metric_for_best_model`, unless the loss chose it."""
     best_step: Step | None = None
     resumed_from: str | None = None
     wall_seconds: NotNegative = 0.0
