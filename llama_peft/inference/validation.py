@@ -46,7 +46,7 @@ def score(tuned: TunedModel, examples: Sequence[Example], found: Sequence[Predic
     name, kind = tuned.recipe.train.metric_for_best_model, tuned.recipe.kind
     said = [one.prediction for one in found]
     if kind.side == "answers":
-        return _answer_score(name, examples, found, kind.fits_threshold)
+        return _answer_score(name, examples, found, tuned.recipe.fits_threshold)
     truth = [example.label for example in examples if isinstance(example, TextExample)]
     if kind.side == "numbers":
         return scores.number_score(name, _numbers(said), _numbers(truth))

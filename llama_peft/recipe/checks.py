@@ -52,6 +52,8 @@ def _task_faults(recipe: Recipe) -> Problems:
         yield message, "lora", "task"
     if recipe.kind.head is None and recipe.head.layer != -1:
         yield f"{recipe.task} has no head: remove this key", "head.layer", "task"
+    if recipe.kind.head is not None and recipe.eval.fit_no_answer_threshold:
+        yield "works for generative_qa only", "eval.fit_no_answer_threshold", "task"
     lora = recipe.lora
     if lora and lora.alora_invocation_tokens is not None and recipe.kind.head is not None:
         yield "works for generative_qa only", "lora.alora_invocation_tokens", "task"

@@ -279,6 +279,8 @@ class Eval(Section):
     "Longest answer, in tokens (generative_qa)."
     decoding: Literal["prefix_tree", "plain"] = "prefix_tree"
     "prefix_tree computes the shared beginning of prompts once. plain computes each prompt alone."
+    fit_no_answer_threshold: bool = later(False)
+    "Fit above which probability of no_answer a tuned model gives no answer (generative_qa)."
     n_best_size: Count = 20
     "Number of best starts and best ends that are combined (extractive_qa)."
     max_answer_length: Count = 30
@@ -320,6 +322,11 @@ class Recipe(Section):
         """Return the row of `llama_peft.tasks` for this task."""
         several = self.task == "classification" and not self.dataset.single_label
         return TASKS["multi_label_classification" if several else self.task]
+
+    @property
+    def fits_threshold(self) -> bool:
+        """Return whether thresholds that are fitted on validation decide what a run says."""
+        return self.kind.fits_threshold or self.eval.fit_no_answer_threshold
 
     @property
     def packs_rows(self) -> bool:

@@ -4,22 +4,26 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from eval import harness
 from eval.metrics.bootstrap import scores_of
 from eval.metrics.classification import classification_evidence
 from eval.metrics.sets_and_numbers import label_set_evidence, number_evidence
 from eval.metrics.squad_v2 import fit_threshold, squad_scores
 from llama_peft import data, scores
+from llama_peft.inference.ask import load_run
 from llama_peft.inference.predict import decided, predict
 from llama_peft.recipe import Recipe, validate
 from llama_peft.run_folder.threshold import Threshold
 from llama_peft.training import fit as training
 from tests.support import runs
+from tests.support.eval.jobs import job_for, lines_of
 from tests.support.questions import some_prediction
 
 LABELS = ["a", "b", "c"]
@@ -111,25 +115,27 @@ def test_the_score_of_the_best_step_is_that_of_the_finished_run(
     assert history(run)[record.best_step]["eval_loss"] == record.best_validation_loss
 
 
-def test_loss_and_exact_match_choose_different_checkpoints(
-    make_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
-    keys = {"output_dir": str(tmp_path / "run"), "packing": "prefix_tree", "max_length": 256}
+@pytest.fixture(scope="module")
+def answering(
+    make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Recipe, Path]:
+    """Return a run that writes answers, and fits above which probability it gives none."""
     steps = {"max_steps": 12, "eval_steps": 2, "save_total_limit": 9, "learning_rate": 5e-3}
+    layout = {"packing": "prefix_tree", "max_length": 256, "per_device_train_batch_size": 2}
+    folder = {"output_dir": str(tmp_path_factory.mktemp("answering") / "run")}
+    chosen = {"metric_for_best_model": "exact", "lr_scheduler_type": "constant"}
     recipe = make_recipe(
         *("generative_qa", "tiny"),
         lora={"r": 4},
-        dataset={"parts": {"train": 60, "validation": 24, "test": 8}},
-        train={
-            **keys,
-            **steps,
-            "metric_for_best_model": "exact",
-            "per_device_train_batch_size": 2,
-            "lr_scheduler_type": "constant",
-        },
-        eval={"max_new_tokens": 12},
+        dataset={"parts": {"train": 60, "validation": 24, "test": 24}},
+        train={**steps, **layout, **folder, **chosen},
+        eval={"max_new_tokens": 12, "fit_no_answer_threshold": True},
     )
-    run = training.train(recipe)
+    return recipe, training.train(recipe)
+
+
+def test_loss_and_exact_match_choose_different_checkpoints(answering: tuple[Recipe, Path]) -> None:
+    _, run = answering
     found = history(run)
     by_loss = min(found, key=lambda step: found[step]["eval_loss"])
     by_match = max(found, key=lambda step: found[step]["eval_exact"])
@@ -137,6 +143,41 @@ def test_loss_and_exact_match_choose_different_checkpoints(
     saved = run / f"checkpoints/checkpoint-{by_match}/adapter_model.safetensors"
     exported = run / "adapter/adapter_model.safetensors"
     assert saved.read_bytes() == exported.read_bytes()
+
+
+def test_a_fitted_threshold_decides_between_the_phrase_and_another_answer(
+    answering: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    """The other answer is what the model writes if it may not begin with the phrase's first token."""
+    recipe, run = answering
+    results = harness.run(job_for(recipe, run, tmp_path / "tuned"))
+    kept = json.loads((run / "threshold.json").read_text())
+    limit = kept["no_answer_threshold"]
+    assert kept["fitted_on"] == 24 and results.configs["small"].no_answer_threshold == limit
+    lines = {line["id"]: line for line in lines_of(tmp_path / "tuned")}
+    for line in lines.values():
+        silent = line["no_answer_probability"] > limit
+        assert line["prediction"] == ("" if silent else line["raw"])
+
+    loaded, examples = load_run(run), data.load(recipe).parts["test"]
+    asked = [(one.question, one.context) for one in examples]
+    replies = dict(zip((one.id for one in examples), loaded.predict(asked), strict=True))
+    assert all(replies[i].prediction == line["prediction"] for i, line in lines.items())
+
+    plain = recipe.eval.model_copy(update={"decoding": "plain"})
+    greedy = recipe.eval.model_copy(update={"fit_no_answer_threshold": False})
+    found, alone = (
+        {
+            one.id: one
+            for batch in predict(replace(loaded.tuned, recipe=its), examples)
+            for one in batch
+        }
+        for its in (recipe.model_copy(update={"eval": keys}) for keys in (plain, greedy))
+    )
+    assert {i: one.raw for i, one in found.items()} == {i: x["raw"] for i, x in lines.items()}
+    assert all(one.prediction == found[i].prediction for i, one in alone.items())
+    assert all(found[i].raw == one.prediction for i, one in alone.items() if one.prediction)
+    assert any(found[i].raw for i, one in alone.items() if not one.prediction)
 
 
 def test_a_training_that_stops_by_its_score_resumes_to_the_same_bits(
