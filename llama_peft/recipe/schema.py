@@ -21,7 +21,7 @@ from llama_peft.recipe.fields import (
     DataName,
     Delimiter,
     Encoding,
-    Epochs,
+    EpochsOrAuto,
     EvalSteps,
     Folder,
     Instruction,
@@ -34,7 +34,7 @@ from llama_peft.recipe.fields import (
     NotNegative,
     Optimizer,
     PartName,
-    Positive,
+    PositiveOrAuto,
     QuestionTemplate,
     RepoName,
     RunName,
@@ -206,12 +206,12 @@ class Train(Section):
 
     output_dir: Folder | None = None
     "The run folder. null means runs/<name of the recipe>."
-    num_train_epochs: Epochs = 3.0
-    "Number of passes over the train part."
+    num_train_epochs: EpochsOrAuto = 3.0
+    "Number of passes over the train part. auto: enough for 1000 steps, from 1 to 8."
     max_steps: MaxSteps = -1
     "Number of optimizer steps. With -1, num_train_epochs decides."
-    learning_rate: Positive = 2e-4
-    "The highest learning rate."
+    learning_rate: PositiveOrAuto = 2e-4
+    "The highest learning rate. auto: the rate for the size of the base, or for a head alone."
     per_device_train_batch_size: CountOrAuto = 16
     "Examples in a batch on each device; with packing, rows. auto: as many of a step's as fit."
     per_device_eval_batch_size: Count = 32
@@ -349,7 +349,7 @@ class Recipe(Section):
         """Return the batch size of validation. Tree rows are large, so it is that of training."""
         return self.train_batch_size if self.packs_rows else self.train.per_device_eval_batch_size
 
-    def with_train(self, values: Mapping[str, int | bool]) -> "Recipe":
+    def with_train(self, values: Mapping[str, float | bool]) -> "Recipe":
         """Return the recipe with other values of `train`."""
         return self.model_copy(update={"train": self.train.model_copy(update=dict(values))})
 

@@ -73,7 +73,9 @@ class TrainingRecord(Stored):
     head: HeadChoice
     loss_weights: dict[str, Finite] = Field(default={}, exclude_if=lambda value: not value)
     """The weight of each label in the loss: `train.class_weights` or `pos_weight` as numbers."""
-    chosen: dict[str, bool | Count] = Field(default={}, exclude_if=lambda value: not value)
+    chosen: dict[str, bool | Count | NotNegative] = Field(
+        default={}, exclude_if=lambda value: not value
+    )
     """The values of `train` in place of auto."""
     examples: dict[str, Count] = {}
     """Examples of the train and the validation part."""

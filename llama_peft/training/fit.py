@@ -17,7 +17,7 @@ from llama_peft import data
 from llama_peft.errors import Stopped, UserError
 from llama_peft.model import preflight, room
 from llama_peft.model.estimate import Estimate, on_states
-from llama_peft.recipe import Recipe
+from llama_peft.recipe import Recipe, schedule
 from llama_peft.run_folder.layout import CHECKPOINTS, HISTORY
 from llama_peft.run_folder.ownership import check_run_folder
 from llama_peft.run_folder.record import HeadChoice, Parameters, TrainingRecord
@@ -67,7 +67,8 @@ def train(
             log.info("%s: this run is finished; add --fresh to train it again", folder)
             return folder
         encoded = setup.encode(recipe, dataset)
-        recipe, now = room.fit(recipe, encoded.widest)
+        scheduled = _scheduled(recipe, encoded)
+        recipe, fitted = room.fit(recipe.with_train(scheduled), encoded.widest)
         room.check_room(recipe, folder, encoded.widest(recipe))
         if is_main_process():
             if fresh:
@@ -75,7 +76,7 @@ def train(
             resume.write_recipe(recipe, folder)
             resume.write_split(folder, dataset)
         try:
-            _fit(recipe, encoded, dataset, folder, {**chosen, **now})
+            _fit(recipe, encoded, dataset, folder, {**chosen, **scheduled, **fitted})
         except BaseException as error:
             if fresh and is_main_process():
                 resume.bring_back(folder)
@@ -90,6 +91,16 @@ def train(
         if is_main_process():
             resume.forget_aside(folder)
         return folder
+
+
+def _scheduled(recipe: Recipe, encoded: setup.Encoded) -> dict[str, float]:
+    """Return the learning rate and the epochs in place of auto, and log them."""
+    if "auto" not in (recipe.train.learning_rate, recipe.train.num_train_epochs):
+        return {}
+    found = schedule.choose(recipe, len(encoded.rows["train"]), room.base_weights(recipe))
+    named = ", ".join(f"{key} {value:g}" for key, value in found.items())
+    log.info("chosen for this base and these rows: %s", named)
+    return found
 
 
 def expected(recipe: Recipe) -> Estimate:
@@ -129,7 +140,7 @@ def _fit(
     encoded: setup.Encoded,
     dataset: data.Dataset,
     folder: Path,
-    chosen: Mapping[str, int | bool],
+    chosen: Mapping[str, float | bool],
 ) -> None:
     from llama_peft.training.trainer import named_mistake
 
@@ -228,7 +239,7 @@ def _save(
     resumed: Path | None,
     started: float,
     earlier: Spent,
-    chosen: Mapping[str, int | bool],
+    chosen: Mapping[str, float | bool],
 ) -> None:
     """Export the trained weights, sealed by the record of the training."""
     recipe, counted, state = loaded.recipe, attached.counted, trainer.state

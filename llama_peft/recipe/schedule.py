@@ -1,0 +1,38 @@
+"""What `auto` becomes for the learning rate and the number of epochs.
+
+The usual values are those of a base of a billion weights and of thousands of rows. A smaller base
+needs larger steps, and few rows give few steps: 600 rows in 5 classes leave a base of 8M weights at
+44 % with the usual values, and at 80 % with these (tests/benchmarks/results/small_base.json).
+"""
+
+from math import ceil
+
+from llama_peft.recipe.schema import Recipe
+
+LARGE = 10**9
+"""Weights of a base for which the usual rate is right."""
+USUAL_RATE = 2e-4
+HEAD_RATE = 1e-2
+"""For a head alone, on states of any base: the final norm gives them all about the same size."""
+STEPS = 1000
+"""Steps that are enough: more epochs are made until there are so many."""
+MOST_EPOCHS = 8
+
+
+def choose(recipe: Recipe, rows: int, weights: int | None) -> dict[str, float]:
+    """Return the values in place of auto. rows: those of an epoch. weights: of the base, if known."""
+    train, found = recipe.train, {}
+    if train.learning_rate == "auto":
+        found["learning_rate"] = _rate(recipe, weights or LARGE)
+    if train.num_train_epochs == "auto":
+        batch = recipe.train_batch_size * train.gradient_accumulation_steps
+        wanted = ceil(STEPS / ceil(rows / batch))
+        found["num_train_epochs"] = float(min(wanted, MOST_EPOCHS))
+    return found
+
+
+def _rate(recipe: Recipe, weights: int) -> float:
+    """Return the rate for LoRA, which grows as the base gets smaller, with one digit."""
+    if recipe.lora is None:
+        return HEAD_RATE
+    return float(f"{USUAL_RATE * max(1.0, (LARGE / weights) ** (1 / 3)):.0e}")
