@@ -319,7 +319,10 @@ def _groups(examples: Sequence[Example], recipe: Recipe) -> list[int] | None:
 def _sample(examples: list[Example], part: str, recipe: Recipe) -> list[Example]:
     data = recipe.dataset
     size = data.max_train_samples if part == "train" else data.max_eval_samples
-    return [examples[row] for row in splits.sample(len(examples), size, data.seed, part)]
+    if data.sample_by == "row":
+        return [examples[row] for row in splits.sample(len(examples), size, data.seed, part)]
+    passages = [example.context for example in examples if isinstance(example, QuestionExample)]
+    return [examples[row] for row in splits.sample_groups(passages, size, data.seed, part)]
 
 
 def _check_labels(

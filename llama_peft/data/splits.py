@@ -99,3 +99,20 @@ def sample(count: int, size: int | None, seed: int, part: str) -> list[int]:
         return list(range(count))
     # A text seeds the generator by its SHA-512: the same in every process, unlike hash().
     return sorted(random.Random(f"{seed} {part}").sample(range(count), size))
+
+
+def sample_groups(groups: Sequence[str], size: int | None, seed: int, part: str) -> list[int]:
+    """Return the positions of the rows of whole groups, in order: of one group or more, and of as
+    many in a random order as have at most `size` rows together. A larger size keeps these rows.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    order = [*rows]
+    random.Random(f"{seed} {part}").shuffle(order)
+    taken = list(rows[order[0]]) if order else []
+    for group in order[1:]:
+        if size is not None and len(taken) + len(rows[group]) > size:
+            break
+        taken += rows[group]
+    return sorted(taken)

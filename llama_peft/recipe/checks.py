@@ -260,6 +260,8 @@ def _data_faults(recipe: Recipe) -> Problems:
     if data.path == "tiny" and data.name is None:
         message = "path tiny needs dataset.name: set it to reviews or passages"
         yield message, "dataset.name", "dataset.path"
+    if data.sample_by == "passage" and (recipe.kind.has_labels or data.columns.context is None):
+        yield "there are no passages: remove this key", "dataset.sample_by", "task"
     for part, value in data.parts.given().items():
         if value != GIVEN and value.isdecimal() != (data.path == "tiny"):
             expected = "a number of rows" if data.path == "tiny" else "a file or a Hub split"

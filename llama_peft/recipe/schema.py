@@ -148,6 +148,8 @@ class Data(Section):
     "Train on a random sample of this size."
     max_eval_samples: Count | None = None
     "Reduce every other part to a random sample of this size."
+    sample_by: Literal["row", "passage"] = later("row")
+    "What these samples are made of. passage: whole ones with their questions, to share prefixes."
 
 
 class Prompt(Section):

@@ -1,5 +1,6 @@
 """Cuts are seeded, stratified, and keep groups whole."""
 
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,19 @@ def test_a_passage_under_all_titles_makes_one_group(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", rows)
     message = refusal(make("extractive_qa", parts={"train": str(file)}, group_by="title"))
     assert "test: cannot cut 0.2 of 1 group: name a test file (dataset.parts.test)" in message
+
+
+def test_a_sample_of_groups_holds_whole_ones_and_a_larger_one_holds_it():
+    draw = random.Random(5)
+    groups = [draw.choice("abcdefgh") for _ in range(60)]
+    before: set[int] = set()
+    for size in (1, 10, 30, 59, None):
+        rows = splits.sample_groups(groups, size, 7, "train")
+        assert (
+            rows
+            == sorted(set(rows))
+            == [row for row, group in enumerate(groups) if group in {groups[row] for row in rows}]
+        )
+        assert before <= set(rows) and (size in (1, None) or len(rows) <= size)
+        before = set(rows)
+    assert before == set(range(60))
