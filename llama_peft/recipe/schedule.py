@@ -13,11 +13,11 @@ from llama_peft.recipe.schema import Recipe
 LARGE = 10**9
 """Weights of a base for which the usual rate is right."""
 USUAL_RATE, HIGHEST_RATE = 2e-4, 2e-3
-HEAD_RATE = 1e-2
-"""For a head alone, on states of any base: the final norm gives them all about the same size."""
+LABEL_HEAD_RATE, OTHER_HEAD_RATE = 1e-2, 1e-3
+"""For a head alone: the final norm gives the states of any base about the same size."""
 STEPS = 1000
-"""Steps that are enough: more epochs are made until there are so many."""
-MOST_EPOCHS = 8
+"""Steps that are enough: more epochs than usual are made until there are so many."""
+USUAL_EPOCHS, MOST_EPOCHS = 3, 8
 
 
 def choose(recipe: Recipe, rows: int, weights: int | None) -> dict[str, float]:
@@ -28,13 +28,13 @@ def choose(recipe: Recipe, rows: int, weights: int | None) -> dict[str, float]:
     if train.num_train_epochs == "auto":
         batch = recipe.train_batch_size * train.gradient_accumulation_steps
         wanted = ceil(STEPS / ceil(rows / batch))
-        found["num_train_epochs"] = float(min(wanted, MOST_EPOCHS))
+        found["num_train_epochs"] = float(min(max(wanted, USUAL_EPOCHS), MOST_EPOCHS))
     return found
 
 
 def _rate(recipe: Recipe, weights: int) -> float:
     """Return the rate for LoRA: it grows with the root of the ratio to a large base; one digit."""
     if recipe.lora is None:
-        return HEAD_RATE
+        return LABEL_HEAD_RATE if recipe.kind.names_labels else OTHER_HEAD_RATE
     rate = USUAL_RATE * max(1.0, (LARGE / weights) ** 0.5)
     return float(f"{min(rate, HIGHEST_RATE):.0e}")

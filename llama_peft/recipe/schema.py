@@ -208,12 +208,12 @@ class Train(Section):
 
     output_dir: Folder | None = None
     "The run folder. null means runs/<name of the recipe>."
-    num_train_epochs: EpochsOrAuto = 3.0
-    "Number of passes over the train part. auto: enough for 1000 steps, from 1 to 8."
+    num_train_epochs: EpochsOrAuto = "auto"
+    "Number of passes over the train part. auto: 3, or up to 8 until there are 1000 steps."
     max_steps: MaxSteps = -1
     "Number of optimizer steps. With -1, num_train_epochs decides."
-    learning_rate: PositiveOrAuto = 2e-4
-    "The highest learning rate. auto: the rate for the size of the base, or for a head alone."
+    learning_rate: PositiveOrAuto = "auto"
+    "The highest learning rate. auto: 2e-4, more for a base of less than 1B or a head alone."
     per_device_train_batch_size: CountOrAuto = 16
     "Examples in a batch on each device; with packing, rows. auto: as many of a step's as fit."
     per_device_eval_batch_size: Count = 32
