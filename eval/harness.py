@@ -68,7 +68,8 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             log.info("%s: this evaluation is finished already", job.output)
             return finished
         if predictor.length is not None:
-            length, spans = predictor.length, predictor.fits_threshold
+            length = predictor.length
+            spans = predictor.fits_threshold and not job.recipe.eval.fit_no_answer_threshold
             if lost := too_long(found.examples, length, job.recipe, spans):
                 log.warning("%s", lost)
         meter.fit()

@@ -83,6 +83,8 @@ def _sum(path: Path | None) -> str | None:
 def threshold_digest(recipe: Recipe, validation: Sequence[Example]) -> str:
     """Return a digest of what a fitted threshold depends on, beside the model."""
     settings = [recipe.eval.n_best_size, recipe.eval.max_answer_length]
+    if recipe.eval.fit_no_answer_threshold:
+        settings.append(recipe.eval.max_new_tokens)
     fitted_on = [settings, [example.id for example in validation]]
     return hashlib.sha256(json.dumps(fitted_on).encode()).hexdigest()
 

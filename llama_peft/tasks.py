@@ -15,6 +15,8 @@ Task = Literal[
 ]
 NamedTask = Literal["classification", "extractive_qa", "generative_qa", "regression"]
 """What a recipe's `task` can be. Classification with several labels a row is a kind of its own."""
+LOWER_IS_BETTER = ("loss", "mae")
+"""The scores that are errors."""
 Side = Literal["labels", "label_sets", "numbers", "answers"]
 """What is predicted: one label, any number of labels, a number, or an answer to a question."""
 
@@ -46,6 +48,8 @@ class TaskKind:
     """Whether a head alone can train on states that are computed once; a span head's would be too
     large.
     """
+    scores: tuple[str, ...]
+    """The scores, beside the loss, by which a training can choose its best checkpoint."""
     fits_threshold: bool
     """Whether thresholds that are fitted on validation decide: on "no answer", or on each label."""
     tuned_name: str
@@ -107,6 +111,7 @@ _CLASSIFICATION = TaskKind(
     peft_task_type="SEQ_CLS",
     label_keys=("labels",),
     caches_features=True,
+    scores=("accuracy", "f1"),
     fits_threshold=False,
     tuned_name="classification head",
     pipeline_tag="text-classification",
@@ -122,6 +127,7 @@ _ROWS = (
         name="multi_label_classification",
         side="label_sets",
         problem_type="multi_label_classification",
+        scores=("subset_accuracy", "f1_micro"),
         fits_threshold=True,
         tuned_name="multi-label head",
         purpose="that gives texts any number of labels",
@@ -134,6 +140,7 @@ _ROWS = (
         side="numbers",
         head_outputs=1,
         problem_type="regression",
+        scores=("mae", "pearson"),
         tuned_name="regression head",
         purpose="that gives texts a number",
         snippet="numbers = {logits}[:, 0]",
@@ -150,6 +157,7 @@ _ROWS = (
         peft_task_type="QUESTION_ANS",
         label_keys=("start_positions", "end_positions"),
         caches_features=False,
+        scores=("exact", "f1"),
         fits_threshold=True,
         tuned_name="span head",
         pipeline_tag="question-answering",
@@ -167,6 +175,7 @@ _ROWS = (
         peft_task_type="CAUSAL_LM",
         label_keys=("labels",),
         caches_features=False,
+        scores=("exact", "f1"),
         fits_threshold=False,
         tuned_name="tuned generative",
         pipeline_tag="text-generation",

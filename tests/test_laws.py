@@ -18,7 +18,7 @@ MODULES = {
     for path in (ROOT / package).rglob("*.py")
 }
 ROWS = (
-    {"errors", "tasks"},
+    {"errors", "scores", "tasks"},
     {"system"},
     {"recipe", "prefix_tree", "tiny"},
     {"data", "model"},

@@ -111,7 +111,7 @@ def _of_tuned(tuned: TunedModel, config: ModelConfig) -> Predictor:
         predict=partial(predict, tuned),
         prompt=partial(prompt_text, tuned),
         length=lambda answer: len(tuned.encoder.answer(answer)),
-        fits_threshold=tuned.recipe.kind.fits_threshold,
+        fits_threshold=tuned.recipe.fits_threshold,
         fits_temperature=tuned.recipe.kind.fits_temperature,
     )
 

@@ -319,7 +319,7 @@ def _groups(examples: Sequence[Example], recipe: Recipe) -> list[int] | None:
 def _sample(examples: list[Example], part: str, recipe: Recipe) -> list[Example]:
     data = recipe.dataset
     size = data.max_train_samples if part == "train" else data.max_eval_samples
-    if part == "train" and data.sampling == "nested" and size is not None:
+    if data.sampling == "nested" and size is not None:
         return [examples[row] for row in sorted(_nested(examples, recipe)[:size])]
     return [examples[row] for row in splits.sample(len(examples), size, data.seed, part)]
 

@@ -248,18 +248,24 @@ def _answer_limit(bundle: Bundle) -> str:
     recipe = bundle.recipe
     if recipe.kind.has_labels:
         cut = f"Texts are cut after {recipe.train.max_length} tokens; {recipe.kind.outcome}"
-        return cut + (f" ({_label_thresholds(bundle)})." if recipe.kind.fits_threshold else ".")
+        return cut + (f" ({_label_thresholds(bundle)})." if recipe.fits_threshold else ".")
     if not recipe.kind.finds_spans:
         return (
             f"It writes at most {recipe.eval.max_new_tokens} tokens, and may write things that "
             "the passage does not say. It works with the prompt that it was trained on, which "
-            "the example shows."
+            f"the example shows.{_no_answer_limit(bundle) if recipe.fits_threshold else ''}"
         )
+    return (
+        f"Answers are pieces of the passage, of at most {recipe.eval.max_answer_length} tokens."
+        f"{_no_answer_limit(bundle)}"
+    )
+
+
+def _no_answer_limit(bundle: Bundle) -> str:
     fitted = bundle.threshold is not None
     limit = UNFITTED if bundle.threshold is None else bundle.threshold.no_answer_threshold
     return (
-        f"Answers are pieces of the passage, of at most {recipe.eval.max_answer_length} tokens. "
-        f"An answer is given if the probability of no answer is at most {limit:.4f} "
+        f" An answer is given if the probability of no answer is at most {limit:.4f} "
         f"({'fitted on validation' if fitted else 'not fitted'})."
     )
 

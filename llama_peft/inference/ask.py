@@ -107,7 +107,7 @@ def load(run: Run) -> LoadedRun:
 
 def _threshold(run: Run) -> Threshold | None:
     fitted = run_threshold(run)
-    if fitted is None and run.recipe.kind.fits_threshold:
+    if fitted is None and run.recipe.fits_threshold:
         what = "it gives labels above a" if run.labels else "it answers up to a no-answer"
         log.warning(
             "%s: no threshold was fitted for this run, so %s probability of %s; "

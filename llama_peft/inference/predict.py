@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -25,6 +26,7 @@ from llama_peft.tokens.prompts import Encoded, PromptEncoder, parse_answer
 from llama_peft.tokens.spans import Window
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
@@ -84,7 +86,9 @@ def predict(
         return classify(tuned, texts(examples), size)
     if kind.head is not None:
         return read_spans(tuned, questions(examples), size)
-    return write_answers(tuned.model, tuned.encoder, questions(examples), recipe, size)
+    instead = recipe.fits_threshold
+    asked = questions(examples)
+    return write_answers(tuned.model, tuned.encoder, asked, recipe, size, instead=instead)
 
 
 def texts(examples: Sequence[Example]) -> list[TextExample]:
@@ -140,15 +144,20 @@ def classify_rows(
         ids, mask = pad([ids for _, ids in batch], pad_id)
         with torch.inference_mode():
             output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-        logits = output.logits[:, list(order)].float()
-        scores = logits
-        if side != "numbers":
-            scores = logits.softmax(-1) if side == "labels" else logits.sigmoid()
-        # A logit of minus infinity would leave shares that look well.
-        found = torch.where(logits.isfinite(), scores, torch.nan).tolist()
-        yield [
-            _of_scores(id_, row, labels, side) for (id_, _), row in zip(batch, found, strict=True)
-        ]
+        yield of_logits([id_ for id_, _ in batch], output.logits[:, list(order)], labels, side)
+
+
+def of_logits(
+    ids: Sequence[str], logits_NC: "Tensor", labels: Sequence[str], side: Side
+) -> list[Prediction]:
+    """Return the predictions of a head's outputs for some texts."""
+    logits = logits_NC.float()
+    scores = logits
+    if side != "numbers":
+        scores = logits.softmax(-1) if side == "labels" else logits.sigmoid()
+    # A logit of minus infinity would leave shares that look well.
+    found = scores.where(logits.isfinite(), math.nan).tolist()
+    return [_of_scores(id_, row, labels, side) for id_, row in zip(ids, found, strict=True)]
 
 
 def _of_scores(id_: str, row: Sequence[float], labels: Sequence[str], side: Side) -> Prediction:
@@ -285,10 +294,13 @@ def write_answers(
     recipe: Recipe,
     batch_size: int,
     shots: Shots | None = None,
+    instead: bool = False,
 ) -> Iterator[list[Prediction]]:
     """Yield the answers that a causal model writes greedily.
 
     `no_answer_probability` is the probability of the no-answer phrase as the whole answer.
+    instead: also find what the model answers if it may not begin as this phrase, for `raw`: a
+    threshold then decides between the two.
     Questions on one context stay together, so that what they share can be computed once.
     """
     decoding = recipe.eval.decoding
@@ -299,26 +311,32 @@ def write_answers(
     size = 4 * batch_size
     for first in range(0, len(every), size):
         prompts = every[first : first + size]
-        written = dict(
-            generate.greedy(
-                model,
-                prompts,
-                decoding=decoding,
-                stop_token_ids=stop,
-                max_new_tokens=recipe.eval.max_new_tokens,
-            )
+        write = partial(
+            generate.greedy,
+            *(model,),
+            decoding=decoding,
+            stop_token_ids=stop,
+            max_new_tokens=recipe.eval.max_new_tokens,
         )
+        written = dict(write(prompts))
         requests = [(prompt.prompt, encoder.no_answer) for prompt in prompts]
         scores = generate.loglikelihoods(model, requests, decoding=decoding)
-        raws = [encoder.text(list(written[prompt.id])) for prompt in prompts]
+        raws = {id_: encoder.text(list(ids)) for id_, ids in written.items()}
+        said = {id_: parse_answer(raw, recipe.prompt.no_answer) for id_, raw in raws.items()}
+        if instead:
+            first = encoder.no_answer[0]
+            silent = [prompt for prompt in prompts if written[prompt.id][0] == first]
+            others = {id_: encoder.text(list(ids)) for id_, ids in write(silent, not_first=first)}
+            found = {i: parse_answer(raw, recipe.prompt.no_answer) for i, raw in others.items()}
+            raws = said | found
         yield [
             Prediction(
                 id=prompt.id,
-                prediction=parse_answer(raw, recipe.prompt.no_answer),
+                prediction=said[prompt.id],
                 no_answer_probability=math.exp(score),
-                raw=raw,
+                raw=raws[prompt.id],
             )
-            for prompt, raw, score in zip(prompts, raws, scores, strict=True)
+            for prompt, score in zip(prompts, scores, strict=True)
         ]
 
 

@@ -51,7 +51,7 @@ def predictions(
     """
     from tqdm import tqdm
 
-    kept, missing = _Kept(place, key), _Missing(predict, batch_size)
+    kept, missing = _Kept(place, key), Missing(predict, batch_size)
     file: TextIO | None = None
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=len(examples), desc=name, unit="ex", disable=None))
@@ -80,7 +80,7 @@ def _tell_kept(found: int, wanted: int) -> None:
         log.info("%d of %d predictions exist already", found, wanted)
 
 
-class _Missing:
+class Missing:
     """Computes what is missing, with batches that fit into memory."""
 
     def __init__(self, predict: Predict, batch_size: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
-from llama_peft.model.counts import BadConfig, UncountedFamily
+from llama_peft.model.counts import BadConfig, UncountedFamily, count
 from llama_peft.model.estimate import Batches, Estimate, estimate, full
 from llama_peft.model.estimate.choice import MARGIN, Choice, choose
 from llama_peft.model.hub import read_config
@@ -22,6 +22,8 @@ from llama_peft.system.memory import gpu_available, gpu_has_flash, gpu_kind
 
 log = logging.getLogger(__name__)
 
+_FITTED = ("per_device_train_batch_size", "activation_checkpointing")
+"""The keys of `train` whose auto is what fits into memory."""
 _TOO_LITTLE = {
     True: "steps that do not fit will be computed in smaller pieces",
     False: "the system may end the process; lower train.per_device_train_batch_size or max_length",
@@ -35,7 +37,7 @@ def fit(recipe: Recipe, widest: Callable[[Recipe], Batches]) -> Choice:
     widest: the widest batches of the data for a recipe without auto. Logs what is chosen. Raises
     UserError if there are several processes, which would have to agree.
     """
-    auto = [key for key, value in recipe.train if value == "auto"]
+    auto = [key for key in _FITTED if getattr(recipe.train, key) == "auto"]
     if not auto:
         return Choice(recipe, {})
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -116,6 +118,17 @@ def for_machine(recipe: Recipe, batches: Batches | None = None) -> Estimate | No
     config = read_config(name, recipe.model.revision)
     try:
         return estimate(recipe, config, dtype, place, batches, gpu_has_flash())
+    except UncountedFamily:
+        return None
+    except BadConfig as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def base_weights(recipe: Recipe) -> int | None:
+    """Return the number of weights of the base; None if its family has no formula."""
+    name = recipe.model.model_name_or_path
+    try:
+        return count(read_config(name, recipe.model.revision)).base
     except UncountedFamily:
         return None
     except BadConfig as error:

@@ -59,18 +59,19 @@ def greedy(
     *,
     stop_token_ids: Collection[int],
     max_new_tokens: int,
+    not_first: int | None = None,
     max_tokens_per_row: int = 2048,
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield (id, generated ids) in row order; generation ends with the first of `stop_token_ids`.
 
+    not_first: the id of a token that no answer begins with.
     Rows get wider if a prompt is longer than `max_tokens_per_row`: a setting for speed must not
     decide which prompts can be answered.
     """
     requests = [_Request(p.id, tuple(p.prompt)) for p in prompts]
     for row in _rows(requests, max_tokens_per_row):
-        yield from zip(
-            row["ids"], _decode(model, row, sorted(stop_token_ids), max_new_tokens), strict=True
-        )
+        written = _decode(model, row, sorted(stop_token_ids), max_new_tokens, not_first)
+        yield from zip(row["ids"], written, strict=True)
 
 
 @torch.inference_mode()
@@ -98,7 +99,11 @@ def _rows(requests: Sequence[_Request], max_tokens_per_row: int) -> list[TreeRow
 
 @torch.inference_mode()
 def _decode(
-    model: PreTrainedModel, row: TreeRow, stop_token_ids: Sequence[int], max_new_tokens: int
+    model: PreTrainedModel,
+    row: TreeRow,
+    stop_token_ids: Sequence[int],
+    max_new_tokens: int,
+    not_first: int | None,
 ) -> list[tuple[int, ...]]:
     """Return the tokens that each branch of a row of prompts generates.
 
@@ -108,6 +113,8 @@ def _decode(
     cache = DynamicCache()  # without a config, its sliding layers evict nothing
     stop = torch.tensor(stop_token_ids, device=model.device)
     logits_QV, live, position_K = _prefill(model, row, cache)
+    if not_first is not None:
+        logits_QV[:, not_first] = -torch.inf
     generated: list[list[int]] = [[] for _ in row["starts"]]
     owners: list[str] = []
     scores = []  # looked at once, at the end: each look would wait for the device

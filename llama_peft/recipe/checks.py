@@ -52,6 +52,8 @@ def _task_faults(recipe: Recipe) -> Problems:
         yield message, "lora", "task"
     if recipe.kind.head is None and recipe.head.layer != -1:
         yield f"{recipe.task} has no head: remove this key", "head.layer", "task"
+    if recipe.kind.head is not None and recipe.eval.fit_no_answer_threshold:
+        yield "works for generative_qa only", "eval.fit_no_answer_threshold", "task"
     lora = recipe.lora
     if lora and lora.alora_invocation_tokens is not None and recipe.kind.head is not None:
         yield "works for generative_qa only", "lora.alora_invocation_tokens", "task"
@@ -275,10 +277,14 @@ def _part_faults(recipe: Recipe) -> Problems:
         if missing[split]:
             keys = [f"dataset.parts.{split}", f"dataset.{split}_size"]
             yield f"there is no {split} part: set dataset.parts.{split}", "eval.splits", *keys
-    if recipe.train.early_stopping_patience is not None and missing["validation"]:
-        message = "there is no validation part: set dataset.validation_size"
-        keys = ["dataset.parts.validation", "dataset.validation_size"]
-        yield message, "train.early_stopping_patience", *keys
+    train, keys = recipe.train, ["dataset.parts.validation", "dataset.validation_size"]
+    for key, asked in (
+        ("early_stopping_patience", train.early_stopping_patience is not None),
+        ("metric_for_best_model", train.metric_for_best_model != "loss"),
+    ):
+        if asked and missing["validation"]:
+            message = "there is no validation part: set dataset.validation_size"
+            yield message, f"train.{key}", *keys
 
 
 def _train_faults(recipe: Recipe) -> Problems:
@@ -287,6 +293,10 @@ def _train_faults(recipe: Recipe) -> Problems:
         message = f"must be below max_length ({train.max_length})"
         yield message, "train.doc_stride", "train.max_length", "task"
     yield from _weight_faults(recipe)
+    metrics = ("loss", *recipe.kind.scores)
+    if train.metric_for_best_model not in metrics:
+        message = f"{recipe.task} can choose by {', '.join(metrics[:-1])} or {metrics[-1]}"
+        yield message, "train.metric_for_best_model", "task", "dataset.single_label"
     needed = SCHEDULE_NEEDS.get(train.lr_scheduler_type, ())
     if needed and not any(name in train.lr_scheduler_kwargs for name in needed):
         message = f"{train.lr_scheduler_type} needs {' or '.join(needed)}"

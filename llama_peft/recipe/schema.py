@@ -21,7 +21,7 @@ from llama_peft.recipe.fields import (
     DataName,
     Delimiter,
     Encoding,
-    Epochs,
+    EpochsOrAuto,
     EvalSteps,
     Folder,
     Instruction,
@@ -34,7 +34,7 @@ from llama_peft.recipe.fields import (
     NotNegative,
     Optimizer,
     PartName,
-    Positive,
+    PositiveOrAuto,
     QuestionTemplate,
     RepoName,
     RunName,
@@ -148,10 +148,10 @@ class Data(Section):
     "Seed of the random cuts and samples."
     max_train_samples: Count | None = None
     "Train on a random sample of this size."
-    sampling: Literal["random", "nested"] = later("random")
-    "How they are sampled. nested: with the same shares of the labels, and each sample in larger ones."
     max_eval_samples: Count | None = None
     "Reduce every other part to a random sample of this size."
+    sampling: Literal["random", "nested"] = later("random")
+    "nested: samples of whole passages, or with the shares of the labels, each inside larger ones."
 
 
 class Prompt(Section):
@@ -210,12 +210,12 @@ class Train(Section):
 
     output_dir: Folder | None = None
     "The run folder. null means runs/<name of the recipe>."
-    num_train_epochs: Epochs = 3.0
-    "Number of passes over the train part."
+    num_train_epochs: EpochsOrAuto = "auto"
+    "Number of passes over the train part. auto: 3, or up to 8 until there are 1000 steps."
     max_steps: MaxSteps = -1
     "Number of optimizer steps. With -1, num_train_epochs decides."
-    learning_rate: Positive = 2e-4
-    "The highest learning rate."
+    learning_rate: PositiveOrAuto = "auto"
+    "The highest learning rate. auto: 2e-4, more for a base of less than 1B or a head alone."
     per_device_train_batch_size: CountOrAuto = 16
     "Examples in a batch on each device; with packing, rows. auto: as many of a step's as fit."
     per_device_eval_batch_size: Count = 32
@@ -253,7 +253,11 @@ class Train(Section):
     save_total_limit: Count = 2
     "Number of checkpoints to keep."
     early_stopping_patience: Count | None = None
-    "Stop after this number of validations without a better loss."
+    "Stop after this number of validations without a better one."
+    metric_for_best_model: Literal[
+        "loss", "accuracy", "f1", "subset_accuracy", "f1_micro", "mae", "pearson", "exact"
+    ] = later("loss")
+    "What the best validation is best in. All but loss is a score of what the model predicts there."
     seed: Seed = 42
     "Seed of the head, the adapter and the order of examples."
     use_cpu: bool = False
@@ -279,6 +283,8 @@ class Eval(Section):
     "Longest answer, in tokens (generative_qa)."
     decoding: Literal["prefix_tree", "plain"] = "prefix_tree"
     "prefix_tree computes the shared beginning of prompts once. plain computes each prompt alone."
+    fit_no_answer_threshold: bool = later(False)
+    "Fit above which probability of no_answer a tuned model gives no answer (generative_qa)."
     n_best_size: Count = 20
     "Number of best starts and best ends that are combined (extractive_qa)."
     max_answer_length: Count = 30
@@ -323,6 +329,11 @@ class Recipe(Section):
         return TASKS["multi_label_classification" if several else self.task]
 
     @property
+    def fits_threshold(self) -> bool:
+        """Return whether thresholds that are fitted on validation decide what a run says."""
+        return self.kind.fits_threshold or self.eval.fit_no_answer_threshold
+
+    @property
     def packs_rows(self) -> bool:
         """Return whether a row of the data set is a tree of many examples."""
         return self.train.packing == "prefix_tree" and self.kind.head is None
@@ -343,7 +354,7 @@ class Recipe(Section):
         """Return the batch size of validation. Tree rows are large, so it is that of training."""
         return self.train_batch_size if self.packs_rows else self.train.per_device_eval_batch_size
 
-    def with_train(self, values: Mapping[str, int | bool]) -> "Recipe":
+    def with_train(self, values: Mapping[str, float | bool]) -> "Recipe":
         """Return the recipe with other values of `train`."""
         return self.model_copy(update={"train": self.train.model_copy(update=dict(values))})
 

@@ -122,7 +122,10 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
 
 def _for_two_steps(recipe: Recipe) -> Recipe:
     train = recipe.train.model_copy(
-        update={"max_steps": 2, "eval_steps": 1000, "logging_steps": 1000}
+        update={
+            **{"max_steps": 2, "eval_steps": 1000, "logging_steps": 1000},
+            **{"learning_rate": 1e-4, "num_train_epochs": 1.0},  # they could be auto
+        }
     )
     evaluated = recipe.eval.model_copy(
         update={"max_new_tokens": min(_WRITTEN, recipe.eval.max_new_tokens)}

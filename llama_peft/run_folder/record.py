@@ -73,7 +73,9 @@ class TrainingRecord(Stored):
     head: HeadChoice
     loss_weights: dict[str, Finite] = Field(default={}, exclude_if=lambda value: not value)
     """The weight of each label in the loss: `train.class_weights` or `pos_weight` as numbers."""
-    chosen: dict[str, bool | Count] = Field(default={}, exclude_if=lambda value: not value)
+    chosen: dict[str, bool | Count | NotNegative] = Field(
+        default={}, exclude_if=lambda value: not value
+    )
     """The values of `train` in place of auto."""
     examples: dict[str, Count] = {}
     """Examples of the train and the validation part."""
@@ -85,6 +87,9 @@ class TrainingRecord(Stored):
     """Mean over all steps, those before a resume included."""
     history_sha256: Sha256 | None = None
     best_validation_loss: Finite | None = None
+    """Of the best checkpoint."""
+    best_score: dict[str, Finite] = Field(default={}, exclude_if=lambda value: not value)
+    """Its score by `train.metric_for_best_model`, unless the loss chose it."""
     best_step: Step | None = None
     resumed_from: str | None = None
     wall_seconds: NotNegative = 0.0

@@ -90,7 +90,7 @@ def run_threshold(run: Run) -> Threshold | None:
     """
     found = read_threshold(run.folder, run.record)
     kind = run.recipe.kind
-    if found is None or not (kind.fits_threshold or kind.fits_temperature):
+    if found is None or not (run.recipe.fits_threshold or kind.fits_temperature):
         return None
     limits = found.label_thresholds
     is_other = limits is not None and len(limits) != len(run.labels)

@@ -36,16 +36,24 @@ def greedy(
     decoding: Decoding,
     stop_token_ids: Collection[int],
     max_new_tokens: int,
+    not_first: int | None = None,
 ) -> Iterator[Written]:
     """Yield (id, generated ids) of each prompt, in the order in which they are computed.
 
+    not_first: the id of a token that no answer begins with.
     Raises UserError if the model's scores are not numbers: it would write token 0 for ever.
     """
     from llama_peft.prefix_tree import decode
 
     write: Callable[..., Iterator[Written]]
     write = decode.greedy if _shares_prefixes(model, decoding) else greedy_plain
-    return write(model, prompts, stop_token_ids=stop_token_ids, max_new_tokens=max_new_tokens)
+    return write(
+        model,
+        prompts,
+        stop_token_ids=stop_token_ids,
+        max_new_tokens=max_new_tokens,
+        not_first=not_first,
+    )
 
 
 def loglikelihoods(
@@ -73,6 +81,7 @@ def greedy_plain(
     *,
     stop_token_ids: Collection[int],
     max_new_tokens: int,
+    not_first: int | None = None,
     batch_size: int = 1,
 ) -> Iterator[Written]:
     """Yield (id, generated ids) by `model.generate`, on left-padded batches of similar length.
@@ -91,7 +100,11 @@ def greedy_plain(
 
     stop = sorted(stop_token_ids)
     settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=stop[0],
+        begin_suppress_tokens=None if not_first is None else [not_first],
     )
     for batch in batches([(prompt.id, prompt.prompt) for prompt in prompts], batch_size):
         input_ids, mask = pad([ids for _, ids in batch], stop[0], left=True)

@@ -11,17 +11,17 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from llama_peft import data
 from llama_peft.errors import Stopped, UserError
 from llama_peft.model import preflight, room
-from llama_peft.model.estimate import Estimate
-from llama_peft.recipe import Ladder, Recipe
+from llama_peft.model.estimate import Estimate, on_states
+from llama_peft.recipe import Ladder, Recipe, schedule
 from llama_peft.run_folder.layout import CHECKPOINTS, HISTORY
 from llama_peft.run_folder.ownership import check_run_folder
 from llama_peft.run_folder.record import HeadChoice, Parameters, TrainingRecord
-from llama_peft.run_folder.weights import save_weights
+from llama_peft.run_folder.weights import TunedModel, save_weights
 from llama_peft.system.disk import disk_trouble
 from llama_peft.system.files import sum_of
 from llama_peft.system.lock import only_process
@@ -32,6 +32,9 @@ from llama_peft.training.checkpoints import Spent, newest_sealed, read_spent, re
 from llama_peft.training.resume import is_main_process
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, TrainerState
+
     from llama_peft.training.trainer import SteadyTrainer
 
 log = logging.getLogger(__name__)
@@ -65,7 +68,8 @@ def train(
             log.info("%s: this run is finished; add --fresh to train it again", folder)
             return folder
         encoded = setup.encode(recipe, dataset)
-        recipe, now = room.fit(recipe, encoded.widest)
+        scheduled = _scheduled(recipe, encoded)
+        recipe, fitted = room.fit(recipe.with_train(scheduled), encoded.widest)
         room.check_room(recipe, folder, encoded.widest(recipe))
         if is_main_process():
             if fresh:
@@ -73,7 +77,7 @@ def train(
             resume.write_recipe(recipe, folder)
             resume.write_split(folder, dataset)
         try:
-            _fit(recipe, encoded, dataset, folder, {**chosen, **now})
+            _fit(recipe, encoded, dataset, folder, {**chosen, **scheduled, **fitted})
         except BaseException as error:
             if fresh and is_main_process():
                 resume.bring_back(folder)
@@ -88,6 +92,16 @@ def train(
         if is_main_process():
             resume.forget_aside(folder)
         return folder
+
+
+def _scheduled(recipe: Recipe, encoded: setup.Encoded) -> dict[str, float]:
+    """Return the learning rate and the epochs in place of auto, and log them."""
+    if "auto" not in (recipe.train.learning_rate, recipe.train.num_train_epochs):
+        return {}
+    found = schedule.choose(recipe, len(encoded.rows["train"]), room.base_weights(recipe))
+    named = ", ".join(f"{key} {value:g}" for key, value in found.items())
+    log.info("chosen for this base and these rows: %s", named)
+    return found
 
 
 def expected(recipe: Recipe) -> Estimate:
@@ -127,7 +141,7 @@ def _fit(
     encoded: setup.Encoded,
     dataset: data.Dataset,
     folder: Path,
-    chosen: Mapping[str, int | bool],
+    chosen: Mapping[str, float | bool],
 ) -> None:
     from llama_peft.training.trainer import named_mistake
 
@@ -145,11 +159,44 @@ def _fit(
     if resumed is not None:  # only now it is known what a checkpoint must fit
         resumed = newest_sealed(folder / CHECKPOINTS, fit_of(trainer))
         resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
+    _choose_by_score(trainer, loaded, attached, dataset)
     setup.check_tree_rows(loaded, attached, dataset)
     earlier = read_spent(resumed)
     _run(trainer, loaded, folder, resumed, started, earlier)
     if trainer.is_world_process_zero():
         _save(trainer, loaded, attached, dataset, folder, resumed, started, earlier, chosen)
+
+
+def _choose_by_score(
+    trainer: "SteadyTrainer", loaded: setup.Loaded, attached: setup.Attached, dataset: data.Dataset
+) -> None:
+    """Make the Trainer choose checkpoints by a score of what the model predicts, if it is asked to."""
+    from llama_peft.inference.validation import validation_score
+
+    recipe, examples = loaded.recipe, dataset.parts.get("validation", [])
+    name = recipe.train.metric_for_best_model
+    if name == "loss" or not examples:
+        return
+    states = None
+    if on_states(recipe):
+        states = attached.collate(attached.rows["validation"])["features"]
+
+    def score() -> float:
+        model = cast("PreTrainedModel", _trained(trainer, loaded))
+        tuned = TunedModel(
+            recipe=recipe, labels=dataset.labels, model=model, encoder=loaded.encoder
+        )
+        return validation_score(tuned, examples, cast("Tensor | None", states))
+
+    trainer.choose_by(name, score)
+
+
+def _trained(trainer: "SteadyTrainer", loaded: setup.Loaded) -> "nn.Module":
+    """Return the model with what was trained: the base itself holds a head without LoRA."""
+    if loaded.recipe.lora is None:
+        return loaded.base
+    model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
+    return model
 
 
 def _run(
@@ -193,7 +240,7 @@ def _save(
     resumed: Path | None,
     started: float,
     earlier: Spent,
-    chosen: Mapping[str, int | bool],
+    chosen: Mapping[str, float | bool],
 ) -> None:
     """Export the trained weights, sealed by the record of the training."""
     recipe, counted, state = loaded.recipe, attached.counted, trainer.state
@@ -215,18 +262,28 @@ def _save(
             epochs=state.epoch,
             train_loss=_mean_loss(state.log_history),
             history_sha256=sum_of(folder, HISTORY),
-            best_validation_loss=state.best_metric,
-            best_step=state.best_global_step if state.best_metric else None,
+            **_best(recipe, state),
             resumed_from=None if resumed is None else resumed.name,
             wall_seconds=time.monotonic() - started + earlier.seconds,
             peak_memory_bytes=max(peak_memory(), earlier.peak_memory_bytes),
         )
 
-    trained = (
-        loaded.base if recipe.lora is None else trainer.accelerator.unwrap_model(trainer.model)
-    )
-    written = save_weights(trained, recipe, folder, record)
+    written = save_weights(_trained(trainer, loaded), recipe, folder, record)
     log.info("trained in %.0f s; the run is %s", written.wall_seconds, folder)
+
+
+class _Best(TypedDict):
+    best_validation_loss: float | None
+    best_score: dict[str, float]
+    best_step: int | None
+
+
+def _best(recipe: Recipe, state: "TrainerState") -> _Best:
+    """Return what is recorded of the best checkpoint; of none if nothing was validated."""
+    step, name = state.best_global_step or None, recipe.train.metric_for_best_model
+    validated = {e["step"]: e["eval_loss"] for e in state.log_history if "eval_loss" in e}
+    chosen: dict[str, float] = {} if name == "loss" or step is None else {name: state.best_metric}
+    return _Best(best_validation_loss=validated.get(step), best_score=chosen, best_step=step)
 
 
 def _mean_loss(history: Sequence[dict[str, float]]) -> float | None:

@@ -96,7 +96,7 @@ def _write_texts_again(folder: Path, recipe: Recipe, dataset: data.Dataset) -> b
         return False
 
 
-def chosen_before(recipe: Recipe, folder: Path) -> dict[str, int | bool]:
+def chosen_before(recipe: Recipe, folder: Path) -> dict[str, float | bool]:
     """Return the values in place of auto with which a run began; none if nothing was trained yet.
 
     They depended on the memory that was free then, and the checkpoints depend on them.

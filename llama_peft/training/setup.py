@@ -15,6 +15,7 @@ from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.model.lora import add_lora, count_loaded
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import CHECKPOINTS, HISTORY
+from llama_peft.tasks import LOWER_IS_BETTER
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training.checkpoints import Origin
 from llama_peft.training.resume import recipe_sum
@@ -260,7 +261,7 @@ def build_trainer(
     folder: Path,
     weights: "LossWeights | None" = None,
 ) -> "SteadyTrainer":
-    """Return a Trainer that writes the history and keeps the checkpoint of best validation loss."""
+    """Return a Trainer that writes the history and keeps the best checkpoint."""
     from transformers import TrainingArguments
 
     from llama_peft.training.trainer import SteadyTrainer
@@ -348,7 +349,7 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
     """Return arguments of TrainingArguments. Validation and saving happen at the same steps."""
     given = recipe.train.model_dump(exclude=_OWN_KEYS)
     place, dtype = backbone.place_of(recipe), backbone.dtype_name(recipe)
-    steps = recipe.train.eval_steps
+    steps, metric = recipe.train.eval_steps, recipe.train.metric_for_best_model
     strategy = "epoch" if steps is None else "steps"
     return {
         **given,
@@ -367,8 +368,8 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "activation_checkpointing": recipe.train.activation_checkpointing
         and recipe.lora is not None,
         "load_best_model_at_end": validates,
-        "metric_for_best_model": "eval_loss" if validates else None,
-        "greater_is_better": False if validates else None,
+        "metric_for_best_model": f"eval_{metric}" if validates else None,
+        "greater_is_better": metric not in LOWER_IS_BETTER if validates else None,
         "restore_callback_states_from_checkpoint": True,  # early stopping continues to count
         "save_total_limit": None,  # SealCheckpoints removes old ones, after the new one is sealed
         # States all have one size, so their batches can be random.

@@ -10,7 +10,7 @@ tests/training/test_trainer_hooks.py says what each of them must do.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, Sampler
 from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from llama_peft.errors import UserError
 from llama_peft.model.backbone import first_line
@@ -56,6 +57,8 @@ class SteadyTrainer(Trainer):
     _step_losses: tuple[Tensor, ...] = ()
     """The losses of the present step's batches, which are looked at together with its gradient."""
     _weights: LossWeights | None = None
+    _chooses: tuple[str, Callable[[], float]] | None = None
+    """The name of a score of the validation part, and the function that computes it."""
     computes_in = "float32"
     """The type of the base's activations, for messages."""
 
@@ -64,6 +67,18 @@ class SteadyTrainer(Trainer):
         self._weights = weights
         # Then the loss is divided for the whole step, and not by the number of its batches too.
         self.loss_is_scaled_for_ga = None if weights is None else True
+
+    def choose_by(self, name: str, score: Callable[[], float]) -> None:
+        """Compute a score of the model at each validation, beside the loss."""
+        self._chooses = name, score
+
+    def evaluation_loop(self, *args: object, **kwargs: object) -> EvalLoopOutput:
+        """Return the validation loss, with the score that chooses checkpoints."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if self._chooses is not None:
+            name, score = self._chooses
+            output.metrics[f"eval_{name}"] = score()
+        return output
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Inputs], num_batches: int, device: torch.device

@@ -13,11 +13,14 @@ from llama_peft.recipe.schema import fields
 from tests.support.recipes import LORA, SMALL, quick, refusal, trees, write
 
 BAD_KEYS: list[tuple[str, str]] = [
-    ("train: {learning_rate: -1e-4}", "learning_rate: must be a number above 0, not -0.0001"),
-    ("train: {learning_rate: 0}", "learning_rate: must be a number above 0, not 0"),
-    ("train: {learning_rate: '1e-4'}", 'must be a number above 0, not "1e-4"'),
-    ("train: {learning_rate: .inf}", "must be a number above 0, not Infinity"),
-    ("train: {learning_rate: .nan}", "must be a number above 0, not NaN"),
+    (
+        "train: {learning_rate: -1e-4}",
+        "learning_rate: must be a number above 0, or auto, not -0.0001",
+    ),
+    ("train: {learning_rate: 0}", "learning_rate: must be a number above 0, or auto, not 0"),
+    ("train: {learning_rate: '1e-4'}", 'must be a number above 0, or auto, not "1e-4"'),
+    ("train: {learning_rate: .inf}", "must be a number above 0, or auto, not Infinity"),
+    ("train: {learning_rate: .nan}", "must be a number above 0, or auto, not NaN"),
     (
         "train: {per_device_train_batch_size: 0}",
         "must be a whole number of at least 1, or auto, not 0",

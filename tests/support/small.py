@@ -88,7 +88,13 @@ def make_recipe(
             "name": name,
             "parts": {"train": 24, "validation": 8, "test": 16},
         },
-        "train": {"use_cpu": True, "max_steps": 2, "logging_steps": 1},
+        "train": {
+            "use_cpu": True,
+            "max_steps": 2,
+            "logging_steps": 1,
+            "learning_rate": 2e-4,
+            "num_train_epochs": 3.0,
+        },
     }
     for section, keys in sections.items():
         values[section] = {**values.get(section, {}), **keys}

@@ -25,9 +25,8 @@ TRAINED: tuple[RungName, ...] = ("head", "tuned", "encoder")
 LEARNING: tuple[RungName, ...] = ("tf-idf", *TRAINED)
 """Rungs that can use more training examples."""
 
-_HEAD_BATCH, _HEAD_RATE, _HEAD_STEPS = 64, 1e-3, 600
-"""How a head alone is trained: a linear layer on fixed states bears a high rate, and a step costs next
-to nothing."""
+_HEAD_BATCH = 64
+"""Texts in a step of a head alone, which costs next to nothing on cached states."""
 _MOST_REPEATS = 5.0
 """How many times as often a small part of the training examples is read."""
 
@@ -160,7 +159,7 @@ def _measurement(
         shots = {"num_fewshot": recipe.ladder.few_shot}
         placed = placed.model_copy(update={"eval": placed.eval.model_copy(update=shots)})
     if rung == "head":
-        placed = _head_alone(placed, size or examples)
+        placed = _head_alone(placed)
     results = f"{folder}/tuned" if trained else folder
     return Measurement(
         rung=rung,
@@ -183,32 +182,32 @@ def _smaller(recipe: Recipe, size: int, examples: int, repeats: bool) -> Recipe:
     """Return the recipe on a part of its training examples.
 
     A fixed number of passes would leave a small part with a few steps, and a fixed number of steps
-    would make it as dear as all. So the passes grow with the root of the ratio.
+    would make it as dear as all. So the passes grow with the root of the ratio; `auto` follows the
+    number of rows anyway.
     """
     sample = {"max_train_samples": size, "sampling": "nested"}
     changed = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update=sample)})
-    if not repeats or recipe.train.max_steps > 0:
+    epochs = recipe.train.num_train_epochs
+    if not repeats or recipe.train.max_steps > 0 or epochs == "auto":
         return changed
-    more = min(_MOST_REPEATS, math.sqrt(examples / size))
-    epochs = round(recipe.train.num_train_epochs * more, 2)
+    epochs = round(epochs * min(_MOST_REPEATS, math.sqrt(examples / size)), 2)
     train = changed.train.model_copy(update={"num_train_epochs": epochs})
     return changed.model_copy(update={"train": train})
 
 
-def _head_alone(recipe: Recipe, examples: int) -> Recipe:
+def _head_alone(recipe: Recipe) -> Recipe:
     """Return the recipe that trains only a head, on cached states of the frozen base."""
     has_validation = recipe.dataset.parts.validation is not None or recipe.dataset.validation_size
     chooses = recipe.kind.side == "labels" and has_validation
     head = recipe.head.model_copy(
         update={"layer": "auto" if chooses else recipe.head.layer, "features": "prefix_tree"}
     )
-    epochs = min(100, max(3, math.ceil(_HEAD_STEPS * _HEAD_BATCH / max(examples, 1))))
     train = recipe.train.model_copy(
         update={
-            "learning_rate": _HEAD_RATE,
+            "learning_rate": "auto",
             "per_device_train_batch_size": _HEAD_BATCH,
             "gradient_accumulation_steps": 1,
-            "num_train_epochs": float(epochs),
+            "num_train_epochs": "auto",
             "max_steps": -1,
             "eval_steps": None,
             "packing": "none",

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from transformers import AutoConfig, AutoTokenizer
 
 from llama_peft.model import counts
-from llama_peft.recipe import Recipe, load_recipe
-from tests.benchmarks.material import SQUAD, SST2, Base, Questions, questions, save_random
+from llama_peft.recipe import Recipe, load_recipe, schedule
+from tests.benchmarks.material import MANY, SQUAD, SST2, Base, Questions, questions, save_random
 
 LORA = {"squad": "generative", "squad-span": "spans", "sst2": "a label"}
 """The recipes that train an adapter, and what they learn."""
@@ -48,7 +48,8 @@ class Setting:
 
     def recipe(self, name: str, *settings: str) -> Recipe:
         """A recipe of the product on this base and these data."""
-        return load_recipe(name, [*self.overrides(name), *settings])
+        found = load_recipe(name, [*self.overrides(name), *settings])
+        return found.with_train(schedule.choose(found, MANY, None))
 
     def overrides(self, name: str) -> list[str]:
         """What differs from the packaged recipe: where its base and its data are."""

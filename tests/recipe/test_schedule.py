@@ -1,0 +1,50 @@
+"""auto becomes a learning rate and a number of epochs that fit the base and the rows, once for each run."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llama_peft.recipe import Recipe, schedule
+from llama_peft.training import fit as training
+from tests.support import runs
+
+AUTO = {"learning_rate": "auto", "num_train_epochs": "auto", "max_steps": -1}
+
+
+@pytest.fixture
+def recipe(make_recipe: Callable[..., Recipe]) -> Recipe:
+    return make_recipe("classification", "tiny", lora={"r": 4}, train=AUTO)
+
+
+def test_small_bases_learn_faster_and_few_rows_longer(recipe: Recipe) -> None:
+    sizes = [None, 10**10, 10**9, 135_000_000, 30_000_000, 8_000_000]
+    rates = [schedule.choose(recipe, 100, size)["learning_rate"] for size in sizes]
+    assert rates[:3] == [2e-4] * 3 and all(small < large for small, large in pairwise(rates[2:]))
+    counts = [10, 600, 2_000, 5_000, 16_000, 10**6]
+    epochs = [schedule.choose(recipe, rows, None)["num_train_epochs"] for rows in counts]
+    assert epochs == sorted(epochs, reverse=True) and (epochs[0], epochs[-1]) == (8, 3)
+    for rows, its in zip(counts, epochs, strict=True):
+        assert its == 8 or its * rows / 16 >= schedule.STEPS
+
+
+def test_what_is_written_stays_as_it_is(recipe: Recipe) -> None:
+    written = recipe.with_train({"learning_rate": 0.5, "num_train_epochs": 2.0})
+    assert schedule.choose(written, 10, None) == {}
+
+
+def test_a_run_keeps_what_was_chosen(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train = {**AUTO, "output_dir": str(folder), "per_device_train_batch_size": 24}
+    recipe = make_recipe("classification", make_base(), lora={"r": 4}, train=train)
+    training.train(recipe)
+    record, kept = runs.record_of(folder), yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert record.steps == 8 and record.chosen["num_train_epochs"] == 8
+    assert {key: kept["train"][key] for key in record.chosen} == record.chosen
+    before = (folder / "training.json").read_bytes()
+    training.train(recipe)
+    assert (folder / "training.json").read_bytes() == before, "it is finished"
