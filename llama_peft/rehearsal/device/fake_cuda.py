@@ -59,9 +59,8 @@ def compile_shim(folder: Path) -> Path:
     return library
 
 
-def load_shim(library: Path, card: Card) -> None:
+def load_shim(library: Path) -> None:
     """Load the shim. Call this before torch is imported."""
-    os.environ[_CAPABILITY] = f"{card.major}{card.minor}"
     lib = _torch_folder() / "lib"
     for path in (lib / "libtorch_global_deps.so", lib / "libtorch_cpu.so", library):
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
@@ -82,6 +81,7 @@ def pretend(card: Card) -> None:
     """
     import torch
 
+    os.environ[_CAPABILITY] = f"{card.major}{card.minor}"  # the shim reads it once
     properties = SimpleNamespace(
         name=card.title,
         major=card.major,
