@@ -101,8 +101,7 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     given = rows.gather(recipe)
     recipe = with_fields(with_labels(recipe, given.dataset), given.dataset)
     fake_cuda.pretend(card)
-    kept = fake_cuda.keep_whole()  # noqa: F841
-    kernels.replace_compiled()
+    kept = [*fake_cuda.keep_whole(), kernels.replace_compiled()]  # noqa: F841
     base.replace_apply()
     replace(backbone, "from_pretrained", base.build)
     stages = steps.Stages(mode.Rehearsal(watch.Watch()))
@@ -139,10 +138,11 @@ def _estimated(recipe: "Recipe", dtype: str, batches: "Batches", flash: bool) ->
     from llama_peft.model.counts import UncountedFamily
     from llama_peft.model.estimate import estimate
     from llama_peft.model.hub import read_config
+    from llama_peft.system.memory import gpu_has_flex
 
     config = read_config(recipe.model.model_name_or_path, recipe.model.revision)
     try:
-        found = estimate(recipe, config, dtype, "cuda", batches, flash)
+        found = estimate(recipe, config, dtype, "cuda", batches, flash, gpu_has_flex())
     except UncountedFamily:
         return {}
     return {term.name: term.bytes for term in found.memory if term.name != "libraries"}

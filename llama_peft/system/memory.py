@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import importlib.util
 import re
 import sys
 from contextlib import suppress
@@ -41,6 +42,19 @@ def gpu_has_flash() -> bool:
     if gpu_kind() != "cuda" or torch.version.hip is not None:
         return True
     return torch.cuda.get_device_capability() >= (8, 0)
+
+
+def gpu_has_flex() -> bool:
+    """Whether FlexAttention can be compiled for the GPU: by Triton, for NVIDIA's from 8.0 on."""
+    import torch
+
+    nvidia = gpu_kind() == "cuda" and torch.version.hip is None
+    return nvidia and gpu_has_flash() and has_triton()
+
+
+def has_triton() -> bool:
+    """Whether the compiler of torch's kernels is installed. It is missing on Windows, for example."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def reset_peak() -> None:

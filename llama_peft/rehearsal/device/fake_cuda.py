@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from llama_peft.errors import UserError
 from llama_peft.rehearsal.device import replace
 from llama_peft.rehearsal.device.cards import Card
+from llama_peft.system import memory
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +115,7 @@ def pretend(card: Card) -> None:
     replace(torch.cuda, "get_rng_state", lambda *_: torch.empty(16, dtype=torch.uint8))
     replace(torch.random, "fork_rng", lambda *_, **__: contextlib.nullcontext())
     replace(torch.version, "cuda", "12.8")
+    replace(memory, "has_triton", lambda: True)  # it comes with torch for GPUs
 
 
 def keep_whole() -> "list[torch.library.Library]":

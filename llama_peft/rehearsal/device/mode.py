@@ -148,7 +148,8 @@ class Rehearsal(TorchDispatchMode):
         if name in kernels.WAITS:
             self._sync(kernels.WAITS[name])
         if name in kernels.FLOP:
-            self.counts.flop["4-bit and 8-bit linear"] += kernels.FLOP[name](*args, **kwargs)
+            what, formula = kernels.FLOP[name]
+            self.counts.flop[what] += formula(*args, **kwargs)
         elif name in _SECOND_MATRIX:
             second, (product, *_) = args[_SECOND_MATRIX[name]], tensors_of(output)
             assert isinstance(second, Tensor)
