@@ -17,7 +17,7 @@ INDEX  := $(if $(filter command,$(origin CUDA)),--extra-index-url https://downlo
 # Other settings make another run. Its folder is named after them by the rule of eval/job.py: max_steps-50.
 TAG    := $(if $(strip $(SET)),-$(shell printf '%s' "$(SET)" | sed -E "s/[a-z]+\.([a-z_]+)=/\1=/g; s/[^A-Za-z0-9._-]+/-/g; s/^[-.]+//; s/[-.]+$$//" | cut -c1-120))
 
-.PHONY: help setup test check demo bench bench-gpu faults wordnet push clean $(NAMES)
+.PHONY: help setup test check rehearse demo bench bench-gpu faults wordnet push clean $(NAMES)
 
 help:
 	@echo "make demo        evaluate, train and evaluate again on an embedded tiny model: minutes, no GPU, no network"
@@ -25,6 +25,7 @@ help:
 	@echo "make clean setup CUDA=cu126   the same with torch for another GPU or driver; constraints.txt says which"
 	@echo "make test        run the tests"
 	@echo "make check       check style, format and types"
+	@echo "make rehearse    rehearse three recipes on a GPU that is not here, at their true shape (about a minute)"
 	@echo "make bench       compare speed and memory with the stock libraries (about an hour)"
 	@echo "make bench-gpu   the same on the GPU of this machine, with memory and checks of 4-bit training (eight minutes at most)"
 	@echo "make faults      damage real runs on purpose, and count what is lost (forty minutes or more)"
@@ -52,6 +53,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+
+# One recipe of each way to train. ARGS="--cards t4" plays another GPU; without the shape of the base nothing is rehearsed.
+rehearse: $(READY)
+	$(BIN)/python -m tests.rehearsal --recipes squad,sst2,squad-span --cards 4090 $(ARGS)
 
 # Two recipes at a time, the longest first, with one thread each: this keeps two cores busy while libraries load.
 demo: $(READY)

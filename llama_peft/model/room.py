@@ -18,7 +18,7 @@ from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
 from llama_peft.system.formatting import disk_space
 from llama_peft.system.memory import available as _host_memory
-from llama_peft.system.memory import gpu_available, gpu_has_flash, gpu_kind
+from llama_peft.system.memory import gpu_available, gpu_has_flash, gpu_has_flex, gpu_kind
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def for_machine(recipe: Recipe, batches: Batches | None = None) -> Estimate | No
     dtype, place = backbone.dtype_name(recipe), "cuda" if has_gpu(recipe) else "cpu"
     config = read_config(name, recipe.model.revision)
     try:
-        return estimate(recipe, config, dtype, place, batches, gpu_has_flash())
+        return estimate(recipe, config, dtype, place, batches, gpu_has_flash(), gpu_has_flex())
     except UncountedFamily:
         return None
     except BadConfig as error:

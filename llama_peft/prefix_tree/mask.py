@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llama_peft.errors import UserError
-from llama_peft.prefix_tree import block_attention
+from llama_peft.prefix_tree import block_attention, flex
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -64,13 +64,26 @@ def mask_rule(subtree_end_BK: Tensor, position_ids_BK: Tensor, window: int | Non
 
 
 def attention_inputs(
-    config: PreTrainedConfig, subtree_end_BK: Tensor, position_ids_BK: Tensor, dtype: torch.dtype
+    config: PreTrainedConfig,
+    subtree_end_BK: Tensor,
+    position_ids_BK: Tensor,
+    dtype: torch.dtype,
+    compiled: bool = False,
 ) -> AttentionInputs:
     """Return the mask of whole rows and, on a CPU with sdpa, the blocks of keys that queries see.
 
     On CUDA, FlexAttention is the kernel that skips unseen pairs; nobody measured many small sdpa
     calls there.
+
+    compiled: whether it may be used, if `flex.use` has found that it compiles.
     """
+    usable = compiled and config._attn_implementation == flex.NAME and not flex.kernel.refused
+    if usable and subtree_end_BK.numel() >= flex.BLOCK:
+        return AttentionInputs(
+            attention_mask=by_layer_type(
+                config, lambda window: flex.block_mask(subtree_end_BK, position_ids_BK, window)
+            )
+        )
     mask = row_masks(config, subtree_end_BK, position_ids_BK, dtype)
     if subtree_end_BK.device.type == "cpu":
         block_attention.use(config)
@@ -131,7 +144,8 @@ def install(model: torch.nn.Module) -> None:
         m for m in model.modules() if isinstance(m, PreTrainedModel) and m.base_model is m
     )
     attention = backbone.config._attn_implementation
-    if attention not in ("sdpa", block_attention.NAME, "eager", "flex_attention"):
+    known = "sdpa", block_attention.NAME, flex.NAME, "eager", "flex_attention"
+    if attention not in known:
         raise UserError(
             f"prefix trees do not work with the attention {attention}: set "
             "model.attn_implementation to sdpa, eager or flex_attention, or set train.packing: none"
@@ -151,5 +165,6 @@ def _mask_from_vector(
         kwargs["subtree_end"],
         kwargs["position_ids"],
         backbone.dtype,
+        compiled=True,
     )
     return args, {**others, **inputs}

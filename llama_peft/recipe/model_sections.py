@@ -29,7 +29,7 @@ class Model(Section):
     dtype: DType | None = None
     "Type of the weights that are not quantised. null takes the fastest type of this machine."
     attn_implementation: Literal["sdpa", "eager", "flex_attention"] | None = None
-    "How attention is computed. null takes sdpa if the model supports it (Gemma 2 does not)."
+    "How attention is computed. null: sdpa if the model can; tree rows on a GPU by FlexAttention."
 
 
 class Quantization(Section):

@@ -9,8 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,9 +20,9 @@ from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
 from llama_peft.system import files
 from llama_peft.system.terminal import complain
 
-REQUEST, OUTCOME = "request.json", "outcome.json"
-"""The files through which a process is asked, and answers."""
-__all__ = ["Fault", "Outcome", "Rehearsal", "Request", "compiled", "rehearse"]
+REQUEST, OUTCOME, ENDED, PRINTED = "request.json", "outcome.json", "ended", "printed"
+"""The files through which a process is asked and answers, its exit code, and what it prints."""
+__all__ = ["Fault", "Outcome", "Rehearsal", "Request", "rehearse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,38 +37,55 @@ class Request:
     """A folder with a config.json, or a name on the Hub, in place of the recipe's base."""
     tokenizer: str | None = None
     """A folder with the tokenizer that stands in for the base's."""
-    shim: str = ""
-    """The library that `compiled` yields."""
     traceback: bool = False
-    """Whether the process prints the traceback of a fault."""
+    """Whether the traceback of a fault is printed."""
 
 
-@contextmanager
-def compiled() -> Iterator[str]:
-    """Compile what every rehearsal loads, and yield its path for `Request.shim`.
+def rehearse(requests: Sequence[Request], jobs: int = 1) -> list[Rehearsal | Fault]:
+    """Rehearse each request in a process of its own, at most `jobs` at once.
 
-    Raises UserError if this machine cannot rehearse.
+    Raises UserError for a user's mistake, and if this machine cannot rehearse.
     """
-    with TemporaryDirectory(prefix="llama-peft-") as folder:
-        yield str(fake_cuda.compile_shim(Path(folder)))
+    with TemporaryDirectory(prefix="llama-peft-") as name:
+        shim = fake_cuda.compile_shim(Path(name))
+        folders = [Path(name) / str(number) for number in range(len(requests))]
+        for request, folder in zip(requests, folders, strict=True):
+            folder.mkdir()
+            files.write_text(folder, REQUEST, json.dumps(asdict(request)))
+        last = _last_line(_run(shim, jobs, folders).stderr)
+        return [_found(*each, last) for each in zip(requests, folders, strict=True)]
 
 
-def rehearse(request: Request) -> Rehearsal | Fault:
-    """Rehearse in a process of its own. Raises UserError for a user's mistake."""
+def _run(shim: Path, jobs: int, folders: Sequence[Path]) -> subprocess.CompletedProcess[str]:
+    """Run the process that becomes one for each folder.
+
+    Its modules come from where ours do, and never from the working folder.
+    """
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    words = [sys.executable, "-P", "-m", "llama_peft.rehearsal.child"]
+    words += [str(shim), str(jobs), *map(str, folders)]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, errors="replace")
+
+
+def _found(request: Request, folder: Path, last: str) -> Rehearsal | Fault:
+    """Return what a process has left in its folder.
+
+    last: what the process that it came from printed last.
+    """
+    if not (folder / OUTCOME).is_file():
+        if (folder / ENDED).is_file():
+            code, last = (folder / ENDED).read_text("utf-8"), _last_line(_printed(folder))
+            ended = f"it ended with code {code} without a result; its last line: {last}"
+        else:
+            ended = f"the libraries do not load as on a GPU: {last}"
+        return Fault(stage="the process of the rehearsal", where=request.recipe, message=ended)
     from pydantic import TypeAdapter
 
-    with TemporaryDirectory(prefix="llama-peft-") as name:
-        folder = Path(name)
-        files.write_text(folder, REQUEST, json.dumps(asdict(request)))
-        done = _child(folder)
-        written = folder / OUTCOME
-        if not written.is_file():
-            last = next(reversed(done.stderr.strip().splitlines()), "")
-            ended = f"it ended with code {done.returncode} without a result; its last line: {last}"
-            return Fault(stage="the process of the rehearsal", where=request.recipe, message=ended)
-        outcome = TypeAdapter(Outcome).validate_json(written.read_bytes())
+    outcome = TypeAdapter(Outcome).validate_json((folder / OUTCOME).read_bytes())
     if request.traceback:
-        complain(*done.stderr.splitlines())
+        complain(*_printed(folder).splitlines())
     if outcome.mistake:
         raise UserError(*outcome.mistake)
     found = outcome.rehearsal or outcome.fault
@@ -77,10 +93,9 @@ def rehearse(request: Request) -> Rehearsal | Fault:
     return found
 
 
-def _child(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the process. Its modules come from where ours do, and never from the working folder."""
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    environment.setdefault("OMP_NUM_THREADS", "1")
-    words = [sys.executable, "-P", "-m", "llama_peft.rehearsal.child", str(folder)]
-    return subprocess.run(words, env=environment, capture_output=True, text=True, errors="replace")
+def _printed(folder: Path) -> str:
+    return (folder / PRINTED).read_text("utf-8", errors="replace")
+
+
+def _last_line(text: str) -> str:
+    return next(reversed(text.strip().splitlines()), "")

@@ -1,7 +1,8 @@
-"""The process of one rehearsal: python -m llama_peft.rehearsal.child FOLDER.
+"""The process of rehearsals: python -m llama_peft.rehearsal.child SHIM JOBS FOLDER...
 
-The folder holds the request, and gets the outcome. The shim is loaded before anything imports
-torch, and all of torch in this process believes in the fake GPU from then on.
+Each folder holds a request, and gets the outcome. The shim is loaded before anything imports torch,
+and all of torch in this process believes in the fake GPU from then on. The libraries take as long
+to load as two steps of a training, so it loads them once and then forks for each folder.
 """
 
 import gc
@@ -11,12 +12,14 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
+from multiprocessing import Process, connection, set_start_method
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_peft.errors import UserError
-from llama_peft.rehearsal import OUTCOME, REQUEST, Request
+from llama_peft.rehearsal import ENDED, OUTCOME, PRINTED, REQUEST, Request
 from llama_peft.rehearsal.device import fake_cuda, replace
 from llama_peft.rehearsal.device.cards import card_named
 from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
@@ -29,10 +32,45 @@ if TYPE_CHECKING:
 _OURS = Path(__file__).parents[1]
 
 
-def main(folder: Path) -> None:
-    """Rehearse what the folder asks for, and write the outcome."""
-    request = Request(**json.loads((folder / REQUEST).read_text("utf-8")))
+def main(shim: Path, jobs: int, folders: Sequence[Path]) -> None:
+    """Load the libraries, and rehearse what the folders ask for, at most `jobs` at once."""
+    prepare(shim)
+    set_start_method("fork")
+    waiting, running = list(folders), list[tuple[Process, Path]]()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            folder = waiting.pop(0)
+            process = Process(target=_rehearse, args=(folder,))
+            process.start()
+            running.append((process, folder))
+        connection.wait([process.sentinel for process, _ in running])
+        ended = [each for each in running if not each[0].is_alive()]
+        for process, folder in ended:
+            files.write_text(folder, ENDED, str(process.exitcode))
+        running = [each for each in running if each not in ended]
+
+
+def prepare(shim: Path) -> None:
+    """Load the shim, and the libraries that look for CUDA's own while they are imported."""
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    fake_cuda.load_shim(shim)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    import accelerate  # noqa: F401
+    import bitsandbytes  # noqa: F401
+    import peft  # noqa: F401
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    import llama_peft.training.tree_trainer  # noqa: F401
+
+    gc.freeze()  # the libraries' own objects are not searched again and again
+
+
+def _rehearse(folder: Path) -> None:
+    """Write the outcome of what a folder asks for, and end the process."""
+    printed = os.open(folder / PRINTED, os.O_WRONLY | os.O_CREAT, 0o600)
+    for stream in sys.stdout, sys.stderr:
+        os.dup2(printed, stream.fileno())
+    request = Request(**json.loads((folder / REQUEST).read_text("utf-8")))
     try:
         outcome = outcome_of(request, folder)
     except UserError as error:
@@ -45,9 +83,8 @@ def main(folder: Path) -> None:
 
 
 def outcome_of(request: Request, folder: Path) -> Outcome:
+    """Rehearse in this process, which `prepare` has made ready."""
     started, card = time.monotonic(), card_named(request.card)
-    fake_cuda.load_shim(Path(request.shim), card)
-    _import_libraries()
     from llama_peft.data import with_fields
     from llama_peft.model import backbone
     from llama_peft.recipe import load_recipe
@@ -64,12 +101,10 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     given = rows.gather(recipe)
     recipe = with_fields(with_labels(recipe, given.dataset), given.dataset)
     fake_cuda.pretend(card)
-    kept = fake_cuda.keep_whole()  # noqa: F841
-    kernels.replace_compiled()
+    kept = [*fake_cuda.keep_whole(), kernels.replace_compiled()]  # noqa: F841
     base.replace_apply()
     replace(backbone, "from_pretrained", base.build)
     stages = steps.Stages(mode.Rehearsal(watch.Watch()))
-    gc.freeze()  # the libraries' own objects are not searched again and again
     with mode.rehearsing(stages.mode):
         dtype = backbone.dtype_name(recipe)
         try:
@@ -103,10 +138,11 @@ def _estimated(recipe: "Recipe", dtype: str, batches: "Batches", flash: bool) ->
     from llama_peft.model.counts import UncountedFamily
     from llama_peft.model.estimate import estimate
     from llama_peft.model.hub import read_config
+    from llama_peft.system.memory import gpu_has_flex
 
     config = read_config(recipe.model.model_name_or_path, recipe.model.revision)
     try:
-        found = estimate(recipe, config, dtype, "cuda", batches, flash)
+        found = estimate(recipe, config, dtype, "cuda", batches, flash, gpu_has_flex())
     except UncountedFamily:
         return {}
     return {term.name: term.bytes for term in found.memory if term.name != "libraries"}
@@ -116,17 +152,6 @@ def _on(recipe: "Recipe", name: object) -> "Recipe":
     """Return the recipe on another base."""
     model = recipe.model.model_copy(update={"model_name_or_path": str(name)})
     return recipe.model_copy(update={"model": model})
-
-
-def _import_libraries() -> None:
-    """Import what looks for CUDA's libraries while it is imported, before CUDA is said to be there."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    import accelerate  # noqa: F401
-    import bitsandbytes  # noqa: F401
-    import peft  # noqa: F401
-    import trl.trainer.sft_trainer  # noqa: F401
-
-    import llama_peft.training.tree_trainer  # noqa: F401
 
 
 def _fault(error: Exception, stage: str) -> Fault:
@@ -144,4 +169,4 @@ def _fault(error: Exception, stage: str) -> Fault:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), [Path(name) for name in sys.argv[3:]])

@@ -10,7 +10,7 @@ import typer
 
 from llama_peft import cli
 from llama_peft.errors import UserError
-from llama_peft.rehearsal import Fault, Request, compiled
+from llama_peft.rehearsal import Fault, Request
 from llama_peft.rehearsal import rehearse as rehearsed
 from llama_peft.rehearsal.device.cards import CARDS, card_named
 from llama_peft.rehearsal.report import text
@@ -51,16 +51,10 @@ def rehearse(
     card_named(card)
     if json_file is not None and os.path.lexists(json_file):
         raise UserError(f"{json_file}: this file exists: remove it, or choose another name")
-    with compiled() as shim:
-        request = Request(
-            recipe=recipe,
-            settings=tuple(overrides or ()),
-            card=card,
-            base=base,
-            tokenizer=tokenizer,
-            shim=shim,
-        )
-        found = rehearsed(request)
+    request = Request(
+        recipe=recipe, settings=tuple(overrides or ()), card=card, base=base, tokenizer=tokenizer
+    )
+    (found,) = rehearsed([request])
     if isinstance(found, Fault):
         complain(f"{recipe} would fail on this card: {found}")
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import importlib.util
 import re
 import sys
 from contextlib import suppress
@@ -46,6 +47,19 @@ def gpu_has_flash() -> bool:
 def _used_gpu() -> GpuKind | None:
     """The kind of GPU that this process may hold memory of: none before torch is imported."""
     return gpu_kind() if "torch" in sys.modules else None
+
+
+def gpu_has_flex() -> bool:
+    """Whether FlexAttention can be compiled for the GPU: by Triton, for NVIDIA's from 8.0 on."""
+    import torch
+
+    nvidia = gpu_kind() == "cuda" and torch.version.hip is None
+    return nvidia and gpu_has_flash() and has_triton()
+
+
+def has_triton() -> bool:
+    """Whether the compiler of torch's kernels is installed. It is missing on Windows, for example."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def reset_peak() -> None:

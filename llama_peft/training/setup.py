@@ -10,11 +10,12 @@ from llama_peft import data
 from llama_peft.data import QuestionExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone, counts
-from llama_peft.model.estimate import Batches, on_states
+from llama_peft.model.estimate import Batches, on_states, uses_flex
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.model.lora import add_lora, count_loaded
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import CHECKPOINTS, HISTORY
+from llama_peft.system.memory import gpu_has_flex
 from llama_peft.tasks import LOWER_IS_BETTER
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training.checkpoints import Origin
@@ -155,6 +156,10 @@ def attach(loaded: Loaded, folder: Path) -> Attached:
 
 def trained_module(recipe: Recipe, base: "PreTrainedModel") -> "nn.Module":
     """Return the module that Trainer trains: the base with LoRA, or its head alone."""
+    if uses_flex(recipe) and gpu_has_flex() and not recipe.train.use_cpu:
+        from llama_peft.prefix_tree import flex
+
+        flex.use(base.config.get_text_config(), base.device, base.dtype)
     if recipe.packs_batches:
         from llama_peft.prefix_tree.mask import install
 

@@ -8,10 +8,9 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from llama_peft.rehearsal import Fault, Rehearsal, Request, compiled, rehearse
+from llama_peft.rehearsal import Fault, Rehearsal, Request, rehearse
 from llama_peft.rehearsal.report import gb, markdown
 from tests.support.paths import ROOT, SHARED
 
@@ -95,8 +94,7 @@ def main() -> int:
     asked = list(
         requests(arguments.recipes.split(","), arguments.cards.split(","), arguments.settings)
     )
-    with compiled() as shim, ThreadPoolExecutor(arguments.jobs) as pool:
-        found = list(pool.map(rehearse, (replace(one, shim=shim) for one in asked)))
+    found = rehearse(asked, arguments.jobs)
     for request, one in zip(asked, found, strict=True):
         if isinstance(one, Fault):
             print(f"{request.recipe} on {request.card}: {one}")

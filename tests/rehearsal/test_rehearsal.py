@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from llama_peft.errors import UserError
-from llama_peft.rehearsal import Outcome, Rehearsal, compiled
+from llama_peft.rehearsal import Outcome, Rehearsal
 from llama_peft.rehearsal.device import fake_cuda
 from llama_peft.rehearsal.device.cards import card_named
 from llama_peft.rehearsal.report import markdown, text
@@ -34,9 +34,10 @@ TWICE = """
 import dataclasses, json, os, sys
 from pathlib import Path
 from llama_peft.rehearsal import Request, child
-shim, folder = sys.argv[1], Path(sys.argv[2])
+shim, folder = Path(sys.argv[1]), Path(sys.argv[2])
+child.prepare(shim)
 settings = ("dataset.parts={train: 60, validation: 10, test: 10}",)
-request = Request(recipe="tiny-squad", card="t4", shim=shim, settings=settings)
+request = Request(recipe="tiny-squad", card="t4", settings=settings)
 (folder / "right").mkdir()
 right = child.outcome_of(request, folder / "right")
 from llama_peft.rehearsal import steps
@@ -44,10 +45,10 @@ steps._predict = lambda *_: None  # of the same kind in all forms
 forms = []
 for number, (name, *settings) in enumerate(json.loads(sys.argv[3])):
     few = "dataset.parts={train: 60, validation: 10, test: 4}"
-    request = Request(recipe=name, card="t4", shim=shim, settings=(few, *settings), base=str(folder / "base"))
+    request = Request(recipe=name, card="t4", settings=(few, *settings), base=str(folder / "base"))
     (folder / str(number)).mkdir()
     forms.append(child.outcome_of(request, folder / str(number)))
-request = Request(recipe="tiny-squad", card="t4", shim=shim, settings=("dataset.parts={train: 60, validation: 10, test: 10}",))
+request = Request(recipe="tiny-squad", card="t4", settings=("dataset.parts={train: 60, validation: 10, test: 10}",))
 from llama_peft.prefix_tree import mask
 rule = mask.mask_rule
 mask.mask_rule = lambda ends, positions, window: rule(ends.cpu(), positions, window)  # the planted mistake
@@ -70,9 +71,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     }
     (folder / "base").mkdir()
     (folder / "base/config.json").write_text(json.dumps(SHAPE))
-    with compiled() as shim:
-        words = [sys.executable, "-c", TWICE, shim, str(folder), json.dumps(FORMS)]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    shim = fake_cuda.compile_shim(folder)
+    words = [sys.executable, "-c", TWICE, str(shim), str(folder), json.dumps(FORMS)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert (folder / "outcomes.json").is_file(), done.stderr[-3000:]
     found = json.loads((folder / "outcomes.json").read_text())
     return [TypeAdapter(Outcome).validate_python(one) for one in found]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from llama_peft.model import counts
 from llama_peft.model.counts import Counts, TextConfig
 from llama_peft.model.estimate import cpu
-from llama_peft.model.estimate.batch import Batch, Batches, full, on_states, states_batch
+from llama_peft.model.estimate.batch import Batch, Batches, full, on_states, states_batch, uses_flex
 from llama_peft.model.estimate.blocks import Blocks, Device
 from llama_peft.model.estimate.gpu import GpuStep
 from llama_peft.model.quantize import packed_form
@@ -28,6 +28,7 @@ __all__ = [
     "estimate",
     "on_states",
     "states_batch",
+    "uses_flex",
 ]
 
 PACKED = {"4bit": 0.516, "8bit": 1.002, "fp8": 1.002}
@@ -85,6 +86,7 @@ def estimate(
     device: str,
     batches: Batches | None = None,
     flash: bool = True,
+    flex: bool = False,
 ) -> Estimate:
     """Return the terms of training a recipe on a base with this config.json.
 
@@ -92,6 +94,7 @@ def estimate(
     device: "cuda" or "cpu".
     batches: the widest ones of the data; None takes full rows.
     flash: whether the GPU has flash attention, as those from 8.0 on.
+    flex: whether FlexAttention compiles for it.
     Raises counts.UncountedFamily and counts.BadConfig.
     """
     whole = counts.text_config(config)
@@ -100,7 +103,7 @@ def estimate(
         c, recipe.kind.name, len(recipe.dataset.labels or "ab"), recipe.lora
     )
     size = 4 if dtype == "float32" else 2
-    blocks = Blocks(recipe, c, Device(device, size, flash))
+    blocks = Blocks(recipe, c, Device(device, size, flash, flex))
     batches = batches or full(recipe, device, flash)
     download = _checkpoint(config, counts.count_text(whole))
     loading = _loading(recipe, c, counted, size, download, device)

@@ -65,6 +65,12 @@ def on_states(recipe: Recipe) -> bool:
     return alone and recipe.head.features != "none"
 
 
+def uses_flex(recipe: Recipe) -> bool:
+    """Return whether training computes tree rows by FlexAttention if it compiles."""
+    trees = recipe.packs_rows or (recipe.packs_batches and not on_states(recipe))
+    return trees and recipe.model.attn_implementation is None
+
+
 def full(recipe: Recipe, device: str, flash: bool = True) -> Batches:
     """Return batches in which every row has `max_length` tokens: the most that a config can say.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from llama_peft.model import counts
 from llama_peft.model.counts import TextConfig
-from llama_peft.model.estimate.batch import Batch
+from llama_peft.model.estimate.batch import Batch, uses_flex
 from llama_peft.recipe import Recipe
 
 QUERIES = 128
@@ -31,6 +31,8 @@ class Device(NamedTuple):
     """Bytes of a number of the compute type."""
     flash: bool = True
     """Whether attention without a mask keeps keys that are not repeated. GPUs before 8.0 cannot."""
+    flex: bool = False
+    """Whether FlexAttention compiles."""
 
 
 class Blocks:
@@ -86,9 +88,15 @@ class Blocks:
         sums, one_head = 4 * heads, self.c.num_key_value_heads == 1  # to repeat it copies nothing
         grouped = batch.mask == "none" and self.device.flash
         numbers = size * batch.width if batch.mask == "padding" else 0
-        if grouped or one_head or self.recipe.model.attn_implementation == "flex_attention":
+        if grouped or one_head or self.is_flexible(batch):
             return [size * self.queries, *[size * self.keys] * 2, sums, numbers]
         return [size * self.queries] * 3 + [sums, numbers]
+
+    def is_flexible(self, batch: Batch) -> bool:
+        """Return whether FlexAttention computes a batch: without a mask, and without repeated keys."""
+        chosen = self.recipe.model.attn_implementation == "flex_attention"
+        default = batch.mask == "tree" and self.device.flex and uses_flex(self.recipe)
+        return chosen or (default and not self.is_eager)
 
     def is_plain(self, batch: Batch) -> bool:
         """Return whether attention is plain matrix products in float32 that keep every weight.
@@ -142,7 +150,7 @@ class Blocks:
 
     def masks(self, batch: Batch) -> int:
         """Return the bytes of the masks that all layers share, on a GPU."""
-        if not self.on_gpu or batch.mask == "none":
+        if not self.on_gpu or batch.mask == "none" or self.is_flexible(batch):
             return 0
         kinds = 2 if self.c.model_type in ("gemma2", "gemma3_text") else 1
         size = self.device.size if batch.mask == "tree" else 1

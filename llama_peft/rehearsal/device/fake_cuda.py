@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from llama_peft.errors import UserError
 from llama_peft.rehearsal.device import replace
 from llama_peft.rehearsal.device.cards import Card
+from llama_peft.system import memory
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +60,8 @@ def compile_shim(folder: Path) -> Path:
     return library
 
 
-def load_shim(library: Path, card: Card) -> None:
+def load_shim(library: Path) -> None:
     """Load the shim. Call this before torch is imported."""
-    os.environ[_CAPABILITY] = f"{card.major}{card.minor}"
     lib = _torch_folder() / "lib"
     for path in (lib / "libtorch_global_deps.so", lib / "libtorch_cpu.so", library):
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
@@ -82,6 +82,7 @@ def pretend(card: Card) -> None:
     """
     import torch
 
+    os.environ[_CAPABILITY] = f"{card.major}{card.minor}"  # the shim reads it once
     properties = SimpleNamespace(
         name=card.title,
         major=card.major,
@@ -114,6 +115,7 @@ def pretend(card: Card) -> None:
     replace(torch.cuda, "get_rng_state", lambda *_: torch.empty(16, dtype=torch.uint8))
     replace(torch.random, "fork_rng", lambda *_, **__: contextlib.nullcontext())
     replace(torch.version, "cuda", "12.8")
+    replace(memory, "has_triton", lambda: True)  # it comes with torch for GPUs
 
 
 def keep_whole() -> "list[torch.library.Library]":

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from llama_peft.rehearsal.device import replace
+from llama_peft.rehearsal.device.values import really, value_of
 
 _UNPACKED_FROM = 5
 """Tokens from which bitsandbytes may unpack a 4-bit weight before it multiplies.
@@ -107,15 +109,61 @@ STAND_INS: Mapping[str, Callable[..., object]] = {
 """In place of the libraries' own fakes, which cannot say how many outliers there are."""
 WAITS = {"bitsandbytes::int8_vectorwise_quant": "look for outliers"}
 """Kernels whose callers wait for what they find."""
-FLOP: Mapping[str, Callable[..., int]] = {
-    "bitsandbytes::gemm_4bit": lambda given, _, shape, *__, **___: 2 * given.numel() * shape[0],
-    "bitsandbytes::int8_scaled_mm": lambda given, weight, *_, **__: (
-        2 * given.numel() * weight.shape[0]
+_LINEAR, _FLEX = "4-bit and 8-bit linear", "llama_peft::flex_attention"
+FLOP: Mapping[str, tuple[str, Callable[..., int]]] = {
+    "bitsandbytes::gemm_4bit": (
+        _LINEAR,
+        lambda given, _, shape, *__, **___: 2 * given.numel() * shape[0],
     ),
-    "bitsandbytes::int8_mixed_scaled_mm": lambda _, given, weight, *__, **___: (
-        2 * given.numel() * weight.shape[0]
+    "bitsandbytes::int8_scaled_mm": (
+        _LINEAR,
+        lambda given, weight, *_, **__: 2 * given.numel() * weight.shape[0],
     ),
+    "bitsandbytes::int8_mixed_scaled_mm": (
+        _LINEAR,
+        lambda _, given, weight, *__, **___: 2 * given.numel() * weight.shape[0],
+    ),
+    _FLEX: ("attention", lambda query, *_: 4 * _flex_pairs(query, *_)),
+    f"{_FLEX}_backward": ("attention", lambda query, *_: 10 * _flex_pairs(query, *_)),
 }
+"""What a kernel computes, and its multiplications and additions: attention has two products forward,
+and five backward.
+"""
+
+
+def _flex_pairs(query: Tensor, *others: object) -> int:
+    """Return the pairs of all heads, times the head size, in the blocks that are computed."""
+    blocks = others[-1]
+    assert isinstance(blocks, Tensor)
+    counts = value_of(blocks)
+    assert counts is not None
+    return really(lambda: int(counts.sum())) * _FLEX_BLOCK**2 * query.shape[1] * query.shape[3]
+
+
+_FLEX_BLOCK = 128
+
+
+def _define_flex() -> "torch.library.Library":
+    """Define FlexAttention as one operation, and its derivative. Return what must stay alive."""
+    library = torch.library.Library("llama_peft", "DEF")
+    library.define("flex_attention(Tensor q, Tensor k, Tensor v, Tensor b) -> (Tensor, Tensor)")
+    library.define(
+        "flex_attention_backward(Tensor q, Tensor k, Tensor v, Tensor sums, Tensor b)"
+        " -> (Tensor, Tensor, Tensor)"
+    )
+
+    def forward(query: Tensor, key: Tensor, _: Tensor, __: Tensor) -> tuple[Tensor, Tensor]:
+        sums = query.new_empty(query.shape[:3], dtype=torch.float32)
+        return torch.empty_like(query), sums
+
+    def backward(
+        query: Tensor, key: Tensor, value: Tensor, _: Tensor, __: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+    library.impl("flex_attention", forward, "Meta")
+    library.impl("flex_attention_backward", backward, "Meta")
+    return library
 
 
 class _Flex(torch.autograd.Function):
@@ -125,20 +173,24 @@ class _Flex(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, query: Tensor, key: Tensor, value: Tensor
+        ctx: torch.autograd.function.FunctionCtx,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        blocks: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        output = torch.empty_like(query)
-        sums = query.new_empty(query.shape[:3], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, sums)
+        output, sums = torch.ops.llama_peft.flex_attention(query, key, value, blocks)
+        ctx.save_for_backward(query, key, value, output, sums, blocks)
         return output, sums
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, _: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value, _, sums = ctx.saved_tensors
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value, _, sums, blocks = ctx.saved_tensors
         torch.empty_like(sums)
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        inputs = query, key, value, sums, blocks
+        return (*torch.ops.llama_peft.flex_attention_backward(*inputs), None)
 
 
 def _flex_attention(
@@ -146,14 +198,23 @@ def _flex_attention(
     key: Tensor,
     value: Tensor,
     *_: object,
+    block_mask: BlockMask,
     return_lse: bool = False,
     return_aux: object = None,
     **__: object,
 ) -> object:
-    output, sums = _Flex.apply(query, key, value)
+    blocks = block_mask.kv_num_blocks
+    if block_mask.full_kv_num_blocks is not None:
+        blocks = torch.stack([blocks, block_mask.full_kv_num_blocks])
+    output, sums = _Flex.apply(query, key, value, blocks)
     if return_lse:
         return output, sums
     return output if return_aux is None else (output, SimpleNamespace(lse=sums))
+
+
+def _fails(_: object, error: Exception) -> None:
+    """Take the place of a fall-back: what fails on fakes is a mistake, and no lack of a compiler."""
+    raise error
 
 
 class _InPlace:
@@ -163,8 +224,10 @@ class _InPlace:
         return lambda *_, **__: None
 
 
-def replace_compiled() -> None:
+def replace_compiled() -> "torch.library.Library":
     """Replace kernels that are compiled on the machine: FlexAttention's and Triton's.
+
+    Returns what must stay alive.
 
     `torch.compile` compiles nothing, so a compiled block counts the kernels of its parts.
     """
@@ -172,6 +235,9 @@ def replace_compiled() -> None:
     import transformers.integrations.flex_attention as transformers_flex
     import trl.kernels.chunked_logprob as chunked
 
+    from llama_peft.prefix_tree import flex as tree_flex
+
+    replace(tree_flex.Kernel, "_refuse", _fails)
     for module in (flex, transformers_flex):
         replace(module, "flex_attention", _flex_attention)
     replace(torch, "compile", lambda function=None, **_: function or (lambda inner: inner))
@@ -179,3 +245,4 @@ def replace_compiled() -> None:
     for name in ("_forward_kernel", "_backward_kernel"):
         replace(chunked, name, _InPlace())
     chunked.triton = SimpleNamespace(cdiv=lambda one, other: -(-one // other))
+    return _define_flex()

@@ -5,14 +5,15 @@ so `.item()`, `nonzero` and indexing by a mask go the way of a real run. A float
 the GPU has no value; where the code asks for one it gets zero, and the report counts this.
 """
 
+import inspect
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TypeAlias, TypeVar
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,22 +23,28 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
 )
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from llama_peft.rehearsal.device import kernels, replace
+from llama_peft.rehearsal.device.values import (
+    Arguments,
+    Named,
+    free_constant,
+    give,
+    keep_values,
+    really,
+    tensors_of,
+    value_of,
+)
 from llama_peft.rehearsal.device.watch import Watch
 
 log = logging.getLogger(__name__)
 
 aten = torch.ops.aten
-T = TypeVar("T")
-Arguments: TypeAlias = Sequence[object]
-Named: TypeAlias = Mapping[str, object]
 _OURS = Path(__file__).parents[2]
-_LARGEST_VALUE = 64 << 20
-"""Elements of the largest tensor whose values are kept."""
+_DEVICE_OF = torch.ops.prim.device.default
 _INDEXED = aten.index.Tensor, aten.index_put_.default, aten.index_put.default
 _ONE_TYPE = {
     *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
@@ -51,27 +58,6 @@ _NO_KERNEL = {
     *("aten::_unsafe_view", "aten::lift_fresh", "aten::_local_scalar_dense", "aten::set_"),
 }
 """Operations that run nothing on the GPU, and are no views."""
-_DRAWN = "rand", "normal", "uniform", "bernoulli", "bitsandbytes", "empty", "dropout"
-"""Parts of the names of operations whose output has no value that could be known."""
-
-
-def value_of(tensor: Tensor) -> Tensor | None:
-    """Return the real values of a tensor, None if they are not known."""
-    if not isinstance(tensor, FakeTensor):
-        return tensor
-    found: Tensor | None = getattr(tensor, "rehearsed_value", None)
-    return found
-
-
-def _give(tensor: Tensor, value: Tensor | None) -> Tensor:
-    tensor.rehearsed_value = value
-    return tensor
-
-
-def really(compute: Callable[..., T], *arguments: object) -> T:
-    """Return what a function computes with real tensors."""
-    with _disable_current_modes():
-        return compute(*arguments)
 
 
 class Counts:
@@ -94,6 +80,10 @@ class Rehearsal(TorchDispatchMode):
         super().__init__()
         self.watch, self.counts = watch, Counts()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled, and the guard costs more than many operations
+
     def start(self) -> None:
         """Count from zero."""
         self.counts = Counts()
@@ -103,15 +93,19 @@ class Rehearsal(TorchDispatchMode):
         self, func: OpOverload, types: object, args: Arguments = (), kwargs: Named | None = None
     ) -> object:
         kwargs = kwargs or {}
+        if func is _DEVICE_OF:
+            return cast(
+                "Tensor", args[0]
+            ).device  # torch's C++ code asks this for every second operation
         if func.namespace == "prim":
             return func(*args, **kwargs)
         self.watch.doing = str(func)
-        for tensor in _tensors((args, kwargs)):
-            _free_constant(tensor)
+        for tensor in tensors_of((args, kwargs)):
+            free_constant(tensor)
         if func in (aten._local_scalar_dense.default, aten.item.default):
             return self._number(_only_tensor(args))
         if func is aten.equal.default:
-            return self._equal(*_tensors(args))
+            return self._equal(*tensors_of(args))
         if func in _INDEXED:
             args = self._indices(args)
         elif func is aten._to_copy.default or func is aten.copy_.default:
@@ -124,7 +118,7 @@ class Rehearsal(TorchDispatchMode):
         return self._run(func, args, kwargs)
 
     def _run(self, func: OpOverload, args: Arguments, kwargs: Named) -> object:
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_of((args, kwargs))
         _check_types(func, tensors)
         name = func._schema.name
         try:
@@ -133,8 +127,8 @@ class Rehearsal(TorchDispatchMode):
         except (DynamicOutputShapeException, DataDependentOutputException):
             output = self._by_values(func, args, kwargs)
         else:
-            _keep_values(func, args, kwargs, tensors, output)
-        made = _tensors(output)
+            keep_values(func, args, kwargs, tensors, output)
+        made = tensors_of(output)
         for tensor in made:
             self.watch.seen(tensor)
         self._count(func, args, kwargs, output, [*tensors, *made])
@@ -154,9 +148,10 @@ class Rehearsal(TorchDispatchMode):
         if name in kernels.WAITS:
             self._sync(kernels.WAITS[name])
         if name in kernels.FLOP:
-            self.counts.flop["4-bit and 8-bit linear"] += kernels.FLOP[name](*args, **kwargs)
+            what, formula = kernels.FLOP[name]
+            self.counts.flop[what] += formula(*args, **kwargs)
         elif name in _SECOND_MATRIX:
-            second, (product, *_) = args[_SECOND_MATRIX[name]], _tensors(output)
+            second, (product, *_) = args[_SECOND_MATRIX[name]], tensors_of(output)
             assert isinstance(second, Tensor)
             self.counts.flop["matrix products"] += 2 * product.numel() * second.shape[-2]
         elif "attention" in name:
@@ -212,10 +207,10 @@ class Rehearsal(TorchDispatchMode):
         """Return the output of an operation whose shape depends on values: nonzero, unique, ..."""
         if func is aten.masked_select.default:
             self._sync("masked_select")
-            source, mask = _tensors(args)
+            source, mask = tensors_of(args)
             count = int(really(self._mask(mask).expand(source.shape).sum))
             return source.new_empty(count)
-        first = _tensors((args, kwargs))[0]
+        first = tensors_of((args, kwargs))[0]
         if first.device.type == "cuda":
             self._sync(func._schema.name.removeprefix("aten::"))
         known = tree_map_only(Tensor, self._mask, (args, kwargs))
@@ -233,7 +228,7 @@ class Rehearsal(TorchDispatchMode):
     def _made(self, value: Tensor, like: Tensor) -> Tensor:
         made = torch.empty(value.shape, dtype=value.dtype, device=like.device)
         self.watch.seen(made)
-        return _give(made, value)
+        return give(made, value)
 
     def to_list(self, tensor: Tensor) -> object:
         """Take the place of FakeTensor.tolist, which would ask for each number alone."""
@@ -251,7 +246,7 @@ class Rehearsal(TorchDispatchMode):
         self.counts.syncs[what, place()] += 1
 
     def _count_copy(self, func: OpOverload, args: Arguments, kwargs: Named) -> None:
-        tensors = _tensors(args)
+        tensors = tensors_of(args)
         if func is aten.copy_.default:
             target, source = tensors[0].device.type, tensors[1].device.type
         else:
@@ -286,21 +281,9 @@ def place() -> str:
     return library or "the backward pass"
 
 
-def _tensors(values: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-
-
 def _only_tensor(args: Arguments) -> Tensor:
-    (tensor,) = _tensors(args)
+    (tensor,) = tensors_of(args)
     return tensor
-
-
-def _free_constant(tensor: Tensor) -> None:
-    """Take the constant of a fake tensor as its value. torch would compute with it on the GPU."""
-    if isinstance(tensor, FakeTensor) and tensor.constant is not None:
-        if value_of(tensor) is None:
-            _give(tensor, tensor.constant)
-        tensor.constant = None
 
 
 def _check_types(func: OpOverload, tensors: Sequence[Tensor]) -> None:
@@ -311,50 +294,6 @@ def _check_types(func: OpOverload, tensors: Sequence[Tensor]) -> None:
     if len(found) > 1:
         named = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
         raise RuntimeError(f"{func._schema.name} needs inputs of one type, and got {named}")
-
-
-def _keep_values(
-    func: OpOverload, args: Arguments, kwargs: Named, tensors: Sequence[Tensor], output: object
-) -> None:
-    """Compute the values of the output too, if those of all inputs are known."""
-    made, name = _tensors(output), func._schema.name
-    values = [value_of(tensor) for tensor in tensors]
-    drawn = any(part in name for part in _DRAWN)
-    if drawn or any(value is None for value in values):
-        for tensor in _written(func, args):
-            if isinstance(tensor, FakeTensor):
-                _give(tensor, None)
-        return
-    if any(map(_has_no_value, made)) or not (made or func._schema.is_mutable):
-        return
-    by_tensor = {id(tensor): value for tensor, value in zip(tensors, values, strict=True)}
-    real_args, real_kwargs = tree_map_only(
-        Tensor, lambda tensor: by_tensor[id(tensor)], (args, kwargs)
-    )
-    real_kwargs = {key: value for key, value in real_kwargs.items() if key not in _PLACES}
-    computed = really(lambda: func(*real_args, **real_kwargs))
-    for tensor, value in zip(made, _tensors(computed), strict=True):
-        if isinstance(tensor, FakeTensor):
-            _give(tensor, value)
-
-
-def _written(func: OpOverload, args: Arguments) -> list[Tensor]:
-    """Return the tensors that an operation changes in place."""
-    written = [
-        arg
-        for arg, form in zip(args, func._schema.arguments, strict=False)
-        if form.alias_info is not None and form.alias_info.is_write
-    ]
-    return _tensors(written)
-
-
-_PLACES = "device", "pin_memory", "non_blocking"
-"""Arguments that say where an output lies; values lie on the CPU."""
-
-
-def _has_no_value(tensor: Tensor) -> bool:
-    on_gpu = tensor.is_floating_point() and tensor.device.type == "cuda"
-    return on_gpu or tensor.numel() > _LARGEST_VALUE
 
 
 _composite: dict[OpOverload, bool] = {}
@@ -383,6 +322,8 @@ def rehearsing(mode: Rehearsal) -> Iterator[None]:
     for types in (optimizer._foreach_supported_types, _foreach_utils._foreach_supported_types):
         types.append(FakeTensor)
     replace(fake_tensor, "init_gpu_context", lambda *_: None)
+    unguarded = inspect.unwrap(fake_tensor.FakeTensorMode.__torch_dispatch__)
+    replace(fake_tensor.FakeTensorMode, "__torch_dispatch__", unguarded)
     # transformers would make a mask that a real run leaves out, because its values could not be read.
     replace(transformers_utils, "is_fake_tensor", lambda _: False)
     replace(FakeTensor, "tolist", lambda self: mode.to_list(self))
