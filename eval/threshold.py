@@ -55,7 +55,7 @@ def validation_examples(evaluation: Evaluation) -> list[Example]:
 
 
 def fitted_threshold(evaluation: Evaluation, validation: Sequence[Example]) -> Threshold | None:
-    """Return above which no-answer probability a span model gives no answer, or above which
+    """Return above which no-answer probability a model gives no answer, or above which
     probability a model gives each label, or the temperature of a model that gives one label.
 
     It is fitted on the validation examples. If there are none, a threshold is 0.5, and there is no

@@ -1,4 +1,4 @@
-"""threshold.json: above this probability of no answer, a span run gives no answer; or above which
+"""threshold.json: above this probability of no answer, a run gives no answer; or above which
 probability a run gives each label, if a text can have several; and the temperature of the
 probabilities of labels.
 """
