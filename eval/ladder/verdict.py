@@ -16,6 +16,10 @@ from .read import Climbed, Rung, read_ladder
 from .standing import REAL, Cost, Standing, best_of, difference_of, mean_of, metric_of, standings
 
 
+_MOST_NAMED = 2
+"""So many missing steps of a ladder are named one by one."""
+
+
 class Verdict(NamedTuple):
     """What a ladder says: its lines, at most eight, and its one table."""
 
@@ -152,16 +156,17 @@ def _elsewhere(run: Path) -> Iterator[str]:
 
 
 def _not_measured(climbed: Climbed) -> Iterator[str]:
-    ladder = climbed.recipe.ladder
-    trained = [rung for rung in climbed.rungs if rung.is_trained]
+    ladder, missing = climbed.recipe.ladder, list(climbed.missing)
+    if len(missing) > _MOST_NAMED:
+        missing = [f"{len(missing)} steps of this ladder (the same command continues)"]
+    is_trained = any(rung.is_trained for rung in climbed.rungs)
+    forgets = climbed.recipe.lora is not None and ladder.forgetting
     words = [
-        "other seeds (ladder.seeds)" if trained and len(trained[0].repeats) < 2 else "",
-        "fewer labels (ladder.sizes)" if not climbed.smaller else "",
+        "other seeds (ladder.seeds)" if is_trained and len(ladder.seeds) < 2 else "",
+        "fewer labels (ladder.sizes)" if not ladder.sizes else "",
         "an encoder (ladder.encoder)" if ladder.encoder is None else "",
-        "forgetting"
-        if climbed.recipe.lora is not None and not read_forgetting(climbed.run)
-        else "",
-        *climbed.missing,
+        "what tuning costs elsewhere" if forgets and not read_forgetting(climbed.run) else "",
+        *missing,
     ]
     if kept := [word for word in words if word]:
         yield f"Not measured: {', '.join(kept)}."
