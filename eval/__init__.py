@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .predictors.kinds import Kind
-
 if TYPE_CHECKING:
     from llama_peft.data import Rows
     from llama_peft.recipe import Source
     from llama_peft.run_folder.results import Results
+
+    from .predictors.kinds import Kind
 
 __all__ = ["compare", "evaluate", "score"]
 
@@ -35,7 +35,7 @@ def evaluate(
     limit: int | None = None,
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
-    kind: Kind | None = None,
+    kind: "Kind | None" = None,
     base: str | None = None,
 ) -> "Results":
     """Evaluate a model on a task, and return its results.

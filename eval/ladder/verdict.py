@@ -15,7 +15,6 @@ from .forgetting import read_forgetting
 from .read import Climbed, Rung, read_ladder
 from .standing import REAL, Cost, Standing, best_of, difference_of, mean_of, metric_of, standings
 
-
 _MOST_NAMED = 2
 """So many missing steps of a ladder are named one by one."""
 

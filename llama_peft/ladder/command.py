@@ -26,7 +26,7 @@ def run(
         bool, typer.Option("--all", help="Also print every metric of every rung.")
     ] = False,
 ) -> None:
-    """Measure what fine-tuning buys: train a recipe and compare it with everything that is cheaper.
+    """Train a recipe, and compare it with all that is cheaper.
 
     It ends in a verdict of a few lines. Finished steps are skipped, interrupted ones resume.
     """

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval.metrics.bootstrap import scores_of
 from safetensors.torch import load_file
 
 from eval import harness
 from eval.metrics.classification import classification_evidence
+from eval.metrics.evidence import scores_of
 from eval.metrics.sets_and_numbers import label_set_evidence, number_evidence
 from eval.metrics.squad_v2 import fit_threshold, squad_scores
 from llama_peft import data, scores

@@ -64,10 +64,13 @@ def test_an_evaluation_gives_the_recorded_predictions(run: Path, tmp_path: Path)
     for old, new in zip(recorded, found, strict=True):
         for key in NUMBERS:
             assert new.pop(key, None) == pytest.approx(old.pop(key, None), abs=1e-4)
+        new.pop("group", None)  # the passage, by which this version resamples
         assert new == old
     scores, recorded_scores = scores_of(output), scores_of(run / layout.TUNED)
     assert scores.keys() >= recorded_scores.keys()  # this version knows more scores
     for name, score in recorded_scores.items():
+        if name.endswith("_ci95"):  # version 0.1.0's were too narrow
+            continue
         assert scores[name] == pytest.approx(score, abs=1e-4), name
     assert runs.sums(run) == before
 
@@ -119,4 +122,9 @@ def test_a_run_is_staged_and_shown(run: Path, tmp_path: Path) -> None:
     (run / layout.REPORT).unlink()
     (run / layout.COMPARISON).unlink()
     assert report.write_html(run).is_file()
-    assert read_comparison(run).parts == old.parts
+    (found,) = read_comparison(run).parts
+    (before,) = old.parts
+    kept = {"name", "percent", "zero_shot", "tuned", "difference"}  # intervals were too narrow
+    assert [one.model_dump(include=kept) for one in found.metrics] == [
+        one.model_dump(include=kept) for one in before.metrics
+    ]

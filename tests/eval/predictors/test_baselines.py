@@ -123,7 +123,7 @@ def test_a_linear_model_reads_words(
     floor, first, again = (main_metric("small", found) for found in scores)
     assert (first.metric, first.beside) == (floor.metric, floor.beside) == metrics
     assert (first.value or 0) > 0.8 > (floor.value or 0) and (first.beside_value or 0) > 0.8
-    assert first.interval is not None and first.interval[0] > 0.6
+    assert first.interval is not None and first.interval.low > 0.6
     assert (floor.value is None) == (task == "regression"), "equal numbers have no correlation"
     assert scores[1].results == scores[2].results, "the same examples give the same model"
     assert first == again
