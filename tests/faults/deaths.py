@@ -61,7 +61,7 @@ def _random_chain(kind: str, chain: int, kills: int) -> Iterator[Fault]:
             shutil.rmtree(run)
             before = 0
 
-        _killed_alive(lambda: shop.start(words, folder / "log"), seconds, start_over)
+        killed_alive(lambda: shop.start(words, folder / "log"), seconds, start_over)
         after = newest_step(run)
         if after < before:
             return Seen("lost", f"step {before} was sealed, {after} is left")
@@ -77,7 +77,7 @@ def _random_chain(kind: str, chain: int, kills: int) -> Iterator[Fault]:
         )
 
 
-def _killed_alive(
+def killed_alive(
     start: Callable[[], int], seconds: Callable[[], float], start_over: Callable[[], None]
 ) -> None:
     """Kill a command at its work. One that finished before its time is started again, and killed
@@ -119,7 +119,7 @@ def _evaluation_chain(kind: str, chain: int) -> Iterator[Fault]:
             started = time.monotonic()
             shop.run([*words[:-1], str(output) + " timed"], program="eval")
             _LENGTHS["evaluation"] = time.monotonic() - started
-        _killed_alive(
+        killed_alive(
             lambda: shop.start(words, shop.root / "log", program="eval"),
             lambda: rng.uniform(0.2, 1.0) * _LENGTHS["evaluation"],
             lambda: shutil.rmtree(output),

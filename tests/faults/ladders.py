@@ -3,15 +3,15 @@ the same command continues at any rung, and ends as an undisturbed walk does.
 """
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.support import forked
-
-from .shop import DeadlyCalls, Fault, Seen, Shop, even, killed
+from .deaths import killed_alive
+from .shop import DeadlyCalls, Fault, Seen, Shop, even
 
 TASKS = ("classification + LoRA", "generative + LoRA")
 _RUNGS: dict[str, dict[str, Any]] = {
@@ -73,12 +73,11 @@ def _random_chain(kind: str, chain: int, kills: int) -> Iterator[Fault]:
         _reference(shop, kind)
         folder = shop.root / f"climb {kind} {chain}"
         folder.mkdir(exist_ok=True)
-        child = shop.start(_words(shop, kind, folder), folder / "log")
-        time.sleep(rng.uniform(0.05, 0.5) * _LENGTHS[kind])
-        if forked.is_running(child):
-            killed(child)
-        else:
-            shop.wait(child, folder / "log")
+        killed_alive(
+            lambda: shop.start(_words(shop, kind, folder), folder / "log"),
+            lambda: rng.uniform(0.05, 0.5) * _LENGTHS[kind],
+            lambda: shutil.rmtree(folder / "runs"),
+        )
         if number < kills - 1:
             return Seen("right", "killed")
         return _undone(shop, kind, folder, "goes on")
