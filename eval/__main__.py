@@ -235,7 +235,7 @@ def verdict(
 
     for run in runs:
         found = judge(run)
-        say(*report.render([found.table], "rich").split("\n"), *found.lines)
+        say(*report.render(found.tables, "rich").split("\n"), *found.lines)
 
 
 @app.command()

@@ -20,10 +20,11 @@ _MOST_NAMED = 2
 
 
 class Verdict(NamedTuple):
-    """What a ladder says: its lines, at most eight, and its one table."""
+    """What a ladder says: its lines, at most eight, and its tables."""
 
     lines: tuple[str, ...]
-    table: Table
+    tables: tuple[Table, ...]
+    """The rungs, and if several sizes were measured, the scores by size."""
     folders: tuple[Path, ...]
     """The folders of all results on all training examples."""
 
@@ -44,7 +45,8 @@ def judge(run: Path) -> Verdict:
         *_not_measured(climbed),
     ]
     folders = tuple(system.folder for rung in climbed.rungs for system in rung.systems)
-    return Verdict(tuple(lines), _table(climbed, standing, best, metric), folders)
+    tables = [_table(climbed, standing, best, metric), *_by_size(climbed, metric)]
+    return Verdict(tuple(lines), tuple(tables), folders)
 
 
 def _unbeaten(climbed: Climbed, metric: Metric) -> Iterator[str]:
@@ -186,6 +188,32 @@ def _table(climbed: Climbed, standing: list[Standing], best: Rung, metric: Metri
         costs_from=len(shown),
         rows=tuple(row._replace(cells=tuple(row.cells[i] for i in shown)) for row in rows),
         notes=(f"{_how(climbed)}; p is corrected for the number of rungs (Holm).",),
+    )
+
+
+def _by_size(climbed: Climbed, metric: Metric) -> Iterator[Table]:
+    """Yield the scores of the rungs that learn by the number of training examples, if several were
+    measured.
+    """
+    learning = [one for one in climbed.rungs if one.name in {rung.name for rung in climbed.smaller}]
+    if not learning:
+        return
+    rows = []
+    for size in [*dict.fromkeys(rung.size for rung in climbed.smaller), None]:
+        of_size = {one.name: one for one in (*climbed.smaller, *climbed.rungs) if one.size == size}
+        cells = []
+        for rung in learning:
+            one = of_size.get(rung.name)
+            mean = None if one is None else mean_of(one, metric)
+            text = "" if mean is None else number(mean.score, metric.is_percent)
+            cells.append(Cell(text, _bounds(mean.interval, metric) if mean else ""))
+        rows.append(Row(f"{size or climbed.examples:,}", tuple(cells)))
+    yield Table(
+        title=f"{metric.name} by training examples",
+        columns=tuple(rung.title for rung in learning),
+        costs_from=len(learning),
+        rows=tuple(rows),
+        notes=(),
     )
 
 

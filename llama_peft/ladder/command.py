@@ -45,7 +45,7 @@ def run(
     found = verdict.judge(folder)
     if show_all:
         say(*report.render(report.compare(found.folders), "rich").split("\n"))
-    say(*report.render([found.table], "rich").split("\n"), *found.lines, folder)
+    say(*report.render(found.tables, "rich").split("\n"), *found.lines, folder)
     if pushes:
         push_trained(folder)
 

@@ -72,7 +72,10 @@ def test_an_interrupted_ladder_continues_and_measures_nothing_twice(
     assert [*first, *second] == ALL
     verdict = judge(run)
     assert 1 <= len(verdict.lines) <= 8
-    assert len(verdict.table.rows) == 4
+    rungs, sizes = verdict.tables
+    assert len(rungs.rows) == 4
+    assert [row.name for row in sizes.rows] == ["12", "24"]
+    assert all(cell.text for row in sizes.rows for cell in row.cells)
     assert verdict.lines[0] in (run / REPORT).read_text("utf-8").replace("&#39;", "'")
     walk.run(recipe)
     assert second == ALL[len(first) :]  # nothing is measured again
