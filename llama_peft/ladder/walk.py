@@ -15,7 +15,7 @@ from llama_peft.ladder.evaluation import forgetting, harness, job, report
 from llama_peft.model import preflight
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.ladder.encoder import ENCODER
-from llama_peft.run_folder.ladder.finished import is_finished, key_of, mark_finished
+from llama_peft.run_folder.ladder.finished import forget, is_finished, key_of, mark_finished
 from llama_peft.run_folder.ladder.rungs import (
     Measurement,
     check_rung,
@@ -89,6 +89,7 @@ def _measure(
     except UserError as error:
         if one.rung == "tuned":
             raise
+        forget(one)
         log.warning("%s is left out: %s", one.name, "; ".join(error.args))
     finally:
         free_memory()

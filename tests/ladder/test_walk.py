@@ -96,6 +96,20 @@ def test_one_rung_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     finished = read_finished(run)
     assert finished is not None
     assert [*finished.results] == seen
+    # A rung that can no longer be measured is not shown with the results of another recipe.
+    run_of = str(run)
+    cannot = make_recipe(
+        "classification",
+        recipe.model.model_name_or_path,
+        train={"output_dir": run_of},
+        lora={"r": 2},
+        eval={"num_fewshot": 1},
+        ladder=recipe.ladder.model_dump(),
+    )
+    walk.run(cannot, only="majority")
+    finished = read_finished(run)
+    assert finished is not None
+    assert not finished.results
     with pytest.raises(UserError, match="no such rung"):
         walk.run(recipe, only="bm25")
 

@@ -89,6 +89,16 @@ def mark_finished(one: Measurement, key: str, examples: int) -> None:
     files.write_summed(run / LADDER, FINISHED, record.model_dump(mode="json"))
 
 
+def forget(one: Measurement) -> None:
+    """Remove a measurement from the record, so that no verdict shows results that are not of it."""
+    run = Path(one.run)
+    known = read_finished(run)
+    if known is not None and one.results in known.results:
+        kept = {name: proof for name, proof in known.results.items() if name != one.results}
+        record = known.model_copy(update={"results": kept})
+        files.write_summed(run / LADDER, FINISHED, record.model_dump(mode="json"))
+
+
 def read_finished(run: Path) -> Finished | None:
     """Return what is recorded in a run folder; None if nothing is, or if the record is damaged, so that
     everything is measured again.
