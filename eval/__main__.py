@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from llama_peft import cli
+from llama_peft.cli import Overrides
 from llama_peft.errors import UserError
 from llama_peft.system.terminal import say
 
@@ -26,10 +27,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings in place of the recipe's, as section.key=value."),
-]
 Split = Annotated[
     list[str] | None,
     typer.Option(
@@ -230,12 +227,11 @@ def verdict(
     runs: Annotated[list[Path], typer.Argument(help="Run folders that llama-peft run has made.")],
 ) -> None:
     """Show what the ladder of a run says: its table and its verdict."""
-    from . import report
+    from .ladder.steps import lines_of
     from .ladder.verdict import judge
 
     for run in runs:
-        found = judge(run)
-        say(*report.render(found.tables, "rich").split("\n"), *found.lines)
+        say(*lines_of(judge(run)))
 
 
 @app.command()

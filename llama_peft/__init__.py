@@ -86,11 +86,15 @@ def run(
     from llama_peft.system.quiet import python_face
 
     with python_face():
+        from llama_peft.ladder.evaluation import find_evaluation
         from llama_peft.ladder.walk import run as walk
         from llama_peft.recipe import load_recipe
 
-        given = _by_part(data)
-        return walk(load_recipe(recipe, overrides, given), fresh=fresh, only=only, given=given)
+        given, evaluation = _by_part(data), find_evaluation()
+        loaded = load_recipe(recipe, overrides, given)
+        folder = walk(loaded, evaluation, fresh=fresh, only=only, given=given)
+        evaluation.verdict(folder)
+        return folder
 
 
 def load_run(name: str | Path, base: str | None = None) -> "LoadedRun":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_peft import cli
+from llama_peft.cli import Overrides, RecipeName
 from llama_peft.ladder.command import push_trained
 from llama_peft.ladder.command import run as run_ladder
 from llama_peft.rehearsal.command import rehearse
@@ -28,13 +29,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeName = Annotated[
-    str, typer.Argument(help="The recipe: a YAML file, or the name of a packaged recipe.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings in place of the recipe's, as section.key=value."),
-]
 RunName = Annotated[
     str,
     typer.Argument(

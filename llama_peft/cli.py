@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -19,6 +20,14 @@ from llama_peft.system.memory import is_out_of_memory
 from llama_peft.system.quiet import silence_libraries
 from llama_peft.system.secrets import is_web_address
 from llama_peft.system.terminal import LogRecord, complain, one_line, show_defect
+
+RecipeName = Annotated[
+    str, typer.Argument(help="The recipe: a YAML file, or the name of a packaged recipe.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings in place of the recipe's, as section.key=value."),
+]
 
 
 def run(app: typer.Typer) -> None:

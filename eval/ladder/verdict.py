@@ -7,13 +7,13 @@ from typing import NamedTuple
 from llama_peft.system.formatting import Sign, disk_space, duration, interval, memory, number
 
 from ..metrics.catalogue import Metric
-from ..metrics.intervals import Difference, Interval
+from ..metrics.intervals import Interval
 from ..metrics.learning_curve import Point, examples_for
 from ..report.table import Cell, Row, Table
 from .causes import cause_of
 from .forgetting import read_forgetting
 from .read import Climbed, Rung, read_ladder
-from .standing import REAL, Cost, Standing, best_of, difference_of, mean_of, metric_of, standings
+from .standing import Cost, Standing, best_of, mean_of, metric_of, standings
 
 _MOST_NAMED = 2
 """So many missing steps of a ladder are named one by one."""
@@ -52,22 +52,20 @@ def judge(run: Path) -> Verdict:
 def _unbeaten(climbed: Climbed, metric: Metric) -> Iterator[str]:
     """Say first if something cheaper is as good as the recipe's own training, and what to try."""
     tuned = climbed.rung("tuned")
-    if tuned is None:
+    if tuned is None or metric.name not in tuned.measured:
         return
-    below = climbed.rungs[: climbed.rungs.index(tuned)]
     sign = 1 if metric.higher_is_better else -1
-    found = [(rung, difference_of(rung, tuned, metric)) for rung in below]
-    unbeaten = [
-        (r, one) for r, one in found if not (one.p_value < REAL and sign * one.difference > 0)
-    ]
+    standing = standings(climbed, metric, tuned)
+    below = standing[: next(i for i, one in enumerate(standing) if one.rung is tuned)]
+    found = [(sign * one.gain.difference, one) for one in below if one.gain is not None]
+    unbeaten = [pair for pair in found if pair[1].is_within_noise or pair[0] <= 0]
     if not unbeaten:
         return
-    rung, gain = min(unbeaten, key=lambda pair: sign * pair[1].difference)
-    worse = gain.p_value < REAL
-    word = "is worse than" if worse else "does not clearly beat"
+    _, one = min(unbeaten, key=lambda pair: pair[0])
+    word = "does not clearly beat" if one.is_within_noise else "is worse than"
     yield (
-        f"Tuning {word} {rung.title}: {_score(tuned, metric)} against {_score(rung, metric)} "
-        f"({_change(gain, metric)})."
+        f"Tuning {word} {one.rung.title}: {_score(tuned, metric)} against "
+        f"{_score(one.rung, metric)} ({_change(one, metric)})."
     )
     cause = cause_of(climbed.run, tuned.first)
     if cause is not None:
@@ -80,7 +78,7 @@ def _best(climbed: Climbed, standing: list[Standing], best: Rung, metric: Metric
     text = f"Best: {best.title}, {metric.name} {_score(best, metric)} {bounds}"
     base = next((one for one in standing if one.rung.name == "zero-shot"), None)
     if base is not None and base.gain is not None:
-        text += f"; {_change(base.gain, metric)} over the untouched base"
+        text += f"; {_change(base, metric)} over the untouched base"
     yield f"{text}."
 
 
@@ -163,21 +161,29 @@ def _not_measured(climbed: Climbed) -> Iterator[str]:
     is_trained = any(rung.is_trained for rung in climbed.rungs)
     forgets = climbed.recipe.lora is not None and ladder.forgetting
     words = [
-        "other seeds (ladder.seeds)" if is_trained and len(ladder.seeds) < 2 else "",
+        "other seeds (ladder.seeds), so each difference is about one training only"
+        if is_trained and len(ladder.seeds) < 2
+        else "",
         "fewer labels (ladder.sizes)" if not ladder.sizes else "",
-        "an encoder (ladder.encoder)" if ladder.encoder is None else "",
+        "an encoder (ladder.encoder)"
+        if ladder.encoder is None and climbed.recipe.kind.has_labels
+        else "",
         "what tuning costs elsewhere" if forgets and not read_forgetting(climbed.run) else "",
         *missing,
     ]
     if kept := [word for word in words if word]:
-        yield f"Not measured: {', '.join(kept)}."
+        yield f"Not measured: {'; '.join(kept)}."
 
 
 def _table(climbed: Climbed, standing: list[Standing], best: Rung, metric: Metric) -> Table:
     rows = []
     for one in standing:
         bounds = _bounds(one.mean.interval, metric)
-        cells = [Cell(number(one.mean.score, metric.is_percent), bounds), *_gain(one, metric)]
+        cells = [
+            Cell(number(one.mean.score, metric.is_percent), bounds),
+            _gain_cell(one, metric),
+            Cell(_p(one.p_adjusted)),
+        ]
         rows.append(Row(one.rung.title, (*cells, *_costs(one.cost))))
     columns = (metric.name, "the best has more", "p", "train", "memory", "per 1,000", "to ship")
     shown = [i for i in range(len(columns)) if any(any(row.cells[i]) for row in rows)]
@@ -226,13 +232,11 @@ def _how(climbed: Climbed) -> str:
     return f"[low, high] is a 95 % interval over {over}"
 
 
-def _gain(one: Standing, metric: Metric) -> tuple[Cell, Cell]:
+def _gain_cell(one: Standing, metric: Metric) -> Cell:
     if one.gain is None:
-        return Cell(), Cell()
-    bounds = _bounds(one.gain.interval, metric, "+")
-    return Cell(number(one.gain.difference, metric.is_percent, "+"), bounds), Cell(
-        _p(one.p_adjusted)
-    )
+        return Cell()
+    text = number(one.gain.difference, metric.is_percent, "+")
+    return Cell(text, _bounds(one.gain.interval, metric, "+"))
 
 
 def _costs(cost: Cost) -> list[Cell]:
@@ -252,9 +256,10 @@ def _score(rung: Rung, metric: Metric) -> str:
     return number(mean_of(rung, metric).score, metric.is_percent)
 
 
-def _change(gain: Difference, metric: Metric) -> str:
-    bounds = _bounds(gain.interval, metric, "+")
-    return f"{number(gain.difference, metric.is_percent, '+')} {bounds}, p {_p(gain.p_value)}"
+def _change(one: Standing, metric: Metric) -> str:
+    """Return what is gained over a rung, with its corrected p-value."""
+    difference, bounds = _gain_cell(one, metric)
+    return f"{difference} {bounds}, p {_p(one.p_adjusted)}"
 
 
 def _p(value: float | None) -> str:

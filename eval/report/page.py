@@ -96,8 +96,10 @@ class Fact(NamedTuple):
     value: str
 
 
-def write_html(run_folder: Path) -> Path:
+def write_html(run_folder: Path, verdict: "Verdict | None" = None) -> Path:
     """Write report.html into the run folder and return its path.
+
+    verdict: that of the run's ladder, if the caller knows it already.
 
     comparison.json, which the card needs, is written too. Raises UserError if the results in
     zero-shot/ or tuned/ cannot be read or are of other weights, or if the folder holds a report
@@ -109,7 +111,7 @@ def write_html(run_folder: Path) -> Path:
     check_replaceable(run)
     zero_shot, tuned = _systems(run, ZERO_SHOT), _systems(run, TUNED)
     read_evaluations(run)
-    verdict = _verdict(run)
+    verdict = verdict or _verdict(run)
     write_text(run, REPORT, _page(run, zero_shot, tuned, verdict))
     write_compared(run, list(_pairs(zero_shot, tuned)), verdict.lines if verdict else ())
     return run / REPORT

@@ -5,17 +5,13 @@ from typing import Annotated
 
 import typer
 
+from llama_peft import cli
 from llama_peft.system.terminal import say
 
 
 def run(
-    recipe: Annotated[
-        str, typer.Argument(help="The recipe: a YAML file, or the name of a packaged recipe.")
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings in place of the recipe's, as section.key=value."),
-    ] = None,
+    recipe: cli.RecipeName,
+    overrides: cli.Overrides = None,
     fresh: Annotated[
         bool, typer.Option(help="Train and measure again, even if it is finished.")
     ] = False,
@@ -33,7 +29,7 @@ def run(
     from llama_peft.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from llama_peft.ladder.evaluation import report, verdict
+    from llama_peft.ladder.evaluation import find_evaluation
     from llama_peft.ladder.walk import run as walk
 
     pushes = loaded.hub.push_to_hub
@@ -41,11 +37,9 @@ def run(
         from llama_peft.export.access import check_before_training
 
         check_before_training(loaded)
-    folder = walk(loaded, fresh=fresh, only=only)
-    found = verdict.judge(folder)
-    if show_all:
-        say(*report.render(report.compare(found.folders), "rich").split("\n"))
-    say(*report.render(found.tables, "rich").split("\n"), *found.lines, folder)
+    evaluation = find_evaluation()
+    folder = walk(loaded, evaluation, fresh=fresh, only=only)
+    say(*evaluation.verdict(folder, show_all), folder)
     if pushes:
         push_trained(folder)
 
@@ -54,7 +48,6 @@ def push_trained(folder: Path) -> None:
     """Push the run. A push that fails gives a warning only, because the training is finished and
     kept.
     """
-    from llama_peft import cli
     from llama_peft.errors import UserError
     from llama_peft.export import push as hub
 

@@ -1,31 +1,36 @@
-"""The one door from training to the evaluation: `eval` in a checkout, `llama_peft_eval` if installed.
+"""What a ladder asks of the evaluation, which it does not import: the command line joins the two.
 
-Only the ladder passes it. It hands over names of folders, and gets back what was measured.
+The evaluation is called `eval` in a checkout and `llama_peft_eval` if it is installed.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol, cast
 
-if TYPE_CHECKING:
-    from eval import harness, job, report
-    from eval.ladder import forgetting, verdict
-else:
+from llama_peft.data import Rows
+from llama_peft.run_folder.ladder.rungs import Measurement
 
-    def _name() -> str:
-        """Return the name of the package that lies beside this one: a user may have an `eval` too."""
-        beside = Path(__file__).resolve().parents[2]
-        for name in ("llama_peft_eval", "eval"):
-            spec = find_spec(name)
-            if spec and spec.origin and Path(spec.origin).resolve().parents[1] == beside:
-                return name
-        raise ImportError(f"the package of the evaluation is not beside llama_peft in {beside}")
 
-    _own = _name()
-    harness, job, report, forgetting, verdict = (
-        import_module(f"{_own}.{part}")
-        for part in ("harness", "job", "report", "ladder.forgetting", "ladder.verdict")
-    )
+class Evaluation(Protocol):
+    """The functions of `eval/ladder/steps.py`."""
 
-__all__ = ["forgetting", "harness", "job", "report", "verdict"]
+    def measure(self, one: Measurement, given: Mapping[str, Rows], again: bool) -> None:
+        """Predict and score one measurement, whose training is finished, into its folder."""
+
+    def forgetting(self, run: Path) -> None:
+        """Measure what the adapter of a run costs elsewhere."""
+
+    def verdict(self, run: Path, show_all: bool = False) -> list[str]:
+        """Write the report of a run, and return the lines of its tables and of its verdict."""
+
+
+def find_evaluation() -> Evaluation:
+    """Return the evaluation that lies beside this package: a user may have an `eval` of their own."""
+    beside = Path(__file__).resolve().parents[2]
+    for name in ("llama_peft_eval", "eval"):
+        spec = find_spec(name)
+        if spec and spec.origin and Path(spec.origin).resolve().parents[1] == beside:
+            return cast("Evaluation", import_module(f"{name}.ladder.steps"))
+    raise ImportError(f"the package of the evaluation is not beside llama_peft in {beside}")

@@ -5,16 +5,14 @@ What is finished is skipped, and what was interrupted continues, with the same c
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from llama_peft import data
 from llama_peft.errors import UserError
 from llama_peft.ladder import encoder
-from llama_peft.ladder.evaluation import forgetting, harness, job, report
+from llama_peft.ladder.evaluation import Evaluation
 from llama_peft.model import preflight
 from llama_peft.recipe import Recipe, dump_recipe
-from llama_peft.run_folder.ladder.encoder import ENCODER
 from llama_peft.run_folder.ladder.finished import forget, is_finished, key_of, mark_finished
 from llama_peft.run_folder.ladder.rungs import (
     Measurement,
@@ -22,9 +20,8 @@ from llama_peft.run_folder.ladder.rungs import (
     measurements,
     settled,
 )
-from llama_peft.run_folder.layout import BASELINES, BOTH_RESULTS, LADDER, LADDER_RECIPE, TRAINING
+from llama_peft.run_folder.layout import LADDER, LADDER_RECIPE, TRAINING
 from llama_peft.run_folder.ownership import check_run_folder
-from llama_peft.run_folder.run import open_run
 from llama_peft.system.files import is_file, write_text
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import free_memory, reset_peak
@@ -35,6 +32,7 @@ log = logging.getLogger(__name__)
 
 def run(
     recipe: Recipe,
+    evaluation: Evaluation,
     *,
     fresh: bool = False,
     only: str | None = None,
@@ -42,13 +40,15 @@ def run(
 ) -> Path:
     """Measure every rung of a recipe's ladder and return the run folder.
 
-    fresh: train and measure again what is finished already. only: the name of one rung. given: rows
-    from Python by part, as in `data.load`.
+    evaluation: predicts and scores. fresh: train and measure again what is finished already. only:
+    the name of one rung. given: rows from Python by part, as in `data.load`.
 
     Raises UserError before anything is trained if data, base, machine or folder do not allow it. A
-    rung that cannot be measured is left out with a warning, except for the recipe's own training.
+    rung that cannot be measured is left out with a warning, unless it is the recipe's own training
+    or the only one that was asked for.
     """
-    recipe = data.mark_given(settled(recipe), given or {})
+    given = given or {}
+    recipe = data.mark_given(settled(recipe), given)
     rung = None if only is None else check_rung(recipe, only)
     folder = Path(recipe.run_folder)
     check_run_folder(folder)
@@ -60,65 +60,48 @@ def run(
         write_text(folder / LADDER, LADDER_RECIPE, dump_recipe(recipe))
         for number, one in enumerate(plan, start=1):
             log.info("[%d/%d] %s", number, len(plan), one.name)
-            _measure(one, content, examples, fresh, given)
-        _forgetting(recipe)
-    if all(is_file(folder, name) for name in BOTH_RESULTS):
-        report.write_html(folder)
+            try:
+                if _measure(one, evaluation, content, fresh, given):
+                    mark_finished(one, key_of(one, content), examples)
+            except UserError as error:
+                forget(one)
+                if one.is_own or rung is not None:
+                    raise
+                log.warning("%s is left out: %s", one.name, "; ".join(error.args))
+            finally:
+                free_memory()
+        _forgetting(recipe, evaluation)
     return folder
 
 
 def _measure(
     one: Measurement,
+    evaluation: Evaluation,
     content: str,
-    examples: int,
     fresh: bool,
-    given: Mapping[str, data.Rows] | None,
-) -> None:
-    """Train and measure one rung, unless it is finished."""
-    try:
-        if one.is_trained:
-            reset_peak()
-            fit = encoder.train if one.rung == "encoder" else train
-            fit(one.recipe, fresh=fresh, given=given)
-            free_memory()
-        key = key_of(one, content)
-        if not fresh and is_finished(one, key):
-            return
-        harness.run(_job(one, given), again=fresh)
-        mark_finished(one, key, examples)
-    except UserError as error:
-        if one.rung == "tuned":
-            raise
-        forget(one)
-        log.warning("%s is left out: %s", one.name, "; ".join(error.args))
-    finally:
+    given: Mapping[str, data.Rows],
+) -> bool:
+    """Train and measure one rung; return False if this is finished already."""
+    if one.is_trained:
+        reset_peak()
+        fit = encoder.train if one.rung == "encoder" else train
+        fit(one.recipe, fresh=fresh, given=given)
         free_memory()
+    if not fresh and is_finished(one, key_of(one, content)):
+        return False
+    evaluation.measure(one, given, again=fresh)
+    return True
 
 
-def _forgetting(recipe: Recipe) -> None:
+def _forgetting(recipe: Recipe, evaluation: Evaluation) -> None:
     """Measure what the adapter costs elsewhere, if there is one."""
     folder = Path(recipe.run_folder)
     if recipe.lora is None or not recipe.ladder.forgetting or not is_file(folder, TRAINING):
         return
     try:
         log.info("forgetting: ordinary text, and a task that it was not trained on")
-        forgetting.measure(open_run(folder))
+        evaluation.forgetting(folder)
     except UserError as error:
         log.warning("forgetting is left out: %s", "; ".join(error.args))
     finally:
         free_memory()
-
-
-def _job(one: Measurement, given: Mapping[str, data.Rows] | None) -> job.Job:
-    """Return what the evaluation is asked for: a finished run, or a model that needs no training."""
-    output = Path(one.run, one.results)
-    model: str | None
-    if one.rung == "encoder":
-        model = str(Path(one.recipe.run_folder, ENCODER))
-        made = job.make_job(one.recipe, model, None, None, None, output, [], "classifier")
-    elif one.is_trained:
-        made = job.make_job(None, one.recipe.run_folder, None, None, None, output, [])
-    else:
-        model = one.rung if one.rung in BASELINES else None
-        made = job.make_job(one.recipe, model, None, None, None, output, [])
-    return replace(made, given=given) if given else made

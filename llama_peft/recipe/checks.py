@@ -41,6 +41,7 @@ def pair_faults(recipe: Recipe) -> Iterator[Fault]:
         _data_faults,
         _part_faults,
         _train_faults,
+        _ladder_faults,
     ):
         for message, *keys in check(recipe):
             yield Fault(tuple(tuple(key.split(".")) for key in keys), message)
@@ -312,3 +313,18 @@ def _weight_faults(recipe: Recipe) -> Problems:
         if getattr(recipe.train, key) is not None and recipe.kind.side != side:
             message = f"only {what} has {key}: remove this key"
             yield message, f"train.{key}", "task", "dataset.single_label"
+
+
+def _ladder_faults(recipe: Recipe) -> Problems:
+    ladder, labels = recipe.ladder, recipe.kind.has_labels
+    if ladder.encoder is not None and not labels:
+        yield (
+            "works for texts with labels or numbers only: remove this key",
+            "ladder.encoder",
+            "task",
+        )
+    others = ("no-answer", "bm25") if labels else ("majority", "tf-idf", "head", "encoder")
+    if strange := [name for name in ladder.rungs or () if name in others]:
+        yield f"{recipe.task} has no rung {strange[0]}: remove it", "ladder.rungs", "task"
+    if "encoder" in (ladder.rungs or ()) and ladder.encoder is None:
+        yield "has the rung encoder: set ladder.encoder", "ladder.rungs", "ladder.encoder"

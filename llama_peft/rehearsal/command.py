@@ -19,13 +19,8 @@ from llama_peft.system.terminal import complain, say
 
 
 def rehearse(
-    recipe: Annotated[
-        str, typer.Argument(help="The recipe: a YAML file, or the name of a packaged recipe.")
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings in place of the recipe's, as section.key=value."),
-    ] = None,
+    recipe: cli.RecipeName,
+    overrides: cli.Overrides = None,
     card: Annotated[str, typer.Option(help=f"The GPU: {', '.join(CARDS)}.")] = "4090",
     base: Annotated[
         str | None,

@@ -1,10 +1,13 @@
 """The walk of a recipe: every rung once, nothing twice, and what was interrupted continues."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from eval.ladder import steps
 from eval.ladder.verdict import judge
+from llama_peft.data import Rows
 from llama_peft.errors import Stopped, UserError
 from llama_peft.ladder import walk
 from llama_peft.recipe import Recipe
@@ -34,19 +37,20 @@ def recipe_in(folder: Path, **ladder: object) -> Recipe:
     )
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, stop_at: str | None = None) -> list[str]:
-    """The measurements that are evaluated from now on; one of them ends as by Ctrl-C."""
-    seen: list[str] = []
-    job_of = walk._job
+class Watched:
+    """The evaluation, with what it was asked to measure; one measurement ends as by Ctrl-C."""
 
-    def note(one: Measurement, given: object) -> object:
-        if one.results == stop_at:
+    forgetting = staticmethod(steps.forgetting)
+    verdict = staticmethod(steps.verdict)
+
+    def __init__(self, stop_at: str | None = None) -> None:
+        self.stop_at, self.seen = stop_at, list[str]()
+
+    def measure(self, one: Measurement, given: Mapping[str, Rows], again: bool) -> None:
+        if one.results == self.stop_at:
             raise Stopped(2)
-        seen.append(one.results)
-        return job_of(one, None)
-
-    monkeypatch.setattr(walk, "_job", note)
-    return seen
+        self.seen.append(one.results)
+        steps.measure(one, given, again)
 
 
 ALL = [
@@ -60,16 +64,16 @@ ALL = [
 
 
 def test_an_interrupted_ladder_continues_and_measures_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     recipe = recipe_in(tmp_path)
-    first = watched(monkeypatch, stop_at="tuned")
+    stopped, evaluation = Watched(stop_at="tuned"), Watched()
     with pytest.raises(Stopped):
-        walk.run(recipe)
-    monkeypatch.undo()
-    second = watched(monkeypatch)
-    run = walk.run(recipe)
+        walk.run(recipe, stopped)
+    run = walk.run(recipe, evaluation)
+    first, second = stopped.seen, evaluation.seen
     assert [*first, *second] == ALL
+    assert evaluation.verdict(run)
     verdict = judge(run)
     assert 1 <= len(verdict.lines) <= 8
     rungs, sizes = verdict.tables
@@ -77,20 +81,21 @@ def test_an_interrupted_ladder_continues_and_measures_nothing_twice(
     assert [row.name for row in sizes.rows] == ["12", "24"]
     assert all(cell.text for row in sizes.rows for cell in row.cells)
     assert verdict.lines[0] in (run / REPORT).read_text("utf-8").replace("&#39;", "'")
-    walk.run(recipe)
+    walk.run(recipe, evaluation)
     assert second == ALL[len(first) :]  # nothing is measured again
     # A result that was changed is measured again, and only this one.
     damaged = run / "ladder/head-12-seed-1/tuned/results.json"
     damaged.write_text(damaged.read_text("utf-8") + " ")
-    walk.run(recipe)
+    walk.run(recipe, evaluation)
     assert second[-1] == "ladder/head-12-seed-1/tuned"
     assert len(second) == len(ALL) - len(first) + 1
 
 
-def test_one_rung_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_rung_alone(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, seeds=[], sizes=[])
-    seen = watched(monkeypatch)
-    run = walk.run(recipe, only="majority")
+    evaluation = Watched()
+    run = walk.run(recipe, evaluation, only="majority")
+    seen = evaluation.seen
     assert seen == ["ladder/majority"]
     assert not (run / "training.json").exists()
     finished = read_finished(run)
@@ -106,12 +111,13 @@ def test_one_rung_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         eval={"num_fewshot": 1},
         ladder=recipe.ladder.model_dump(),
     )
-    walk.run(cannot, only="majority")
+    with pytest.raises(UserError):  # nothing else was asked for
+        walk.run(cannot, evaluation, only="majority")
     finished = read_finished(run)
     assert finished is not None
     assert not finished.results
     with pytest.raises(UserError, match="no such rung"):
-        walk.run(recipe, only="bm25")
+        walk.run(recipe, evaluation, only="bm25")
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
@@ -120,6 +126,6 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     mine.parent.mkdir()
     mine.write_text("mine")
     with pytest.raises(UserError, match="holds something that no training of ours made"):
-        walk.run(recipe)
+        walk.run(recipe, Watched())
     assert [path.name for path in mine.parent.iterdir()] == ["thesis.txt"]
     assert not (tmp_path / "run" / LADDER).exists()

@@ -52,6 +52,11 @@ class Measurement:
         return self.rung in TRAINED
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is the run itself: the recipe's training with its own seed on all examples."""
+        return self.is_trained and self.recipe.run_folder == self.run
+
+    @property
     def name(self) -> str:
         """What progress and messages call it: tuned, 64 examples, seed 2."""
         words = [f"{self.size:,} examples"] if self.size is not None else []

@@ -1,0 +1,60 @@
+"""What the evaluation does for a ladder: `llama_peft/ladder/evaluation.py` says what is asked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from llama_peft.data import Rows
+from llama_peft.run_folder.ladder.encoder import ENCODER
+from llama_peft.run_folder.ladder.rungs import Measurement
+from llama_peft.run_folder.layout import BASELINES, BOTH_RESULTS
+from llama_peft.run_folder.run import open_run
+from llama_peft.system.files import is_file
+
+from .. import harness, report
+from ..job import Job, make_job
+from ..report import Table
+from . import forgetting as elsewhere
+from .verdict import Verdict, judge
+
+
+def measure(one: Measurement, given: Mapping[str, Rows], again: bool) -> None:
+    """Predict and score one measurement, whose training is finished, into its folder.
+
+    given: rows from Python by part. again: whether to predict even if the folder holds the same.
+    """
+    harness.run(replace(_job(one), given=given), again=again)
+
+
+def forgetting(run: Path) -> None:
+    """Measure what the adapter of a run costs elsewhere. Raises UserError if it has none."""
+    elsewhere.measure(open_run(run))
+
+
+def verdict(run: Path, show_all: bool = False) -> list[str]:
+    """Write the report of a run, if it has both of its results, and return the lines of its verdict.
+
+    show_all: whether a table of all metrics stands before.
+    """
+    found = judge(run)
+    if all(is_file(run, name) for name in BOTH_RESULTS):
+        report.write_html(run, found)
+    more = report.compare(found.folders) if show_all else []
+    return lines_of(found, more)
+
+
+def lines_of(found: Verdict, more: Sequence[Table] = ()) -> list[str]:
+    """Return a verdict as lines for a terminal: its tables, and what they mean. more: tables before."""
+    return [*report.render([*more, *found.tables], "rich").split("\n"), *found.lines]
+
+
+def _job(one: Measurement) -> Job:
+    """Return what is evaluated: a finished run, or a model that needs no training of ours."""
+    recipe, output = one.recipe, Path(one.run, one.results)
+    if one.rung == "encoder":
+        model = str(Path(recipe.run_folder, ENCODER))
+        return make_job(recipe, model, None, None, None, output, [], "classifier")
+    if one.is_trained:
+        return make_job(None, recipe.run_folder, None, None, None, output, [])
+    model_name = one.rung if one.rung in BASELINES else None
+    return make_job(recipe, model_name, None, None, None, output, [])
