@@ -2,10 +2,10 @@
 
 The published baseline ran the frozen backbone again in every epoch. States are written to sealed
 shards beside the runs, in a folder named after a digest of all that they depend on, and are
-memory-mapped. A pass that was killed continues after its last shard.
+memory-mapped. A pass that was killed continues after its last shard. States are found by the token
+ids of their text, so a pass over fewer texts, or at one of several layers, needs no pass of its own.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -28,12 +28,14 @@ from llama_peft.run_folder.layout import LADDER
 from llama_peft.system.disk import free_disk
 from llama_peft.system.files import (
     JsonObject,
+    inside,
     make_folder,
     new_file,
     read_json,
     read_text,
     remove_file,
     sha256,
+    sha256_of,
     sum_of,
     sweep,
     write_text,
@@ -51,8 +53,10 @@ SHARD = 4096
 """Texts in a shard: a kill costs no more than these."""
 SUMS = "sums.json"
 """The sums of the shards of a pass that is not finished yet."""
+_WORD = 16
+"""Characters of a sum in a name, and of a text's."""
 ORDER = "order.json"
-"""The numbers of the rows, in the order of the shards."""
+"""The sums of the texts' token ids, in the order of the shards."""
 
 
 class FeatureRow(TypedDict):
@@ -79,7 +83,8 @@ class States(Dataset[FeatureRow]):
         self._shards = [_mapped(path)[_name(key)] for path in _shards(folder)]
         order = json.loads(read_text(folder, ORDER))
         places = [(s, i) for s, shard in enumerate(self._shards) for i in range(len(shard))]
-        self._place = dict(zip(order, places, strict=True))
+        by_text = dict(zip(order, places, strict=True))
+        self._place = [by_text[text] for text in _texts(rows)]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -128,7 +133,8 @@ def states_of(
 
     Raises UserError if the disk is too small.
     """
-    key = Key(-1, recipe.head.pooling)  # the loaded model ends at the chosen layer
+    # The loaded model ends at the chosen layer, which is named as in the states of all layers.
+    key = Key(model.config.get_text_config().num_hidden_layers, recipe.head.pooling)
     return States(rows, compute(recipe, model, part, rows, cache, (key,)), key)
 
 
@@ -141,8 +147,13 @@ def compute(
     keys: tuple[Key, ...],
 ) -> Path:
     """Return the folder of the sealed shards with the rows' states; missing states are computed."""
-    digest = _digest(recipe, rows, keys, str(model.dtype))
-    folder = make_folder(cache.parent, f"{cache.name}/{digest}")
+    texts, settings = _texts(rows), _settings(recipe, str(model.dtype))
+    known = _covering(cache, settings, set(texts), keys)
+    if known is not None:
+        log.info("%s: features of %d texts are there already (%s)", part, len(rows), known)
+        return known
+    own = sha256_of(json.dumps([keys, texts]))[:_WORD]
+    folder = make_folder(cache.parent, f"{cache.name}/{settings}-{own}")
     # Another run on the same texts waits, and then finds the states.
     with file_lock(folder.with_suffix(".lock")):
         sweep(folder)
@@ -158,27 +169,43 @@ def compute(
         _check_disk(folder, (len(rows) - done) * len(keys), model)
         log.info("%s: features of %d texts, %d of them done (%s)", part, len(rows), done, folder)
         _fill(model, groups, folder, keys, done)
-        order = [index for group in groups for index in group.members]
+        order = [texts[index] for group in groups for index in group.members]
         write_text(folder, ORDER, json.dumps(order))
         seal(folder, [ORDER, SUMS, *(path.name for path in _shards(folder))])
     return folder
 
 
-def _digest(recipe: Recipe, rows: Sequence[Row], keys: tuple[Key, ...], dtype: str) -> str:
+def _settings(recipe: Recipe, dtype: str) -> str:
+    """Return a digest of all that the states of a text depend on, except for its token ids."""
     settings = {
         "base": base_fingerprint(recipe),
-        "layer": recipe.head.layer,
         "quantization": recipe.quantization.model_dump(),
         "dtype": dtype,
         "attention": recipe.model.attn_implementation,
         "rows": recipe.head.features,
-        "keys": keys,
-        "format": 1,
+        "format": 2,
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for row in rows:  # token ids depend on the prompt, the tokenizer and max_length
-        digest.update(json.dumps([row["ids"], row["input_ids"]]).encode())
-    return digest.hexdigest()[:24]
+    return sha256_of(json.dumps(settings, sort_keys=True))[:_WORD]
+
+
+def _texts(rows: Sequence[Row]) -> list[str]:
+    """Return the sum of each text's token ids: these depend on the prompt and on max_length."""
+    return [sha256_of(json.dumps(row["input_ids"]))[:_WORD] for row in rows]
+
+
+def _covering(cache: Path, settings: str, texts: set[str], keys: tuple[Key, ...]) -> Path | None:
+    """Return a sealed folder that holds the states of all texts at all keys, if there is one."""
+    inside(cache.parent, cache.name)
+    names = {_name(key) for key in keys}
+    for folder in sorted(cache.glob(f"{settings}-*/")):
+        try:
+            inside(cache, folder.name)
+            whole = texts <= set(json.loads(read_text(folder, ORDER))) and is_sealed(folder)
+            if whole and names <= _mapped(inside(folder, _shard_name(0))).keys():
+                return folder
+        except (OSError, ValueError, TypeError, UserError, SafetensorError):
+            continue
+    return None
 
 
 def _check_disk(folder: Path, states: int, model: PreTrainedModel) -> None:

@@ -100,7 +100,7 @@ def test_same_key_is_computed_once_and_another_key_again(
 
     def computed(recipe: Recipe = recipe, rows: list[dict[str, Any]] = rows) -> bool:
         calls.clear()
-        key = states.Key(-1, recipe.head.pooling)
+        key = states.Key(int(recipe.head.layer), recipe.head.pooling)
         cache.compute(recipe, model, "train", rows, tmp_path, (key,))
         return bool(calls)
 
@@ -114,10 +114,27 @@ def test_same_key_is_computed_once_and_another_key_again(
     assert computed(changed("head", layer=2))
     assert computed(changed("head", features="length_sorted"))
     assert computed(changed("quantization", load_in_4bit=True))
-    assert computed(rows=rows[:-1])
+    assert not computed(rows=rows[3:1:-1]), "states are found by the text"
+    assert computed(rows=[*rows, {**rows[0], "input_ids": (7, 9, 7)}])
     other = [{**rows[0], "input_ids": (*rows[0]["input_ids"], 5)}, *rows[1:]]
     assert computed(rows=other)
     assert not computed(), "each has a folder of its own"
+
+
+def test_states_of_fewer_texts_at_one_of_many_layers_are_found(
+    make: Callable[..., Made], tmp_path: Path
+) -> None:
+    """After `head.layer: auto`, and on a part of the training examples, there is nothing to compute."""
+    recipe, model, rows = make()
+    keys = tuple(states.Key(n, p) for n in range(1, LAYERS + 1) for p in layer_choice.POOLINGS)
+    whole = cache.compute(recipe, model, "train", rows, tmp_path / "cache", keys)
+    plain = stacked(cache.States(rows, whole, states.Key(2, "mean")))
+    cut, shallow, _ = make(layer=2, pooling="mean")
+    alone = cache.states_of(cut, shallow, "train", rows[:9], tmp_path / "alone")
+    assert (stacked(alone) - plain[:9]).abs().max() <= 1e-5 * plain.abs().max()
+    shallow.model.register_forward_pre_hook(lambda *_: pytest.fail("a pass of its own"))
+    again = cache.states_of(cut, shallow, "train", rows[8::-1], tmp_path / "cache")
+    assert torch.equal(stacked(again), plain[:9].flip(0))
 
 
 def test_another_base_of_the_same_name_is_another_key(
@@ -190,7 +207,10 @@ def test_a_link_in_the_place_of_cached_states_is_not_followed(
     recipe, model, rows = make()
     place, outside = tmp_path / "runs/features", tmp_path / "outside"
     arguments = recipe, model, "train", rows, place, (states.Key(-1, "last"),)
-    planted = tmp_path / "runs" / name.format(cache.compute(*arguments).name)
+    made = cache.compute(*arguments)
+    planted = tmp_path / "runs" / name.format(made.name)
+    if name.endswith("lock"):
+        shutil.rmtree(made)
     outside.mkdir()
     planted.rename(tmp_path / "before")
     planted.symlink_to(outside / "file" if name.endswith("lock") else outside)
