@@ -17,7 +17,7 @@ INDEX  := $(if $(filter command,$(origin CUDA)),--extra-index-url https://downlo
 # Other settings make another run. Its folder is named after them by the rule of eval/job.py: max_steps-50.
 TAG    := $(if $(strip $(SET)),-$(shell printf '%s' "$(SET)" | sed -E "s/[a-z]+\.([a-z_]+)=/\1=/g; s/[^A-Za-z0-9._-]+/-/g; s/^[-.]+//; s/[-.]+$$//" | cut -c1-120))
 
-.PHONY: help setup test check rehearse demo bench bench-gpu faults wordnet push clean $(NAMES)
+.PHONY: help setup test check rehearse demo docs bench bench-gpu faults wordnet push clean $(NAMES)
 
 help:
 	@echo "make demo        evaluate, train and evaluate again on an embedded tiny model: minutes, no GPU, no network"
@@ -26,6 +26,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make check       check style, format and types"
 	@echo "make rehearse    rehearse three recipes on a GPU that is not here, at their true shape (about a minute)"
+	@echo "make docs        make a site of the documentation in .docs/site, with every key, metric and command"
 	@echo "make bench       compare speed and memory with the stock libraries (about an hour)"
 	@echo "make bench-gpu   the same on the GPU of this machine, with memory and checks of 4-bit training (eight minutes at most)"
 	@echo "make faults      damage real runs on purpose, and count what is lost (forty minutes or more)"
@@ -66,6 +67,10 @@ demo: $(READY)
 
 .demo-%: $(READY)
 	@$(BIN)/llama-peft run recipes/$*.yaml > /dev/null
+
+docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build -f .docs/mkdocs.yml
 
 # This takes about an hour on one core. For ARGS see python -m tests.benchmarks --help, for example ARGS="--only convergence".
 bench: $(READY)
