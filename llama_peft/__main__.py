@@ -15,6 +15,7 @@ from llama_peft.cli import Overrides, RecipeName
 from llama_peft.ladder.command import push_trained
 from llama_peft.ladder.command import run as run_ladder
 from llama_peft.rehearsal.command import rehearse
+from llama_peft.serving.command import serve
 from llama_peft.system.terminal import complain, listed, one_line, say, say_json
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def estimate(
 
 
 app.command()(rehearse)
+app.command()(serve)
 
 
 @app.command()

@@ -26,7 +26,7 @@ ROWS = (
     {"run_folder"},
     {"inference"},
     {"training", "export"},
-    {"rehearsal", "ladder"},
+    {"rehearsal", "ladder", "serving"},
 )
 """The rooms of llama_peft, bottom row first. A room imports itself and the rows below, and nothing of its own row."""
 ROOMS = set().union(*ROWS)
@@ -36,6 +36,7 @@ FACE = {
     "llama_peft.__main__",
     "llama_peft.rehearsal.command",
     "llama_peft.ladder.command",
+    "llama_peft.serving.command",
 }
 """The public face, which imports when it is asked, and the command lines."""
 Graph = Mapping[str, set[str]]
@@ -79,7 +80,7 @@ def allowed(module: str) -> set[str]:
     if room(module) == "cli":
         return {"errors", "system"}
     if room(module) == "eval":
-        return (ROOMS | {"eval", "cli"}) - {"training", "export", "rehearsal", "ladder"}
+        return (ROOMS | {"eval", "cli"}) - {"training", "export", "rehearsal", "ladder", "serving"}
     for number, row in enumerate(ROWS):
         if room(module) in row:
             return {room(module)}.union(*ROWS[:number])

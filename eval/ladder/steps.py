@@ -1,18 +1,21 @@
 """What the evaluation does for a ladder: `llama_peft/ladder/evaluation.py` says what is asked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llama_peft.data import Rows
+from llama_peft.data import Example, Rows
+from llama_peft.inference.predict import Prediction
 from llama_peft.run_folder.ladder.encoder import ENCODER
 from llama_peft.run_folder.ladder.rungs import Measurement
 from llama_peft.run_folder.layout import BASELINES, BOTH_RESULTS
-from llama_peft.run_folder.run import open_run
+from llama_peft.run_folder.run import Run, open_run
 from llama_peft.system.files import is_file
 
 from .. import harness, report
 from ..job import Job, make_job
+from ..predictors.open import open_predictor
+from ..predictors.recognise import identify
 from ..report import Table
 from . import forgetting as elsewhere
 from .verdict import Verdict, judge
@@ -29,6 +32,20 @@ def measure(one: Measurement, given: Mapping[str, Rows], again: bool) -> None:
 def forgetting(run: Path) -> None:
     """Measure what the adapter of a run costs elsewhere. Raises UserError if it has none."""
     elsewhere.measure(open_run(run))
+
+
+def untouched(run: Run) -> Callable[[Sequence[Example]], list[Prediction]]:
+    """Load a run's base without training, and return what says its answers to examples.
+
+    Texts are answered by the language model's own head, as in zero-shot.
+    """
+    recipe = run.recipe
+    subject = identify(recipe.model.model_name_or_path, recipe)
+    predictor, size = (
+        open_predictor(subject, recipe, run.labels),
+        recipe.train.per_device_eval_batch_size,
+    )
+    return lambda examples: [one for batch in predictor.predict(examples, size) for one in batch]
 
 
 def verdict(run: Path, show_all: bool = False) -> list[str]:

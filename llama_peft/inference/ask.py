@@ -61,7 +61,7 @@ class LoadedRun:
         """One reply for each input, in the order given. Raises UserError if an input is not what
         the run was trained on.
         """
-        examples = list(_examples(self.run, inputs))
+        examples = list(examples_of(self.run, inputs))
         batches = predict(self.tuned, examples)
         found = {one.id: self.reply(one) for batch in batches for one in batch}
         return [found[example.id] for example in examples]
@@ -117,7 +117,9 @@ def _threshold(run: Run) -> Threshold | None:
     return fitted
 
 
-def _examples(run: Run, inputs: object) -> Iterator[Example]:
+def examples_of(run: Run, inputs: object) -> Iterator[Example]:
+    """Yield the inputs as examples of the task, numbered. Raises UserError for one that is not what the run
+    was trained on."""
     has_labels = run.recipe.kind.has_labels
     wanted = "a list of texts" if has_labels else "a list of questions"
     if isinstance(inputs, str | Mapping) or not isinstance(inputs, Iterable):

@@ -3,14 +3,16 @@
 The evaluation is called `eval` in a checkout and `llama_peft_eval` if it is installed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, cast
 
-from llama_peft.data import Rows
+from llama_peft.data import Example, Rows
+from llama_peft.inference.predict import Prediction
 from llama_peft.run_folder.ladder.rungs import Measurement
+from llama_peft.run_folder.run import Run
 
 
 class Evaluation(Protocol):
@@ -21,6 +23,9 @@ class Evaluation(Protocol):
 
     def forgetting(self, run: Path) -> None:
         """Measure what the adapter of a run costs elsewhere."""
+
+    def untouched(self, run: Run) -> Callable[[Sequence[Example]], list[Prediction]]:
+        """Load a run's base without training, and return what says its answers to examples."""
 
     def verdict(self, run: Path, show_all: bool = False) -> list[str]:
         """Write the report of a run, and return the lines of its tables and of its verdict."""
