@@ -45,8 +45,9 @@ LONGEST = (
     "rehearsal/test_rehearsal.py",
     "benchmarks/gpu/test_gpu.py",
     "training/test_callbacks.py",
-    "test_benchmarks.py",
     "training/test_resume.py",
+    "tokens/test_encoder.py",
+    "test_benchmarks.py",
     "training/test_fit.py",
     "training/test_trainer.py",
 )

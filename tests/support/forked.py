@@ -32,6 +32,14 @@ _LIBRARIES = (
     "eval.__main__",
     "eval.harness",
     "eval.report",
+    "llama_peft.inference.validation",
+    "llama_peft.prefix_tree.decode",
+    "llama_peft.tiny.generator",
+    "nltk.translate.meteor_score",
+    "peft.tuners.lora.bnb",
+    "rouge_score.rouge_scorer",
+    "sacrebleu",
+    "torch.utils.serialization",
 )
 """Imported before the first child is forked, so that a command takes a fraction of a second."""
 
