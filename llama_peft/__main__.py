@@ -40,9 +40,9 @@ def train(
     ] = False,
 ) -> None:
     """Train a recipe, or resume an interrupted run of it."""
-    from llama_peft.recipe import load_recipe
+    from llama_peft.survey.own_folder import load_in_own_folder
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_in_own_folder(recipe, overrides or [])
     from llama_peft.training.fit import train as fit
     from llama_peft.training.resume import is_main_process
 
