@@ -14,8 +14,6 @@ NAMES  := $(patsubst recipes/%.yaml,%,$(wildcard recipes/*.yaml))
 DEMO   := tiny-sst2 tiny-squad tiny-squad-span
 # CUDA=cu126 on the command line takes torch from that index of PyTorch, and not from PyPI.
 INDEX  := $(if $(filter command,$(origin CUDA)),--extra-index-url https://download.pytorch.org/whl/$(CUDA))
-# Other settings make another run. Its folder is named after them by the rule of eval/job.py: max_steps-50.
-TAG    := $(if $(strip $(SET)),-$(shell printf '%s' "$(SET)" | sed -E "s/[a-z]+\.([a-z_]+)=/\1=/g; s/[^A-Za-z0-9._-]+/-/g; s/^[-.]+//; s/[-.]+$$//" | cut -c1-120))
 
 .PHONY: help setup test check rehearse demo docs bench bench-gpu faults wordnet push clean $(NAMES)
 
@@ -89,7 +87,7 @@ wordnet: $(READY)
 	$(BIN)/llama-eval wordnet
 
 $(NAMES): %: $(READY)
-	$(BIN)/llama-peft run recipes/$*.yaml $(SET) train.output_dir=runs/$*$(TAG) $(ARGS)
+	$(BIN)/llama-peft run recipes/$*.yaml $(SET) $(ARGS)
 
 # make push RUN=runs/sst2 ARGS="--repo-id user/repo --public"
 push: $(READY)

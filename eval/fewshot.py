@@ -16,9 +16,9 @@ from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction, Shots
 from llama_peft.run_folder.layout import RESULTS, UNFINISHED_VALIDATION
 from llama_peft.run_folder.results import FewShotChoice, read_results
+from llama_peft.tasks import MAIN
 
 from .job import Job
-from .metrics.catalogue import MAIN
 from .metrics.evidence import scores_of
 from .metrics.measure import Said, evidence_of
 from .predictions import Evaluation, evaluation_key, predict

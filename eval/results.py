@@ -17,10 +17,10 @@ from llama_peft.run_folder.layout import PREDICTIONS, RESULTS, TUNED, ZERO_SHOT
 from llama_peft.run_folder.record import Stored
 from llama_peft.run_folder.results import ModelConfig, Results, Scores, read_results
 from llama_peft.system.files import inside, read_text, sum_of
-from llama_peft.tasks import TASKS, Side
+from llama_peft.tasks import MAIN, TASKS, Side
 from llama_peft.tokens.prompts import parse_answer
 
-from .metrics.catalogue import INTERVAL_SUFFIX, MAIN, metrics_of
+from .metrics.catalogue import INTERVAL_SUFFIX, metrics_of
 from .metrics.evidence import Evidence, scores_of
 from .metrics.ids import check_unique
 from .metrics.intervals import Interval, intervals

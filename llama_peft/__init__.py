@@ -58,11 +58,11 @@ def train(
     from llama_peft.system.quiet import python_face
 
     with python_face():
-        from llama_peft.recipe import load_recipe
+        from llama_peft.survey.own_folder import load_in_own_folder
         from llama_peft.training.fit import train as fit
 
         given = _by_part(data)
-        loaded = load_recipe(recipe, overrides, given)
+        loaded = load_in_own_folder(recipe, overrides, given)
         return fit(loaded, fresh=fresh, given=given)
 
 
@@ -88,10 +88,10 @@ def run(
     with python_face():
         from llama_peft.ladder.evaluation import find_evaluation
         from llama_peft.ladder.walk import run as walk
-        from llama_peft.recipe import load_recipe
+        from llama_peft.survey.own_folder import load_in_own_folder
 
         given, evaluation = _by_part(data), find_evaluation()
-        loaded = load_recipe(recipe, overrides, given)
+        loaded = load_in_own_folder(recipe, overrides, given)
         folder = walk(loaded, evaluation, fresh=fresh, only=only, given=given)
         evaluation.verdict(folder)
         return folder

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -19,7 +20,30 @@ from llama_peft.system.disk import disk_trouble
 from llama_peft.system.memory import is_out_of_memory
 from llama_peft.system.quiet import silence_libraries
 from llama_peft.system.secrets import is_web_address
-from llama_peft.system.terminal import LogRecord, complain, one_line, show_defect
+from llama_peft.system.terminal import (
+    LogRecord,
+    complain,
+    one_line,
+    set_programs,
+    show_defect,
+)
+
+_NAMES, _MAIN = ("llama-peft", "llama-eval"), "__main__.py"
+
+
+def name(text: str | None) -> str | None:
+    """Check the name of a model, a run, a data set or a repository, for typer."""
+    if text is not None and is_web_address(text):
+        raise UserError(f"{text}: this is a web address; write a name, such as owner/name")
+    return text
+
+
+def names(texts: list[str] | None) -> list[str] | None:
+    """Check several names, for typer."""
+    for text in texts or ():
+        name(text)
+    return texts
+
 
 RecipeName = Annotated[
     str, typer.Argument(help="The recipe: a YAML file, or the name of a packaged recipe.")
@@ -28,6 +52,19 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings in place of the recipe's, as section.key=value."),
 ]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        help="The finished run: its folder, or user/repo[@revision] on the Hub.", callback=name
+    ),
+]
+BaseName = Annotated[
+    str | None,
+    typer.Option(
+        help="The run's base, if its recipe names a folder of another machine.", callback=name
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def run(app: typer.Typer) -> None:
@@ -38,6 +75,7 @@ def run(app: typer.Typer) -> None:
     is a defect of this package and is raised.
     """
     _quiet_logs()
+    set_programs(_programs())
     # What the libraries make while they are imported is no garbage, and looking for some takes a
     # fifth of a short command's time.
     gc.set_threshold(50_000, 20, 50)
@@ -89,18 +127,10 @@ def complain_of(error: UserError, word: str = "error") -> None:
     complain(f"{word}: {first}", *(f"  {line}" for line in more))
 
 
-def name(text: str | None) -> str | None:
-    """Check the name of a model, a run, a data set or a repository, for typer."""
-    if text is not None and is_web_address(text):
-        raise UserError(f"{text}: this is a web address; write a name, such as owner/name")
-    return text
-
-
-def names(texts: list[str] | None) -> list[str] | None:
-    """Check several names, for typer."""
-    for text in texts or ():
-        name(text)
-    return texts
+def check_absent(path: Path) -> None:
+    """Raise UserError if something has the name of a file that is to be written."""
+    if os.path.lexists(path):
+        raise UserError(f"{path}: this file exists: remove it, or choose another name")
 
 
 def _words() -> list[str]:
@@ -148,12 +178,44 @@ def _stop(number: int, frame: object) -> None:
 
 def _command() -> str:
     """Return the command that was typed, without --fresh, which would start from the beginning."""
-    program = Path(sys.argv[0])
-    words = [program.name]
-    if program.name == "__main__.py":  # the folder may have another name than the module
+    started = Path(sys.argv[0])
+    program = _programs().get(started.stem, started.name)
+    if started.name == _MAIN:  # the folder may have another name than the module
         spec = sys.modules["__main__"].__spec__
-        words = ["python", "-m", spec.parent if spec and spec.parent else program.parent.name]
-    return " ".join(_quoted(word) for word in [*words, *sys.argv[1:]] if word != "--fresh")
+        program = f"{_python()} -m {spec.parent if spec and spec.parent else started.parent.name}"
+    return " ".join([program, *(_quoted(word) for word in sys.argv[1:] if word != "--fresh")])
+
+
+def _programs() -> dict[str, str]:
+    """Return how each of our two commands can be typed here, by its name.
+
+    It is the name alone if the shell finds it, and else the path or the module that this process was
+    started by.
+    """
+    started = Path(sys.argv[0])
+    if started.name == _MAIN:
+        is_checkout = Path(__file__).parents[1].joinpath("eval", _MAIN).is_file()
+        modules = ("llama_peft", "eval" if is_checkout else "llama_peft_eval")
+        return {
+            name: f"{_python()} -m {module}" for name, module in zip(_NAMES, modules, strict=True)
+        }
+    beside = {name: started.with_name(f"{name}{started.suffix}") for name in _NAMES}
+    return {
+        name: _shown(path, shutil.which(name)) for name, path in beside.items() if path.is_file()
+    }
+
+
+def _python() -> str:
+    return _shown(Path(sys.executable), shutil.which("python"))
+
+
+def _shown(path: Path, found: str | None) -> str:
+    """Return a program as the shell reads it: by its name, if that is what the shell finds."""
+    place = Path(os.path.abspath(path))
+    if found is not None and Path(os.path.abspath(found)).with_suffix("") == place.with_suffix(""):
+        return place.stem
+    here = Path.cwd()
+    return _quoted(str(place.relative_to(here) if place.is_relative_to(here) else place))
 
 
 def _quoted(word: str) -> str:

@@ -19,6 +19,17 @@ LOWER_IS_BETTER = ("loss", "mae")
 """The scores that are errors."""
 Side = Literal["labels", "label_sets", "numbers", "answers"]
 """What is predicted: one label, any number of labels, a number, or an answer to a question."""
+MAIN: Mapping[Side, tuple[str, str]] = MappingProxyType(
+    {
+        "labels": ("accuracy", "f1_macro"),
+        "label_sets": ("f1_micro", "f1_macro"),
+        "numbers": ("spearman", "pearson"),
+        "answers": ("f1", "exact"),
+    }
+)
+"""By what is predicted, the metric that decides, as papers on such tasks report it, and the one to
+show beside it. Predictions that are all the same number have no correlation.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

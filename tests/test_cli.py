@@ -3,12 +3,15 @@
 import re
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import typer
 
 from llama_peft import cli
+from llama_peft.errors import UserError
 from llama_peft.system.terminal import one_line
 
 
@@ -69,6 +72,49 @@ def test_a_full_machine_is_one_line(
     end_of(app)
     found = capsys.readouterr().err.strip()
     assert re.search(f"^error: .*{said}", found) and "\n" not in found
+
+
+@pytest.mark.parametrize("on_path", [True, False])
+def test_a_message_names_commands_as_they_can_be_typed(
+    on_path: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Outside an activated environment the shell finds neither of the two."""
+    folder = tmp_path / "my env" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("llama-peft", "llama-eval"):
+        (folder / name).write_text("#!/bin/sh\n", "utf-8")
+        (folder / name).chmod(0o755)
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def work() -> None:
+        raise UserError("`llama-peft train X` makes one, and llama-eval run --task X measures it")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(folder) if on_path else "")
+    monkeypatch.setattr("sys.argv", [str(folder / "llama-peft"), "--"])
+    end_of(app)
+    said = capsys.readouterr().err.strip()
+    peft, measure = "llama-peft", "llama-eval"
+    if not on_path:
+        peft, measure = "'my env/bin/llama-peft'", "'my env/bin/llama-eval'"
+    assert said == f"error: `{peft} train X` makes one, and {measure} run --task X measures it"
+
+
+def test_a_module_that_was_started_is_named_with_its_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.argv", [str(Path(cli.__file__).with_name("__main__.py")), "train"])
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert cli._programs() == {
+        "llama-peft": "python -m llama_peft",
+        "llama-eval": "python -m eval",
+    }
+    monkeypatch.setenv("PATH", "")
+    assert cli._programs()["llama-eval"] == f"{sys.executable} -m eval"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -182,7 +183,11 @@ def test_params_of_a_recipe(make_recipe: Callable[..., Recipe]) -> None:
 
 def test_validate_prints_the_parts() -> None:
     done = CliRunner().invoke(app, ["validate", "tiny-sst2"])
-    assert done.exit_code == 0 and "labels: negative, positive" in done.stdout
+    assert done.exit_code == 0
+    assert "train: 1,200 examples: negative 600, positive 600" in done.stdout
+    assert re.search(
+        r"tokens: median \d+, 95 % \d+, longest \d+; none is cut at .*max_length 128", done.stdout
+    )
 
 
 # --- several models
@@ -277,7 +282,7 @@ def test_labels_ids_and_prompts_are_printed_as_visible_text(
         "dataset.test_size=0.25",
         "dataset.validation_size=0.25",
     ]
-    assert r"labels: bad, good\x1b]0;x\x07\u202e\nforged" in printed("validate", *words)
+    assert r"examples: bad 2, good\x1b]0;x\x07\u202e\nforged 2" in printed("validate", *words)
     shown = ["--task", *words, "--show", "2", "--output", str(tmp_path / "out")]
     text = printed("run", *shown, "quantization.load_in_4bit=false", program="eval")
     assert text.count("\n| ") > 2 and f"\n{text}".count("\n--- ") == 2

@@ -147,4 +147,5 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
     assert done.returncode == 128 + 15, done.stderr
     typed = {"llama_peft": "train mine", "llama_peft_eval": "compare 'a b'"}
     last = done.stderr.splitlines()[-1]
-    assert last == f"stopped; to continue: python -m {module} {typed[module]}"
+    assert last.startswith("stopped; to continue: ")
+    assert last.endswith(f"python -m {module} {typed[module]}")

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from llama_peft.run_folder.ladder.encoder import EncoderRecord
+from llama_peft.tasks import MAIN
 
-from ..metrics.catalogue import MAIN, Metric, metrics_of
+from ..metrics.catalogue import Metric, metrics_of
 from ..metrics.intervals import Difference, Score, difference, holm, mean_over_seeds
 from .read import Climbed, Rung
 

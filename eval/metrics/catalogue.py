@@ -8,7 +8,6 @@ Results also hold counts and thresholds, under the names that the official scrip
 `<name>_per_label` lists in the order of the labels, and `<name>_per_bin` lists by probability. They are not single scores and have no row.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -137,17 +136,6 @@ METRICS = (
 )
 """In the order of the columns. A side's first metric says of each example whether it is right, or how
 close a number is.
-"""
-
-
-MAIN: Mapping[Side, tuple[str, str]] = {
-    "labels": ("accuracy", "f1_macro"),
-    "label_sets": ("f1_micro", "f1_macro"),
-    "numbers": ("spearman", "pearson"),
-    "answers": ("f1", "exact"),
-}
-"""By what is predicted, the metric that decides, as papers on such tasks report it, and the one to
-show beside it. Predictions that are all the same number have no correlation.
 """
 
 

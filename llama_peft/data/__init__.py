@@ -23,6 +23,7 @@ from llama_peft.data.fingerprint import (
     split_sum,
     split_text,
 )
+from llama_peft.data.formats import Table
 from llama_peft.data.labels import Label, label_key
 from llama_peft.data.sources import Rows, is_file_name
 
@@ -37,6 +38,7 @@ __all__ = [
     "Label",
     "QuestionExample",
     "Rows",
+    "Table",
     "TextExample",
     "asked_sum",
     "asked_sums",

@@ -32,6 +32,8 @@ from llama_peft.recipe import GIVEN, Recipe
 
 _WIDE = 10.0
 """Above this standard deviation, numbers are hard to learn as they are."""
+LINES = ".txt"
+"""The end of the names of files with one text a line."""
 _MANY = 20
 """So many rows with one label are hardly a coincidence."""
 log = logging.getLogger(__name__)
@@ -131,7 +133,7 @@ def load_file(
         set is its own.
     given: rows from Python that the recipe was trained on, as in `load`.
     """
-    table, part = _table(recipe, source, split)
+    table, part = sources.read_any(source, recipe.dataset, split)
     recipe, labels = _known(recipe, given or {})
     recipe = _ungrouped(recipe)
     table = without_bad_rows(table, recipe, part, labels)
@@ -146,14 +148,17 @@ def load_inputs(recipe: Recipe, source: str, split: str | None = None) -> Inputs
 
     Every row gets a reply, so none is dropped.
 
-    source: a file, "-" for standard input, or the name of a Hub data set. split: as in `load_file`.
+    source: a table, a file of lines, "-" for a table on standard input, or the name of a Hub data set.
+    split: as in `load_file`.
     """
     strict = recipe.dataset.model_copy(update={"on_bad_rows": "refuse"})
     recipe = recipe.model_copy(update={"dataset": strict})
     if source == "-":
         table, part = sources.read_stdin(recipe.dataset), "stdin"
+    elif source.endswith(LINES):
+        table, part = _lines(recipe, source), Path(source).stem
     else:
-        table, part = _table(recipe, source, split)
+        table, part = sources.read_any(source, recipe.dataset, split)
     inputs = to_inputs(table, _ungrouped(recipe), part)
     if (fields := _fields(inputs.examples)) and not recipe.prompt.fields:
         raise UserError(
@@ -163,17 +168,15 @@ def load_inputs(recipe: Recipe, source: str, split: str | None = None) -> Inputs
     return inputs
 
 
-def _table(recipe: Recipe, source: "str | Path | Rows", split: str | None) -> tuple[Table, str]:
-    """Return the rows of one source, and the word that the ids of rows without an id begin with."""
-    own = recipe.dataset
-    if not isinstance(source, str | Path):
-        return sources.read_rows(source, own), split or "rows"
-    if is_file_name(str(source)):
-        return sources.read_file(str(source), own), Path(source).stem
-    is_own = str(source) == own.path
-    part = str(split or (own.parts.test if is_own else None) or "test")
-    name = own.name if is_own else None
-    return sources.read_hub(str(source), part, own, name, advice="name one of these splits"), part
+def _lines(recipe: Recipe, source: str) -> Table:
+    """Return the rows of a file with one text a line."""
+    if recipe.prompt.fields or (not recipe.kind.has_labels and recipe.dataset.columns.context):
+        needed = ", ".join(recipe.prompt.fields) or "question and passage"
+        raise UserError(
+            f"{source}: a line is one text, and this run reads {needed}: name a file with these columns"
+        )
+    key = "text" if recipe.kind.has_labels else "question"
+    return sources.read_lines(source, recipe.dataset, recipe.dataset.columns.names(key)[0])
 
 
 def _ungrouped(recipe: Recipe) -> Recipe:

@@ -17,7 +17,9 @@ _RARE = set(range(0x80, 0xA0))
 """Bytes that are letters and quotes in cp1252, and control characters in latin-1."""
 
 
-def as_text(path: str, file: io.BufferedReader, encoding: str, newline: str) -> io.TextIOWrapper:
+def as_text(
+    path: str, file: io.BufferedReader, encoding: str, newline: str | None
+) -> io.TextIOWrapper:
     """Return the text of a file. Reading it raises UnicodeError, as `not_text` explains.
 
     newline: as in `open`.

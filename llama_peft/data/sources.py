@@ -57,6 +57,22 @@ def read_file(path: str, data: Data) -> Table:
     return table
 
 
+def read_any(source: "str | Path | Rows", data: Data, split: str | None) -> tuple[Table, str]:
+    """Return the rows of a file, of a Hub data set or from Python, and the word that the ids of rows
+    without an id begin with.
+
+    split: of a Hub data set. None: test, or the recipe's test part if the data set is its own.
+    """
+    if not isinstance(source, str | Path):
+        return read_rows(source, data), split or "rows"
+    if is_file_name(str(source)):
+        return read_file(str(source), data), Path(source).stem
+    is_own = str(source) == data.path
+    part = str(split or (data.parts.test if is_own else None) or "test")
+    name = data.name if is_own else None
+    return read_hub(str(source), part, data, name, advice="name one of these splits"), part
+
+
 def read_stdin(data: Data) -> Table:
     """Return the rows that come through standard input. Unless the recipe says the format, the first
     letters do.
@@ -68,6 +84,30 @@ def read_stdin(data: Data) -> Table:
     kind = _kind_of(bytes(raw[:_PIECE])) if data.format == "auto" else data.format
     file: io.BufferedReader = io.BufferedReader(io.BytesIO(raw))
     return _parse(source, file, len(raw), data.model_copy(update={"format": kind}))
+
+
+def read_lines(path: str, data: Data, column: str) -> Table:
+    """Return a row for each line of a text file, unless it is blank. column: its name in the table."""
+    file = Path(path).expanduser()
+    _check_file(path, file)
+    with open_regular(file) as opened:
+        size = os.fstat(opened.fileno()).st_size
+        unpack.check_room(path, size * _IN_MEMORY)
+        try:
+            lines = [
+                line.rstrip("\n") for line in as_text(path, opened, data.encoding, newline=None)
+            ]
+        except UnicodeError:
+            opened.seek(0)
+            raise not_text(path, opened, data.encoding) from None
+    kept = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    return Table(
+        source=path,
+        columns=[column],
+        records=[{column: line} for _, line in kept],
+        places=[number for number, _ in kept],
+        unit="line",
+    )
 
 
 def _kind_of(start: bytes) -> str:

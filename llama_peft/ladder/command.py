@@ -26,9 +26,9 @@ def run(
 
     It ends in a verdict of a few lines. Finished steps are skipped, interrupted ones resume.
     """
-    from llama_peft.recipe import load_recipe
+    from llama_peft.survey.own_folder import load_in_own_folder
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_in_own_folder(recipe, overrides or [])
     from llama_peft.ladder.evaluation import find_evaluation
     from llama_peft.ladder.walk import run as walk
 

@@ -13,7 +13,13 @@ from llama_peft.ladder import encoder
 from llama_peft.ladder.evaluation import Evaluation
 from llama_peft.model import preflight
 from llama_peft.recipe import Recipe, dump_recipe
-from llama_peft.run_folder.ladder.finished import forget, is_finished, key_of, mark_finished
+from llama_peft.run_folder.ladder.finished import (
+    borrow,
+    forget,
+    is_finished,
+    key_of,
+    mark_finished,
+)
 from llama_peft.run_folder.ladder.rungs import (
     Measurement,
     check_rung,
@@ -87,8 +93,12 @@ def _measure(
         fit = encoder.train if one.rung == "encoder" else train
         fit(one.recipe, fresh=fresh, given=given)
         free_memory()
-    if not fresh and is_finished(one, key_of(one, content)):
+    key = key_of(one, content)
+    if not fresh and is_finished(one, key):
         return False
+    if not fresh and (other := borrow(one, key)) is not None:
+        log.info("%s: the results are those of %s, which depend on the same", one.name, other)
+        return True
     evaluation.measure(one, given, again=fresh)
     return True
 

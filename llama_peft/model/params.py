@@ -1,5 +1,6 @@
 """What `llama-peft params` reports: the counts of a recipe or a model, without torch."""
 
+from collections.abc import Callable
 from typing import get_args
 
 from llama_peft.errors import UserError
@@ -12,8 +13,14 @@ from llama_peft.tasks import TASKS, NamedTask
 Report = dict[str, int | str]
 
 
-def report(recipe_or_model: str, overrides: list[str]) -> Report:
+def report(
+    recipe_or_model: str,
+    overrides: list[str],
+    labels_of: Callable[[Recipe], int | None] = lambda recipe: len(recipe.dataset.labels or ()),
+) -> Report:
     """Return numbers of parameters by name.
+
+    labels_of: returns the number of labels of a recipe; None or 0 if it is not known.
 
     These are the base, the base with each head, and what 4-bit loading packs; for a recipe also its
     adapter and what it trains.
@@ -27,7 +34,7 @@ def report(recipe_or_model: str, overrides: list[str]) -> Report:
     recipe = load_recipe(recipe_or_model, overrides)
     name = recipe.model.model_name_or_path
     c = _shapes(name, recipe.model.revision)
-    return {**_of_model(name, c), **_of_recipe(recipe, c)}
+    return {**_of_model(name, c), **_of_recipe(recipe, c, labels_of(recipe))}
 
 
 def _shapes(name: str, revision: str = "main") -> TextConfig:
@@ -52,14 +59,15 @@ def _of_model(name: str, c: TextConfig) -> Report:
     }
 
 
-def _of_recipe(recipe: Recipe, c: TextConfig) -> Report:
-    named = len(recipe.dataset.labels or ())
+def _of_recipe(recipe: Recipe, c: TextConfig, named: int | None) -> Report:
     try:
         loaded = counts.cut(c, recipe.head.layer)
     except counts.BadConfig as error:
         raise UserError(f"{recipe.model.model_name_or_path}: {error}") from None
     counted = counts.count_text(loaded, recipe.kind.name, named or 2, recipe.lora)
-    labels: Report = {"labels": named or "2, assumed: dataset.labels names none"}
+    labels: Report = {
+        "labels": named or "2, assumed: dataset.labels names none, and the data are not here"
+    }
     return {
         "task": recipe.task,
         **(labels if recipe.kind.names_labels else {}),

@@ -6,8 +6,10 @@ from llama_peft.recipe.ladder import Ladder, RungName
 from llama_peft.recipe.load import (
     RECIPES,
     Source,
+    differences,
     dump_recipe,
     find_recipe,
+    flat_values,
     is_recipe_name,
     load_recipe,
 )
@@ -47,8 +49,10 @@ __all__ = [
     "RungName",
     "Source",
     "Train",
+    "differences",
     "dump_recipe",
     "find_recipe",
+    "flat_values",
     "is_recipe_name",
     "load_recipe",
     "templates",

@@ -77,6 +77,27 @@ def dump_recipe(recipe: Recipe) -> str:
     return strict_yaml.dump(recipe.model_dump(mode="json"))
 
 
+def differences(one: Recipe, other: Recipe) -> dict[str, tuple[object, object]]:
+    """Return the values of both recipes by each key, as section.key, in which they differ."""
+    first, second = flat_values(one), flat_values(other)
+    keys = dict.fromkeys([*first, *second])
+    pairs = {key: (first.get(key), second.get(key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def flat_values(recipe: Recipe) -> dict[str, object]:
+    """Return every value of a recipe by its key, as section.key."""
+    return dict(_flat(recipe.model_dump(mode="json")))
+
+
+def _flat(values: Mapping[str, object], above: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
 def find_recipe(name: str) -> Path:
     """Return the file of a recipe: a path, or a name in ./recipes or among the packaged recipes."""
     file = _lookup(name)

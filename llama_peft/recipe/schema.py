@@ -354,7 +354,7 @@ class Recipe(Section):
         """Return the batch size of validation. Tree rows are large, so it is that of training."""
         return self.train_batch_size if self.packs_rows else self.train.per_device_eval_batch_size
 
-    def with_train(self, values: Mapping[str, float | bool]) -> "Recipe":
+    def with_train(self, values: Mapping[str, float | bool | str]) -> "Recipe":
         """Return the recipe with other values of `train`."""
         return self.model_copy(update={"train": self.train.model_copy(update=dict(values))})
 

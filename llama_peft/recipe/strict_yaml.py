@@ -83,6 +83,14 @@ def dump(value: object) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
+def dump_line(value: object) -> str:
+    """Return YAML of a value on one line, for the place behind a key."""
+    flow = yaml.dump(
+        [value], Dumper=_Dumper, allow_unicode=True, width=float("inf"), default_flow_style=True
+    )
+    return flow.strip()[1:-1]
+
+
 def read_bytes(raw: bytes) -> Document:
     """Return the value of a file and the line of every key. Raises YamlFaults."""
     if len(raw) > MAX_BYTES:

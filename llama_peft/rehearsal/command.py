@@ -1,7 +1,6 @@
 """The command `llama-peft rehearse`."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,6 @@ from typing import Annotated
 import typer
 
 from llama_peft import cli
-from llama_peft.errors import UserError
 from llama_peft.rehearsal import Fault, Request
 from llama_peft.rehearsal import rehearse as rehearsed
 from llama_peft.rehearsal.device.cards import CARDS, card_named
@@ -44,8 +42,8 @@ def rehearse(
     the GPU. A run that would fail on the GPU gives one line and exit code 1.
     """
     card_named(card)
-    if json_file is not None and os.path.lexists(json_file):
-        raise UserError(f"{json_file}: this file exists: remove it, or choose another name")
+    if json_file is not None:
+        cli.check_absent(json_file)
     request = Request(
         recipe=recipe, settings=tuple(overrides or ()), card=card, base=base, tokenizer=tokenizer
     )

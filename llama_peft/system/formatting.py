@@ -47,6 +47,13 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def spread(counts: Sequence[int]) -> str:
+    """Counts in a few words: median 12, 95 % 40, longest 97. There must be at least one."""
+    ordered = sorted(counts)
+    middle, high = (ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.95))
+    return f"median {middle:,}, 95 % {high:,}, longest {ordered[-1]:,}"
+
+
 def memory(size: float) -> str:
     """Bytes of memory, in GB of 10**9 bytes."""
     return f"{size / 1e9:.2f} GB"

@@ -47,6 +47,21 @@ def only_process(folder: Path, doing: str, hold: bool = True) -> Iterator[None]:
         ) from None
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether a process that is alive holds a folder. Nothing is made for this."""
+    from filelock import Timeout
+
+    if not files.is_file(folder, LOCK) or not files.is_file(folder, HOLDER):
+        return False
+    try:
+        with file_lock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, UserError):  # it may not be opened, or is not a lock
+        return False
+
+
 def file_lock(path: Path, timeout: float = -1) -> "FileLock":
     """The lock of a file, which is empty. Raises UserError if something else is there.
 

@@ -22,6 +22,7 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_VERBOSITY": "error",  # it sets its own level when it is imported
 }
 
 

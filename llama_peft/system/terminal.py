@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from llama_peft.system.secrets import masked
@@ -45,14 +45,30 @@ def printable(text: object) -> str:
     return one_line(masked(str(text)))
 
 
+_PROGRAM = re.compile(r"(?<![\w/.-])llama-(?:peft|eval)(?= [a-z])")
+_programs: dict[str, str] = {}
+"""How our commands can be typed here, by their names, as the command line knows."""
+
+
+def set_programs(programs: Mapping[str, str]) -> None:
+    """Say how our commands can be typed here: messages then show them so."""
+    _programs.clear()
+    _programs.update(programs)
+
+
+def typed(text: object) -> str:
+    """A message whose commands can be typed here as they stand."""
+    return _PROGRAM.sub(lambda name: _programs.get(name[0], name[0]), str(text))
+
+
 def say(*lines: object) -> None:
     """Print lines on standard output."""
     print("\n".join(map(printable, lines)))
 
 
 def complain(*lines: object) -> None:
-    """Print lines on standard error."""
-    print("\n".join(map(printable, lines)), file=sys.stderr)
+    """Print messages on standard error."""
+    print("\n".join(printable(typed(line)) for line in lines), file=sys.stderr)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -96,4 +112,4 @@ class LogRecord(logging.LogRecord):
         if self.exc_info and not self.exc_text:  # a formatter takes this text if it is there
             lines = "".join(traceback.format_exception(*self.exc_info)).rstrip("\n").split("\n")
             self.exc_text = "\n".join(map(printable, lines))
-        return printable(super().getMessage())
+        return printable(typed(super().getMessage()))

@@ -318,9 +318,9 @@ def test_the_work_is_kept_in_a_folder_of_ours(tmp_path: Path, kind: str) -> None
         (["--data", "{file}", "train.seed=3"], "fixed this key"),
         (["--data", "{file}", "dataset.columns.text=body"], "no column named body"),
         (["--data", "{file}", "--question", "Who?"], "leave --question"),
-        (["--output", "out.csv", "A film."], "belong to --data"),
+        (["--output", "out.csv", "A film."], "belong to --file"),
         (["--data", "absent.csv"], "no such file"),
-        ([], "--data FILE"),
+        ([], "--file FILE"),
     ],
 )
 def test_mistakes_are_one_line(

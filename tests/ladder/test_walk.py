@@ -129,3 +129,22 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
         walk.run(recipe, Watched())
     assert [path.name for path in mine.parent.iterdir()] == ["thesis.txt"]
     assert not (tmp_path / "run" / LADDER).exists()
+
+
+def test_what_does_not_depend_on_the_learning_rate_is_shared(tmp_path: Path) -> None:
+    """Another run of the recipe gets the results of rungs that train nothing, if they are whole."""
+    recipe = recipe_in(tmp_path, rungs=["majority", "zero-shot"])
+    run, other = tmp_path / recipe.name, tmp_path / f"{recipe.name}+learning_rate=0.01"
+    slow = recipe.with_train({"output_dir": str(run)})
+    fast = recipe.with_train({"output_dir": str(other), "learning_rate": 0.01})
+    first, second, third = Watched(), Watched(), Watched()
+    walk.run(slow, first)
+    walk.run(fast, second)
+    assert first.seen == ["ladder/majority", "zero-shot"] and second.seen == []
+    for name in ("results.json", "predictions.jsonl"):
+        assert (other / "zero-shot" / name).read_bytes() == (run / "zero-shot" / name).read_bytes()
+    assert judge(other).tables[0].rows == judge(run).tables[0].rows
+    (run / "zero-shot/predictions.jsonl").write_text("", "utf-8")
+    (other / "zero-shot/results.json").unlink()
+    walk.run(fast, third)
+    assert third.seen == ["zero-shot"]

@@ -10,13 +10,18 @@ from pydantic import Field
 from llama_peft import __version__
 from llama_peft.errors import UserError
 from llama_peft.model.fingerprint import base_fingerprint
-from llama_peft.recipe import Hub, dump_recipe
+from llama_peft.recipe import Hub, Train, dump_recipe
 from llama_peft.run_folder.ladder.encoder import EncoderRecord, read_encoder
 from llama_peft.run_folder.ladder.rungs import Measurement
-from llama_peft.run_folder.layout import BASELINES, FINISHED, LADDER, RESULTS
+from llama_peft.run_folder.layout import BASELINES, FINISHED, LADDER, PREDICTIONS, RESULTS
+from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.record import Stored, TrainingRecord, read_record
+from llama_peft.run_folder.results import read_results
 from llama_peft.system import files
 from llama_peft.system.numbers import Count
+
+_READ = ("max_length", "doc_stride", "per_device_eval_batch_size", "seed", "use_cpu")
+"""What a measurement that trains nothing reads of `train`."""
 
 
 class Proof(NamedTuple):
@@ -43,9 +48,12 @@ def key_of(one: Measurement, content: str) -> str:
     must be trained already.
     """
     recipe = one.recipe
-    train = recipe.train.model_copy(update={"output_dir": None})
+    train, lora = recipe.train.model_copy(update={"output_dir": None}), recipe.lora
+    if not one.is_trained:
+        train, lora = Train(**{key: getattr(train, key) for key in _READ}), None
     facts = [__version__, one.rung, content]
-    facts.append(dump_recipe(recipe.model_copy(update={"train": train, "hub": Hub()})))
+    read = {"train": train, "lora": lora, "hub": Hub()}
+    facts.append(dump_recipe(recipe.model_copy(update=read)))
     if one.rung not in BASELINES:
         facts.append(base_fingerprint(recipe))
     if one.is_trained:
@@ -69,6 +77,37 @@ def is_finished(one: Measurement, key: str) -> bool:
     known = read_finished(Path(one.run))
     proof = None if known is None else known.results.get(one.results)
     return proof is not None and proof.key == key and is_whole(one, proof)
+
+
+def borrow(one: Measurement, key: str) -> Path | None:
+    """Copy the results of exactly this measurement from another run of the recipe, which lies beside
+    this one. Returns that run; None if there is none.
+    """
+    run, target = Path(one.run), Path(one.run, one.results)
+    for other in sorted(run.parent.glob(f"{one.recipe.name}*")):
+        known = None if one.is_trained or other == run else read_finished(other)
+        for name, proof in known.results.items() if known else ():
+            if proof.key == key and _copied(other / name, target, proof):
+                return other
+    return None
+
+
+def _copied(source: Path, target: Path, proof: Proof) -> bool:
+    """Copy results and predictions, if they are whole."""
+    check_evaluation_folder(target)
+    try:
+        if files.sum_of(source, RESULTS) != proof.results_sha256:
+            return False
+        sums = read_results(source / RESULTS).predictions_sha256
+        if sums != files.sum_of(source, PREDICTIONS):
+            return False
+        target.mkdir(parents=True, exist_ok=True)
+        for name in (PREDICTIONS, RESULTS):
+            with files.new_file(target, name) as place:
+                files.copy(source, name, place)
+        return True
+    except (OSError, ValueError, UserError):
+        return False
 
 
 def is_whole(one: Measurement, proof: Proof) -> bool:

@@ -1,0 +1,1 @@
+"""Looks at data, recipes and runs, and says what is there. It trains and loads no model."""

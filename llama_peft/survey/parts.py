@@ -1,0 +1,95 @@
+"""What a recipe's data hold: examples and labels of each part, lengths in tokens, dropped rows."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+
+from llama_peft.data import (
+    Dataset,
+    Example,
+    QuestionExample,
+    TextExample,
+    is_file_name,
+    known_labels,
+)
+from llama_peft.errors import UserError
+from llama_peft.model.backbone import load_tokenizer
+from llama_peft.model.hub import read_config
+from llama_peft.recipe import Recipe
+from llama_peft.system.formatting import spread
+from llama_peft.system.terminal import listed
+from llama_peft.tokens.prompts import PromptEncoder
+
+_NAMED = 12
+"""Labels that are named one by one; of more, the most and the least frequent."""
+_READ = 5000
+"""Examples whose tokens are counted."""
+
+
+def lines_of(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
+    """Yield what is to be known of the data before a training, a line each."""
+    for part, examples in dataset.parts.items():
+        found = _answered(examples) or _counted(examples, dataset.labels)
+        yield f"{part}: {len(examples):,} examples{found and ': '}{found}"
+    yield f"tokens: {_tokens(recipe, dataset)}"
+    for part, kinds in dataset.dropped.items():
+        rows = "; ".join(f"{count:,} with {kind}" for kind, count in kinds.items())
+        yield f"dropped from {part}: {rows}"
+
+
+def _counted(examples: Sequence[Example], labels: Sequence[str]) -> str:
+    """Return how many texts have each label, the most frequent first."""
+    own = (one.label for one in examples if isinstance(one, TextExample))
+    each = chain.from_iterable(label if isinstance(label, tuple) else (label,) for label in own)
+    counts = Counter(dict.fromkeys(range(len(labels)), 0))
+    counts.update(label for label in each if isinstance(label, int))
+    shown = [f"{labels[number]} {count:,}" for number, count in counts.most_common() if labels]
+    if len(shown) > _NAMED:
+        half = _NAMED // 2
+        shown = [*shown[:half], "...", *shown[-half:]]
+    return listed(shown)
+
+
+def _answered(examples: Sequence[Example]) -> str:
+    asked = [one for one in examples if isinstance(one, QuestionExample)]
+    empty = sum(not one.answers for one in asked)
+    return f"{empty:,} without an answer" if asked else ""
+
+
+def _tokens(recipe: Recipe, dataset: Dataset) -> str:
+    """Return how long examples are in tokens, and how many are longer than what is read."""
+    try:
+        read_config(recipe.model.model_name_or_path, recipe.model.revision)  # fails at once
+        encoder = PromptEncoder(load_tokenizer(recipe.model), recipe.prompt)
+    except UserError as error:
+        return f"not counted; {error}"
+    every = islice(chain.from_iterable(dataset.parts.values()), _READ)
+    lengths, limit = [_length(recipe, encoder, one) for one in every], recipe.train.max_length
+    long = sum(length > limit for length in lengths)
+    fate = "is cut" if recipe.kind.has_labels else "is left out"
+    if recipe.kind.finds_spans:
+        fate = "is read in windows"
+    share = f"{100 * long / len(lengths):.1f} %" if long else "none"
+    return f"{spread(lengths)}; {share} {fate} at train.max_length {limit:,}"
+
+
+def _length(recipe: Recipe, encoder: PromptEncoder, example: Example) -> int:
+    """Return the tokens of an example with its prompt, and of a written answer."""
+    if isinstance(example, TextExample):
+        return len(encoder.head_input(example.values))
+    if recipe.kind.finds_spans:
+        text = encoder.span_text(example)
+        return sum(map(len, (text.prefix, text.context, text.suffix)))
+    (encoded,) = encoder.encode([example])
+    return len(encoded.prompt) + len(encoded.completion)
+
+
+def labels_at_hand(recipe: Recipe) -> int | None:
+    """Return the number of labels, by the recipe or by a file that is here; None if neither tells."""
+    path = recipe.dataset.path or str(recipe.dataset.parts.train)
+    if recipe.dataset.labels is None and not (path == "tiny" or is_file_name(path)):
+        return None
+    try:
+        return len(known_labels(recipe)) or None
+    except UserError:
+        return None

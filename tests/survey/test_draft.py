@@ -1,0 +1,163 @@
+"""`init` writes a recipe that is valid on its data, says what it guessed, and replaces nothing."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llama_peft import cli
+from llama_peft.__main__ import app
+from llama_peft.data import load
+from llama_peft.errors import UserError
+from llama_peft.recipe import Recipe, load_recipe
+from llama_peft.recipe.strict_yaml import read
+from llama_peft.survey.draft import draft
+from llama_peft.survey.parts import labels_at_hand, lines_of
+
+TEAMS = ("billing", "login", "shipping", "product")
+
+
+def tickets(count: int = 60) -> str:
+    """Rows with quotes, commas, umlauts and one empty text."""
+    rows = [
+        f'T-{n},2026-0{n % 9 + 1}-11,"Grüße, ""Ticket"" {n} is about {TEAMS[n % 4]}",{TEAMS[n % 4]}'
+        for n in range(count)
+    ]
+    rows[7] = "T-7,2026-01-11,,login"
+    return "\n".join(["ticket,date,body,team", *rows])
+
+
+def museum() -> str:
+    rows = []
+    for n in range(30):
+        passage = f"The museum {n} was founded in {1800 + n} by Anna Berg. It opens at nine."
+        rows += [f"When was it founded?,{passage},{1800 + n}", f"What is the fee?,{passage},"]
+        rows += [f"Who founded it?,{passage},Anna Berg"]
+    return "\n".join(["frage,text,antwort", *rows])
+
+
+def written(folder: Path, name: str, content: str | bytes) -> tuple[str, Recipe]:
+    """The text of the recipe for a file, and the recipe; it is valid on its data."""
+    file = folder / name
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    text = draft(str(file), "tiny")
+    (folder / "mine.yaml").write_text(text, "utf-8")
+    recipe = load_recipe(folder / "mine.yaml")
+    load(recipe)
+    return text, recipe
+
+
+def test_tickets(tmp_path: Path) -> None:
+    text, recipe = written(tmp_path, "tickets.csv", tickets())
+    columns = recipe.dataset.columns
+    assert (recipe.task, columns.text, columns.label, columns.id) == (
+        "classification",
+        "body",
+        "team",
+        "ticket",
+    )
+    assert recipe.dataset.on_bad_rows == "drop" and "1 with empty text" in text
+    assert "4 labels: login 16, billing 15, shipping 15, product 14; a guess: few values" in text
+    assert labels_at_hand(recipe) == 4
+    said = [*lines_of(recipe, load(recipe))]
+    assert said[0].startswith("train: 42 examples: ") and said[0].count(",") == 3
+    assert (
+        said[-2].startswith("tokens: median ")
+        and said[-1] == "dropped from train: 1 with empty text"
+    )
+
+
+def test_questions_are_found_by_what_the_columns_hold(tmp_path: Path) -> None:
+    text, recipe = written(tmp_path, "museum.csv", museum())
+    columns = recipe.dataset.columns
+    assert recipe.task == "generative_qa" and "30 of 90 questions have none" in text
+    assert (columns.question, columns.context, columns.answers) == ("frage", "text", "antwort")
+    assert text.count("a guess: ") == 3
+    assert "without an answer" in next(lines_of(recipe, load(recipe)))
+
+
+def rows(*lines: str, count: int = 60) -> str:
+    header, *forms = lines
+    return "\n".join([header, *(forms[n % len(forms)].format(n=n) for n in range(count))])
+
+
+def is_multi(recipe: Recipe) -> bool:
+    return not recipe.dataset.single_label
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "holds"),
+    [
+        ("a.csv", rows("review,stars", "a long text {n},1", "another text {n},5"), lambda r: r.kind.side == "labels"),
+        ("a.csv", rows("review,stars", "a long text {n},{n}.5"), lambda r: r.task == "regression"),
+        ("a.csv", rows("comment,topics", 'a text {n},"red, blue"', "text {n},red", "text {n},green"), is_multi),
+        ("a.csv", rows("comment,rude,toxic", "a text {n},0,1", "text {n},1,1", "text {n},0,0"), is_multi),
+        (
+            "a.jsonl",
+            "\n".join(json.dumps({"id": n, "comment": f"text {n}", "tags": ["a", "b"][: n % 3]}) for n in range(60)),
+            is_multi,
+        ),
+        (
+            "a.csv",
+            rows("Text;Kategorie", "schöner Satz {n};gut", "böser Satz {n};schlecht").encode("cp1252"),
+            lambda r: (r.dataset.delimiter, r.dataset.encoding) == (";", "cp1252"),
+        ),
+        (
+            "a.csv",
+            rows("premise,hypothesis,label", "one {n},two {n},yes", "three {n},four {n},no"),
+            lambda r: r.dataset.columns.text == ["premise", "hypothesis"],
+        ),
+        ("a.csv", rows("text,label", "one {n},a", "two {n},b") + "\nthree,c", lambda r: not r.dataset.stratify),
+        (
+            "a.csv",
+            rows("question,answer", "What is {n}?,It is {n}"),
+            lambda r: r.dataset.columns.context is None,
+        ),
+        ("a.csv", rows("id,text,label", "x,one {n},a", "x,two {n},b"), lambda r: r.dataset.columns.id is None),
+        ("a.csv", rows("text,label", 'one {n},"{{a}}"', "two {n},b"), lambda r: r.kind.side == "labels"),
+    ],
+)  # fmt: skip
+def test_what_is_written_is_valid(
+    name: str, content: str | bytes, holds: Callable[[Recipe], bool], tmp_path: Path
+) -> None:
+    text, recipe = written(tmp_path, name, content)
+    assert holds(recipe), text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "the file is empty"),
+        (rows("a,b", "some text {n},another text {n}"), "no column holds what a text can be"),
+        (rows("a,b", "{n},1"), "no column holds text"),
+    ],
+)
+def test_what_is_no_task_is_one_line(content: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        written(tmp_path, "a.csv", content)
+
+
+def test_text_of_the_data_stays_in_its_comment(tmp_path: Path) -> None:
+    """A label that ends a line, or a name that begins a comment, adds no key."""
+    content = rows("text,label", 'one {n},"a\u2028lora: x"', 'two {n},"b # c"')
+    text, recipe = written(tmp_path, "a # b.csv", content)
+    assert recipe.lora is not None and recipe.lora.r == 16
+    assert set(read(text).value) == {"task", "model", "lora", "dataset", "prompt", "train"}
+
+
+def test_the_command_writes_a_new_file_and_names_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tickets.csv").write_text(tickets(), "utf-8")
+    monkeypatch.setattr(sys, "argv", ["llama-peft", "init", "tickets.csv", "--base", "tiny"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(app)
+    assert not stop.value.code
+    assert capsys.readouterr().out.splitlines()[-1] == "next: llama-peft run tickets.yaml"
+    with pytest.raises(SystemExit) as stop:
+        cli.run(app)
+    assert stop.value.code == 2
+    assert "tickets.yaml: this file exists" in capsys.readouterr().err

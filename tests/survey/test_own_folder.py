@@ -1,0 +1,71 @@
+"""A run with other settings gets a folder of its own: named by what differs, unique, stable, found again."""
+
+from pathlib import Path
+
+import pytest
+
+from llama_peft.recipe import dump_recipe, load_recipe
+from llama_peft.survey.own_folder import folder_name, load_in_own_folder
+
+RATE = "train.learning_rate=1e-3"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], None),
+        ([RATE], "tiny-sst2+learning_rate=0.001"),
+        (["train.learning_rate=0.001"], "tiny-sst2+learning_rate=0.001"),
+        (["train.max_steps=5", RATE], "tiny-sst2+learning_rate=0.001+max_steps=5"),
+        ([RATE, "train.max_steps=5"], "tiny-sst2+learning_rate=0.001+max_steps=5"),
+        (["train.seed=1"], "tiny-sst2+train.seed=1"),  # dataset.seed is another key
+        (["train.learning_rate=2e-3"], "tiny-sst2"),  # the recipe says so anyway
+        ([RATE, "train.output_dir=here"], None),
+    ],
+)
+def test_names(overrides: list[str], name: str | None) -> None:
+    found = load_in_own_folder("tiny-sst2", overrides)
+    if name is None:
+        assert found == load_recipe("tiny-sst2", overrides)
+    else:
+        assert found.run_folder == f"runs/{name}"
+
+
+def test_every_name_is_one_that_windows_takes_and_unique() -> None:
+    values = [
+        "a b",
+        "a-b",
+        "A-B",
+        "a/b",
+        "{text}: ?",
+        "x" * 300,
+        "x" * 301,
+        "con",
+        "a.",
+        "ü",
+        ["a", "b"],
+        None,
+    ]
+    names = [folder_name("mine", {"prompt.system": value}) for value in values]
+    assert len({name.lower() for name in names}) == len(values)
+    for name in names:
+        assert len(name) < 120 and name.isascii() and not {*'<>:"/\\|?* '} & {*name}
+        assert not name.endswith((".", " "))
+
+
+@pytest.mark.parametrize(
+    "earlier", ["tiny-sst2+1742203459", "tiny-sst2-learning_rate-1e-3", "tiny-sst2"]
+)
+def test_a_run_of_an_earlier_name_stays_in_use(
+    earlier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs", earlier)
+    folder.mkdir(parents=True)
+    kept = load_recipe(
+        "tiny-sst2", [RATE, f"train.output_dir={folder}", "dataset.labels=[negative, positive]"]
+    )
+    (folder / "recipe.yaml").write_text(dump_recipe(kept), "utf-8")
+    assert load_in_own_folder("tiny-sst2", [RATE]).run_folder == folder.as_posix()
+    other = load_in_own_folder("tiny-sst2", [RATE, "train.max_steps=5"]).run_folder
+    assert other == "runs/tiny-sst2+learning_rate=0.001+max_steps=5"
