@@ -3,6 +3,7 @@
 """
 
 import ast
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -180,11 +181,17 @@ def _dotted(node: ast.AST, names: dict[str, str]) -> str:
     return "?"
 
 
+@functools.cache
+def _all_found() -> list[tuple[str, Offence]]:
+    return [
+        (module, offence)
+        for module, path in SOURCES.items()
+        for offence in offences(path.read_text("utf-8"))
+    ]
+
+
 def _found(law: str) -> Iterator[tuple[str, Offence]]:
-    for module, path in SOURCES.items():
-        for offence in offences(path.read_text("utf-8")):
-            if offence.law == law:
-                yield module, offence
+    return (found for found in _all_found() if found[1].law == law)
 
 
 def _broken(law: str, but: str = "") -> list[str]:
