@@ -117,7 +117,8 @@ def test_a_kill_between_two_moves_of_fresh_loses_nothing(
     recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the files are moved aside, and while they are moved back."""
-    run = training.train(recipe_in("run"))
+    few = {"save_total_limit": 1}  # one checkpoint is moved as two are
+    run = training.train(recipe_in("run", **few))
     harness.run(make_job(None, str(run), None, None, None, None, []))
 
     def contents() -> dict[str, bytes]:
@@ -144,8 +145,8 @@ def test_a_kill_between_two_moves_of_fresh_loses_nothing(
             context.setattr(Path, "rename", rename)
             context.setattr(training, "_fit", lambda *_: 1 / 0)
             with pytest.raises((KeyboardInterrupt, ZeroDivisionError)) as error:
-                training.train(recipe_in("run", seed=7), fresh=True)
-        training.train(recipe_in("run"))  # finds it finished
+                training.train(recipe_in("run", seed=7, **few), fresh=True)
+        training.train(recipe_in("run", **few))  # finds it finished
         assert contents() == before, moves
         if error.type is ZeroDivisionError:
             break
