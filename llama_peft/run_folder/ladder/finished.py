@@ -83,25 +83,25 @@ def borrow(one: Measurement, key: str) -> Path | None:
     """Copy the results of exactly this measurement from another run of the recipe, which lies beside
     this one. Returns that run; None if there is none.
     """
-    run, target = Path(one.run), Path(one.run, one.results)
+    run = Path(one.run)
     for other in sorted(run.parent.glob(f"{one.recipe.name}*")):
         known = None if one.is_trained or other == run else read_finished(other)
         for name, proof in known.results.items() if known else ():
-            if proof.key == key and _copied(other / name, target, proof):
+            if proof.key == key and _copied(other / name, one, proof):
                 return other
     return None
 
 
-def _copied(source: Path, target: Path, proof: Proof) -> bool:
-    """Copy results and predictions, if they are whole."""
-    check_evaluation_folder(target)
+def _copied(source: Path, one: Measurement, proof: Proof) -> bool:
+    """Copy results and predictions of a measurement, if they are whole."""
+    check_evaluation_folder(Path(one.run, one.results))
     try:
         if files.sum_of(source, RESULTS) != proof.results_sha256:
             return False
         sums = read_results(source / RESULTS).predictions_sha256
         if sums != files.sum_of(source, PREDICTIONS):
             return False
-        target.mkdir(parents=True, exist_ok=True)
+        target = files.make_folder(Path(one.run), one.results)
         for name in (PREDICTIONS, RESULTS):
             with files.new_file(target, name) as place:
                 files.copy(source, name, place)
