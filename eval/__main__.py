@@ -250,12 +250,30 @@ def wordnet() -> None:
 
 @app.command()
 def html(
-    run: Annotated[Path, typer.Argument(help="A run folder that holds zero-shot/ and tuned/.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A run folder that holds zero-shot/ and tuned/; or folders of results, and the others are compared "
+            "with the first."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the page of several folders.")
+    ] = None,
 ) -> None:
-    """Write report.html into a run folder."""
+    """Write report.html into a run folder, or the same page of any results side by side."""
     from . import report
 
-    say(report.write_html(run))
+    if output is None and len(folders) > 1:
+        raise UserError(
+            "several folders need --output FILE.html, which says where to write the page"
+        )
+    page = (
+        report.write_html(folders[0])
+        if output is None
+        else report.write_comparison(folders, output)
+    )
+    say(page)
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
         results = finish(
             job,
             found,
-            lines_of(predictions, found, threshold),
+            lines_of(predictions, found, threshold, predictor.prompt),
             predictor.config.model_copy(update={"seen_in_training": seen, "key": key}),
             started=started,
             threshold=threshold,

@@ -27,7 +27,7 @@ from .job import Job, unnamed_folder
 from .metrics.measure import Said
 from .predictors.samples import Asked, from_samples, is_sample
 from .results import PredictionLine
-from .scoring import finish, gold, group_of, material
+from .scoring import about, finish, material
 
 _OWN_NAMES: Mapping[Side, str] = {
     "labels": "label",
@@ -73,9 +73,7 @@ def score_file(job: Job, predictions: Path, no_answer_probabilities: Path | None
     lines = [
         PredictionLine(
             **one._asdict(),
-            gold=gold(examples[one.id], found.labels),
-            text=examples[one.id].asked[0],
-            group=group_of(examples[one.id]),
+            **about(examples[one.id], found.labels)._asdict(),
             split=part_of[one.id],
         )
         for one in given

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import PREDICTIONS, RESULTS, TUNED, ZERO_SHOT
@@ -47,6 +47,14 @@ class PredictionLine(Stored):
     """
     text: str = ""
     """The sentence or question, if the file holds it."""
+    passage: str = Field(default="", exclude_if=lambda value: not value)
+    """The passage of a question, if the file holds it."""
+    prompt: str = Field(default="", exclude_if=lambda value: not value)
+    """All that the model read, if the file holds it."""
+    start: int | None = None
+    """The first character of `raw` in the passage, if a model found it there."""
+    gold_starts: list[int] | None = None
+    """The first character of each right answer in the passage, if they are known."""
     group: str | None = None
     """What it was drawn with, as the passage of a question; None if it was drawn alone, and in files
     of version 0.1.0.

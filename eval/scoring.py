@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample
@@ -152,17 +153,39 @@ def too_long(
     )
 
 
+class About(NamedTuple):
+    """What a line of predictions.jsonl holds of its example, whatever is predicted."""
+
+    gold: Said
+    text: str
+    passage: str
+    gold_starts: list[int] | None
+    group: str | None
+
+
+def about(example: Example, labels: Sequence[str]) -> About:
+    """Return what a line of predictions.jsonl holds of an example."""
+    passage, starts = "", None
+    if not isinstance(example, TextExample):
+        passage, starts = example.context, [answer.start for answer in example.answers]
+    return About(gold(example, labels), example.asked[0], passage, starts, group_of(example))
+
+
 def lines_of(
-    predictions: Iterable[Prediction], found: Material, threshold: Threshold | None = None
+    predictions: Iterable[Prediction],
+    found: Material,
+    threshold: Threshold | None = None,
+    prompt: Callable[[Example], str] = lambda example: "",
 ) -> list[PredictionLine]:
     """Return the lines of predictions.jsonl for a model's predictions.
 
-    threshold: decides on "no answer", or on each label of a text that can have several.
+    threshold: decides on "no answer", or on each label of a text that can have several. prompt:
+    returns what the model read of an example.
     """
     examples, part_of = {example.id: example for example in found.examples}, found.part_of
     lines = []
     for one in predictions:
-        said = decided(one, threshold, found.labels)
+        said, example = decided(one, threshold, found.labels), examples[one.id]
         chances = honest(one, threshold)
         lines.append(
             PredictionLine(
@@ -171,9 +194,9 @@ def lines_of(
                 probabilities=None if chances is None else list(chances),
                 no_answer_probability=one.no_answer_probability,
                 raw=one.raw,
-                gold=gold(examples[one.id], found.labels),
-                text=examples[one.id].asked[0],
-                group=group_of(examples[one.id]),
+                prompt=prompt(example),
+                start=one.start,
+                **about(example, found.labels)._asdict(),
                 split=part_of[one.id],
             )
         )

@@ -27,6 +27,10 @@ class Verdict(NamedTuple):
     """The rungs, and if several sizes were measured, the scores by size."""
     folders: tuple[Path, ...]
     """The folders of all results on all training examples."""
+    climbed: Climbed
+    metric: Metric
+    """What the ladder is judged by."""
+    standings: tuple[Standing, ...]
 
 
 def judge(run: Path) -> Verdict:
@@ -46,7 +50,7 @@ def judge(run: Path) -> Verdict:
     ]
     folders = tuple(system.folder for rung in climbed.rungs for system in rung.systems)
     tables = [_table(climbed, standing, best, metric), *_by_size(climbed, metric)]
-    return Verdict(tuple(lines), tuple(tables), folders)
+    return Verdict(tuple(lines), tuple(tables), folders, climbed, metric, tuple(standing))
 
 
 def _unbeaten(climbed: Climbed, metric: Metric) -> Iterator[str]:

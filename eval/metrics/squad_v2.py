@@ -140,11 +140,35 @@ def fit_threshold(
     It is the lowest of equally good ones, and below every probability if answering nothing is best.
     Fit it on validation.
     """
-    answered = _answer_vectors(predictions, golds).f1
-    silent = _answer_vectors(dict.fromkeys(golds, ""), golds).f1
+    silent, gains = _gains(predictions, golds)
     probabilities = _ordered(no_answer_probabilities, golds)
     nothing = float(probabilities.min()) - 1
-    return _best_threshold(silent.sum(), answered - silent, probabilities, silent=nothing)
+    return _best_threshold(silent, gains, probabilities, silent=nothing)
+
+
+def threshold_curve(
+    predictions: Mapping[str, str],
+    golds: Mapping[str, Sequence[str]],
+    no_answer_probabilities: Mapping[str, float],
+) -> tuple[FloatArray, FloatArray]:
+    """Every threshold that can be applied, in rising order, and the F1 (0 to 100) that each gives.
+
+    predictions: those that no threshold has replaced by "no answer".
+    """
+    silent, gains = _gains(predictions, golds)
+    probabilities = _ordered(no_answer_probabilities, golds)
+    ones = np.ones((1, len(gains)))
+    thresholds, scores = _running_scores(ones, np.array([silent]), gains, probabilities)
+    return thresholds, 100 * scores[0, 1:] / len(gains)
+
+
+def _gains(
+    predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]]
+) -> tuple[float, FloatArray]:
+    """The summed F1 if no question is answered, and what answering adds to it for each question."""
+    answered = _answer_vectors(predictions, golds).f1
+    silent = _answer_vectors(dict.fromkeys(golds, ""), golds).f1
+    return float(silent.sum()), answered - silent
 
 
 def apply_threshold(

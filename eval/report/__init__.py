@@ -3,10 +3,11 @@
 compare(folders)       systems side by side, as tables
 render(tables, form)   the tables as text for a terminal, Markdown or LaTeX
 write_html(run)        report.html of a run folder
+write_comparison(...)  the same page of any results
 """
 
-from .page import write_html
+from .page import write_comparison, write_html
 from .table import Table, compare
 from .text import render
 
-__all__ = ["Table", "compare", "render", "write_html"]
+__all__ = ["Table", "compare", "render", "write_comparison", "write_html"]

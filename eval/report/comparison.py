@@ -4,7 +4,7 @@ The program that writes the card reads it. It holds the checksums of the results
 of, so that a reader sees whether they have changed since.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llama_peft.errors import UserError
@@ -28,24 +28,28 @@ from .table import differences, shown_metrics, why_not_comparable
 def write_compared(
     run: Path,
     pairs: Sequence[tuple[SystemResults, SystemResults]],
-    verdict: Sequence[str] = (),
+    verdict: Sequence[str],
+    charts: Mapping[str, str],
 ) -> None:
     """Write the run's comparison.json from its zero-shot and tuned systems by part.
 
-    verdict: the lines of its ladder's verdict.
+    verdict: the lines of its ladder's verdict. charts: the sum of each chart by its name.
     """
     comparison = Comparison(
         results_sha256=results_sums(run),
         report_sha256=sum_of(run, REPORT),
         parts=[_part(before, after) for before, after in pairs],
-        **({"verdict": tuple(verdict)} if verdict else {}),
     )
-    write_comparison(run, comparison)
+    more = {"charts_sha256": dict(charts), "verdict": tuple(verdict)}
+    known = {name: value for name, value in more.items() if value}
+    write_comparison(run, comparison.model_copy(update=known))
 
 
-def check_replaceable(run: Path) -> None:
-    """Raise UserError if the run holds a report or a comparison that is not ours."""
-    for name in (COMPARISON, REPORT):
+def check_replaceable(run: Path, charts: Sequence[str] = ()) -> None:
+    """Raise UserError if the run holds a report, a comparison or charts of these names that are not
+    ours.
+    """
+    for name in (COMPARISON, REPORT, *charts):
         if not is_our_file(run, name):
             raise UserError(
                 f"{run / name}: llama-eval did not write this file, so it is not replaced; move it "

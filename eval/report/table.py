@@ -52,11 +52,8 @@ class Table:
     """The index of the first column that is a cost."""
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
-
-    @property
-    def systems(self) -> tuple[Row, ...]:
-        """The rows that have costs: those of evaluated systems."""
-        return tuple(row for row in self.rows if any(map(any, row.cells[self.costs_from :])))
+    corner: str = "system"
+    """What the rows are."""
 
 
 def compare(folders: Sequence[Path]) -> list[Table]:
@@ -75,7 +72,7 @@ def compare(folders: Sequence[Path]) -> list[Table]:
 
 def table(systems: Sequence[SystemResults]) -> Table:
     """One table, in which the other systems are compared with the first."""
-    first, names = systems[0], _system_names(systems)
+    first, names = systems[0], system_names(systems)
     metrics = shown_metrics(systems)
     costs = [_costs(system) for system in systems]
     cost_columns = [name for name in COST_COLUMNS if any(name in known for known in costs)]
@@ -150,12 +147,13 @@ def _title(systems: Sequence[SystemResults]) -> str:
     return f"{tasks} ({systems[0].part}, {len(systems[0].lines):,} examples)"
 
 
-def _system_names(systems: Sequence[SystemResults]) -> list[str]:
+def system_names(systems: Sequence[SystemResults]) -> list[str]:
     """The kind of model of each system, with its base and folder if several would look alike."""
     names = [system.config.model_kind for system in systems]
     if len({system.config.model for system in systems}) > 1:
         bases = [Path(str(system.config.model)).name for system in systems]
-        names = [f"{base}, {name}" for base, name in zip(bases, names, strict=True)]
+        pairs = zip(bases, names, strict=True)
+        names = [", ".join(dict.fromkeys(pair)) for pair in pairs]  # a baseline has no other base
     count = Counter(names)
     return [
         name if count[name] == 1 else f"{name} ({system.folder})"

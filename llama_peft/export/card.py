@@ -17,6 +17,7 @@ from llama_peft.export.load_snippet import PushedRun, snippet
 from llama_peft.export.stage import Bundle
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.comparison import PartComparison
+from llama_peft.run_folder.layout import CARD_CHARTS
 from llama_peft.run_folder.record import TrainingRecord
 from llama_peft.run_folder.self_check import CONTEXT, QUESTION, TEXT, input_ids, samples
 from llama_peft.run_folder.threshold import UNFITTED
@@ -32,6 +33,19 @@ from llama_peft.system.formatting import (
 from llama_peft.tokens.prompts import PromptEncoder
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
+
+
+_CHARTS = dict(
+    zip(
+        CARD_CHARTS,
+        (
+            "The main score of each system, with its 95 % interval",
+            "Loss, gradient norm and learning rate by training step",
+        ),
+        strict=True,
+    )
+)
+"""What each figure shows."""
 
 
 class ShownMetric(NamedTuple):
@@ -96,6 +110,7 @@ def _body(
         built_with=duties.built_with if duties else "",
         verdict=[in_markdown(line) for line in verdict],
         parts=[_shown(part) for part in parts],
+        charts=[(text, name) for name, text in _CHARTS.items() if (bundle.folder / name).is_file()],
         has_percent=any(line.percent for part in parts for line in part.metrics),
         costs=_costs(bundle),
         commands=_commands(recipe, repo_id),

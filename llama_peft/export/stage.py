@@ -3,11 +3,13 @@
     adapter_config.json adapter_model.safetensors    at the top, for PEFT; or head.safetensors
     recipe.yaml training.json threshold.json          settings for inference, and sums of the files
     zero-shot/results.json  tuned/results.json  comparison.json  report.html  README.md  NOTICE
+    charts/*.png                                      those that the card shows
 
 No checkpoint, prediction, id of an example, tokenizer, pickle or path of this machine is pushed.
 The base is named with the commit that the run was trained on.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -34,6 +36,7 @@ from llama_peft.run_folder.evaluations import (
 from llama_peft.run_folder.layout import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
+    CARD_CHARTS,
     HEAD,
     RECIPE,
     REPORT,
@@ -45,7 +48,11 @@ from llama_peft.run_folder.record import write_record
 from llama_peft.run_folder.results import Results, write_results
 from llama_peft.run_folder.run import Run
 from llama_peft.run_folder.threshold import Threshold, run_threshold, write_threshold
-from llama_peft.system.files import copy, read_json, sha256, write_text
+from llama_peft.system.files import copy, read_bytes, read_json, sha256, write_text
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_LARGEST_CHART = 1_000_000
+"""Bytes; our figures are far smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +158,28 @@ def _stage_evaluations(run: Run, folder: Path, found: Evaluations) -> Comparison
     if os.path.lexists(run.folder / REPORT):
         write_text(folder, REPORT, _portable_report(run.folder, comparison, names))
         sums["report_sha256"] = sha256(folder / REPORT)
+    if comparison.charts_sha256:
+        sums["charts_sha256"] = _stage_charts(run.folder, folder, comparison)
     staged = comparison.model_copy(update=sums)
     write_comparison(folder, staged)
     return staged
+
+
+def _stage_charts(run: Path, folder: Path, comparison: Comparison) -> dict[str, str]:
+    """Copy the figures that the card shows. Returns their sums. Raises UserError if one is not the
+    drawing that was written with the comparison.
+    """
+    known = {name: own for name, own in comparison.charts_sha256.items() if name in CARD_CHARTS}
+    for name, own in known.items():
+        try:
+            content = read_bytes(run, name, largest=_LARGEST_CHART)
+        except (OSError, ValueError) as error:
+            raise damaged(run, name, error) from None
+        if hashlib.sha256(content).hexdigest() != own or not content.startswith(_PNG):
+            raise damaged(run, name, ValueError("it is not the drawing that was written"))
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    return known
 
 
 def _portable_report(run: Path, comparison: Comparison, names: Mapping[str, str]) -> str:

@@ -4,6 +4,8 @@ a pushed run.
 
 from pathlib import Path
 
+from pydantic import Field
+
 from llama_peft.run_folder.layout import COMPARISON
 from llama_peft.run_folder.record import Stored
 from llama_peft.system.files import read_summed, write_summed
@@ -49,6 +51,8 @@ class Comparison(Stored):
     results_sha256: dict[str, str]
     """The sum of results.json in each of the two folders."""
     report_sha256: str | None = None
+    charts_sha256: dict[str, str] = Field(default_factory=dict)
+    """The sum of each figure of the report that is a PNG file, by its name in the run folder."""
     parts: list[PartComparison]
     verdict: tuple[str, ...] = ()
     """What the ladder of the run says, in a few lines."""

@@ -30,7 +30,9 @@ from llama_peft.system.files import inside, read_text, sha256_of, sum_of
 _COMPARABLE = ("prompt", "quantization", "dtype", "max_length", "doc_stride")
 """Settings that both evaluations must share."""
 _ATTRIBUTES = r"""(?:\s+(?:
-    (?:lang|scope|class|role|aria-label|viewBox|points|[xyr]|[xy][12]|c[xy]|text-anchor)="[^"<>]*"
+    (?:lang|scope|class|id|role|tabindex|aria-label(?:ledby)?|data-label|viewBox|points|[dxyr]|[xy][12]|c[xy]|text-anchor
+    |transform|fill|stroke-width|stroke-dasharray|(?:(?:fill|stroke)-)?opacity|font-size|font-weight)="[^"<>]*"
+    |href="\#[a-z-]*"
     |style="background:\ rgb\(var\(--shade\)\ /\ [\d.]+\)"
 ))*"""
 _META = r"""<meta\s+(?:
@@ -39,17 +41,26 @@ _META = r"""<meta\s+(?:
 )>"""
 _TAG = re.compile(
     rf"""{_META}|</?(?:
-        html|head|title|style|body|h[123]|p|div|small|pre|details|summary|dl|dt|dd
-        |table|caption|thead|tbody|tr|th|td|svg|g|line|polyline|circle|text
+        html|head|title|style|body|header|nav|main|section|a|h[1234]|p|div|ul|li|small|pre|details|summary|dl|dt|dd
+        |table|caption|thead|tbody|tr|th|td|figure|figcaption|svg|g|line|polyline|circle|path|text
     ){_ATTRIBUTES}\s*/?>""",
     re.VERBOSE,
 )
-"""An element of the template. Text in a report holds no `<`, because the template escapes it."""
+"""An element of the template, or of that of version 0.1.0. Text in a report holds no `<`, because the
+template escapes it.
+"""
+_SUM = "sha256-[A-Za-z0-9+/]+="
+_POLICY = (
+    rf"{re.escape(REPORT_POLICY)}(?:unsafe-inline|{_SUM})'"
+    rf"(?:;\ script-src\ '{_SUM}';\ base-uri\ 'none';\ form-action\ 'none')?"
+)
 _BEGINNING = re.compile(
     rf"""<!doctype\ html>\s*<html\ lang="en">\s*<head>\s*<meta\ charset="utf-8">\s*
-    <meta\ http-equiv="Content-Security-Policy"\s+content="{re.escape(REPORT_POLICY)}">""",
+    <meta\ http-equiv="Content-Security-Policy"\s+content="{_POLICY}">""",
     re.VERBOSE,
 )
+_NOT_PUSHED = re.compile("<!-- not pushed -->.*?<!-- end of not pushed -->", re.DOTALL)
+"""The examples of a report, and the script that shows them."""
 
 
 class Evaluations(NamedTuple):
@@ -134,8 +145,8 @@ def results_sums(run: Path) -> dict[str, str]:
 
 
 def checked_report(run: Path, comparison: Comparison) -> str:
-    """The text of the report. Raises UserError if it is not the one that was written with the
-    comparison.
+    """The text of the report without its examples and its script. Raises UserError if it is not the
+    one that was written with the comparison.
     """
     try:
         page = read_text(run, REPORT)
@@ -143,6 +154,7 @@ def checked_report(run: Path, comparison: Comparison) -> str:
             raise ValueError(f"{COMPARISON} does not record its sum")
         if comparison.report_sha256 != sha256_of(page):
             raise ValueError("it was changed after it was written")
+        page = _NOT_PUSHED.sub("", page, count=1)
         check_markup(page)
     except (OSError, ValueError) as error:
         raise damaged(run, REPORT, error) from None

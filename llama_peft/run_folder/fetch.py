@@ -11,6 +11,7 @@ from llama_peft.errors import UserError
 from llama_peft.model.hub import hub_problem
 from llama_peft.run_folder.layout import (
     ADAPTER_FILES,
+    CARD_CHARTS,
     HEAD,
     HUB_RESULTS,
     NOTICE,
@@ -20,7 +21,7 @@ from llama_peft.run_folder.layout import (
 )
 from llama_peft.system.files import is_file
 
-_NOT_LOADED = (REPORT, NOTICE, HUB_RESULTS)
+_NOT_LOADED = (REPORT, *CARD_CHARTS, NOTICE, HUB_RESULTS)
 
 
 def is_hub_name(name: str) -> bool:

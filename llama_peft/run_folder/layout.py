@@ -5,7 +5,7 @@
       checkpoints/checkpoint-<step>/    adapter/ or head.safetensors    head.json threshold.json
       zero-shot/ tuned/                 results.json and predictions.jsonl in each
       ladder/                           other rungs, each an evaluation or a run; ladder.yaml
-      comparison.json report.html README.md
+      comparison.json report.html charts/ README.md
 
 A pushed run has the adapter's two files at its top, where PEFT looks for them.
 """
@@ -80,6 +80,10 @@ FINISHED = "finished.json"
 
 COMPARISON = "comparison.json"
 REPORT = "report.html"
+CHARTS = "charts"
+"""The folder of a report's figures, each one as SVG and as PNG."""
+CARD_CHARTS = (f"{CHARTS}/scores.png", f"{CHARTS}/training.png")
+"""The figures that the card shows, if they are drawn."""
 CARD = "README.md"
 NOTICE = "NOTICE"
 HUB_RESULTS = ".eval_results/results.yaml"
@@ -90,6 +94,7 @@ TRAINED_FILES = (
 )  # fmt: skip
 """The files at the top of a run folder, except the card."""
 PUSHED_FILES = (
-    *ADAPTER_FILES, HEAD, RECIPE, TRAINING, THRESHOLD, *BOTH_RESULTS, COMPARISON, REPORT, CARD, NOTICE, HUB_RESULTS,
+    *ADAPTER_FILES, HEAD, RECIPE, TRAINING, THRESHOLD, *BOTH_RESULTS, COMPARISON, REPORT, *CARD_CHARTS, CARD, NOTICE,
+    HUB_RESULTS,
 )  # fmt: skip
 """Every file that a pushed run may hold."""

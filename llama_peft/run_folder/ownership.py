@@ -17,6 +17,7 @@ from llama_peft.run_folder.layout import (
     ADAPTER,
     ADAPTER_FILES,
     CARD,
+    CHARTS,
     CHECKPOINT,
     CHECKPOINT_FILE,
     CHECKPOINTS,
@@ -50,8 +51,10 @@ _UNFINISHED_START = re.compile(r'[0-9a-f]{8} \{"key": "')
 _FIRST_LINE = 1 << 24
 """Bytes of the first line of predictions that are read at most."""
 _SIGN = "<!-- llama_peft wrote this card; sha256: "
-REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""A report loads nothing from elsewhere and runs no script."""
+REPORT_POLICY = "default-src 'none'; style-src '"
+"""The beginning of a report's policy: it loads nothing from elsewhere."""
+CHART_SIGN = "llama_peft drew this chart"
+"""What the files of a chart hold."""
 _SIGNS = {
     REPORT: REPORT_POLICY,
     COMPARISON: '"results_sha256"',
@@ -222,7 +225,7 @@ def run_files(folder: Path, place: str = ".") -> list[str]:
     run = folder / place
     if place != "." and not _is_folder(run):
         return []
-    names = [name for name in TRAINED_FILES if is_our_file(run, name)]
+    names = [name for name in TRAINED_FILES if is_our_file(run, name)] + chart_files(run)
     names += [f"{ADAPTER}/{name}" for name in ADAPTER_FILES]
     for path in checkpoint_folders(run / CHECKPOINTS):
         names += [f"{CHECKPOINTS}/{path.name}/{name}" for name in checkpoint_files(path)]
@@ -267,10 +270,21 @@ def checkpoint_files(folder: Path) -> list[str]:
     ]
 
 
-def is_our_file(folder: Path, name: str) -> bool:
-    """Whether a file of a run folder may be replaced: it is absent, empty, or holds what ours hold."""
+def is_our_file(folder: Path, name: str, kind: str | None = None) -> bool:
+    """Whether a file of a run folder may be replaced: it is absent, empty, or holds what ours hold.
+
+    kind: the usual name of such a file, if it has another one.
+    """
     text = _text(folder, name)
-    return not text.strip() or _SIGNS.get(name, "") in text
+    sign = CHART_SIGN if name.startswith(f"{CHARTS}/") else _SIGNS.get(kind or name, "")
+    return not text.strip() or sign in text
+
+
+def chart_files(folder: Path) -> list[str]:
+    """The names of the files of a report's charts that we drew."""
+    inner = sorted((folder / CHARTS).iterdir()) if _is_folder(folder / CHARTS) else []
+    names = (f"{CHARTS}/{path.name}" for path in inner if path.suffix in (".svg", ".png"))
+    return [name for name in names if _is_file(folder, name) and is_our_file(folder, name)]
 
 
 def signed_card(text: str) -> str:
@@ -317,7 +331,7 @@ def _odd_places(folder: Path) -> Iterator[Path]:
     """Yield what is not a file, or not a folder, although it has a name that we write."""
     yield from (path for name in TRAINED_FILES if _is_odd(path := folder / name))
     tuned = [path.name for path in folder.glob(f"{TUNED}*") if EVALUATION.fullmatch(path.name)]
-    for name in (CHECKPOINTS, ADAPTER, PREVIOUS, MOVING, *tuned):
+    for name in (CHECKPOINTS, ADAPTER, CHARTS, PREVIOUS, MOVING, *tuned):
         path = folder / name
         if os.path.lexists(path) and not _is_folder(path):
             yield path

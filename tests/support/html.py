@@ -1,12 +1,23 @@
 """A parser that checks a page, texts that mean something in Markdown or HTML, and what they show."""
 
+import json
+import re
 from html.parser import HTMLParser
+from typing import Any
+
+
+def embedded(page: str) -> list[dict[str, Any]]:
+    """The examples that a report holds as JSON, by part."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    parts: list[dict[str, Any]] = json.loads(found[1])
+    return parts
 
 
 class CheckedPage(HTMLParser):
     """Fails on tags that do not nest; keeps tags, attributes and text."""
 
-    VOID = ("meta", "br", "circle", "line", "polyline")
+    VOID = ("meta", "br", "input", "circle", "line", "polyline")
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -31,7 +42,7 @@ class CheckedPage(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in (["style"], ["script"]):
             self.text += f"{data} "
 
 

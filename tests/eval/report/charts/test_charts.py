@@ -1,0 +1,103 @@
+"""Laws of charts: they show every value, and in a page they hold nothing but shapes, words and names of colours."""
+
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from eval.report.charts import figures, training
+from eval.report.charts.draw import COLOURS
+from eval.report.charts.figures import Curve, Mean
+from llama_peft.run_folder.evaluations import _TAG
+from tests.support.html import CheckedPage
+from tests.support.paths import ROOT
+
+PALETTE = (ROOT / "eval/report/charts/palette.css").read_text("utf-8")
+LOG = [{"step": n, "loss": 1 / n, "grad_norm": 1.0, "learning_rate": 1e-3} for n in range(1, 9)]
+
+
+def shapes(drawing: str, colour: str) -> list[str]:
+    """The shapes of a colour."""
+    return re.findall(rf'<path d="([^"]+)"[^>]*class="[^"]*\b[fs]-{colour}\b', drawing)
+
+
+def test_a_drawing_in_a_page_is_made_of_shapes_words_and_names_of_colours() -> None:
+    """So it needs no style of its own, which the page's policy forbids, and follows light and dark."""
+    names = ["<script>", '_a" $x^2$ & \x1b[31m', "c"]
+    means = {name: Mean(0.5, 0.4, 0.6) for name in names}
+    chart = figures.scores("accuracy", means, figures.colours_of(names))
+    assert chart is not None
+    CheckedPage(chart.inline)
+    assert not _TAG.sub("", chart.inline).count("<"), "the element may not be pushed"
+    assert not re.search(r"style=|url\(|href|#[0-9a-f]{6}|\bid=", chart.inline)
+    for name in set(re.findall(r"[fs]-\w+", chart.inline)):
+        assert f".{name} {{" in PALETTE, name
+    words = CheckedPage(chart.inline).text
+    assert "<script>" in words and '_a" $x^2$ & \\x1b[31m' in words
+
+
+def test_the_palette_has_the_colours_of_the_drawings_in_light_mode() -> None:
+    for value, name in COLOURS.items():
+        assert f"--{name}: {value};" in PALETTE, name
+
+
+def test_the_files_of_a_chart_say_who_drew_them() -> None:
+    chart = training.curves(LOG)
+    assert chart is not None
+    root = ElementTree.fromstring(chart.svg)
+    assert root.tag.endswith("svg") and "prefers-color-scheme: dark" in chart.svg
+    assert chart.png.startswith(b"\x89PNG") and b"llama_peft drew this chart" in chart.png
+    assert "llama_peft drew this chart" in chart.svg
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, -math.inf, 1e300, 10**400], ids=["nan", "-inf", "huge", "no float"]
+)
+def test_what_cannot_be_drawn_is_marked(value: float) -> None:
+    broken = training.curves([*LOG, {"step": 9, "loss": value}, {"step": 4.5, "grad_norm": value}])
+    assert broken is not None and len(shapes(broken.inline, "bad")) == 2
+    assert "2 values were not finite numbers" in broken.caption
+    assert not re.search(r"nan|inf", "".join(re.findall(r' d="([^"]*)"', broken.inline)))
+
+
+def test_a_training_that_was_continued_is_marked_where() -> None:
+    chart = training.curves(LOG, resumed_at=4)
+    assert chart is not None and "The dashed line is step 4" in chart.caption
+    assert not shapes(chart.inline, "bad")
+    assert chart.inline.count("stroke-dasharray") == 3
+
+
+def test_the_order_of_a_log_does_not_matter_and_what_is_no_number_is_left_out() -> None:
+    more = [
+        {"loss": 1.0},
+        {"step": 4, "loss": "x"},
+        {"step": True, "loss": 1.0},
+        {"step": -1, "loss": 1.0},
+    ]
+    found = training.series([*reversed(LOG), *more], "loss")
+    assert found.steps == [line["step"] for line in LOG] and not found.broken
+    assert training.curves([]) is None and training.curves(more) is None
+
+
+def test_nothing_to_draw_gives_no_chart() -> None:
+    one = {"a": Mean(0.5, 0.4, 0.6)}
+    colours = figures.colours_of(["a"])
+    assert figures.scores("f1", {}, colours) is None
+    assert figures.cost("f1", one, {"a": 3.0}, colours) is None
+    assert figures.learning_curve("f1", {"a": {12: one["a"]}}, colours) is None
+    assert figures.reliability({}, colours) is figures.coverage({}, colours) is None
+    assert (
+        figures.threshold({}, colours) is figures.by_kind("x", "x", {"a": 1}, {}, colours) is None
+    )
+
+
+def test_a_curve_is_thinned_and_keeps_its_last_point() -> None:
+    y = [0.5 + (n * 7919 % 1000) / 4000 for n in range(2999)] + [0.1]
+    curve = Curve([(n + 1) / 3000 for n in range(3000)], y)
+    chart = figures.coverage({"a": curve}, figures.colours_of(["a"]))
+    assert chart is not None
+    longest = max(shapes(chart.inline, "c1"), key=len)
+    points = re.findall(r"[ML] ([\d.]+) ([\d.]+)", longest)
+    lowest = max(float(height) for _, height in points)
+    assert 100 < len(points) < 400 and float(points[-1][1]) == lowest
