@@ -229,9 +229,13 @@ class SystemResults:
 
 
 def result_folders(folder: Path) -> list[Path]:
-    """The zero-shot and tuned folders of a run folder; any other folder itself."""
+    """The zero-shot and tuned folders of a run folder, or if it has neither, all with results; any
+    other folder itself.
+    """
+    if (folder / RESULTS).is_file():
+        return [folder]
     inner = [folder / name for name in (ZERO_SHOT, TUNED) if inside(folder, name).is_dir()]
-    return inner if inner and not (folder / RESULTS).is_file() else [folder]
+    return inner or sorted(path.parent for path in folder.glob(f"*/{RESULTS}")) or [folder]
 
 
 def read_systems(folder: Path) -> list[SystemResults]:
