@@ -16,6 +16,7 @@ import pytest
 from eval import harness
 from eval.job import make_job
 from llama_peft.errors import UserError
+from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder import layout
 from llama_peft.run_folder.record import read_record

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from ...metrics.catalogue import MAIN, Metric, metrics_of
+from llama_peft.tasks import MAIN
+
+from ...metrics.catalogue import Metric, metrics_of
 from ...metrics.classification import confusion
 from ...metrics.confidence import reliability, selective_curve
 from ...metrics.measure import texts_of
