@@ -203,6 +203,15 @@ class SystemResults:
         return {line.id: line.gold for line in self.lines}
 
     @cached_property
+    def counted(self) -> str:
+        """How many examples there are; of questions also with and without an answer."""
+        count = f"{len(self.lines):,} examples"
+        if self.side != "answers":
+            return count
+        has = sum(map(bool, self.gold_lists.values()))
+        return f"{count}: {has:,} HasAns, {len(self.lines) - has:,} NoAns"
+
+    @cached_property
     def groups(self) -> dict[str, str]:
         """The groups by id of the examples that were not drawn alone."""
         return {line.id: line.group for line in self.lines if line.group is not None}

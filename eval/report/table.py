@@ -142,7 +142,7 @@ def _costs(system: SystemResults) -> dict[str, str]:
 
 def _title(systems: Sequence[SystemResults]) -> str:
     tasks = ", ".join(dict.fromkeys(system.task for system in systems))
-    return f"{tasks} ({systems[0].part}, {len(systems[0].lines):,} examples)"
+    return f"{tasks} ({systems[0].part}, {systems[0].counted})"
 
 
 def system_names(systems: Sequence[SystemResults]) -> list[str]:
