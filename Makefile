@@ -62,6 +62,9 @@ demo: $(READY)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(MAKE) --no-print-directory -j2 \
 		$(addprefix .demo-,$(lastword $(DEMO)) $(filter-out $(lastword $(DEMO)),$(DEMO)))
 	@$(BIN)/llama-eval verdict $(addprefix runs/,$(DEMO))
+	@echo "next: open runs/$(firstword $(DEMO))/report.html"
+	@echo 'next: $(BIN)/llama-peft predict runs/$(firstword $(DEMO)) "A warm and funny film."'
+	@echo "next, with your own data: $(BIN)/llama-peft init FILE.csv"
 
 .demo-%: $(READY)
 	@$(BIN)/llama-peft run recipes/$*.yaml > /dev/null

@@ -207,8 +207,14 @@ def score(
 def compare(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="Folders of results. The others are compared with the first."),
+        typer.Argument(
+            help="Folders of results, or of runs. The others are compared with the first."
+        ),
     ],
+    against: Annotated[
+        str | None,
+        typer.Option(help="What the others are compared with: its folder, or the end of its path."),
+    ] = None,
     format: Annotated[
         Literal["rich", "markdown", "latex"], typer.Option(help="The format of the table.")
     ] = "rich",
@@ -219,7 +225,7 @@ def compare(
     """
     from . import report
 
-    say(*report.render(report.compare(folders), format).split("\n"))
+    say(*report.render(report.compare(folders, against), format).split("\n"))
 
 
 @app.command()

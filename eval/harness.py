@@ -126,6 +126,17 @@ def _show(
         log.info("--- %s", example.id)
         for line in evaluation.predictor.prompt(example).split("\n"):
             log.info("| %s", line)
-        log.info(">>> %r", its.raw)
+        log.info(">>> %s", _said(its, evaluation.found.labels))
         truth = gold(example, evaluation.found.labels)
         log.info("prediction %r, gold %r", its.prediction, truth)
+
+
+def _said(its: Prediction, labels: Sequence[str]) -> str:
+    """Return what a model put out: its words, or if it writes none the probabilities or the number."""
+    if its.probabilities is not None:
+        chances = zip(labels, its.probabilities, strict=True)
+        return ", ".join(f"{label} {chance:.4f}" for label, chance in chances)
+    if isinstance(its.prediction, float):
+        return f"{its.prediction:.4f}"
+    doubt = its.no_answer_probability
+    return repr(its.raw) if doubt is None else f"{its.raw!r}, no answer {doubt:.4f}"

@@ -203,6 +203,15 @@ class SystemResults:
         return {line.id: line.gold for line in self.lines}
 
     @cached_property
+    def counted(self) -> str:
+        """How many examples there are; of questions also with and without an answer."""
+        count = f"{len(self.lines):,} examples"
+        if self.side != "answers":
+            return count
+        has = sum(map(bool, self.gold_lists.values()))
+        return f"{count}: {has:,} HasAns, {len(self.lines) - has:,} NoAns"
+
+    @cached_property
     def groups(self) -> dict[str, str]:
         """The groups by id of the examples that were not drawn alone."""
         return {line.id: line.group for line in self.lines if line.group is not None}
@@ -229,9 +238,13 @@ class SystemResults:
 
 
 def result_folders(folder: Path) -> list[Path]:
-    """The zero-shot and tuned folders of a run folder; any other folder itself."""
+    """The zero-shot and tuned folders of a run folder, or if it has neither, all with results; any
+    other folder itself.
+    """
+    if (folder / RESULTS).is_file():
+        return [folder]
     inner = [folder / name for name in (ZERO_SHOT, TUNED) if inside(folder, name).is_dir()]
-    return inner if inner and not (folder / RESULTS).is_file() else [folder]
+    return inner or sorted(path.parent for path in folder.glob(f"*/{RESULTS}")) or [folder]
 
 
 def read_systems(folder: Path) -> list[SystemResults]:

@@ -191,9 +191,8 @@ def _table(climbed: Climbed, standing: list[Standing], best: Rung, metric: Metri
         rows.append(Row(one.rung.title, (*cells, *_costs(one.cost))))
     columns = (metric.name, "the best has more", "p", "train", "memory", "per 1,000", "to ship")
     shown = [i for i in range(len(columns)) if any(any(row.cells[i]) for row in rows)]
-    examples = len(climbed.rungs[0].first.lines)
     return Table(
-        title=f"{climbed.recipe.name} ({climbed.part}, {examples:,} examples)",
+        title=f"{climbed.recipe.name} ({climbed.part}, {climbed.rungs[0].first.counted})",
         columns=tuple(columns[i] for i in shown),
         costs_from=len(shown),
         rows=tuple(row._replace(cells=tuple(row.cells[i] for i in shown)) for row in rows),

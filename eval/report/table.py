@@ -6,20 +6,20 @@ are text already; `text` and `page` only lay them out.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 from llama_peft.system.formatting import duration, interval, memory, number, p_value
-from llama_peft.tasks import Side
 
 from ..metrics.catalogue import Metric, metrics_of
 from ..metrics.evidence import scores_of
 from ..metrics.intervals import Difference, paired
 from ..metrics.measure import Said
 from ..metrics.words.overlap import bleu_signature
-from ..results import SystemResults, read_systems, result_folders
+from ..results import SystemResults
+from .beside import systems_in, what_differs
 
 COST_COLUMNS = ("trainable", "train time", "train memory", "eval time", "eval memory")
 
@@ -56,18 +56,16 @@ class Table:
     """What the rows are."""
 
 
-def compare(folders: Sequence[Path]) -> list[Table]:
-    """The tables of the results in these folders.
+def compare(folders: Sequence[Path], against: str | None = None) -> list[Table]:
+    """The tables of the results in these folders, as `beside.systems_in` puts them together.
 
-    A run folder stands for its zero-shot/ and tuned/. Raises UserError if a folder's results are
-    missing or cannot be trusted.
+    Raises UserError if a folder's results are missing or cannot be trusted.
     """
-    groups: dict[tuple[Side, tuple[str, ...], str], list[SystemResults]] = {}
-    for folder in folders:
-        for inner in result_folders(Path(folder)):
-            for system in read_systems(inner):
-                groups.setdefault((system.side, system.labels, system.part), []).append(system)
-    return [table(group) for group in groups.values()]
+    tables = []
+    for systems, notes in systems_in(folders, against):
+        one = table(systems)
+        tables.append(replace(one, notes=(*one.notes, *notes, *what_differs(systems))))
+    return tables
 
 
 def table(systems: Sequence[SystemResults]) -> Table:
@@ -144,15 +142,15 @@ def _costs(system: SystemResults) -> dict[str, str]:
 
 def _title(systems: Sequence[SystemResults]) -> str:
     tasks = ", ".join(dict.fromkeys(system.task for system in systems))
-    return f"{tasks} ({systems[0].part}, {len(systems[0].lines):,} examples)"
+    return f"{tasks} ({systems[0].part}, {systems[0].counted})"
 
 
 def system_names(systems: Sequence[SystemResults]) -> list[str]:
     """The kind of model of each system, with its base and folder if several would look alike."""
     names = [system.config.model_kind for system in systems]
     if len({system.config.model for system in systems}) > 1:
-        bases = [Path(str(system.config.model)).name for system in systems]
-        pairs = zip(bases, names, strict=True)
+        known = [system.config.model or system.config.predictions or "?" for system in systems]
+        pairs = zip([Path(one).name for one in known], names, strict=True)
         names = [", ".join(dict.fromkeys(pair)) for pair in pairs]  # a baseline has no other base
     count = Counter(names)
     return [

@@ -1,12 +1,14 @@
 """The command `llama-peft run`."""
 
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llama_peft import cli
-from llama_peft.system.terminal import say
+from llama_peft.system.terminal import say, typed
 
 
 def run(
@@ -39,9 +41,21 @@ def run(
         check_before_training(loaded)
     evaluation = find_evaluation()
     folder = walk(loaded, evaluation, fresh=fresh, only=only)
-    say(*evaluation.verdict(folder, show_all), folder)
+    say(*evaluation.verdict(folder, show_all), *map(typed, _next(folder)), folder)
     if pushes:
         push_trained(folder)
+
+
+def _next(folder: Path) -> Iterator[str]:
+    """Yield what can be done with a run that was trained and measured."""
+    from llama_peft.run_folder.layout import REPORT, TRAINING
+    from llama_peft.system.files import is_file
+
+    run = shlex.quote(str(folder))
+    if is_file(folder, REPORT):
+        yield f"next: open {folder / REPORT}"
+    if is_file(folder, TRAINING):
+        yield f"next: llama-peft predict {run}, or llama-peft push {run} --dry-run"
 
 
 def push_trained(folder: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from eval import harness
 from eval.job import make_job
 from llama_peft.errors import UserError
+from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder import layout
 from llama_peft.run_folder.record import read_record
@@ -197,3 +198,11 @@ def test_parts_from_python_replace_those_of_the_recipe(
         assert results.n_samples["small"].original == 2
         assert results.settings.dataset["parts"]["test"] == "given"
         assert [line["text"] for line in lines_of(job.output)] == [row["text"] for row in rows]
+
+
+def test_a_head_shows_its_probabilities_and_a_writer_its_words() -> None:
+    head = Prediction(id="a", prediction="bad", probabilities=(0.75, 0.25))
+    assert harness._said(head, ["bad", "good"]) == "bad 0.7500, good 0.2500"
+    assert harness._said(Prediction(id="a", prediction=2.5), []) == "2.5000"
+    words = Prediction(id="a", prediction="Rome", raw="Rome\n", no_answer_probability=0.125)
+    assert harness._said(words, []) == "'Rome\\n', no answer 0.1250"

@@ -244,7 +244,7 @@ def _part(
     first = named[0][1]
     tasks = ", ".join(dict.fromkeys(system.task for _, system in named))
     return Part(
-        title=f"{tasks} ({first.part}, {len(first.lines):,} examples)",
+        title=f"{tasks} ({first.part}, {first.counted})",
         systems=dict(named),
         before=before or named[0][0],
         after=after or named[-1][0],

@@ -89,7 +89,7 @@ def test_each_kind_of_task_and_each_part_has_its_own_table(run, squad, tmp_path)
     tables = report.compare([run, squad, tmp_path / "dev"])
     assert [table.title for table in tables] == [
         "sst2 (test, 20 examples)",
-        "squad (test, 4 examples)",
+        "squad (test, 4 examples: 2 HasAns, 2 NoAns)",
         "sst2_official (official, 20 examples)",
     ]
 
