@@ -1,13 +1,15 @@
 """Laws of charts: they show every value, and in a page they hold nothing but shapes, words and names of colours."""
 
+import io
 import math
 import re
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from eval.report.charts import figures, training
-from eval.report.charts.draw import COLOURS
+from eval.report.charts.draw import COLOURS, SERIES
 from eval.report.charts.figures import Curve, Mean
 from llama_peft.run_folder.evaluations import _TAG
 from tests.support.html import CheckedPage
@@ -49,6 +51,15 @@ def test_the_files_of_a_chart_say_who_drew_them() -> None:
     assert root.tag.endswith("svg") and "prefers-color-scheme: dark" in chart.svg
     assert chart.png.startswith(b"\x89PNG") and b"llama_peft drew this chart" in chart.png
     assert "llama_peft drew this chart" in chart.svg
+
+
+def test_a_png_has_the_colour_of_every_system() -> None:
+    names = list("abcdefgh")
+    means = dict.fromkeys(names, Mean(50, 40, 60))
+    chart = figures.scores("f1", means, figures.colours_of(names))
+    assert chart is not None
+    found = Image.open(io.BytesIO(chart.png)).convert("RGB").getcolors(1 << 20)
+    assert {*SERIES} <= {"#{:02x}{:02x}{:02x}".format(*colour) for _, colour in found}
 
 
 @pytest.mark.parametrize(
