@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import pandas
+
     from llama_peft.data import Rows
     from llama_peft.recipe import Source
     from llama_peft.run_folder.results import Results
 
     from .predictors.kinds import Kind
 
-__all__ = ["compare", "evaluate", "score"]
+__all__ = ["compare", "evaluate", "predictions", "score", "verdict"]
 
 
 def evaluate(
@@ -116,3 +118,36 @@ def compare(
         from . import report
 
         return report.render(report.compare([Path(folder) for folder in folders]), form)
+
+
+def verdict(run: str | Path) -> list[str]:
+    """Return the lines of a ladder's table and verdict. run: what `llama_peft.run` returned.
+
+    Raises UserError, in one line, if the folder holds no ladder.
+    """
+    from llama_peft.system.quiet import python_face
+
+    with python_face():
+        from .ladder.steps import lines_of
+        from .ladder.verdict import judge
+
+        return lines_of(judge(Path(run)))
+
+
+def predictions(results: str | Path) -> "pandas.DataFrame":
+    """Return the predictions behind results, one row for each example, in the order of the data.
+
+    results: a folder of an evaluation, such as runs/tiny-sst2/tuned. The columns are those of
+    predictions.jsonl: id, split, text, gold, prediction, probabilities and others.
+
+    Raises UserError, in one line, if the files are missing or not what was written.
+    """
+    from llama_peft.system.quiet import python_face
+
+    with python_face():
+        import pandas
+
+        from .results import read_systems
+
+        lines = [line for system in read_systems(Path(results)) for line in system.lines]
+        return pandas.DataFrame([line.model_dump() for line in lines])
