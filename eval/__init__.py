@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
     from llama_peft.data import Rows
     from llama_peft.recipe import Source
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from .predictors.kinds import Kind
 
-__all__ = ["compare", "evaluate", "predictions", "score", "verdict"]
+__all__ = ["compare", "evaluate", "plot", "predictions", "score", "verdict"]
 
 
 def evaluate(
@@ -151,3 +152,16 @@ def predictions(results: str | Path) -> "pandas.DataFrame":
 
         lines = [line for system in read_systems(Path(results)) for line in system.lines]
         return pandas.DataFrame([line.model_dump() for line in lines])
+
+
+def plot(run: str | Path) -> "dict[str, Figure]":
+    """Return the charts of a run's report by name, as figures of matplotlib; a notebook shows them.
+
+    Raises UserError, in one line, if the run has no zero-shot and tuned results.
+    """
+    from llama_peft.system.quiet import python_face
+
+    with python_face():
+        from .report import charts_of
+
+        return {chart.name: chart.figure for chart in charts_of(Path(run))}

@@ -99,8 +99,7 @@ def write_html(run_folder: Path, verdict: "Verdict | None" = None) -> Path:
     """
     run = _run_of(Path(run_folder))
     check_replaceable(run)
-    zero_shot, tuned = _systems(run, ZERO_SHOT), _systems(run, TUNED)
-    pairs = [*_pairs(zero_shot, tuned)]
+    pairs = _measured(run)
     read_evaluations(run)
     verdict = verdict or _verdict(run)
     page = _page_of_run(run, pairs, verdict)
@@ -110,6 +109,12 @@ def write_html(run_folder: Path, verdict: "Verdict | None" = None) -> Path:
     sums = write_charts(run, charts)
     write_compared(run, pairs, verdict.lines if verdict else (), sums)
     return run / REPORT
+
+
+def charts_of(run_folder: Path) -> list[Chart]:
+    """Return the charts of a run's report. Raises UserError as `write_html`; nothing is written."""
+    run = _run_of(Path(run_folder))
+    return [*_all_charts(_page_of_run(run, _measured(run), _verdict(run)))]
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:
@@ -187,6 +192,11 @@ def _verdict(run: Path) -> "Verdict | None":
 def _systems(run: Path, name: str) -> list[SystemResults]:
     inside(run, name)  # the folder may be a link that a stranger made
     return read_systems(run / name)
+
+
+def _measured(run: Path) -> list[tuple[SystemResults, SystemResults]]:
+    """Return the zero-shot and the tuned results of each part."""
+    return [*_pairs(_systems(run, ZERO_SHOT), _systems(run, TUNED))]
 
 
 def _pairs(
