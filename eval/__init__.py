@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .predictors.kinds import Kind
 
-__all__ = ["compare", "evaluate", "plot", "predictions", "score", "verdict"]
+__all__ = ["compare", "evaluate", "load_predictions", "plot", "score", "verdict"]
 
 
 def evaluate(
@@ -135,7 +135,7 @@ def verdict(run: str | Path) -> list[str]:
         return lines_of(judge(Path(run)))
 
 
-def predictions(results: str | Path) -> "pandas.DataFrame":
+def load_predictions(results: str | Path) -> "pandas.DataFrame":
     """Return the predictions behind results, one row for each example, in the order of the data.
 
     results: a folder of an evaluation, such as runs/tiny-sst2/tuned. The columns are those of
