@@ -65,7 +65,7 @@ demo: $(READY)
 	@$(BIN)/llama-eval verdict $(addprefix runs/,$(DEMO))
 
 .demo-%: $(READY)
-	@$(BIN)/llama-peft run recipes/$*.yaml > /dev/null
+	@$(BIN)/llama-peft run recipes/$*.yaml --named > /dev/null
 
 # This takes about an hour on one core. For ARGS see python -m tests.benchmarks --help, for example ARGS="--only convergence".
 bench: $(READY)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llama_peft import cli
-from llama_peft.system.terminal import say
+from llama_peft.system.terminal import say, share
 
 
 def run(
@@ -21,6 +21,12 @@ def run(
     show_all: Annotated[
         bool, typer.Option("--all", help="Also print every metric of every rung.")
     ] = False,
+    named: Annotated[
+        bool,
+        typer.Option(
+            help="Begin each line of progress with the run's name: for several runs in one terminal."
+        ),
+    ] = False,
 ) -> None:
     """Train a recipe, and compare it with all that is cheaper.
 
@@ -29,6 +35,8 @@ def run(
     from llama_peft.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    if named:
+        share(Path(loaded.run_folder).name)
     from llama_peft.ladder.evaluation import find_evaluation
     from llama_peft.ladder.walk import run as walk
 

@@ -6,10 +6,8 @@ finished.
 """
 
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
@@ -26,6 +24,7 @@ from llama_peft.system.disk import disk_trouble
 from llama_peft.system.files import sum_of
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory
+from llama_peft.system.progress import Phase
 from llama_peft.training import resume, setup
 from llama_peft.training.checkpoint_state import fit_of, naming
 from llama_peft.training.checkpoints import Spent, newest_sealed, read_spent, remove_newer
@@ -208,7 +207,12 @@ def _run(
     earlier: Spent,
 ) -> None:
     """Train to the end, with sealed checkpoints. Raises Stopped if a signal ends the training."""
-    from llama_peft.training.callbacks import LogWhatIsSaved, SealCheckpoints, StopOnSignal
+    from llama_peft.training.callbacks import (
+        LogWhatIsSaved,
+        SealCheckpoints,
+        StopOnSignal,
+        show_progress,
+    )
 
     trainer.accelerator.wait_for_everyone()
     if is_main_process():
@@ -221,8 +225,8 @@ def _run(
     trainer.add_callback(stop)
     trainer.add_callback(LogWhatIsSaved())
     try:
-        # Trainer prints the loss. A closed stdout (`| head`) must not end a training.
-        with redirect_stdout(sys.stderr), naming(resumed, trainer):
+        with Phase("training", "step") as phase, naming(resumed, trainer):
+            show_progress(trainer, phase)
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     finally:
         stop.restore()
