@@ -65,10 +65,9 @@ def predictions(
                 for number, prediction in enumerate(batch, start=1):
                     file.write(_signed(_stored(prediction, number < len(batch))))
                     file.flush()
-                    phase.advance()
+                phase.advance(len(batch))
             check_ids([one.id for one in found], [example.id for example in portion], name)
             by_id = {one.id: one for one in found}
-            phase.pause()  # whoever prints the predictions begins on an empty line
             yield [by_id[example.id] for example in portion]
 
 

@@ -36,9 +36,11 @@ def silence_libraries() -> None:
 
 
 def _ignore_deprecations() -> None:
-    """A user cannot act on deprecations between the libraries."""
+    """A user cannot act on deprecations between the libraries, and need not on their bars."""
     for library in _LIBRARIES:
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)
+    # tqdm, in a notebook without ipywidgets, whose bars are not ours.
+    warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 @contextmanager

@@ -163,7 +163,9 @@ class ShowProgress(TrainerCallback):
         if self._validation is None:
             batches = len(cast("DataLoader[object]", kwargs["eval_dataloader"]))
             self._validation = Phase("validation", "batch", batches).__enter__()
-        self._validation.advance()
+            self._validation.skip(1)  # nobody has seen when it began
+        else:
+            self._validation.advance()
 
     def on_log(
         self,

@@ -82,10 +82,6 @@ class Phase:
         """Show a number no longer."""
         self.work.facts.pop(name, None)
 
-    def pause(self) -> None:
-        """Take the bar away until the next unit: the caller's lines go to another stream."""
-        _screen.close()
-
     def _show(self) -> None:
         if _open and _open[-1] is self and self.work.total:
             _screen.show(self.work)

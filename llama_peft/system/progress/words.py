@@ -85,7 +85,7 @@ def _pace(work: Work) -> list[str]:
         return []
     rate = work.own / work.seconds
     if rate < 1:
-        return [f"{1 / rate:.3g} s a {work.unit}"]
+        return [f"{1 / rate:.3g} s per {work.unit}"]
     return [
         f"{rate:,.0f} {_plural(work.unit)}/s"
         if rate >= 10

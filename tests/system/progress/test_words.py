@@ -33,7 +33,7 @@ def test_nothing_is_said_that_is_not_known(work: Work) -> None:
 
 def test_a_slow_work_says_seconds_a_unit(work: Work) -> None:
     work.done = 202
-    assert "50 s a step" in line(work)
+    assert "50 s per step" in line(work)
 
 
 @pytest.mark.parametrize("width", range(34, 120, 4))
