@@ -12,6 +12,7 @@ import typer
 
 from llama_peft import cli
 from llama_peft.cli import Overrides, RecipeName
+from llama_peft.doctor.command import doctor
 from llama_peft.ladder.command import push_trained
 from llama_peft.ladder.command import run as run_ladder
 from llama_peft.rehearsal.command import rehearse
@@ -45,6 +46,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 app.command("run")(run_ladder)
+app.command()(doctor)
 
 
 @app.command()

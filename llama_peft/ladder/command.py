@@ -41,12 +41,8 @@ def run(
     from llama_peft.ladder.walk import run as walk
 
     pushes = loaded.hub.push_to_hub
-    if pushes:
-        from llama_peft.export.access import check_before_training
-
-        check_before_training(loaded)
     evaluation = find_evaluation()
-    folder = walk(loaded, evaluation, fresh=fresh, only=only)
+    folder = walk(loaded, evaluation, fresh=fresh, only=only, pushes=pushes)
     say(*evaluation.verdict(folder, show_all), folder)
     if pushes:
         push_trained(folder)

@@ -103,6 +103,23 @@ def _scheduled(recipe: Recipe, encoded: setup.Encoded) -> dict[str, float]:
     return found
 
 
+def check_room(recipe: Recipe, dataset: data.Dataset, fresh: bool) -> None:
+    """Raise UserError if the training cannot fit, before the base is downloaded.
+
+    Data are encoded only if rows of `max_length` tokens would not fit. A finished run needs no room.
+    """
+    recipe = data.with_fields(with_labels(recipe, dataset), dataset)
+    folder = Path(recipe.run_folder)
+    most = room.for_machine(recipe.with_train(room.smallest(recipe)))
+    if most is None or most.least <= room.free_memory(recipe):
+        return
+    if not fresh and resume.is_finished(folder, recipe, dataset):
+        return
+    encoded = setup.encode(recipe, dataset)
+    fitted = room.fit(recipe, encoded.widest).recipe
+    room.check_room(fitted, folder, encoded.widest(fitted))
+
+
 def expected(recipe: Recipe) -> Estimate:
     """Return what the training of a recipe will take here, and log what is chosen for auto.
 
