@@ -67,7 +67,7 @@ demo: $(READY)
 	@echo "next, with your own data: $(BIN)/llama-peft init FILE.csv"
 
 .demo-%: $(READY)
-	@$(BIN)/llama-peft run recipes/$*.yaml > /dev/null
+	@$(BIN)/llama-peft run recipes/$*.yaml --named > /dev/null
 
 docs: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

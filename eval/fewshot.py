@@ -16,6 +16,7 @@ from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction, Shots
 from llama_peft.run_folder.layout import RESULTS, UNFINISHED_VALIDATION
 from llama_peft.run_folder.results import FewShotChoice, read_results
+from llama_peft.system.progress import Phase
 from llama_peft.tasks import MAIN
 
 from .job import Job
@@ -163,13 +164,15 @@ class _Trial:
         """Try the numbers in turn, and return the one with the best score; the lowest of equal ones."""
         started, tried = time.monotonic(), dict[int, float]()
         took = 0.0
-        for wanted in self.predictors:
-            spent = time.monotonic() - started
-            if tried and spent + 2 * took > _SECONDS:
-                self.left_out[str(wanted)] = f"it would take more than {_SECONDS // 60} minutes"
-                continue
-            tried[wanted] = self._score(wanted)
-            took = time.monotonic() - started - spent
+        with Phase("choosing worked examples", "number", len(self.predictors)) as phase:
+            for wanted in self.predictors:
+                spent = time.monotonic() - started
+                if tried and spent + 2 * took > _SECONDS:
+                    self.left_out[str(wanted)] = f"it would take more than {_SECONDS // 60} minutes"
+                    continue
+                tried[wanted] = self._score(wanted)
+                took = time.monotonic() - started - spent
+                phase.advance()
         if not tried:
             raise UserError(
                 "eval.num_fewshot: auto found no number of worked examples that the model has room "

@@ -90,11 +90,17 @@ def threshold_digest(recipe: Recipe, validation: Sequence[Example]) -> str:
 
 
 def predict(
-    predictor: Predictor, examples: Sequence[Example], partial: Path, key: str, batch_size: int = 32
+    predictor: Predictor,
+    examples: Sequence[Example],
+    partial: Path,
+    key: str,
+    batch_size: int = 32,
+    name: str | None = None,
 ) -> list[Prediction]:
     """Return one prediction for each example, in their order. Those in the file `partial` are not
-    computed again. Raises UserError as `unfinished.predictions`.
+    computed again. name: what progress calls the work; None takes the kind of the predictor. Raises
+    UserError as `unfinished.predictions`.
     """
-    name = predictor.kind
-    portions = predictions(predictor.predict, examples, partial, key, batch_size, name)
+    named = name or predictor.kind
+    portions = predictions(predictor.predict, examples, partial, key, batch_size, named)
     return list(chain.from_iterable(portions))

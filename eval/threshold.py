@@ -91,7 +91,8 @@ def _fitted(evaluation: Evaluation, validation: Sequence[Example]) -> Threshold 
     key = evaluation_key(evaluation, {"validation": validation})
     partial = job.output / UNFINISHED_VALIDATION
     size = job.recipe.train.per_device_eval_batch_size
-    found = predict(predictor, validation, partial, key, size)
+    name = f"{predictor.kind}, validation"
+    found = predict(predictor, validation, partial, key, size, name)
     threshold = _fit(found, validation, predictor)
     if evaluation.subject.run is not None and not job.fetched:
         _keep(evaluation.subject.run, job.recipe, validation, threshold)

@@ -16,6 +16,7 @@ from llama_peft.commands.predict import predict
 from llama_peft.commands.runs import runs
 from llama_peft.commands.schema import schema
 from llama_peft.commands.validate import validate
+from llama_peft.doctor.command import doctor
 from llama_peft.ladder.command import push_trained
 from llama_peft.ladder.command import run as run_ladder
 from llama_peft.rehearsal.command import rehearse
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 
 app.command("run")(run_ladder)
+app.command()(doctor)
 
 
 @app.command()

@@ -16,11 +16,13 @@ from typing import Annotated
 import typer
 
 from llama_peft.errors import Stopped, UserError
+from llama_peft.system import progress
 from llama_peft.system.disk import disk_trouble
 from llama_peft.system.memory import is_out_of_memory
 from llama_peft.system.quiet import silence_libraries
 from llama_peft.system.secrets import is_web_address
 from llama_peft.system.terminal import (
+    LogLines,
     LogRecord,
     complain,
     one_line,
@@ -88,7 +90,11 @@ def run(app: typer.Typer) -> None:
     try:
         words = _words()
         # Calling the app itself would put typer's excepthook in place of ours.
-        code = typer.main.get_command(app)(words or ["--help"], standalone_mode=False)
+        command = typer.main.get_command(app)
+        try:
+            code = command(words or ["--help"], standalone_mode=False)
+        finally:
+            progress.close()  # an error has left a bar
         sys.exit(code if words else 2)
     except typer.Abort as error:  # typer turns an EOFError into this
         raise error.__cause__ or error from None
@@ -99,20 +105,17 @@ def run(app: typer.Typer) -> None:
         complain_of(error)
         sys.exit(2)
     except Stopped as stop:
-        _close_bars()
         complain(f"stopped; to continue: {_command()}")
         sys.exit(128 + stop.signal_number)
     except Exception as error:
         said = _machine_trouble(error)
         if said is None:
             raise
-        _close_bars()
         complain(f"error: {said}")
         sys.exit(2)
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of tokenizers, which are written in Rust
             raise
-        _close_bars()
         complain(
             f"error: the base's tokenizer failed on a text ({str(error).strip()}); it is damaged, or "
             "its pattern finds no end: use the tokenizer of a base that you trust"
@@ -122,7 +125,6 @@ def run(app: typer.Typer) -> None:
 
 def complain_of(error: UserError, word: str = "error") -> None:
     """Print a user's mistake after a word, with its further lines below."""
-    _close_bars()
     first, *more = error.args
     complain(f"{word}: {first}", *(f"  {line}" for line in more))
 
@@ -163,13 +165,6 @@ def _machine_trouble(error: Exception) -> str | None:
             "smaller base (llama-peft estimate shows what takes how much); finished work is kept"
         )
     return None
-
-
-def _close_bars() -> None:
-    """Close unfinished progress bars, so that the next message starts on a line of its own."""
-    if "tqdm" in sys.modules:
-        for bar in list(sys.modules["tqdm"].tqdm._instances):
-            bar.close()
 
 
 def _stop(number: int, frame: object) -> None:
@@ -238,7 +233,7 @@ def _quiet_logs() -> None:
     warnings.formatwarning = _warning
     sys.excepthook = show_defect
     threading.excepthook = lambda of: show_defect(of.exc_type, of.exc_value, of.exc_traceback)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[LogLines()])
     for name in ("llama_peft", "eval", "llama_peft_eval"):
         logging.getLogger(name).setLevel(logging.INFO if main else logging.ERROR)
     silence_libraries()

@@ -26,6 +26,7 @@ ROWS = (
     {"run_folder"},
     {"inference"},
     {"training", "export"},
+    {"doctor"},
     {"rehearsal", "ladder", "serving", "survey"},
 )
 """The rooms of llama_peft, bottom row first. A room imports itself and the rows below, and nothing of its own row."""
@@ -34,6 +35,7 @@ FACE = {
     "llama_peft",
     "llama_peft.__init__",
     "llama_peft.__main__",
+    "llama_peft.doctor.command",
     "llama_peft.rehearsal.command",
     "llama_peft.ladder.command",
     "llama_peft.serving.command",
@@ -83,6 +85,7 @@ def allowed(module: str) -> set[str]:
         return (ROOMS | {"eval", "cli"}) - {
             "training",
             "export",
+            "doctor",
             "rehearsal",
             "ladder",
             "serving",

@@ -25,6 +25,7 @@ from llama_peft.run_folder.run import Run
 from llama_peft.run_folder.weights import attach_below_head
 from llama_peft.system.files import read_summed, write_summed
 from llama_peft.system.numbers import Finite
+from llama_peft.system.progress import Phase
 from llama_peft.tasks import LANGUAGE_MODELLING
 
 from ..metrics.evidence import Evidence, FloatArray, scores_of
@@ -95,18 +96,22 @@ def measure(run: Run) -> Forgetting:
             losses.append(list(_losses(base, run.recipe)))
             config = ModelConfig(model_kind="", recipe=other.name)
             predictor = open_lm_head(base, other, dataset.labels, "zero-shot", config, None)
-            said = dict(_said(predictor, examples))
+            said = dict(_said(predictor, examples, "after" if is_tuned else "before"))
             evidences.append(evidence_of(other.kind.side, said, golds, dataset.labels))
     found = _compared(np.array(losses), evidences, other, run.record.weights_sha256)
     write_summed(run.folder / LADDER, FORGETTING, found.model_dump(mode="json"))
     return found
 
 
-def _said(predictor: Predictor, examples: Sequence[Example]) -> Iterator[tuple[str, Said]]:
-    for portion in predictor.predict(examples, 32):
-        for one in portion:
-            said = one.prediction
-            yield one.id, list(said) if isinstance(said, tuple) else said
+def _said(
+    predictor: Predictor, examples: Sequence[Example], when: str
+) -> Iterator[tuple[str, Said]]:
+    with Phase(f"another task, {when} tuning", "example", len(examples)) as phase:
+        for portion in predictor.predict(examples, 32):
+            for one in portion:
+                said = one.prediction
+                yield one.id, list(said) if isinstance(said, tuple) else said
+            phase.advance(len(portion))
 
 
 def read_forgetting(run: Path) -> Forgetting | None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+_QUICK = 10.0
+"""Seconds that the Hub has to answer before a training."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """A repository that the user may write to."""
@@ -107,7 +111,8 @@ def check_before_training(recipe: Recipe) -> None:
     name = default_name(recipe)
     try:
         target = retry.within(
-            retry.SILENCE, lambda until: retry.with_retries(lambda: check_access(name), until)
+            min(retry.SILENCE, _QUICK),
+            lambda until: retry.with_retries(lambda: check_access(name), until),
         )
     except retry.failures() as error:
         raise UserError(

@@ -22,6 +22,7 @@ from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.system.files import append, inside, open_regular, parse_json
 from llama_peft.system.memory import free_memory, is_out_of_memory
+from llama_peft.system.progress import Phase
 from llama_peft.system.terminal import one_line
 
 log = logging.getLogger(__name__)
@@ -45,39 +46,29 @@ def predictions(
 ) -> Iterator[list[Prediction]]:
     """Yield the predictions of one portion after the other, in the order of the examples.
 
-    Those in the file `place` are not computed again. name: what the bar and messages call the work.
+    Those in the file `place` are not computed again. name: what progress and messages call the work.
     If memory runs out, the batch is halved. Raises UserError if even one example does not fit, or
     if there is not exactly one prediction for each example.
     """
-    from tqdm import tqdm
-
     kept, missing = _Kept(place, key), Missing(predict, batch_size)
     file: TextIO | None = None
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(examples), desc=name, unit="ex", disable=None))
+        phase = stack.enter_context(Phase(name, "example", len(examples)))
         for first in range(0, len(examples), PORTION):
             portion = examples[first : first + PORTION]
             found = kept.take(portion)
-            if found:  # so that the bar's rate is that of this process
-                bar.initial = bar.n = bar.n + len(found)
+            phase.skip(len(found))
             if len(found) < len(portion) and file is None:
-                _tell_kept(first + len(found), len(examples))
                 file = stack.enter_context(kept.open())
             for batch in missing.of(portion, found):
                 assert file is not None, "it is open if anything is missing"
                 for number, prediction in enumerate(batch, start=1):
                     file.write(_signed(_stored(prediction, number < len(batch))))
                     file.flush()
-                    bar.update()
+                phase.advance(len(batch))
             check_ids([one.id for one in found], [example.id for example in portion], name)
             by_id = {one.id: one for one in found}
-            bar.clear()  # whoever prints the predictions begins on an empty line
             yield [by_id[example.id] for example in portion]
-
-
-def _tell_kept(found: int, wanted: int) -> None:
-    if found:
-        log.info("%d of %d predictions exist already", found, wanted)
 
 
 class Missing:

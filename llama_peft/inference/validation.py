@@ -13,6 +13,7 @@ from llama_peft.data import Example, QuestionExample, TextExample
 from llama_peft.inference.predict import Output, Prediction, of_logits, predict
 from llama_peft.inference.unfinished import Missing
 from llama_peft.run_folder.weights import TunedModel
+from llama_peft.system.progress import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +36,9 @@ def validation_score(
         found = of_logits(ids, logits, tuned.labels, tuned.recipe.kind.side)
     else:
         size = tuned.recipe.train.per_device_eval_batch_size
-        for _ in Missing(partial(predict, tuned), size).of(examples, found):
-            pass
+        with Phase("validation", "example", len(examples)) as phase:
+            for batch in Missing(partial(predict, tuned), size).of(examples, found):
+                phase.advance(len(batch))
     by_id = {one.id: one for one in found}
     return score(tuned, examples, [by_id[example.id] for example in examples])
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llama_peft import cli
-from llama_peft.system.terminal import say, typed
+from llama_peft.system.terminal import say, share, typed
 
 
 def run(
@@ -23,6 +23,12 @@ def run(
     show_all: Annotated[
         bool, typer.Option("--all", help="Also print every metric of every rung.")
     ] = False,
+    named: Annotated[
+        bool,
+        typer.Option(
+            help="Begin each line of progress with the run's name: for several runs in one terminal."
+        ),
+    ] = False,
 ) -> None:
     """Train a recipe, and compare it with all that is cheaper.
 
@@ -31,16 +37,14 @@ def run(
     from llama_peft.survey.own_folder import load_in_own_folder
 
     loaded = load_in_own_folder(recipe, overrides or [])
+    if named:
+        share(Path(loaded.run_folder).name)
     from llama_peft.ladder.evaluation import find_evaluation
     from llama_peft.ladder.walk import run as walk
 
     pushes = loaded.hub.push_to_hub
-    if pushes:
-        from llama_peft.export.access import check_before_training
-
-        check_before_training(loaded)
     evaluation = find_evaluation()
-    folder = walk(loaded, evaluation, fresh=fresh, only=only)
+    folder = walk(loaded, evaluation, fresh=fresh, only=only, pushes=pushes)
     say(*evaluation.verdict(folder, show_all), *map(typed, _next(folder)), folder)
     if pushes:
         push_trained(folder)

@@ -6,10 +6,8 @@ The result is an ordinary checkpoint, which any tool loads.
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +23,8 @@ from llama_peft.system import files
 from llama_peft.system.files import sha256_of, sum_of
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory
-from llama_peft.training.callbacks import SealCheckpoints, StopOnSignal
+from llama_peft.system.progress import Phase
+from llama_peft.training.callbacks import SealCheckpoints, StopOnSignal, show_progress
 from llama_peft.training.checkpoints import Origin, newest_sealed, read_origin, read_spent
 
 if TYPE_CHECKING:
@@ -86,7 +85,8 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path, origin: Origin) ->
     trainer.add_callback(stop)
     resumed = newest_sealed(folder / CHECKPOINTS)
     try:
-        with redirect_stdout(sys.stderr):  # Trainer prints the loss
+        with Phase("training", "step") as phase:
+            show_progress(trainer, phase)
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     finally:
         stop.restore()
@@ -141,7 +141,7 @@ def _trainer(
         logging_steps=_PART,
         load_best_model_at_end=bool(validation),
         report_to=[],
-        disable_tqdm=None,
+        disable_tqdm=True,
     )
     return Trainer(
         model=_model(recipe, dataset, tokenizer),

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llama_peft import data
+from llama_peft.doctor import blocking
 from llama_peft.errors import UserError
 from llama_peft.ladder import encoder
 from llama_peft.ladder.evaluation import Evaluation
-from llama_peft.model import preflight
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.ladder.finished import (
     borrow,
@@ -31,7 +31,7 @@ from llama_peft.run_folder.ownership import check_run_folder
 from llama_peft.system.files import is_file, write_text
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import free_memory, reset_peak
-from llama_peft.training.fit import train
+from llama_peft.training.fit import check_room, train
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +43,13 @@ def run(
     fresh: bool = False,
     only: str | None = None,
     given: Mapping[str, data.Rows] | None = None,
+    pushes: bool = False,
 ) -> Path:
     """Measure every rung of a recipe's ladder and return the run folder.
 
     evaluation: predicts and scores. fresh: train and measure again what is finished already. only:
-    the name of one rung. given: rows from Python by part, as in `data.load`.
+    the name of one rung. given: rows from Python by part, as in `data.load`. pushes: whether a push
+    follows, which must be allowed.
 
     Raises UserError before anything is trained if data, base, machine or folder do not allow it. A
     rung that cannot be measured is left out with a warning, unless it is the recipe's own training
@@ -58,8 +60,9 @@ def run(
     rung = None if only is None else check_rung(recipe, only)
     folder = Path(recipe.run_folder)
     check_run_folder(folder)
-    preflight.check(recipe, long=True)
+    blocking.check(recipe, pushes)
     dataset = data.load(recipe, given)
+    check_room(recipe, dataset, fresh)
     content, examples = data.content_sum(dataset), len(dataset.parts["train"])
     plan = [one for one in measurements(recipe, examples) if rung in (None, one.rung)]
     with only_process(folder / LADDER, "running a ladder"):

@@ -283,7 +283,6 @@ def _load_weights(
     """Return the model with its weights, and what transformers says about them."""
     import torch
     from transformers import AutoModelForCausalLM, set_seed
-    from transformers.utils import logging as transformers_logging
 
     from llama_peft.model import heads
 
@@ -294,7 +293,6 @@ def _load_weights(
         auto = AutoModelForCausalLM if lm_head else heads.model_class(config, task)
     except KeyError:
         raise UserError(f"{name}: {config.model_type} is not a causal language model") from None
-    transformers_logging.disable_progress_bar()  # loading takes seconds
     set_seed(recipe.train.seed)  # the head's first weights are drawn while loading
     return from_pretrained(
         auto,
@@ -315,6 +313,9 @@ def from_pretrained(
 
     Raises UserError if the checkpoint cannot be read.
     """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # loading takes seconds
     with _in_one_line(name):
         try:
             found: tuple[PreTrainedModel, LoadingInfo] = auto.from_pretrained(

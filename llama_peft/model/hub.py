@@ -12,6 +12,13 @@ from llama_peft.recipe import Model
 _MIRROR = 'or use an ungated copy: SET="model.model_name_or_path=unsloth/Llama-3.2-1B"'
 
 
+_SILENCE = 8.0
+"""Seconds without a byte after which the Hub does not answer."""
+
+
+BAD_TOKEN = "the Hub does not know your token: log in again with `hf auth login`, or unset HF_TOKEN"
+
+
 class Weights(NamedTuple):
     """The weights of a base, and what prevents loading them."""
 
@@ -35,10 +42,11 @@ def _download_config(name: str, revision: str) -> Path:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import httpx
 
+    _limit_silence()
     try:
         if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
             # Without this, a download tries for half a minute.
-            HfApi().model_info(name, revision=revision, timeout=10)
+            HfApi().model_info(name, revision=revision, timeout=_SILENCE)
         return Path(hf_hub_download(name, "config.json", revision=revision))
     except (HFValidationError, httpx.HTTPError, OSError) as error:
         raise UserError(f"{name}: {hub_problem(error, name, revision)}") from None
@@ -62,9 +70,10 @@ def hub_weights(model: Model) -> Weights:
     name, revision = model.model_name_or_path, model.revision
     if size := _cached(name, revision):
         return Weights([], size // 2, config=read_config(name, revision))
+    _limit_silence()
     try:
         auth_check(name)
-        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
+        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=_SILENCE)
     except (httpx.HTTPError, HFValidationError, OSError) as error:
         return Weights([hub_problem(error, name, revision)])
     files = info.siblings or ()
@@ -74,6 +83,14 @@ def hub_weights(model: Model) -> Weights:
     total = info.safetensors.total if info.safetensors else size // 2
     described = any(file.rfilename == "config.json" for file in files)
     return Weights([], total, size, read_config(name, revision) if described else {})
+
+
+def _limit_silence() -> None:
+    """Limit how long the client waits for a byte: it would wait for ever."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import httpx
+
+    get_session().timeout = httpx.Timeout(_SILENCE)
 
 
 def _bytes_of(folder: Path) -> int:
@@ -107,6 +124,7 @@ def hub_problem(error: Exception, name: str, revision: str) -> str:
     from huggingface_hub import get_token
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
@@ -127,6 +145,8 @@ def hub_problem(error: Exception, name: str, revision: str) -> str:
         return f"no such folder here and no such model on the Hub: check the name{hint}"
     if isinstance(error, RemoteEntryNotFoundError):
         return f"the Hub has no such file of it ({first_line(error)}): check the name"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+        return BAD_TOKEN
     offline = isinstance(error.__cause__, OfflineModeIsEnabled)
     if isinstance(error, OfflineModeIsEnabled) or (
         isinstance(error, LocalEntryNotFoundError) and offline

@@ -17,7 +17,7 @@ from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.model.counts import BadConfig, UncountedFamily, count
 from llama_peft.model.hub import Weights, hub_weights, local_weights
-from llama_peft.model.quantize import packed_form, packed_problems
+from llama_peft.model.quantize import packed_form, packed_problems, packing_trouble
 from llama_peft.model.room import free_memory, gb, has_gpu
 from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
@@ -147,23 +147,33 @@ def check(recipe: Recipe, long: bool) -> None:
 
     long: whether training or a whole evaluation follows, which should not run on a CPU by mistake.
     """
+    found = problems(recipe, weights_of(recipe), long)
+    if found:
+        raise UserError(f"{recipe.model.model_name_or_path} cannot be used:", *found)
+
+
+def weights_of(recipe: Recipe) -> Weights:
+    """Return what is known of the base's weights, from its folder or from the Hub."""
     folder = Path(backbone.source(recipe.model))
-    weights = local_weights(folder) if folder.is_dir() else hub_weights(recipe.model)
+    return local_weights(folder) if folder.is_dir() else hub_weights(recipe.model)
+
+
+def problems(recipe: Recipe, weights: Weights, long: bool) -> list[str]:
+    """Return every problem that prevents loading a base with these weights. Arguments as in `check`."""
+    is_local = Path(backbone.source(recipe.model)).is_dir()
     fast = str(backbone.fast_dtype(backbone.place_of(recipe)))
     if recipe.model.dtype == "bfloat16" and fast == "torch.float16":
         log.warning(
             "this GPU only emulates bfloat16, which is slow and takes several times the memory: remove "
             "model.dtype"
         )
-    problems = [
+    return [
         *weights.problems,
         *packed_problems(weights.config, recipe.quantization),
         *_length_problems(recipe, weights.config),
         *_machine_problems(recipe, weights, long),
-        *(_shape_problems(weights) if folder.is_dir() else ()),
+        *(_shape_problems(weights) if is_local else ()),
     ]
-    if problems:
-        raise UserError(f"{recipe.model.model_name_or_path} cannot be used:", *problems)
 
 
 def check_named(recipe: Recipe, long: bool, by: Path) -> None:
@@ -191,6 +201,9 @@ def _machine_problems(recipe: Recipe, weights: Weights, long: bool) -> list[str]
                 f"no GPU here, and {weights.parameters:,} parameters take a CPU days: {trouble}; or try "
                 '`make demo`, or insist with SET="train.use_cpu=true"'
             )
+    if not found and (recipe.quantization.load_in_4bit or recipe.quantization.load_in_8bit):
+        broken = packing_trouble(str(backbone.place_of(recipe)))
+        found += [] if broken is None else [broken]
     return [*found, *_disk_problems(weights), *_memory_problems(recipe, weights)]
 
 

@@ -6,6 +6,7 @@ config.json, and not what it is asked for.
 
 import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 from llama_peft.errors import UserError
@@ -23,6 +24,10 @@ _UNPACKED = ("fp8",)
 """The forms that transformers unpacks while it loads them, on any machine."""
 _SECTIONS = "", "text_config"
 """Where a config says how its weights are packed: at its top, or in that of its language model."""
+
+
+_ROUNDING = 0.3
+"""How far off a product of 4-bit weights may be. About a tenth is usual."""
 
 
 def packed_form(config: Mapping[str, object]) -> str | None:
@@ -102,6 +107,33 @@ def quantization_config(
     if quantization.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NEVER_QUANTIZED)
     return None
+
+
+@cache  # what is wrong with a library stays wrong in a process
+def packing_trouble(device: str) -> str | None:
+    """Return why bitsandbytes does not multiply 4-bit weights on a device, and what to do; else None.
+
+    A small product is compared with the plain one. Nothing is drawn from torch's generators.
+    """
+    import torch
+
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    weight_OI = torch.sin(torch.arange(64.0 * 64)).reshape(64, 64).to(device)
+    inputs_BI = torch.cos(torch.arange(2.0 * 64)).reshape(2, 64).to(device)
+    try:
+        import bitsandbytes
+        from bitsandbytes.functional import quantize_4bit
+
+        packed, state = quantize_4bit(weight_OI, quant_type="nf4", compress_statistics=True)
+        found_BO = bitsandbytes.matmul_4bit(inputs_BI, packed.t(), quant_state=state)
+        off = float((found_BO - inputs_BI @ weight_OI.T).norm() / (inputs_BI @ weight_OI.T).norm())
+        reason = f"a 4-bit product is off by {off:.0%}" if not off < _ROUNDING else None
+    except Exception as error:  # it loads compiled code, and whatever that lacks may be raised
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return reason and (
+        f"bitsandbytes does not work here ({reason}): install it again with `make clean setup`, or set "
+        "quantization.load_in_4bit: false"
+    )
 
 
 def settle(model: "PreTrainedModel", quantization: Quantization, dtype: "torch.dtype") -> None:

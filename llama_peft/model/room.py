@@ -64,6 +64,12 @@ def fit(recipe: Recipe, widest: Callable[[Recipe], Batches]) -> Choice:
     return found
 
 
+def smallest(recipe: Recipe) -> dict[str, int | bool]:
+    """Return what takes least in place of each auto, by key of `train`."""
+    least = {"per_device_train_batch_size": 1, "activation_checkpointing": True}
+    return {key: value for key, value in least.items() if getattr(recipe.train, key) == "auto"}
+
+
 def check_room(recipe: Recipe, folder: Path, batches: Batches | None = None) -> None:
     """Compare what the training will take with what the machine has free.
 

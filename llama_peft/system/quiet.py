@@ -23,6 +23,7 @@ _ENVIRONMENT = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_VERBOSITY": "error",  # it sets its own level when it is imported
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # not its downloads: huggingface_hub shows those
 }
 
 
@@ -36,9 +37,11 @@ def silence_libraries() -> None:
 
 
 def _ignore_deprecations() -> None:
-    """A user cannot act on deprecations between the libraries."""
+    """A user cannot act on deprecations between the libraries, and need not on their bars."""
     for library in _LIBRARIES:
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)
+    # tqdm, in a notebook without ipywidgets, whose bars are not ours.
+    warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 @contextmanager

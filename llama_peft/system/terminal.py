@@ -7,11 +7,13 @@ what is printed are lines: a line feed inside one came from data, and becomes vi
 
 import json
 import logging
+import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
+from typing import TextIO
 
 from llama_peft.system.secrets import masked
 
@@ -61,14 +63,59 @@ def typed(text: object) -> str:
     return _PROGRAM.sub(lambda name: _programs.get(name[0], name[0]), str(text))
 
 
+_above: Callable[[str], None] | None = None
+"""Prints a text above the progress bar; None while there is none."""
+_name = ""
+"""What begins each line on standard error, if several runs share a terminal."""
+
+
+def show_above(printing: Callable[[str], None] | None) -> None:
+    """Set what prints while a progress bar is shown; None if it is gone."""
+    global _above
+    _above = printing
+
+
+def share(name: str) -> None:
+    """Begin each line on standard error with a name, because other runs print there too."""
+    global _name
+    _name = f"{printable(name)} | "
+
+
+def is_shared() -> bool:
+    """Whether other runs print on this terminal, so that nothing on it can be replaced."""
+    return bool(_name)
+
+
 def say(*lines: object) -> None:
     """Print lines on standard output."""
-    print("\n".join(map(printable, lines)))
+    _print("\n".join(map(printable, lines)), sys.stdout)
 
 
 def complain(*lines: object) -> None:
     """Print messages on standard error."""
-    print("\n".join(printable(typed(line)) for line in lines), file=sys.stderr)
+    _print("\n".join(_name + printable(typed(one)) for one in lines), sys.stderr)
+
+
+def redraw(text: str) -> None:
+    """Put a text in the place of the current line of standard error, in a notebook."""
+    print(f"\r{printable(text)}\r", end="", file=sys.stderr, flush=True)
+
+
+def interrupt(text: str) -> None:
+    """Print a line at once, from the handler of a signal.
+
+    Not by logging or print: the signal may have come in the middle of one of their lines.
+    """
+    before = "" if _above is None else "\n"  # the bar stays there, and goes on below
+    os.write(2, f"{before}{_name}{printable(text)}\n".encode())
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Print a text, above the bar if one is shown where the stream goes."""
+    if _above is not None and (stream is sys.stderr or stream.isatty()):
+        _above(text)
+    else:
+        print(text, file=stream)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -80,7 +127,7 @@ def say_json(value: object, indent: int | None = None) -> None:
     """Print a value as JSON on standard output. Except for secrets, it is read back as it was."""
     text = json.dumps(_without_secrets(value), ensure_ascii=False, indent=indent)
     unshown = "[^\x00-\x7e]" if "utf" not in (sys.stdout.encoding or "utf").lower() else _CONTROL
-    print(re.sub(unshown, _json_escape, text))
+    _print(re.sub(unshown, _json_escape, text), sys.stdout)
 
 
 def _without_secrets(value: object) -> object:
@@ -113,3 +160,14 @@ class LogRecord(logging.LogRecord):
             lines = "".join(traceback.format_exception(*self.exc_info)).rstrip("\n").split("\n")
             self.exc_text = "\n".join(map(printable, lines))
         return printable(typed(super().getMessage()))
+
+
+class LogLines(logging.Handler):
+    """Prints log lines as every other line: above a bar, and with the name of the run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record. What cannot be printed, on a full disk for example, ends nothing."""
+        try:
+            complain(*self.format(record).split("\n"))
+        except Exception:
+            self.handleError(record)

@@ -1,7 +1,6 @@
 """What happens beside the steps of a training: loss curve, seals, and the stop on a signal."""
 
 import json
-import os
 import signal
 import threading
 import time
@@ -11,13 +10,23 @@ from types import FrameType
 from typing import cast
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from llama_peft.run_folder.ownership import checkpoint_files
 from llama_peft.system.files import append, write_text
 from llama_peft.system.memory import peak_memory
+from llama_peft.system.progress import Phase
 from llama_peft.system.seal import seal
+from llama_peft.system.terminal import interrupt
 from llama_peft.training.checkpoints import Origin, Spent, rotate, write_spent
 
 Handler = Callable[[int, FrameType | None], object] | int | None
@@ -119,6 +128,90 @@ class SealCheckpoints(TrainerCallback):
             rotate(checkpoints, self.keep, state.best_model_checkpoint)
 
 
+class ShowProgress(TrainerCallback):
+    """Shows the steps, the newest losses, and each validation while it goes on."""
+
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
+        self._validation: Phase | None = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        self.phase.begin(state.max_steps, state.global_step)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        self.phase.reach(state.global_step)
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        if self._validation is None:
+            batches = len(cast("DataLoader[object]", kwargs["eval_dataloader"]))
+            self._validation = Phase("validation", "batch", batches).__enter__()
+            self._validation.skip(1)  # nobody has seen when it began
+        else:
+            self._validation.advance()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Show the loss, or after a validation the number that chooses checkpoints."""
+        logs, chosen = cast("dict[str, float]", kwargs["logs"]), _chosen(args)
+        for name in ("loss", *filter(None, [chosen])):
+            if name in logs:
+                self.phase.tell(_shown(name), logs[name])
+        if self._validation is not None:
+            self._validation.__exit__(None, None, None)
+            self._validation = None
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Show the number of the checkpoint that is kept."""
+        if state.best_metric is not None and (name := _chosen(args)) is not None:
+            self.phase.forget(_shown(name))
+            self.phase.tell(f"best {_shown(name)}", state.best_metric)
+
+
+def _chosen(args: TrainingArguments) -> str | None:
+    """Return the key of the number that chooses checkpoints, in the logs of a validation."""
+    name = args.metric_for_best_model
+    return name and f"eval_{name.removeprefix('eval_')}"
+
+
+def _shown(key: str) -> str:
+    return key.replace("eval_", "validation ")
+
+
+def show_progress(trainer: Trainer, phase: Phase) -> None:
+    """Show a training as a phase, in place of the lines that Trainer would print."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ShowProgress(phase))
+
+
 class LogWhatIsSaved(TrainerCallback):
     """Logs at each checkpoint and at the last step.
 
@@ -165,8 +258,7 @@ class StopOnSignal(TrainerCallback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self.restore()
-        # Not by logging or print: the signal may have come in the middle of one of their lines.
-        os.write(2, b"stopping at the end of this step; a second signal stops at once\n")
+        interrupt("stopping at the end of this step; a second signal stops at once")
 
     def restore(self) -> None:
         """Give the signals back to their earlier handlers."""

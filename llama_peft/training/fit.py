@@ -6,10 +6,8 @@ finished.
 """
 
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
@@ -26,6 +24,7 @@ from llama_peft.system.disk import disk_trouble
 from llama_peft.system.files import sum_of
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory
+from llama_peft.system.progress import Phase
 from llama_peft.training import resume, setup
 from llama_peft.training.checkpoint_state import fit_of, naming
 from llama_peft.training.checkpoints import Spent, newest_sealed, read_spent, remove_newer
@@ -102,6 +101,23 @@ def _scheduled(recipe: Recipe, encoded: setup.Encoded) -> dict[str, float]:
     named = ", ".join(f"{key} {value:g}" for key, value in found.items())
     log.info("chosen for this base and these rows: %s", named)
     return found
+
+
+def check_room(recipe: Recipe, dataset: data.Dataset, fresh: bool) -> None:
+    """Raise UserError if the training cannot fit, before the base is downloaded.
+
+    Data are encoded only if rows of `max_length` tokens would not fit. A finished run needs no room.
+    """
+    recipe = data.with_fields(with_labels(recipe, dataset), dataset)
+    folder = Path(recipe.run_folder)
+    most = room.for_machine(recipe.with_train(room.smallest(recipe)))
+    if most is None or most.least <= room.free_memory(recipe):
+        return
+    if not fresh and resume.is_finished(folder, recipe, dataset):
+        return
+    encoded = setup.encode(recipe, dataset)
+    fitted = room.fit(recipe, encoded.widest).recipe
+    room.check_room(fitted, folder, encoded.widest(fitted))
 
 
 def expected(recipe: Recipe) -> Estimate:
@@ -208,7 +224,12 @@ def _run(
     earlier: Spent,
 ) -> None:
     """Train to the end, with sealed checkpoints. Raises Stopped if a signal ends the training."""
-    from llama_peft.training.callbacks import LogWhatIsSaved, SealCheckpoints, StopOnSignal
+    from llama_peft.training.callbacks import (
+        LogWhatIsSaved,
+        SealCheckpoints,
+        StopOnSignal,
+        show_progress,
+    )
 
     trainer.accelerator.wait_for_everyone()
     if is_main_process():
@@ -221,8 +242,8 @@ def _run(
     trainer.add_callback(stop)
     trainer.add_callback(LogWhatIsSaved())
     try:
-        # Trainer prints the loss. A closed stdout (`| head`) must not end a training.
-        with redirect_stdout(sys.stderr), naming(resumed, trainer):
+        with Phase("training", "step") as phase, naming(resumed, trainer):
+            show_progress(trainer, phase)
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     finally:
         stop.restore()

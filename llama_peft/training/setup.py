@@ -384,6 +384,7 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "logging_nan_inf_filter": False,  # would log NaN as 0.0
         "logging_first_step": True,
         "ddp_find_unused_parameters": False,
+        "disable_tqdm": True,  # `show_progress` has a bar of ours
         "project": recipe.name,
     }
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from llama_peft.recipe import Recipe, dump_recipe
+from llama_peft.system import progress
 from llama_peft.training import callbacks, checkpoints
 from llama_peft.training import fit as training
 from llama_peft.training import trainer as steady
@@ -88,6 +90,25 @@ def test_a_signal_saves_at_the_end_of_the_step(
     assert code == 0 and f"continuing from {kept}" in text, text
     found = weights(run)
     assert all(torch.equal(found[key], value) for key, value in uninterrupted[0].items())
+
+
+def test_a_training_says_its_losses_in_one_line(
+    make_recipe: Callable[..., Recipe],
+    base: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Trainer would print a dictionary at each log, which says neither what is trained nor how long."""
+    monkeypatch.setattr(progress, "_SHORTEST", 0.0)
+    caplog.set_level("INFO")
+    keys = {"max_steps": 4, "eval_steps": 2, "logging_steps": 1}
+    training.train(recipe_of(make_recipe, base, "classification", tmp_path / "run", **keys))
+    said = capsys.readouterr()
+    assert "'loss'" not in said.out + said.err + caplog.text
+    (line,) = [one.getMessage() for one in caplog.records if "progress" in one.name]
+    assert re.match(r"training: 4 steps in .*, loss \d[\d.]*, best validation loss \d", line), line
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(

@@ -42,6 +42,7 @@ from llama_peft.system.files import (
 )
 from llama_peft.system.formatting import disk_space
 from llama_peft.system.lock import file_lock
+from llama_peft.system.progress import Phase
 from llama_peft.system.seal import SEAL, is_sealed, seal
 from llama_peft.training.features.states import Group, Key, grouped, pooled
 from llama_peft.training.rows import ClassificationRow as Row
@@ -167,7 +168,6 @@ def compute(
         groups = grouped(recipe, rows, model)
         done = _finished(folder, groups)
         _check_disk(folder, (len(rows) - done) * len(keys), model)
-        log.info("%s: features of %d texts, %d of them done (%s)", part, len(rows), done, folder)
         _fill(model, groups, folder, keys, done)
         order = [texts[index] for group in groups for index in group.members]
         write_text(folder, ORDER, json.dumps(order))
@@ -212,7 +212,6 @@ def _check_disk(folder: Path, states: int, model: PreTrainedModel) -> None:
     hidden = model.config.get_text_config().hidden_size
     size = states * hidden * torch.finfo(model.dtype).bits // 8
     free = free_disk(folder)
-    log.info("features take %.1f MB of disk", size / 1e6)
     if size > 0.95 * free:
         raise UserError(
             f"{folder}: features take {disk_space(size)}, but {disk_space(free)} are free: make "
@@ -285,27 +284,34 @@ def _fill(
     done: int,
 ) -> None:
     """Compute the groups after the first `done` texts, and write their shards."""
-    from tqdm import tqdm
-
     limits = set(_limits(groups))
     number = sum(limit <= done for limit in limits)
     seen = 0
     held: list[list[Tensor]] = []
     was_training = model.training
     model.eval()
-    for group in tqdm(groups, desc="features", unit="row", disable=None):
-        seen += len(group.members)
-        if seen <= done:
-            continue
-        held.append(pooled(model, group, keys))
-        if seen in limits:
-            tensors = {
-                _name(key): torch.cat([each[i] for each in held]).to(model.dtype).cpu().contiguous()
-                for i, key in enumerate(keys)
-            }
-            _write_shard(folder, _shard_name(number), tensors)
-            held, number = [], number + 1
+    with Phase("features", "text", sum(len(group.members) for group in groups)) as phase:
+        phase.skip(done)
+        for group in groups:
+            seen += len(group.members)
+            if seen <= done:
+                continue
+            held.append(pooled(model, group, keys))
+            if seen in limits:
+                _write_shard(folder, _shard_name(number), _tensors(held, keys, model.dtype))
+                held, number = [], number + 1
+            phase.reach(seen)
     model.train(was_training)
+
+
+def _tensors(
+    held: Sequence[Sequence[Tensor]], keys: Sequence[Key], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Return the states of some groups as the tensors of a shard."""
+    return {
+        _name(key): torch.cat([each[i] for each in held]).to(dtype).cpu().contiguous()
+        for i, key in enumerate(keys)
+    }
 
 
 def _write_shard(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:

@@ -5,7 +5,6 @@ texts of similar length. Both give the same states; the second way is simple, an
 first with it.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -22,8 +21,6 @@ from llama_peft.recipe import Recipe
 from llama_peft.tokens.batches import batches, pad
 from llama_peft.tokens.prompts import Encoded
 from llama_peft.training.rows import ClassificationRow as Row
-
-log = logging.getLogger(__name__)
 
 BATCH_SIZE = 16
 
@@ -60,7 +57,6 @@ def grouped(recipe: Recipe, rows: Sequence[Row], model: PreTrainedModel) -> list
     encoded = [Encoded(str(i), tuple(row["input_ids"])) for i, row in enumerate(rows)]
     longest = max(len(row["input_ids"]) for row in rows)
     trees = prefix_tree.pack(encoded, max(ROW_TOKENS, longest))
-    log.info("prefix trees: %s", prefix_tree.packing(trees))
     return [Group([int(name) for name in tree["ids"]], tree) for tree in trees]
 
 

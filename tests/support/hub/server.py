@@ -193,7 +193,9 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def route(self, parts: list[str]) -> None:
-        if parts == ["api", "whoami-v2"]:
+        if self.hub.users and "Authorization" in self.headers and self.user is None:
+            self.answer(401, {"error": "Invalid credentials in Authorization header"})
+        elif parts == ["api", "whoami-v2"]:
             self.whoami()
         elif parts == ["api", "repos", "create"]:
             self.create()

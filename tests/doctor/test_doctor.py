@@ -1,0 +1,202 @@
+"""Whatever would end a run later is said at once, in one line each, before any download or training."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_peft.tiny import MODEL_DIR
+from tests.support.hub.server import Fault, Hub, serve
+from tests.support.paths import ROOT
+
+WRITER, READER, NOBODY = ("hf_" + word * 3 for word in ("writesalot", "onlyreading", "isnobodys0"))
+PUSH = "hub.push_to_hub=true"
+CASES: dict[str, dict[str, Any]] = {
+    "fine": {"base": "open/small"},
+    "no token": {"base": "meta/gated", "token": ""},
+    "bad token": {"base": "open/small", "token": NOBODY},
+    "not accepted": {"base": "meta/gated"},
+    "no write right": {"base": "open/small", "token": READER, "words": [PUSH]},
+    "cache full": {"base": "open/small", "disk": 200_000_000},
+    "disk full": {"base": "tiny", "disk": 1_000_000},
+    "read only": {"base": "tiny", "writable": False},
+    "bitsandbytes missing": {"base": "open/small", "packing": "missing"},
+    "bitsandbytes wrong": {"base": "open/small", "packing": "wrong"},
+    "driver": {"base": "open/large"},
+    "memory": {"base": "open/small", "memory": 50_000_000},
+    "rows": {"base": "tiny", "memory": 700_000_000},
+    "refused": {"base": "open/refused"},
+    "silent": {"base": "open/silent", "words": [PUSH]},
+    "several": {"base": "meta/gated", "token": READER, "words": [PUSH], "disk": 1_000_000},
+}
+# All in one process, because torch is slow to import: the client reads its endpoint only once, but its token each time.
+CHILD = """
+import json, os, shutil, sys, time
+from types import SimpleNamespace
+import torch
+from llama_peft.__main__ import app
+from llama_peft.errors import UserError
+from llama_peft.model import preflight, quantize, room
+import bitsandbytes, bitsandbytes.functional
+
+cases, runs = json.loads(sys.argv[1]), sys.argv[2]
+plain = room._host_memory, shutil.disk_usage, bitsandbytes.functional.quantize_4bit, os.access
+old = preflight.Machine(
+    system="Linux", torch="2.13.0+cu130", cuda="13.0", driver_cuda=12040, nvidia=True
+)
+
+class Ended(Exception):
+    pass
+
+def loads(*args):
+    raise Ended  # nothing has blocked: the data would be loaded now
+
+from llama_peft import data
+load = data.load
+
+def wrong(*args, **keys):
+    packed, state = plain[2](*args, **keys)
+    return packed ^ 0x77, state
+
+for name, case in cases.items():
+    os.environ["HF_TOKEN"] = case["token"]
+    room._host_memory, shutil.disk_usage, bitsandbytes.functional.quantize_4bit, os.access = plain
+    sys.modules["bitsandbytes"] = bitsandbytes
+    quantize.packing_trouble.cache_clear()
+    if "memory" in case:
+        room._host_memory = lambda: case["memory"]
+    if "disk" in case:
+        shutil.disk_usage = lambda folder: SimpleNamespace(free=case["disk"])
+    if not case.get("writable", True):
+        os.access = lambda path, mode: False  # the bits of a folder do not bind root
+    if case.get("packing") == "missing":
+        sys.modules["bitsandbytes"] = None
+    if case.get("packing") == "wrong":
+        bitsandbytes.functional.quantize_4bit = wrong
+    preflight.machine = lambda: old
+    data.load = load if name == "rows" else loads
+    words = ["run", "tiny-sst2", f"model.model_name_or_path={case['base']}", *case["words"]]
+    words.append(f"train.output_dir={runs}/{name.replace(' ', '-')}")
+    started = time.monotonic()
+    try:
+        app(words, standalone_mode=False)
+        said = ["it ran"]
+    except Ended:
+        said = ["nothing blocks"]
+    except UserError as error:
+        said = [str(line) for line in error.args]
+    print(json.dumps([name, said, time.monotonic() - started]), flush=True)
+room._host_memory, shutil.disk_usage, bitsandbytes.functional.quantize_4bit, os.access = plain
+print(app(["doctor"], standalone_mode=False))
+"""
+CONFIG = (MODEL_DIR / "config.json").read_bytes()
+
+
+def environment(hub: Hub, folder: Path) -> dict[str, str]:
+    settings = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "CUDA_VISIBLE_DEVICES": ""}
+    home = {"HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_TOKEN": WRITER}
+    return os.environ | settings | home
+
+
+@pytest.fixture(scope="module")
+def hub() -> Hub:
+    found = Hub()
+    weights: dict[str, bytes | int] = {"config.json": CONFIG, "model.safetensors": 300_000_000}
+    for name in ("open/small", "open/refused", "open/silent"):
+        found.add(name, weights)
+    found.add("meta/gated", weights, gated=True)
+    found.add("open/large", weights | {"model.safetensors": 3_000_000_000})
+    found.users[WRITER] = {"name": "me", "role": "write"}
+    found.users[READER] = {"name": "me", "role": "read"}
+    found.faults = [
+        Fault("open/refused", how="reset", times=99),
+        Fault("open/silent", how="hang", times=99),
+    ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def said(
+    hub: Hub, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, tuple[list[str], float]], str]:
+    """What each case was told and after how many seconds, and what the doctor says in the end."""
+    cases = {name: {"token": WRITER, "words": [], **case} for name, case in CASES.items()}
+    folder = tmp_path_factory.mktemp("doctor")
+    with serve(hub):
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, json.dumps(cases), str(folder / "runs")],
+            cwd=ROOT, env=environment(hub, folder), capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    told = [json.loads(line) for line in lines[: len(cases)]]
+    assert not [path for path in (folder / "runs").rglob("*") if path.is_file()]
+    return {name: (lines, seconds) for name, lines, seconds in told}, "\n".join(lines[len(cases) :])
+
+
+@pytest.mark.parametrize(
+    ("name", "problems"),
+    [
+        ("no token", ["meta/gated: its licence must be accepted first: open .* and log in with"]),
+        ("bad token", ["open/small: the Hub does not know your token: log in again"]),
+        ("not accepted", [r"meta/gated: its licence must be accepted first: open \S+; or use an"]),
+        ("no write right", ["your Hub token may only read; create one that may write"]),
+        ("cache full", [r"open/small: the download takes 0\.3 GB, but .* 0\.2 GB free: make room"]),
+        ("disk full", [r"the run takes 0\.1 GB of disk, but 1\.000 MB are free: make room"]),
+        ("read only", ["runs/read-only: you may not write into .*: set train.output_dir"]),
+        ("bitsandbytes missing", ["bitsandbytes does not work here .*: install it again with"]),
+        ("bitsandbytes wrong", ["bitsandbytes does not work here .a 4-bit product is off by"]),
+        (
+            "driver",
+            [r"needs CUDA 13\.0, but the driver of NVIDIA knows CUDA 12\.4 at most: update"],
+        ),
+        ("memory", [r"its weights take 0\.1 GB of memory, but 0\.1 GB are free: close other"]),
+        ("refused", ["open/refused: the Hub does not answer"]),
+        ("silent", ["open/silent: the Hub does not answer"]),
+        ("several", ["its licence must be accepted", "MB are free: make room", "may only read"]),
+    ],
+)
+def test_each_blocker_says_what_to_do_in_seconds(
+    said: tuple[dict[str, tuple[list[str], float]], str], name: str, problems: list[str]
+) -> None:
+    (first, *found), seconds = said[0][name]
+    assert first == "tiny-sst2 cannot run here:" and len(found) == len(problems), found
+    for line, problem in zip(found, problems, strict=True):
+        assert re.search(problem, line) and "\n" not in line, line
+    assert seconds < 30
+
+
+def test_nothing_is_refused_that_can_run(
+    said: tuple[dict[str, tuple[list[str], float]], str], hub: Hub
+) -> None:
+    assert said[0]["fine"][0] == ["nothing blocks"]
+    assert not [path for path in hub.asked if "safetensors" in path]
+
+
+def test_a_training_that_cannot_fit_is_refused_before_the_first_rung(
+    said: tuple[dict[str, tuple[list[str], float]], str],
+) -> None:
+    """It is known only with the data: the longest row alone may be too much."""
+    (line,), _ = said[0]["rows"]
+    assert re.search(
+        "training on .* takes at least .* of memory, as estimated from .* are free", line
+    )
+
+
+def test_the_doctor_says_what_blocks_first_and_nothing_private(
+    said: tuple[dict[str, tuple[list[str], float]], str],
+) -> None:
+    report = said[1]
+    first, *lines = report.splitlines()
+    assert first.startswith("blocked: ") and "update the driver" in first and lines[-1] == "1"
+    assert (
+        "token              valid, may only read" in lines and "Hub                answers" in lines
+    )
+    assert "meta-llama/Llama-3.2-1B: no such folder here and no such model" in report
+    assert re.search("tiny-sst2 +yes +fits: .* GB at most, .* GB are free; not measured", report)
+    assert READER not in report and str(Path.home()) not in report and "/tmp" not in report
