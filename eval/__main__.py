@@ -267,7 +267,7 @@ def html(
         Path | None, typer.Option(help="Where to write the page of several folders.")
     ] = None,
 ) -> None:
-    """Write report.html into a run folder, or the same page of any results side by side."""
+    """Write report.html of a run, or of results side by side."""
     from . import report
 
     if output is None and len(folders) > 1:

@@ -99,7 +99,7 @@ def test_the_map_names_every_file() -> None:
     code = {
         str(path.relative_to(ROOT))
         for path in files(*CODE)
-        if path.suffix in (".py", ".jinja", ".css", ".js", ".mplstyle", ".cpp")
+        if path.suffix in (".py", ".jinja", ".html", ".css", ".js", ".mplstyle", ".cpp")
     }
     faces = {"llama_peft/__init__.py", "eval/__init__.py"}
     code = {name for name in code if not name.endswith("__init__.py") or name in faces}
