@@ -9,10 +9,12 @@ from typing import Literal
 
 from llama_peft.tiny.names import PARTS, Part
 from llama_peft.tiny.passages import Passage, ask, write_passage
-from llama_peft.tiny.reviews import LABELS, write_review
+from llama_peft.tiny.reviews import LABELS, Label, write_headline, write_review
 
 DataKind = Literal["reviews", "passages"]
 Row = dict[str, object]
+_HEADLINES = 0.3
+"""The share of short reviews in what is learned."""
 
 
 def generate(kind: DataKind, part: Part, count: int, seed: int) -> list[Row]:
@@ -33,10 +35,13 @@ def generate(kind: DataKind, part: Part, count: int, seed: int) -> list[Row]:
 def _reviews(rng: random.Random, part: Part, count: int) -> list[Row]:
     labels = [LABELS[i % 2] for i in range(count)]
     rng.shuffle(labels)
-    return [
-        {"text": write_review(rng, part, label, rng.choice((1, 2, 2))), "label": label}
-        for label in labels
-    ]
+    return [{"text": _review(rng, part, label), "label": label} for label in labels]
+
+
+def _review(rng: random.Random, part: Part, label: Label) -> str:
+    if part != "test" and rng.random() < _HEADLINES:
+        return write_headline(rng, label)
+    return write_review(rng, part, label, rng.choice((1, 2, 2)))
 
 
 def _questions(rng: random.Random, part: Part, count: int) -> list[Row]:
