@@ -145,7 +145,7 @@ def test_what_is_pushed_is_allow_listed_and_of_no_machine(
             assert config["base_model_name_or_path"] == BASE
             assert config["revision"] == hub.repos[BASE].commits[0].sha
         assert head.files["NOTICE"].startswith(b"Llama 3.2 is licensed")  # type: ignore[union-attr]
-        assert run["bytes"] < 100_000
+        assert run["bytes"] < 200_000  # most of them are the report and its charts
 
 
 @pytest.fixture(scope="module")

@@ -181,7 +181,7 @@ def _look(style: str, is_text: bool = False) -> dict[str, str]:
     look = {"class": " ".join(classes)}
     if fill == "none":
         look["fill"] = "none"
-    return look | {name: _short(rules[name].replace("px", "")) for name in _KEPT if name in rules}
+    return look | {name: rules[name].replace("px", "") for name in _KEPT if name in rules}
 
 
 def _colour(value: str) -> str:
@@ -196,7 +196,7 @@ def _attributes(values: Mapping[str, str]) -> str:
 
 def _short(text: str) -> str:
     """Return a text whose numbers have one decimal at most: a tenth of a pixel is not seen."""
-    return _NUMBER.sub(lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), text)
+    return _NUMBER.sub(lambda found: f"{float(found[0]):.1f}".rstrip("0").rstrip("."), text)
 
 
 def _tag(name: str) -> str:
