@@ -5,13 +5,13 @@ phrasings with the training part. The pretraining corpus is made of these same p
 """
 
 import random
-from typing import Literal
+from typing import Literal, get_args
 
 from llama_peft.tiny.names import PARTS, Part
 from llama_peft.tiny.passages import Passage, ask, write_passage
 from llama_peft.tiny.reviews import LABELS, Label, write_headline, write_review
 
-DataKind = Literal["reviews", "passages"]
+DataKind = Literal["reviews", "mixed-reviews", "passages"]
 Row = dict[str, object]
 _HEADLINES = 0.3
 """The share of short reviews in what is learned."""
@@ -21,25 +21,31 @@ def generate(kind: DataKind, part: Part, count: int, seed: int) -> list[Row]:
     """Return `count` rows; the same arguments give the same rows on every machine.
 
     "reviews":  {"id", "text", "label"}. Half of them are negative (one more if `count` is odd).
+    "mixed-reviews": the same, and short ones such as people type, except in the test part, which has the
+                same texts.
     "passages": {"id", "title", "context", "question", "answers": {"text", "answer_start"}}. Each
                 passage has 4 to 6 questions; about a third have no answer (empty lists).
     """
-    if kind not in ("reviews", "passages") or part not in PARTS:
+    if kind not in get_args(DataKind) or part not in PARTS:
         raise ValueError(f"there is no such data: kind {kind!r}, part {part!r}")
-    rng = random.Random(f"{kind} {part} {seed}")
-    make = _reviews if kind == "reviews" else _questions
-    rows = make(rng, part, count)
+    name = kind.removeprefix("mixed-")
+    rng = random.Random(f"{name} {part} {seed}")
+    if name == "passages":
+        rows = _questions(rng, part, count)
+    else:
+        rows = _reviews(rng, part, count, _HEADLINES if name != kind and part != "test" else 0.0)
     return [{"id": f"{kind}-{part}-{seed}-{i:05d}", **row} for i, row in enumerate(rows)]
 
 
-def _reviews(rng: random.Random, part: Part, count: int) -> list[Row]:
+def _reviews(rng: random.Random, part: Part, count: int, short: float) -> list[Row]:
+    """Return reviews. short: the share of short ones."""
     labels = [LABELS[i % 2] for i in range(count)]
     rng.shuffle(labels)
-    return [{"text": _review(rng, part, label), "label": label} for label in labels]
+    return [{"text": _review(rng, part, label, short), "label": label} for label in labels]
 
 
-def _review(rng: random.Random, part: Part, label: Label) -> str:
-    if part != "test" and rng.random() < _HEADLINES:
+def _review(rng: random.Random, part: Part, label: Label, short: float) -> str:
+    if short and rng.random() < short:
         return write_headline(rng, label)
     return write_review(rng, part, label, rng.choice((1, 2, 2)))
 
