@@ -259,7 +259,7 @@ def read_tiny(kind: str, part: str, count: int, seed: int) -> Table:
         records = generate(kind, part, count, seed)  # type: ignore[arg-type]
     except ValueError as error:
         raise UserError(
-            f"dataset.name: {error}: with path tiny, set it to reviews or passages"
+            f"dataset.name: {error}: with path tiny, set it to reviews, mixed-reviews or passages"
         ) from None
     columns = list(records[0]) if records else []
     return formats.numbered(f"tiny {kind} ({part})", columns, records)

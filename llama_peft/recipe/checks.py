@@ -259,7 +259,7 @@ def _data_faults(recipe: Recipe) -> Problems:
         message = "is the configuration of a Hub data set: set dataset.path"
         yield message, "dataset.name", "dataset.path"
     if data.path == "tiny" and data.name is None:
-        message = "path tiny needs dataset.name: set it to reviews or passages"
+        message = "path tiny needs dataset.name: set it to reviews, mixed-reviews or passages"
         yield message, "dataset.name", "dataset.path"
     for part, value in data.parts.given().items():
         if value != GIVEN and value.isdecimal() != (data.path == "tiny"):

@@ -113,7 +113,7 @@ class Data(Section):
     path: DataName | None = None
     "A Hub data set, a file to train on, or `tiny` (generated). If null, dataset.parts names files."
     name: Text | None = None
-    "The configuration of a Hub data set. For `tiny`: reviews or passages."
+    "The configuration of a Hub data set. For `tiny`: reviews, mixed-reviews or passages."
     revision: Text | None = None
     "Branch, tag or commit of a Hub data set."
     parts: Parts = Parts()

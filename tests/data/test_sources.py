@@ -156,7 +156,7 @@ def test_the_generator_is_a_source() -> None:
     assert dataset != data.load(make(path="tiny", name="reviews", parts=parts, seed=1))
     passages = data.load(make("extractive_qa", path="tiny", name="passages", parts=parts))
     assert len(passages.parts["train"]) == 40
-    assert "reviews or passages" in refusal(make(path="tiny", name="poems", parts=parts))
+    assert "mixed-reviews or passages" in refusal(make(path="tiny", name="poems", parts=parts))
 
 
 # Rows from Python ------------------------------------------------------------------------------
