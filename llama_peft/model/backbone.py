@@ -25,6 +25,7 @@ from llama_peft.model.quantize import (
 )
 from llama_peft.recipe import Model, Recipe
 from llama_peft.system.memory import gpu_kind, is_out_of_memory
+from llama_peft.system.progress.downloads import download
 from llama_peft.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -316,13 +317,14 @@ def from_pretrained(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # loading takes seconds
-    with _in_one_line(name):
+    with _in_one_line(name), download() as bar:
         try:
             found: tuple[PreTrainedModel, LoadingInfo] = auto.from_pretrained(
                 name,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                tqdm_class=bar,
                 **arguments,
             )
         except RuntimeError as error:

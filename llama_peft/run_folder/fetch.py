@@ -20,6 +20,7 @@ from llama_peft.run_folder.layout import (
     TRAINING,
 )
 from llama_peft.system.files import is_file
+from llama_peft.system.progress.downloads import download
 
 _NOT_LOADED = (REPORT, *CARD_CHARTS, NOTICE, HUB_RESULTS)
 
@@ -67,7 +68,12 @@ def fetch(name: str) -> Path | None:
         except EntryNotFoundError:
             return None
         allowed = [file for file in PUSHED_FILES if file not in _NOT_LOADED]
-        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=allowed))
+        with download() as bar:
+            folder = Path(
+                snapshot_download(
+                    repo, revision=revision or None, allow_patterns=allowed, tqdm_class=bar
+                )
+            )
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise UserError(
             f"{name}: {hub_problem(error, repo, revision or 'main')}; to make a run, use: "

@@ -180,7 +180,7 @@ class ShowProgress(TrainerCallback):
             if name in logs:
                 self.phase.tell(_shown(name), logs[name])
         if self._validation is not None:
-            self._validation.__exit__(None, None, None)
+            self._validation.end()
             self._validation = None
 
     def on_train_end(

@@ -46,12 +46,16 @@ class Phase:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.end(failed=kind is not None)
+
+    def end(self, failed: bool = False) -> None:
+        """End the phase, and say how it went unless it failed. At the end of the block nothing is left to do."""
         if self not in _open:
             return
         del _open[_open.index(self) :]  # those inside, too, if an error has ended them
         if not _open:
             _screen.close()
-            if kind is None and self.work.own and self.work.seconds >= _SHORTEST:
+            if not failed and self.work.own and self.work.seconds >= _SHORTEST:
                 _screen.tell(summary(self.work))
 
     def begin(self, total: int, done: int = 0) -> None:

@@ -72,6 +72,8 @@ def _counted(number: int, unit: str) -> str:
 
 
 def _plural(unit: str) -> str:
+    if unit.isupper():  # MB
+        return unit
     return f"{unit}es" if unit.endswith("ch") else f"{unit}s"
 
 

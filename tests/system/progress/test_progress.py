@@ -14,6 +14,8 @@ import pytest
 
 from llama_peft.system import progress, terminal
 from llama_peft.system.progress import Phase, screens, words
+from llama_peft.system.progress.downloads import download
+from tests.support.hub.server import Hub, serve
 from tests.support.paths import ROOT
 
 
@@ -202,6 +204,32 @@ def test_a_notebook_replaces_the_current_line(
     first, second, rest = screen_of(said)
     assert (first, rest) == ("a warning", "")
     assert second.startswith("predicting: 4 examples in 4.0 s")
+
+
+def test_a_download_is_a_phase(
+    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's own function downloads; nothing is drawn by tqdm, and loading is not counted."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import http_get
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # it is on this machine
+    caplog.set_level(logging.INFO)
+    hub, received = Hub(), io.BytesIO()
+    hub.add("open/model", {"file.bin": bytes(40_000_000)})
+    written = received.write
+
+    def write(part: bytes) -> int:
+        clock.now += 8
+        return written(part)
+
+    received.write = write  # type: ignore[method-assign]
+    with serve(hub), download() as bar:
+        http_get(f"{hub.endpoint}/open/model/resolve/main/file.bin", received, tqdm_class=bar)
+        clock.now += 100
+    between, last = lines_of(caplog)
+    assert re.match(r"download: \d+ of 40 MB \(\d+ %\), .* s left", between), between
+    assert re.match("download: 40 MB in (24|32).0 s, ", last), last
 
 
 def test_a_log_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
