@@ -26,7 +26,7 @@ FORMS = (
     ("tiny-squad", "train.activation_checkpointing=true"),
     ("tiny-squad-span", "lora.lora_dropout=0.1"),
     ("tiny-sst2", "train.packing=prefix_tree"),
-    ("tiny-sst2", "lora=null"),
+    ("tiny-sst2", "lora=null", "dataset.name=reviews"),
     ("tiny-sst2", "train.per_device_train_batch_size=1", "train.per_device_eval_batch_size=1"),
 )
 """Recipes with settings, of each way to train."""
