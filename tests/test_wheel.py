@@ -84,7 +84,7 @@ def test_the_wheel_holds_every_file_and_no_common_name(wheel: Path) -> None:
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
     }
-    recipes = (ROOT / "recipes").rglob("*.yaml")
+    recipes = (path for kind in ("yaml", "ipynb") for path in (ROOT / "recipes").rglob(f"*.{kind}"))
     expected |= {f"llama_peft/recipes/{path.relative_to(ROOT / 'recipes')}" for path in recipes}
     found = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in found if ".dist-info/" not in name} == expected
