@@ -15,6 +15,7 @@ from torch import zeros
 
 from eval import report
 from eval.metrics.measure import classification_results
+from eval.report.page import page
 from llama_peft.errors import UserError
 from llama_peft.export import card, card_metadata, stage
 from llama_peft.export.stage import Bundle
@@ -64,6 +65,13 @@ def write_evaluation(
     ]  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(autouse=True)
+def few_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The charts of the report's parts take most of the time, so only the whole card has them."""
+    if request.function is not test_a_whole_card:
+        monkeypatch.setattr(page, "_drawings", lambda parts: {part.title: () for part in parts})
 
 
 @pytest.fixture
