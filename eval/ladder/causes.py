@@ -17,6 +17,10 @@ from ..results import SystemResults
 
 _STILL_FALLING = 0.97
 """The loss still falls if that of the last fifth is below this share of that of the fifth before."""
+_WORTH = 0.005
+"""... and if what it fell by then is at least this share of the loss of the first fifth: a loss that has
+reached zero may halve for ever.
+"""
 _RISEN = 1.05
 """Validation has risen if the last loss is above this multiple of the best one."""
 _UNEVEN = 0.8
@@ -66,7 +70,8 @@ def _too_short(recipe: Recipe, entries: list[_Entry]) -> Cause | None:
             return None
         return Cause(f"the training had only {steps} steps", _longer(recipe, 4))
     last, before = fmean(losses[-fifth:]), fmean(losses[-2 * fifth : -fifth])
-    if last >= _STILL_FALLING * before or _validation_rose(entries):
+    fell = before - last >= max((1 - _STILL_FALLING) * before, _WORTH * fmean(losses[:fifth]))
+    if not fell or _validation_rose(entries):
         return None
     return Cause("the loss was still falling when the training ended", _longer(recipe, 2))
 

@@ -37,6 +37,10 @@ def cause(run: Path, labels: dict[str, str] = EVEN) -> tuple[str, str] | None:
     return cause_of(run, system)
 
 
+def test_a_loss_that_has_reached_zero_is_no_cause(tmp_path: Path) -> None:
+    assert cause(run_with(tmp_path, [1.0 / 10**n for n in range(15)])) is None
+
+
 @pytest.mark.parametrize(
     ("losses", "validation", "train", "override"),
     [
