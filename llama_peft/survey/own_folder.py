@@ -14,6 +14,7 @@ from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, Source, differences, flat_values, load_recipe
 from llama_peft.recipe.schema import fields
 from llama_peft.run_folder.layout import RECIPE
+from llama_peft.run_folder.record import read_record
 
 _LONGEST = 100
 """Letters of what a name adds."""
@@ -80,12 +81,23 @@ def _earlier(recipe: Recipe) -> Iterator[Path]:
                 held = load_recipe(folder / RECIPE)
             except UserError:
                 continue
-            if not [*_other(held, recipe)]:
+            if not [*_other(held, recipe, _chosen(folder))]:
                 yield folder
 
 
-def _other(held: Recipe, recipe: Recipe) -> Iterator[str]:
-    """Yield the keys in which a run's recipe is another one, beside what its training settled."""
+def _chosen(run: Path) -> set[str]:
+    """Return the keys that were auto when a run was trained; none if it is not finished."""
+    try:
+        return {f"train.{key}" for key in read_record(run).chosen}
+    except UserError:
+        return set()
+
+
+def _other(held: Recipe, recipe: Recipe, chosen: set[str]) -> Iterator[str]:
+    """Yield the keys in which a run's recipe is another one, beside what its training settled.
+
+    chosen: those whose values in the run's recipe stand for auto. A value that its user wrote does not.
+    """
     for key, (_, asked) in differences(held, recipe).items():
-        if not key.startswith(_SETTLED) and asked != "auto":
+        if not key.startswith(_SETTLED) and not (asked == "auto" and key in chosen):
             yield key

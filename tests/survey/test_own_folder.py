@@ -6,6 +6,7 @@ import pytest
 
 from llama_peft.recipe import dump_recipe, load_recipe
 from llama_peft.survey.own_folder import folder_name, load_in_own_folder
+from tests.support.runs import write_record
 
 RATE = "train.learning_rate=1e-3"
 
@@ -69,3 +70,18 @@ def test_a_run_of_an_earlier_name_stays_in_use(
     assert load_in_own_folder("tiny-sst2", [RATE]).run_folder == folder.as_posix()
     other = load_in_own_folder("tiny-sst2", [RATE, "train.max_steps=5"]).run_folder
     assert other == "runs/tiny-sst2+learning_rate=0.001+max_steps=5"
+
+
+def test_a_value_that_a_user_wrote_does_not_stand_for_auto(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run with a rate of one's own is another one than that whose rate was chosen."""
+    monkeypatch.chdir(tmp_path)
+    asked = ["train.learning_rate=auto", "train.num_train_epochs=2", "ladder.seeds=[1, 2]"]
+    own = load_in_own_folder("tiny-sst2", [RATE, asked[1]])
+    folder = Path(own.run_folder)
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(dump_recipe(own), "utf-8")
+    assert load_in_own_folder("tiny-sst2", asked).run_folder != folder.as_posix()
+    write_record(folder, {"chosen": {"learning_rate": 1e-3}})
+    assert load_in_own_folder("tiny-sst2", asked).run_folder == folder.as_posix()
