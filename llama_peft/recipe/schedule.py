@@ -18,10 +18,20 @@ LABEL_HEAD_RATE, OTHER_HEAD_RATE = 1e-2, 1e-3
 STEPS = 1000
 """Steps that are enough: more epochs than usual are made until there are so many."""
 USUAL_EPOCHS, MOST_EPOCHS = 3, 8
+PATIENCE, LEAST_GAIN = 2, 0.005
+"""Epochs that are auto end early: after two in a row that gain less than this, in nats or in the unit
+of the score. 300 easy texts in 4 classes are learned after 3 epochs of 8.
+"""
 
 
-def choose(recipe: Recipe, rows: int, weights: int | None) -> dict[str, float]:
-    """Return the values in place of auto. rows: those of an epoch. weights: of the base, if known."""
+def choose(
+    recipe: Recipe, rows: int, weights: int | None, validates: bool = True
+) -> dict[str, float]:
+    """Return the values in place of auto.
+
+    rows: those of an epoch. weights: of the base, if known. validates: whether each epoch ends with
+        a validation, so that the last ones can be left out.
+    """
     train, found = recipe.train, {}
     if train.learning_rate == "auto":
         found["learning_rate"] = _rate(recipe, weights or LARGE)
@@ -29,6 +39,10 @@ def choose(recipe: Recipe, rows: int, weights: int | None) -> dict[str, float]:
         batch = recipe.train_batch_size * train.gradient_accumulation_steps
         wanted = ceil(STEPS / ceil(rows / batch))
         found["num_train_epochs"] = float(min(max(wanted, USUAL_EPOCHS), MOST_EPOCHS))
+        by_epoch = validates and train.eval_steps is None and train.max_steps < 1
+        # The loss of numbers has their own unit, so there is no small gain for all of them.
+        if by_epoch and train.early_stopping_patience is None and recipe.kind.side != "numbers":
+            found |= {"early_stopping_patience": PATIENCE, "early_stopping_threshold": LEAST_GAIN}
     return found
 
 

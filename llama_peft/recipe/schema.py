@@ -211,7 +211,7 @@ class Train(Section):
     output_dir: Folder | None = None
     "The run folder. null means runs/<name of the recipe>."
     num_train_epochs: EpochsOrAuto = "auto"
-    "Number of passes over the train part. auto: 3, or up to 8 until there are 1000 steps."
+    "Passes over the train part. auto: 3, or up to 8 until there are 1000 steps or no gain is left."
     max_steps: MaxSteps = -1
     "Number of optimizer steps. With -1, num_train_epochs decides."
     learning_rate: PositiveOrAuto = "auto"
@@ -253,7 +253,9 @@ class Train(Section):
     save_total_limit: Count = 2
     "Number of checkpoints to keep."
     early_stopping_patience: Count | None = None
-    "Stop after this number of validations without a better one."
+    "Stop after this number of validations without a better one. 2 if num_train_epochs is auto."
+    early_stopping_threshold: NotNegative = later(0.0)
+    "A validation is better only if it gains more than this."
     metric_for_best_model: Literal[
         "loss", "accuracy", "f1", "subset_accuracy", "f1_micro", "mae", "pearson", "exact"
     ] = later("loss")

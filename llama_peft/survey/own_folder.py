@@ -20,6 +20,8 @@ _LONGEST = 100
 """Letters of what a name adds."""
 _SETTLED = ("train.output_dir", "dataset.labels", "dataset.label_positions", "ladder.", "hub.")
 """The beginnings of the keys that a run writes down and its recipe may leave open."""
+_OPEN = ("auto", None, 0.0)
+"""What a recipe says of a value that its training chooses."""
 _NAMES = Counter(path[-1] for path in fields())
 
 
@@ -99,5 +101,5 @@ def _other(held: Recipe, recipe: Recipe, chosen: set[str]) -> Iterator[str]:
     chosen: those whose values in the run's recipe stand for auto. A value that its user wrote does not.
     """
     for key, (_, asked) in differences(held, recipe).items():
-        if not key.startswith(_SETTLED) and not (asked == "auto" and key in chosen):
+        if not key.startswith(_SETTLED) and not (asked in _OPEN and key in chosen):
             yield key

@@ -97,7 +97,8 @@ def _scheduled(recipe: Recipe, encoded: setup.Encoded) -> dict[str, float]:
     """Return the learning rate and the epochs in place of auto, and log them."""
     if "auto" not in (recipe.train.learning_rate, recipe.train.num_train_epochs):
         return {}
-    found = schedule.choose(recipe, len(encoded.rows["train"]), room.base_weights(recipe))
+    rows, validates = encoded.rows, bool(encoded.rows["validation"])
+    found = schedule.choose(recipe, len(rows["train"]), room.base_weights(recipe), validates)
     named = ", ".join(f"{key} {value:g}" for key, value in found.items())
     log.info("chosen for this base and these rows: %s", named)
     return found

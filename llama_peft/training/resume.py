@@ -111,6 +111,8 @@ def chosen_before(recipe: Recipe, folder: Path) -> dict[str, float | bool]:
         return {}
     if "per_device_train_batch_size" in auto:
         auto.append("gradient_accumulation_steps")
+    if "num_train_epochs" in auto:
+        auto += ["early_stopping_patience", "early_stopping_threshold"]
     return {key: getattr(train, key) for key in auto}
 
 

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 _OWN_KEYS = {
     "output_dir", "max_length", "doc_stride", "packing", "eval_steps", "save_total_limit",
-    "early_stopping_patience", "class_weights", "pos_weight",
+    "early_stopping_patience", "early_stopping_threshold", "class_weights", "pos_weight",
 }  # fmt: skip
 """Keys of `train` that TrainingArguments does not have, or gets in another form."""
 
@@ -346,7 +346,8 @@ def _callbacks(recipe: Recipe, keeps_best: bool, folder: Path) -> "list[TrainerC
 
     callbacks: list[TrainerCallback] = [CheckOptimizer(), FindBest(), History(folder / HISTORY)]
     if recipe.train.early_stopping_patience is not None and keeps_best:
-        callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
+        patience, least = recipe.train.early_stopping_patience, recipe.train.early_stopping_threshold
+        callbacks.append(EarlyStoppingCallback(patience, least))
     return callbacks
 
 

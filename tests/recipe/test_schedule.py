@@ -43,8 +43,43 @@ def test_a_run_keeps_what_was_chosen(
     recipe = make_recipe("classification", make_base(), lora={"r": 4}, train=train)
     training.train(recipe)
     record, kept = runs.record_of(folder), yaml.safe_load((folder / "recipe.yaml").read_text())
-    assert record.steps == 8 and record.chosen["num_train_epochs"] == 8
+    assert record.steps <= 8 and record.chosen["num_train_epochs"] == 8
     assert {key: kept["train"][key] for key in record.chosen} == record.chosen
+    assert record.chosen["early_stopping_patience"] == schedule.PATIENCE
     before = (folder / "training.json").read_bytes()
     training.train(recipe)
     assert (folder / "training.json").read_bytes() == before, "it is finished"
+
+
+@pytest.mark.parametrize("epochs", ["auto", 8.0])
+def test_epochs_that_are_auto_end_when_nothing_is_gained(
+    epochs: str | float,
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    """Epochs that a user wrote are all made."""
+    file = tmp_path / "easy.csv"
+    file.write_text("text,label\n" + "good good,yes\nbad bad,no\n" * 32)
+    recipe = make_recipe(
+        "classification",
+        make_base(),
+        lora={"r": 4},
+        dataset={"path": str(file), "name": None, "parts": {}},
+        train={**AUTO, "num_train_epochs": epochs, "output_dir": str(tmp_path / "run"),
+               "learning_rate": 1e-2, "per_device_train_batch_size": 4},
+    )  # fmt: skip
+    record = runs.record_of(training.train(recipe))
+    assert record.best_validation_loss is not None and record.best_validation_loss < 0.05
+    assert record.epochs is not None
+    assert record.epochs < 8 if epochs == "auto" else record.epochs == 8
+
+
+def test_only_an_end_of_each_epoch_can_be_the_last(recipe: Recipe) -> None:
+    def stops(recipe: Recipe, validates: bool = True) -> bool:
+        return "early_stopping_patience" in schedule.choose(recipe, 600, None, validates)
+
+    assert stops(recipe)
+    assert not stops(recipe, validates=False)
+    for train in ({"eval_steps": 10}, {"max_steps": 10}, {"early_stopping_patience": 5}):
+        assert not stops(recipe.with_train(train))
