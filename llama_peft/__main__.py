@@ -5,7 +5,7 @@ text, because rich alone takes three times as long to load as all the rest.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -189,19 +189,32 @@ def merge(
         Path, typer.Option(help="The folder for the merged model. It must not exist.")
     ],
     base: BaseName = None,
+    precision: Annotated[
+        Literal["auto", "f32", "f16", "bf16", "q8_0"] | None,
+        typer.Option(
+            "--gguf",
+            help="Also write model.gguf for llama.cpp and a Modelfile for Ollama, with numbers of this kind.",
+        ),
+    ] = None,
 ) -> None:
     """Merge a run's adapter into its base.
 
-    The result is one full-precision model, which llama.cpp, vLLM and other tools can load.
+    The result is one full-precision model, which vLLM and other tools can load.
     """
     from llama_peft.run_folder.fetch import run_folder
 
     folder = run_folder(run)
-    from llama_peft.export.merge import merge as merged
+    from llama_peft.export.merged import gguf
+    from llama_peft.export.merged.folder import merge as merged
+    from llama_peft.run_folder.run import open_run
 
+    if precision is not None:
+        gguf.check(open_run(folder, base))
     difference = merged(folder, output, base)
     say(f"largest relative score difference after merging: {difference:.2g}")
     say(output)
+    if precision is not None:
+        say(gguf.write(open_run(folder, base), output, precision))
 
 
 def main() -> None:

@@ -90,6 +90,11 @@ class PromptEncoder:
         """Whether output is cut at the first line break if the model never learned to stop."""
         self._label: str | None = None
 
+    @property
+    def around(self) -> tuple[str, str]:
+        """The text before a prompt, and the text between it and its answer."""
+        return self._text.frame.before, self._text.frame.between
+
     def about(self, label: str) -> "PromptEncoder":
         """Return the encoder whose zero-shot prompt asks whether a text has this label."""
         own = copy(self)

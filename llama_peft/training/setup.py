@@ -346,7 +346,10 @@ def _callbacks(recipe: Recipe, keeps_best: bool, folder: Path) -> "list[TrainerC
 
     callbacks: list[TrainerCallback] = [CheckOptimizer(), FindBest(), History(folder / HISTORY)]
     if recipe.train.early_stopping_patience is not None and keeps_best:
-        patience, least = recipe.train.early_stopping_patience, recipe.train.early_stopping_threshold
+        patience, least = (
+            recipe.train.early_stopping_patience,
+            recipe.train.early_stopping_threshold,
+        )
         callbacks.append(EarlyStoppingCallback(patience, least))
     return callbacks
 

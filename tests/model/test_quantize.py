@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from llama_peft.errors import UserError
-from llama_peft.export.merge import merge
+from llama_peft.export.merged.folder import merge
 from llama_peft.model import backbone, preflight
 from llama_peft.model.lora import add_lora, count_loaded
 from llama_peft.recipe import Recipe

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from llama_peft.errors import UserError
-from llama_peft.export import merge as merging
+from llama_peft.export.merged import folder as merging
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder import self_check
 from llama_peft.training.fit import train

@@ -1,0 +1,1 @@
+"""Adapter and base as one model, for tools that load no adapters."""
