@@ -70,8 +70,8 @@ class TaskKind:
     purpose: str
     """For the card: what the trained weights do."""
     snippet: str
-    """For the card: how plain transformers uses the model on `{inputs}`; of a head on texts, what
-    becomes of its `{logits}`.
+    """For the card: how plain transformers uses the model on `{inputs}`, or the `{tokens}` that they
+    come from; of a head on texts, what becomes of its `{logits}`.
     """
     outcome: str = ""
     """For the card: what every text gets."""
@@ -173,7 +173,16 @@ _ROWS = (
         tuned_name="span head",
         pipeline_tag="question-answering",
         purpose="that finds the answer to a question in a passage, or says that there is none",
-        snippet="output = model({inputs})",
+        snippet=(
+            "tokens = {tokens}\n"
+            "output = model(**tokens)\n"
+            "starts, ends = output.start_logits[0], output.end_logits[0]\n"
+            "pairs = [(i, j) for i in range({first}, {last}) for j in range(i, min(i + {longest}, {last}))]\n"
+            "i, j = max(pairs, key=lambda pair: float(starts[pair[0]] + ends[pair[1]]))\n"
+            "no_answer = (starts[-1] + ends[-1] - starts[i] - ends[j]).sigmoid()\n"
+            'answer = "" if no_answer > {threshold} else '
+            'tokenizer.decode(tokens["input_ids"][0, i : j + 1]).strip()'
+        ),
     ),
     TaskKind(
         name="generative_qa",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llama_peft import data
-from llama_peft.data import Example
+from llama_peft.data import Example, QuestionExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe, load_recipe
@@ -27,6 +27,7 @@ from llama_peft.system.files import read_summed, write_summed
 from llama_peft.system.numbers import Finite
 from llama_peft.system.progress import Phase
 from llama_peft.tasks import LANGUAGE_MODELLING
+from llama_peft.tokens.prompts import PromptEncoder
 
 from ..metrics.evidence import Evidence, FloatArray, scores_of
 from ..metrics.intervals import paired
@@ -89,6 +90,7 @@ def measure(run: Run) -> Forgetting:
     other = _other_task(run.recipe)
     dataset = data.load(other)
     examples = dataset.parts["test"][:_EXAMPLES]
+    other = _short(other, examples)
     golds = {example.id: gold(example, dataset.labels) for example in examples}
     losses, evidences = [], []
     for is_tuned in (False, True):
@@ -128,6 +130,21 @@ def _other_task(recipe: Recipe) -> Recipe:
     packaged = load_recipe(name)
     return packaged.model_copy(
         update={"model": recipe.model, "quantization": recipe.quantization, "lora": None}
+    )
+
+
+def _short(other: Recipe, examples: Sequence[Example]) -> Recipe:
+    """Return the recipe that writes no more than the longest right answer takes.
+
+    A base that answers in sentences would write to its limit, which takes most of the time.
+    """
+    asked = [example for example in examples if isinstance(example, QuestionExample)]
+    if not asked:
+        return other
+    encoder = PromptEncoder(backbone.load_tokenizer(other.model), other.prompt)
+    longest = max(len(encoded.completion) for encoded in encoder.encode(asked))
+    return other.model_copy(
+        update={"eval": other.eval.model_copy(update={"max_new_tokens": longest})}
     )
 
 

@@ -19,7 +19,14 @@ from llama_peft.recipe import Recipe
 from llama_peft.run_folder.comparison import PartComparison
 from llama_peft.run_folder.layout import CARD_CHARTS
 from llama_peft.run_folder.record import TrainingRecord
-from llama_peft.run_folder.self_check import CONTEXT, QUESTION, TEXT, input_ids, samples
+from llama_peft.run_folder.self_check import (
+    CONTEXT,
+    QUESTION,
+    TEXT,
+    input_ids,
+    passage_tokens,
+    samples,
+)
 from llama_peft.run_folder.threshold import UNFITTED
 from llama_peft.system.formatting import (
     as_code,
@@ -99,7 +106,9 @@ def _body(
         packs_head=packs_head,
         prompt=encoder.tokenizer.decode(input_ids(encoder, recipe, samples(recipe)[0])),
         pad_id=encoder.tokenizer.pad_token_id,
-        temperature=None if bundle.threshold is None else bundle.threshold.temperature,
+        temperature=bundle.threshold and bundle.threshold.temperature,
+        no_answer_threshold=bundle.threshold and bundle.threshold.no_answer_threshold,
+        passage=passage_tokens(encoder, recipe),
     )
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True

@@ -26,7 +26,7 @@ class Snippet(NamedTuple):
     introduction: str
     """What stands before the lines; if there are none, why the run cannot be loaded so."""
     lines: list[str]
-    """Python, five lines at most."""
+    """Python: five lines at most, and seven more where a span is looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,10 @@ class PushedRun:
     pad_id: int
     temperature: float | None = None
     """What its logits are divided by."""
+    no_answer_threshold: float | None = None
+    """Above which probability of no answer there is none; None if none was fitted."""
+    passage: range = range(0)
+    """The tokens of the passage in the sample, where a span can be."""
 
 
 def reader_prefix(recipe: Recipe) -> str | None:
@@ -108,7 +112,10 @@ def _introduction(run: PushedRun) -> str:
     libraries = "transformers" if run.recipe.lora is None else "transformers and PEFT"
     text = f"With {libraries} alone, on the base in the precision of its checkpoint"
     if run.recipe.kind.finds_spans:
-        text += ". The last token's score is the score of no answer; a span lies within the passage"
+        text += (
+            ". The last token's score is the score of no answer; a span lies within the passage, "
+        )
+        text += f"here tokens {run.passage.start} to {run.passage.stop - 1} of the sample"
         if run.reader == "transformer":
             text += ". The mapping is needed: without it, transformers leaves the whole base random"
     if _is_inner(run.recipe):
@@ -137,17 +144,24 @@ def _adapter_lines(run: PushedRun) -> list[str]:
     recipe = run.recipe
     name = f"AutoPeftModelFor{recipe.kind.library_class}"
     loaded = ", ".join([literal(run.repo_id), *_arguments(run)])
-    encoded = f'**tokenizer({literal(run.prompt)}, add_special_tokens=False, return_tensors="pt")'
+    tokens = f'tokenizer({literal(run.prompt)}, add_special_tokens=False, return_tensors="pt")'
+    encoded, fitted = f"**{tokens}", run.no_answer_threshold
+    used = recipe.kind.snippet.format(
+        inputs=encoded,
+        tokens=tokens,
+        logits=_logits(run, f"model({encoded})"),
+        max_new_tokens=recipe.eval.max_new_tokens,
+        first=run.passage.start,
+        last=run.passage.stop,
+        longest=recipe.eval.max_answer_length,
+        threshold=0.5 if fitted is None else fitted,
+    )
     return [
         f"from peft import {name}",
         "from transformers import AutoTokenizer",
         f"model = {name}.from_pretrained({loaded})",
         f"tokenizer = AutoTokenizer.from_pretrained({_base(run)})",
-        recipe.kind.snippet.format(
-            inputs=encoded,
-            logits=_logits(run, f"model({encoded})"),
-            max_new_tokens=recipe.eval.max_new_tokens,
-        ),
+        *used.splitlines(),
     ]
 
 

@@ -46,6 +46,16 @@ def input_ids(encoder: PromptEncoder, recipe: Recipe, example: Example) -> tuple
     return encoder.question(example)
 
 
+def passage_tokens(encoder: PromptEncoder, recipe: Recipe) -> range:
+    """The positions of the passage in the first sample that a span head reads; none for other tasks."""
+    example = samples(recipe)[0]
+    if isinstance(example, TextExample) or recipe.kind.head is None:
+        return range(0)
+    train = recipe.train
+    window = next(spans.windows(encoder, example, train.max_length, train.doc_stride))
+    return range(window.context_start, window.context_start + len(window.offsets))
+
+
 def sample_scores(tuned: TunedModel) -> Scores:
     """For each sample: the scores of its labels, of its starts and ends, or of the next token."""
     import torch

@@ -11,7 +11,11 @@ import pytest
 
 from llama_peft.export import load_snippet
 from llama_peft.recipe import Recipe
+from llama_peft.run_folder import self_check
+from llama_peft.tokens import spans
+from tests.support import runs
 from tests.support.html import EVIL, GOOD
+from tests.support.paths import RUNS_0_1_0
 
 
 def test_a_literal_is_the_text_that_python_reads() -> None:
@@ -88,3 +92,41 @@ def test_the_lines_apply_the_temperature(
         exec(used, names)
         scaled = logits / (temperature or 1)
         assert torch.equal(names["scores"], scaled.sigmoid() if several else scaled.softmax(-1))
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 1.0])
+def test_the_lines_decode_a_span_as_we_do(threshold: float | None) -> None:
+    """Law 12: the best pair inside the passage, compared with no answer."""
+    import torch
+
+    tuned = runs.load(RUNS_0_1_0 / "span")
+    recipe, encoder = tuned.recipe, tuned.encoder
+    example = self_check.samples(recipe)[0]
+    ids = self_check.input_ids(encoder, recipe, example)
+    run = load_snippet.PushedRun(
+        recipe=recipe,
+        repo_id="me/small",
+        commit="c0ffee",
+        reader="transformer",
+        packs_head=False,
+        prompt=encoder.tokenizer.decode(ids),
+        pad_id=0,
+        no_answer_threshold=threshold,
+        passage=self_check.passage_tokens(encoder, recipe),
+    )
+    lines = load_snippet.snippet(run).lines
+    used = "\n".join(lines[4:])
+    names: dict[str, Any] = {"model": tuned.model, "tokenizer": encoder.tokenizer}
+    with torch.inference_mode():
+        exec(used, names)
+    scores = self_check.sample_scores(tuned)[0]
+    starts, ends = scores[: len(ids)], scores[len(ids) :]
+    windows = list(
+        spans.windows(encoder, example, recipe.train.max_length, recipe.train.doc_stride)
+    )
+    limits = recipe.eval.n_best_size, recipe.eval.max_answer_length
+    best = spans.best_span(windows, [starts], [ends], self_check.CONTEXT, *limits)
+    assert len(windows) == 1 and best.text
+    assert float(names["no_answer"]) == pytest.approx(best.no_answer_probability, abs=1e-6)
+    is_answer = best.no_answer_probability <= (0.5 if threshold is None else threshold)
+    assert names["answer"] == (best.text if is_answer else "")
