@@ -1,83 +1,19 @@
 """The page of a run: it says what the run says, keeps corrections that train, and answers nobody else."""
 
 import json
-import shutil
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-import uvicorn
 from typer.testing import CliRunner
 
 from llama_peft import data
 from llama_peft.__main__ import app as command
 from llama_peft.errors import UserError
-from llama_peft.inference.ask import LoadedRun, Reply, load
-from llama_peft.ladder.evaluation import find_evaluation
+from llama_peft.inference.ask import Reply
 from llama_peft.recipe import load_recipe
-from llama_peft.run_folder.run import open_run
-from llama_peft.serving.app import MOST_BYTES, make_app, shown
-from llama_peft.serving.feedback import Feedback
+from llama_peft.serving.app import MOST_BYTES, shown
+from tests.serving.served import Served, inputs_of
 from tests.support.paths import RUNS_0_1_0
-
-
-@dataclass(frozen=True)
-class Served:
-    """A run that is served on a port of this machine."""
-
-    loaded: LoadedRun
-    port: int
-    kept: Path
-
-    def ask(
-        self,
-        path: str,
-        body: object = None,
-        *,
-        host: str = "127.0.0.1",
-        kind: str = "application/json",
-    ) -> tuple[int, dict[str, str], str]:
-        """Return the status, the headers and the text of a reply; with a body it is posted."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
-        text = body if isinstance(body, str) else json.dumps(body)
-        headers = {"Host": f"{host}:{self.port}", "Content-Type": kind}
-        method, sent = ("GET", None) if body is None else ("POST", text)
-        connection.request(method, path, sent, headers)
-        reply = connection.getresponse()
-        return reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read().decode()
-
-
-@pytest.fixture(scope="module", params=["classifier", "span"])
-def served(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("served") / request.param
-    shutil.copytree(RUNS_0_1_0 / request.param, folder)
-    run = open_run(folder)
-    loaded, kept = load(run), folder / "feedback.jsonl"
-    app = make_app(loaded, find_evaluation().untouched(run), Feedback(run=run, place=kept))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield Served(loaded, server.servers[0].sockets[0].getsockname()[1], kept)
-    server.should_exit = True
-    thread.join()
-
-
-INPUTS: dict[str, list[dict[str, str]]] = {
-    "text": [{"text": "A warm film."}, {"text": "Not worth <b>the time</b>."}],
-    "question": [{"question": "Who wrote it?", "context": "Ägnes 😀 wrote it in May."}],
-}
-
-
-def inputs_of(served: Served) -> list[dict[str, str]]:
-    return INPUTS["text" if served.loaded.run.labels else "question"]
 
 
 def test_replies_are_those_of_the_run_and_of_its_base(served: Served) -> None:

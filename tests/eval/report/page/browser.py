@@ -1,4 +1,4 @@
-"""A headless Chromium that opens a page from a file, counts what it asks for, and is used by name of its elements."""
+"""A headless Chromium that opens a page, counts what it asks for, and is used by name of its elements."""
 
 import json
 import shutil
@@ -27,8 +27,9 @@ class Browser:
         self.driver = driver
         self._page = ""
 
-    def show(self, page: Path) -> None:
-        self._page = page.as_uri()
+    def show(self, page: Path | str) -> None:
+        """Open a file or an address."""
+        self._page = page if isinstance(page, str) else page.as_uri()
         self.driver.execute_cdp_cmd("Network.enable", {})
         self.driver.get(self._page)
 
