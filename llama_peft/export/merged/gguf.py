@@ -60,21 +60,23 @@ def write(run: Run, merged: Path, precision: str) -> Path:
 def modelfile(run: Run) -> str:
     """Return the text of a Modelfile that gives the GGUF file the prompts that the run was trained on.
 
-    `.Prompt` is instruction, passage and question as the recipe writes them. BOS is not in it,
-    because the runner adds it.
+    `.Prompt` is instruction, passage and question as the recipe writes them.
     """
     recipe = run.recipe
     tokenizer = backbone.load_tokenizer(recipe.model)
     encoder = PromptEncoder(tokenizer, recipe.prompt)
     before, between = encoder.around
-    start = (tokenizer.bos_token or "") if tokenizer.chat_template else ""
+    bos = tokenizer.bos_token or ""
+    before = before if tokenizer.chat_template else bos + before
+    if tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        before = before.removeprefix(bos)  # what runs the file adds it, as the tokenizer does
     question = f"{recipe.prompt.instruction}{recipe.prompt.context}{recipe.prompt.question}"
     lines = [
         f"# {recipe.name}: `ollama create {recipe.name.lower()} -f {MODELFILE}`",
         "# It was trained on prompts of this form:",
         *(f"#   {line}" for line in question.splitlines()),
         f"FROM ./{GGUF}",
-        f'TEMPLATE """{before.removeprefix(start)}{{{{ .Prompt }}}}{between}"""',
+        f'TEMPLATE """{before}{{{{ .Prompt }}}}{between}"""',
         "PARAMETER temperature 0",
         f"PARAMETER num_predict {recipe.eval.max_new_tokens}",
         f'PARAMETER stop "{tokenizer.convert_ids_to_tokens(encoder.end_id)}"',

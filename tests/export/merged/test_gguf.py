@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import processors
 
 from llama_peft.errors import UserError
 from llama_peft.export.merged import gguf
@@ -98,15 +99,24 @@ def test_a_modelfile_asks_as_the_run_was_trained(run: Run) -> None:
     assert "#   Question: {question}" in text
 
 
-def test_a_chat_template_becomes_the_one_of_the_modelfile(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_a_prompt_in_ollama_begins_with_one_bos(
+    run: Run, monkeypatch: pytest.MonkeyPatch, is_chat: bool, adds_bos: bool
 ) -> None:
+    """The runner adds BOS if the tokenizer does. It may also be the first word of the chat template."""
     tokenizer = backbone.load_tokenizer(run.recipe.model)
-    tokenizer.chat_template = (
-        "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}"
-        "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    bos, end = tokenizer.bos_token, tokenizer.eos_token
+    template = f"{bos} $A" if adds_bos else "$A"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[(bos, tokenizer.bos_token_id)]
     )
+    if is_chat:
+        tokenizer.chat_template = (
+            "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}"
+            "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+        )
     monkeypatch.setattr(backbone, "load_tokenizer", lambda model: tokenizer)
-    end = tokenizer.eos_token
-    expected = f'TEMPLATE """[user] {{{{ .Prompt }}}}{end}[assistant]"""'
-    assert expected in gguf.modelfile(run)
+    before, between = ("[user] ", f"{end}[assistant]") if is_chat else ("", "")
+    expected = ("" if adds_bos else bos) + before + "{{ .Prompt }}" + between
+    assert f'TEMPLATE """{expected}"""' in gguf.modelfile(run)
