@@ -2,11 +2,13 @@
 
 import json
 import logging
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from llama_peft.data.dataset import PARTS
 from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import HISTORY, LADDER, LADDER_RECIPE, RECIPE
 from llama_peft.run_folder.record import TrainingRecord, read_record
@@ -60,6 +62,19 @@ def _object(text: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ValueError("a line does not hold a JSON object")
     return value
+
+
+def numbered(system: SystemResults) -> str:
+    """What an id means that counts the rows of another part's source; empty if there is none."""
+    pattern = re.compile(rf"({'|'.join(PARTS)})-([0-9]+)")
+    found = (pattern.fullmatch(line.id) for line in system.lines)
+    one = next((match for match in found if match and match[1] != system.part), None)
+    if one is None:
+        return ""
+    return (
+        f"{one[0]} is row {one[2]} of the source of the {one[1]} part: the {system.part} part was cut "
+        "from it before the training, which did not see these rows."
+    )
 
 
 def resumed_at(record: TrainingRecord) -> int | None:

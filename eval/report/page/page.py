@@ -345,6 +345,7 @@ def render(page: Page) -> str:
         confused={part.title: confused(part.systems[part.after]) for part in page.parts},
         scores={part.title: tables.every_score(part) for part in page.parts},
         dropped=facts.dropped(main, page.record),
+        numbered=facts.numbered(main),
         facts=facts.facts(main),
         recipe=facts.recipe_of(page.run) if page.run else "",
     )

@@ -216,6 +216,14 @@ def test_a_report_needs_both_evaluations_of_one_part(run):
         report.write_html(run)
 
 
+@pytest.mark.parametrize(("name", "is_said"), [("train-7", True), ("test-7", False), ("a7", False)])
+def test_an_id_that_counts_the_rows_of_another_part_is_explained(run, name, is_said):
+    for folder in ("zero-shot", "tuned"):
+        write(run / folder, {name: "positive"}, {name: "positive"}, labels=LABELS, kind=folder)
+    text = report.write_html(run).read_text("utf-8")
+    assert ("train-7 is row 7 of the source of the train part" in text) == is_said
+
+
 def test_evaluations_of_other_examples_are_reported_without_a_difference(run):
     some = dict(list(GOLDS.items())[5:])
     write(run / "zero-shot", some, some, labels=LABELS)
