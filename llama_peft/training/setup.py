@@ -247,7 +247,7 @@ def check_tree_rows(loaded: Loaded, attached: Attached, dataset: data.Dataset) -
 def _check_batch(loaded: Loaded, attached: Attached) -> None:
     """Compare the losses of one batch as tree rows and as padded rows."""
     from llama_peft.prefix_tree.loss import check_batch
-    from llama_peft.training.trainer import IDS
+    from llama_peft.training.processes.batch import IDS
 
     batch = attached.collate(attached.rows["train"][:CHECKED])
     given = {key: value for key, value in batch.items() if key != IDS}
