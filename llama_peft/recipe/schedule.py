@@ -20,13 +20,13 @@ STEPS = 1000
 USUAL_EPOCHS, MOST_EPOCHS = 3, 8
 
 
-def choose(recipe: Recipe, rows: int, weights: int | None) -> dict[str, float]:
+def choose(recipe: Recipe, rows: int, weights: int | None, processes: int = 1) -> dict[str, float]:
     """Return the values in place of auto. rows: those of an epoch. weights: of the base, if known."""
     train, found = recipe.train, {}
     if train.learning_rate == "auto":
         found["learning_rate"] = _rate(recipe, weights or LARGE)
     if train.num_train_epochs == "auto":
-        batch = recipe.train_batch_size * train.gradient_accumulation_steps
+        batch = recipe.train_batch_size * train.gradient_accumulation_steps * processes
         wanted = ceil(STEPS / ceil(rows / batch))
         found["num_train_epochs"] = float(min(max(wanted, USUAL_EPOCHS), MOST_EPOCHS))
     return found

@@ -32,6 +32,7 @@ from llama_peft.system.memory import (
     random_state,
     set_random_state,
 )
+from llama_peft.system.processes import job
 from llama_peft.system.seal import is_sealed
 from llama_peft.training.loss_weights import LossWeights
 from llama_peft.training.processes.batch import (
@@ -79,7 +80,8 @@ class SteadyTrainer(Trainer):
         output = super().evaluation_loop(*args, **kwargs)
         if self._chooses is not None:
             name, score = self._chooses
-            output.metrics[f"eval_{name}"] = score()
+            # Every process needs the same number, or each would keep its own best checkpoint.
+            output.metrics[f"eval_{name}"] = job.decided(score)
         return output
 
     def get_batch_samples(

@@ -1,6 +1,7 @@
 """Two processes take the steps of one, for every kind of training, also where the rows do not share evenly."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from llama_peft.recipe import Recipe
+from llama_peft.system.files import read_json
+from llama_peft.system.seal import SEAL
 from llama_peft.training import fit as training
+from llama_peft.training.trainer import SteadyTrainer
 from tests.support import forked
 
 TOLERANCE = 1e-6
@@ -81,7 +85,7 @@ def runs(
             training.train(recipe)
 
     def start(hook: Callable[[], object], log: Path) -> int:
-        return forked.fork(lambda: (hook(), train("two")), log)
+        return forked.fork(lambda: (hook(), second_is_late(), train("two")), log)
 
     alone = forked.fork(lambda: train("one"), folder / "log")
     codes = [*forked.ranks(2, start, folder), forked.ended(alone)]
@@ -93,6 +97,17 @@ def runs(
         return folder / "one" / name, folder / "two" / name
 
     return of
+
+
+def second_is_late() -> None:
+    """In a process of two: the second one writes its part of each checkpoint after the first one."""
+    original = SteadyTrainer._save_rng_state
+
+    def save(self: Any, folder: str) -> None:
+        time.sleep(0.2 * self.args.process_index)
+        original(self, folder)
+
+    SteadyTrainer._save_rng_state = save
 
 
 def history(run: Path) -> list[dict[str, float]]:
@@ -129,6 +144,8 @@ def test_the_trajectory_is_that_of_one_process(
             compared.add(name)
     assert compared >= {"loss", "grad_norm", "eval_loss"}
     ours, others = weights(two), weights(one)
+    seals = [read_json(path, SEAL) for path in (two / "checkpoints").iterdir()]
+    assert seals and all(seal.keys() >= {f"rng_state_{n}.pth" for n in range(2)} for seal in seals)
     for name, weight in others.items():
         if name.endswith("qa_outputs.bias"):
             continue  # the same for every position, so its gradient is rounding alone
