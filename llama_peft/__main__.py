@@ -21,6 +21,7 @@ from llama_peft.ladder.command import push_trained
 from llama_peft.ladder.command import run as run_ladder
 from llama_peft.rehearsal.command import rehearse
 from llama_peft.serving.command import serve
+from llama_peft.system.processes import job
 from llama_peft.system.terminal import say, say_json
 
 app = typer.Typer(
@@ -41,21 +42,22 @@ def train(
     fresh: Annotated[
         bool, typer.Option(help="Start from the beginning, even if the run folder holds a run.")
     ] = False,
+    processes: cli.Processes = 1,
 ) -> None:
     """Train a recipe, or resume an interrupted run of it."""
     from llama_peft.survey.own_folder import load_in_own_folder
 
     loaded = load_in_own_folder(recipe, overrides or [])
-    from llama_peft.training.fit import train as fit
-    from llama_peft.training.resume import is_main_process
+    from llama_peft.training.processes.start import train_in
 
-    pushes = loaded.hub.push_to_hub and is_main_process()
+    pushes = loaded.hub.push_to_hub and job.is_main() and not job.is_launched()
     if pushes:
         from llama_peft.export.access import check_before_training
 
         check_before_training(loaded)
-    folder = fit(loaded, fresh=fresh)
-    say(folder)
+    folder = train_in(processes, loaded, fresh=fresh)
+    if job.is_main() and not job.is_launched():
+        say(folder)
     if pushes:
         push_trained(folder)
 

@@ -11,14 +11,15 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from llama_peft.errors import Stopped, UserError
+from llama_peft.errors import Died, Stopped, UserError
 from llama_peft.system import progress
 from llama_peft.system.disk import disk_trouble
 from llama_peft.system.memory import is_out_of_memory
+from llama_peft.system.processes import job
 from llama_peft.system.quiet import silence_libraries
 from llama_peft.system.secrets import is_web_address
 from llama_peft.system.terminal import (
@@ -66,17 +67,24 @@ BaseName = Annotated[
         help="The run's base, if its recipe names a folder of another machine.", callback=name
     ),
 ]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Train in so many processes of this machine: one for each GPU.", metavar="N"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def run(app: typer.Typer) -> None:
     """Run an app on the words of the command line, and exit.
 
-    The exit code is 2 after a user's mistake and if disk or memory is full, 130 after Ctrl-C, 143
-    after SIGTERM. A command without words is a mistake too: it shows the help. Any other exception
+    The exit code is 2 after a user's mistake and if disk or memory is full, 1 if another process of
+    the work has died, 130 after Ctrl-C, 143 after SIGTERM. A command without words is a mistake too: it shows the help. Any other exception
     is a defect of this package and is raised.
     """
     _quiet_logs()
+    job.follow_launcher()
     set_programs(_programs())
     # What the libraries make while they are imported is no garbage, and looking for some takes a
     # fifth of a short command's time.
@@ -102,17 +110,19 @@ def run(app: typer.Typer) -> None:
         complain(f"error: {error.format_message().rstrip('.')}; see --help")
         sys.exit(2)
     except UserError as error:
-        complain_of(error)
-        sys.exit(2)
+        _refuse(error)
+    except Died as death:
+        complain(f"error: {death}")
+        sys.exit(1)
     except Stopped as stop:
-        complain(f"stopped; to continue: {_command()}")
+        if not job.is_launched():
+            complain(f"stopped; to continue: {_command()}")
         sys.exit(128 + stop.signal_number)
     except Exception as error:
         said = _machine_trouble(error)
         if said is None:
             raise
-        complain(f"error: {said}")
-        sys.exit(2)
+        _refuse(UserError(said))
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of tokenizers, which are written in Rust
             raise
@@ -127,6 +137,13 @@ def complain_of(error: UserError, word: str = "error") -> None:
     """Print a user's mistake after a word, with its further lines below."""
     first, *more = error.args
     complain(f"{word}: {first}", *(f"  {line}" for line in more))
+
+
+def _refuse(error: UserError) -> NoReturn:
+    """Print a user's mistake, or leave it to the process that started this one; and exit."""
+    if not job.tell_launcher(error):
+        complain_of(error)
+    sys.exit(2)
 
 
 def check_absent(path: Path) -> None:
@@ -225,7 +242,6 @@ def _quiet_logs() -> None:
     """Show our own log lines, and of the libraries only warnings that a user can act on. Whatever
     they log or warn of, and the traceback of a defect, is printed by `terminal`.
     """
-    main = os.environ.get("RANK", "0") == "0"
     # A log line that cannot be written, on a full disk for example, must not give a traceback.
     logging.raiseExceptions = False
     logging.setLogRecordFactory(LogRecord)
@@ -235,7 +251,7 @@ def _quiet_logs() -> None:
     threading.excepthook = lambda of: show_defect(of.exc_type, of.exc_value, of.exc_traceback)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[LogLines()])
     for name in ("llama_peft", "eval", "llama_peft_eval"):
-        logging.getLogger(name).setLevel(logging.INFO if main else logging.ERROR)
+        logging.getLogger(name).setLevel(logging.INFO if job.is_main() else logging.ERROR)
     silence_libraries()
 
 

@@ -1,4 +1,4 @@
-"""Two ways in which a command ends without a fault of this project: a user's mistake, a signal."""
+"""Ways in which a command ends without a fault of this project: a user's mistake, a signal, a death."""
 
 
 class UserError(Exception):
@@ -9,6 +9,13 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n  ".join(map(str, self.args))
+
+
+class Died(Exception):
+    """A process of a job has died, and which one and how is said in one line. The exit code is 1.
+
+    It is not a UserError: what goes on without the work of a mistake does not go on after this.
+    """
 
 
 class Stopped(BaseException):

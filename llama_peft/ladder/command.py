@@ -23,6 +23,7 @@ def run(
     show_all: Annotated[
         bool, typer.Option("--all", help="Also print every metric of every rung.")
     ] = False,
+    processes: cli.Processes = 1,
     named: Annotated[
         bool,
         typer.Option(
@@ -44,7 +45,7 @@ def run(
 
     pushes = loaded.hub.push_to_hub
     evaluation = find_evaluation()
-    folder = walk(loaded, evaluation, fresh=fresh, only=only, pushes=pushes)
+    folder = walk(loaded, evaluation, fresh=fresh, only=only, pushes=pushes, processes=processes)
     say(*evaluation.verdict(folder, show_all), *map(typed, _next(folder)), folder)
     if pushes:
         push_trained(folder)

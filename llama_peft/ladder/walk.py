@@ -5,6 +5,7 @@ What is finished is skipped, and what was interrupted continues, with the same c
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from llama_peft import data
@@ -31,7 +32,8 @@ from llama_peft.run_folder.ownership import check_run_folder
 from llama_peft.system.files import is_file, write_text
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import free_memory, reset_peak
-from llama_peft.training.fit import check_room, train
+from llama_peft.training.fit import check_room
+from llama_peft.training.processes.start import train_in
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +46,14 @@ def run(
     only: str | None = None,
     given: Mapping[str, data.Rows] | None = None,
     pushes: bool = False,
+    processes: int = 1,
 ) -> Path:
     """Measure every rung of a recipe's ladder and return the run folder.
 
     evaluation: predicts and scores. fresh: train and measure again what is finished already. only:
     the name of one rung. given: rows from Python by part, as in `data.load`. pushes: whether a push
-    follows, which must be allowed.
+    follows, which must be allowed. processes: in how many
+    each training runs; everything else runs in this one.
 
     Raises UserError before anything is trained if data, base, machine or folder do not allow it. A
     rung that cannot be measured is left out with a warning, unless it is the recipe's own training
@@ -70,7 +74,7 @@ def run(
         for number, one in enumerate(plan, start=1):
             log.info("[%d/%d] %s", number, len(plan), one.name)
             try:
-                if _measure(one, evaluation, content, fresh, given):
+                if _measure(one, evaluation, content, fresh, given, processes):
                     mark_finished(one, key_of(one, content), examples)
             except UserError as error:
                 forget(one)
@@ -89,11 +93,12 @@ def _measure(
     content: str,
     fresh: bool,
     given: Mapping[str, data.Rows],
+    processes: int,
 ) -> bool:
     """Train and measure one rung; return False if this is finished already."""
     if one.is_trained:
         reset_peak()
-        fit = encoder.train if one.rung == "encoder" else train
+        fit = encoder.train if one.rung == "encoder" else partial(train_in, processes)
         fit(one.recipe, fresh=fresh, given=given)
         free_memory()
     key = key_of(one, content)

@@ -4,7 +4,6 @@ The estimate is compared with the memory that is free, and `auto` becomes what f
 """
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from llama_peft.system.disk import free_disk
 from llama_peft.system.formatting import disk_space
 from llama_peft.system.memory import available as _host_memory
 from llama_peft.system.memory import gpu_available, gpu_has_flash, gpu_has_flex, gpu_kind
+from llama_peft.system.processes import job
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +34,18 @@ _TOO_LITTLE = {
 def fit(recipe: Recipe, widest: Callable[[Recipe], Batches]) -> Choice:
     """Return the recipe with numbers in place of auto: those that fit into the free memory.
 
-    widest: the widest batches of the data for a recipe without auto. Logs what is chosen. Raises
-    UserError if there are several processes, which would have to agree.
+    widest: the widest batches of the data for a recipe without auto. Logs what is chosen.
+    Several processes choose the same: what fits into the least of what each has free.
     """
     auto = [key for key in _FITTED if getattr(recipe.train, key) == "auto"]
     if not auto:
         return Choice(recipe, {})
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"train.{auto[0]}: auto looks at one GPU: with several, write a number")
     if for_machine(recipe) is None:
         raise UserError(
             f"train.{auto[0]}: auto needs a memory formula, and there is none for the family of "
             f"{recipe.model.model_name_or_path}: write a value"
         )
-    free = free_memory(recipe)
+    free = job.least(free_memory(recipe))
 
     def needed(one: Recipe) -> int:
         found = for_machine(one, widest(one))
@@ -158,5 +156,5 @@ def has_gpu(recipe: Recipe) -> bool:
 
 
 def free_memory(recipe: Recipe) -> int:
-    """Return the bytes that are free where a recipe is trained."""
-    return gpu_available() if has_gpu(recipe) else _host_memory()
+    """Return the bytes that are free where a recipe is trained, for each process of a job."""
+    return gpu_available() if has_gpu(recipe) else _host_memory() // job.count_here()

@@ -25,7 +25,12 @@ of the score. 300 easy texts in 4 classes are learned after 3 epochs of 8.
 
 
 def choose(
-    recipe: Recipe, rows: int, weights: int | None, validates: bool = True
+    recipe: Recipe,
+    rows: int,
+    weights: int | None,
+    *,
+    validates: bool = True,
+    processes: int = 1,
 ) -> dict[str, float]:
     """Return the values in place of auto.
 
@@ -36,7 +41,7 @@ def choose(
     if train.learning_rate == "auto":
         found["learning_rate"] = _rate(recipe, weights or LARGE)
     if train.num_train_epochs == "auto":
-        batch = recipe.train_batch_size * train.gradient_accumulation_steps
+        batch = recipe.train_batch_size * train.gradient_accumulation_steps * processes
         wanted = ceil(STEPS / ceil(rows / batch))
         found["num_train_epochs"] = float(min(max(wanted, USUAL_EPOCHS), MOST_EPOCHS))
         by_epoch = validates and train.eval_steps is None and train.max_steps < 1

@@ -15,7 +15,7 @@ from llama_peft.run_folder.layout import (
     WEIGHTS_SUFFIX,
 )
 from llama_peft.system.files import read_summed, write_summed
-from llama_peft.system.numbers import Count, Finite, NotNegative, Sha256, Step, Version
+from llama_peft.system.numbers import Count, Finite, NotNegative, Positive, Sha256, Step, Version
 from llama_peft.system.seal import damaged
 
 VERSION = 1
@@ -81,6 +81,8 @@ class TrainingRecord(Stored):
     """Examples of the train and the validation part."""
     dropped: Dropped = Field(default={}, exclude_if=lambda value: not value)
     rows: dict[str, Count] = {}
+    processes: Positive = Field(default=1, exclude_if=lambda value: value == 1)
+    """How many took the last steps."""
     steps: Step = 0
     epochs: NotNegative | None = None
     train_loss: Finite | None = None

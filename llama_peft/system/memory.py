@@ -35,6 +35,14 @@ def gpu_kind() -> GpuKind | None:
     return "xpu" if torch.xpu.is_available() else None
 
 
+def count_gpus() -> int:
+    """How many GPUs this process can use."""
+    import torch
+
+    kind = gpu_kind()
+    return 0 if kind is None else int(getattr(torch, kind).device_count())
+
+
 def gpu_has_flash() -> bool:
     """Whether torch's flash attention runs on the GPU: NVIDIA's have it from 8.0 on."""
     import torch

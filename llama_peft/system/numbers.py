@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[Finite, Field(ge=0, lt=1e15)]
 Count = Annotated[int, Field(ge=0, lt=10**15)]
+Positive = Annotated[int, Field(ge=1, lt=10**15)]
 Step = Annotated[int, Field(ge=0, le=10**9)]
 Version = Annotated[int, Field(ge=1, lt=10**15)]
 Probability = Annotated[Finite, Field(ge=0, le=1)]

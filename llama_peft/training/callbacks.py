@@ -24,10 +24,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from llama_peft.run_folder.ownership import checkpoint_files
 from llama_peft.system.files import append, write_text
 from llama_peft.system.memory import peak_memory
+from llama_peft.system.processes import job
 from llama_peft.system.progress import Phase
 from llama_peft.system.seal import seal
 from llama_peft.system.terminal import interrupt
-from llama_peft.training.checkpoints import Origin, Spent, rotate, write_spent
+from llama_peft.training.checkpoints import Origin, Sharing, Spent, rotate, write_spent
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 """What `signal.signal` returns."""
@@ -118,12 +119,15 @@ class SealCheckpoints(TrainerCallback):
         control: TrainerControl,
         **kwargs: object,
     ) -> None:
+        job.wait()  # each process has written its own random state
         if state.is_world_process_zero:
             checkpoints = Path(args.output_dir)
             folder = checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             seconds = self.earlier.seconds + time.monotonic() - self.started
             peak = max(self.earlier.peak_memory_bytes, peak_memory())
-            write_spent(folder, Spent(seconds, peak), self.origin)
+            rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            sharing = Sharing(processes=args.world_size, rows_per_step=rows)
+            write_spent(folder, Spent(seconds, peak), self.origin, sharing)
             seal(folder, checkpoint_files(folder))
             rotate(checkpoints, self.keep, state.best_model_checkpoint)
 

@@ -175,8 +175,7 @@ def fit_of(trainer: "Trainer") -> Fit:
     )
     shapes = {name: tuple(one.shape) for name, one in state.items()}
     steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
-    # With more processes than before, the same data make fewer steps.
-    return Fit(shapes, steps * args.world_size)
+    return Fit(shapes, steps)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import CHECKPOINT, SPENT
 from llama_peft.run_folder.ownership import checkpoint_files
 from llama_peft.system.files import prune, read_json, remove_file, remove_files, write_text
-from llama_peft.system.numbers import Count, NotNegative
+from llama_peft.system.numbers import Count, NotNegative, Positive
 from llama_peft.system.seal import is_sealed
 from llama_peft.training.checkpoint_state import Fit, best_of, reason, trouble
 
@@ -37,7 +37,16 @@ class Origin(NamedTuple):
     """The sum of all examples."""
 
 
-_SPENT, _ORIGIN = TypeAdapter(Spent), TypeAdapter(Origin)
+class Sharing(NamedTuple):
+    """How the processes of a training share its steps; None if a checkpoint does not say."""
+
+    processes: Positive | None
+    rows_per_step: Positive | None
+    """Of all processes together."""
+
+
+_UNSAID = Sharing(None, None)
+_SPENT, _ORIGIN, _SHARING = TypeAdapter(Spent), TypeAdapter(Origin), TypeAdapter(Sharing)
 
 
 def newest_sealed(checkpoints: Path, fit: Fit | None = None) -> Path | None:
@@ -85,7 +94,7 @@ def _fault(folder: Path, fit: Fit | None) -> str | None:
     if not is_sealed(folder):
         return "its seal is missing, or a file was changed"
     try:
-        read_spent(folder), read_origin(folder)
+        read_spent(folder), read_origin(folder), read_sharing(folder)
     except (OSError, ValueError, UserError) as error:
         return f"{SPENT}: {reason(error)}"
     return trouble(folder, fit)
@@ -118,9 +127,10 @@ def _remove(folder: Path) -> None:
     prune(folder.parent, folder.name)
 
 
-def write_spent(folder: Path, spent: Spent, origin: Origin) -> None:
-    """Write into a checkpoint what the run has taken so far, and what it is trained from."""
-    write_text(folder, SPENT, json.dumps({**spent._asdict(), **origin._asdict()}))
+def write_spent(folder: Path, spent: Spent, origin: Origin, sharing: Sharing = _UNSAID) -> None:
+    """Write into a checkpoint what the run has taken so far, what it is trained from, and how."""
+    parts = spent._asdict() | origin._asdict() | sharing._asdict()
+    write_text(folder, SPENT, json.dumps(parts))
 
 
 def read_spent(folder: Path | None) -> Spent:
@@ -136,6 +146,13 @@ def read_origin(folder: Path) -> Origin:
     """Return what a checkpoint was trained from. Raises OSError or ValueError."""
     return _ORIGIN.validate_python(
         dict.fromkeys(Origin._fields) | _stored(folder, Origin._fields), strict=True
+    )
+
+
+def read_sharing(folder: Path) -> Sharing:
+    """Return how a checkpoint's steps were shared. Raises OSError or ValueError."""
+    return _SHARING.validate_python(
+        dict.fromkeys(Sharing._fields) | _stored(folder, Sharing._fields), strict=True
     )
 
 

@@ -24,11 +24,12 @@ from llama_peft.system.disk import disk_trouble
 from llama_peft.system.files import sum_of
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory
+from llama_peft.system.processes import job
 from llama_peft.system.progress import Phase
 from llama_peft.training import resume, setup
 from llama_peft.training.checkpoint_state import fit_of, naming
 from llama_peft.training.checkpoints import Spent, newest_sealed, read_spent, remove_newer
-from llama_peft.training.resume import is_main_process
+from llama_peft.training.processes.resumed import same_step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,18 +52,23 @@ def train(
     # What a run is compared with is no part of it.
     recipe = data.mark_given(recipe.model_copy(update={"ladder": Ladder()}), given or {})
     folder = Path(recipe.run_folder)
-    if is_main_process():
+    if job.is_main():
         check_run_folder(folder)
-    with only_process(folder, "training", hold=is_main_process()):
-        if is_main_process():
+    with only_process(folder, "training", hold=job.is_main()), job.faults_held_back():
+        if job.is_main():
             resume.bring_back(folder)
+        job.join(recipe.train.use_cpu)
         preflight.check(recipe, long=True)
         dataset = data.load(recipe, given)
         recipe = data.with_fields(with_labels(recipe, dataset), dataset)
-        chosen = {} if fresh else resume.chosen_before(recipe, folder)
-        recipe = recipe.with_train(chosen)
-        if not fresh and resume.is_finished(folder, recipe, dataset):
-            if is_main_process():
+        if fresh:
+            chosen, finished = {}, False
+        else:
+            chosen = job.decided(lambda: resume.chosen_before(recipe, folder))
+            recipe = recipe.with_train(chosen)
+            finished = job.decided(lambda: resume.is_finished(folder, recipe, dataset))
+        if finished:
+            if job.is_main():
                 resume.write_recipe(recipe, folder)
             log.info("%s: this run is finished; add --fresh to train it again", folder)
             return folder
@@ -70,7 +76,7 @@ def train(
         scheduled = _scheduled(recipe, encoded)
         recipe, fitted = room.fit(recipe.with_train(scheduled), encoded.widest)
         room.check_room(recipe, folder, encoded.widest(recipe))
-        if is_main_process():
+        if job.is_main():
             if fresh:
                 resume.put_aside(folder)
             resume.write_recipe(recipe, folder)
@@ -78,7 +84,7 @@ def train(
         try:
             _fit(recipe, encoded, dataset, folder, {**chosen, **scheduled, **fitted})
         except BaseException as error:
-            if fresh and is_main_process():
+            if fresh and job.is_main():
                 resume.bring_back(folder)
             reason = disk_trouble(error)
             if reason is None:
@@ -88,17 +94,32 @@ def train(
                 "train.output_dir; the sealed checkpoints are kept, and the same command continues "
                 "from them"
             ) from error
-        if is_main_process():
+        if job.is_main():
             resume.forget_aside(folder)
         return folder
+
+
+def is_finished(recipe: Recipe) -> bool:
+    """Return whether the run folder of a recipe holds its finished run, intact."""
+    folder = Path(recipe.run_folder)
+    dataset = data.load(recipe)
+    recipe = data.with_fields(with_labels(recipe, dataset), dataset)
+    recipe = recipe.with_train(resume.chosen_before(recipe, folder))
+    return resume.is_finished(folder, recipe, dataset)
 
 
 def _scheduled(recipe: Recipe, encoded: setup.Encoded) -> dict[str, float]:
     """Return the learning rate and the epochs in place of auto, and log them."""
     if "auto" not in (recipe.train.learning_rate, recipe.train.num_train_epochs):
         return {}
-    rows, validates = encoded.rows, bool(encoded.rows["validation"])
-    found = schedule.choose(recipe, len(rows["train"]), room.base_weights(recipe), validates)
+    rows, weights = encoded.rows, room.base_weights(recipe)
+    found = schedule.choose(
+        recipe,
+        len(rows["train"]),
+        weights,
+        validates=bool(rows["validation"]),
+        processes=job.count(),
+    )
     named = ", ".join(f"{key} {value:g}" for key, value in found.items())
     log.info("chosen for this base and these rows: %s", named)
     return found
@@ -164,17 +185,20 @@ def _fit(
 
     started = time.monotonic()
     loaded = setup.load(recipe, encoded, dataset, folder)
-    resumed = newest_sealed(folder / CHECKPOINTS)
+    resumed = job.decided(lambda: newest_sealed(folder / CHECKPOINTS))
     resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
     attached = setup.attach(loaded, folder)
     rows = attached.rows["train"], attached.rows["validation"]
+    step = same_step(recipe, resumed)
     with named_mistake("train"):
         trainer = setup.build_trainer(
             *(loaded.recipe, attached.model, loaded.encoder, *rows, attached.collate, folder),
+            step=step,
             weights=attached.weights,
         )
     if resumed is not None:  # only now it is known what a checkpoint must fit
-        resumed = newest_sealed(folder / CHECKPOINTS, fit_of(trainer))
+        fit = fit_of(trainer)
+        resumed = job.decided(lambda: newest_sealed(folder / CHECKPOINTS, fit))
         resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
     _choose_by_score(trainer, loaded, attached, dataset)
     setup.check_tree_rows(loaded, attached, dataset)
@@ -232,8 +256,8 @@ def _run(
         show_progress,
     )
 
-    trainer.accelerator.wait_for_everyone()
-    if is_main_process():
+    job.wait()
+    if job.is_main():
         remove_newer(folder / CHECKPOINTS, resumed)
     if resumed is not None:
         log.info("continuing from %s", resumed)
@@ -280,6 +304,7 @@ def _save(
             examples={part: len(dataset.parts.get(part, [])) for part in loaded.rows},
             dropped=dataset.dropped,
             rows={part: len(rows) for part, rows in loaded.rows.items()},
+            processes=job.count(),
             steps=state.global_step,
             epochs=state.epoch,
             train_loss=_mean_loss(state.log_history),

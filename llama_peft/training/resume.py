@@ -6,7 +6,6 @@ kill brings it back.
 """
 
 import logging
-import os
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,11 +32,6 @@ from llama_peft.training.checkpoints import Origin, newest_first, newest_sealed,
 log = logging.getLogger(__name__)
 
 
-def is_main_process() -> bool:
-    """Return whether this is the first process of a job, the one that writes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def recipe_sum(recipe: Recipe) -> str:
     """Return a sum that distinguishes trainings on the same base."""
     return sha256_of(_what_decides(dump_recipe(recipe)))
@@ -58,8 +52,7 @@ def is_finished(folder: Path, recipe: Recipe, dataset: data.Dataset) -> bool:
     """Return whether all exports of a run are there and intact.
 
     Damaged texts are written again at once. Damaged weights need the last checkpoint, so then the
-    run counts as unfinished. Raises UserError if there is no checkpoint, or if several processes
-    would have to agree on it.
+    run counts as unfinished. Raises UserError if there is no checkpoint.
     """
     if not files.is_file(folder, TRAINING):
         return False
@@ -67,8 +60,6 @@ def is_finished(folder: Path, recipe: Recipe, dataset: data.Dataset) -> bool:
         verify_exports(folder, read_record(folder))
         return True
     except UserError as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(f"{error}, in one process") from None
         if _write_texts_again(folder, recipe, dataset):
             log.warning("%s: it was written again", error)
             return True

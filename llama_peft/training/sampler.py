@@ -34,7 +34,8 @@ class EpochOrder(Sampler[int]):
         generator = torch.Generator().manual_seed(args.seed + epoch)
         if self._lengths is None:
             return iter(torch.randperm(len(self), generator=generator).tolist())
-        batch_size = args.train_batch_size * args.gradient_accumulation_steps
+        # The rows of a step of all processes, so that the order is the same for any number of these.
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return iter(get_length_grouped_indices(self._lengths, batch_size, generator=generator))
 
 

@@ -207,18 +207,14 @@ def _features(
 ) -> "tuple[dict[str, Sequence[object]], nn.Module]":
     """Return the parts as states, and the head that reads them.
 
-    If there are several processes, the first one computes the states.
+    Of several processes one computes them, and the others wait for its lock.
     """
-    from accelerate import PartialState
-
     from llama_peft.training.features.cache import FeatureHead, cache_folder, states_of
 
     cache = cache_folder(folder)
-    with PartialState(cpu=recipe.train.use_cpu).main_process_first():
-        found: dict[str, Sequence[object]] = {
-            part: states_of(recipe, base, part, its, cache) if its else []
-            for part, its in rows.items()
-        }
+    found: dict[str, Sequence[object]] = {
+        part: states_of(recipe, base, part, its, cache) if its else [] for part, its in rows.items()
+    }
     return found, FeatureHead(base.score, recipe.kind.problem_type)
 
 
@@ -247,7 +243,7 @@ def check_tree_rows(loaded: Loaded, attached: Attached, dataset: data.Dataset) -
 def _check_batch(loaded: Loaded, attached: Attached) -> None:
     """Compare the losses of one batch as tree rows and as padded rows."""
     from llama_peft.prefix_tree.loss import check_batch
-    from llama_peft.training.trainer import IDS
+    from llama_peft.training.processes.batch import IDS
 
     batch = attached.collate(attached.rows["train"][:CHECKED])
     given = {key: value for key, value in batch.items() if key != IDS}
@@ -264,14 +260,18 @@ def build_trainer(
     validation_rows: Sequence[object],
     collate: Callable[..., Mapping[str, object]],
     folder: Path,
+    step: Mapping[str, int] | None = None,
     weights: "LossWeights | None" = None,
 ) -> "SteadyTrainer":
-    """Return a Trainer that writes the history and keeps the best checkpoint."""
+    """Return a Trainer that writes the history and keeps the best checkpoint.
+
+    step: the values of `train` that make up a step, if they are not the recipe's.
+    """
     from transformers import TrainingArguments
 
     from llama_peft.training.trainer import SteadyTrainer
 
-    arguments = training_arguments(recipe, bool(validation_rows), folder)
+    arguments = training_arguments(recipe, bool(validation_rows), folder) | dict(step or {})
     callbacks = _callbacks(recipe, bool(arguments["load_best_model_at_end"]), folder)
     if recipe.kind.head is None:
         rows = train_rows, validation_rows

@@ -32,18 +32,22 @@ from llama_peft.system.memory import (
     random_state,
     set_random_state,
 )
+from llama_peft.system.processes import job
 from llama_peft.system.seal import is_sealed
 from llama_peft.training.loss_weights import LossWeights
+from llama_peft.training.processes.batch import (
+    IDS,
+    Inputs,
+    LastRows,
+    first_rows,
+    num_own,
+    num_rows,
+    split,
+    take_ids,
+)
 from llama_peft.training.sampler import EpochOrder, LongestFirst
 
 log = logging.getLogger(__name__)
-
-IDS = "ids"
-"""The key of a batch for the example ids of each of its rows, which the model never gets."""
-PACKED = "packed"
-"""The key of a batch for its tokens as tree rows, which only the whole batch has."""
-Inputs = dict[str, Tensor]
-"""What the model gets: tensors by the names of its arguments."""
 
 
 class SteadyTrainer(Trainer):
@@ -52,7 +56,8 @@ class SteadyTrainer(Trainer):
     _pieces = 1
     """How many pieces a batch is computed in; doubled when memory runs out, and then kept."""
     _share = 1.0
-    """The part of the batch's loss that the present piece makes up."""
+    """The part of the step's loss that the present piece makes up, times the number of processes,
+    because DDP averages their gradients."""
     _step_ids: tuple[str, ...] = ()
     _step_losses: tuple[Tensor, ...] = ()
     """The losses of the present step's batches, which are looked at together with its gradient."""
@@ -65,8 +70,6 @@ class SteadyTrainer(Trainer):
     def weigh(self, weights: LossWeights | None) -> None:
         """Train and validate with these weights in the loss."""
         self._weights = weights
-        # Then the loss is divided for the whole step, and not by the number of its batches too.
-        self.loss_is_scaled_for_ga = None if weights is None else True
 
     def choose_by(self, name: str, score: Callable[[], float]) -> None:
         """Compute a score of the model at each validation, beside the loss."""
@@ -77,7 +80,8 @@ class SteadyTrainer(Trainer):
         output = super().evaluation_loop(*args, **kwargs)
         if self._chooses is not None:
             name, score = self._chooses
-            output.metrics[f"eval_{name}"] = score()
+            # Every process needs the same number, or each would keep its own best checkpoint.
+            output.metrics[f"eval_{name}"] = job.decided(score)
         return output
 
     def get_batch_samples(
@@ -85,13 +89,45 @@ class SteadyTrainer(Trainer):
     ) -> tuple[list[Inputs], Tensor | int | None]:
         """Return the batches of one step, and over how much its loss is a mean.
 
-        With weights, this is the sum over all batches of all processes.
+        Under a head these are the rows of all batches of all processes, or their weights; for
+        answers the library counts labels. So neither accumulation, nor the number of processes, nor
+        a last batch that is smaller changes the step.
         """
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self._weights is not None and batches:
-            terms = torch.stack([self._weights.terms(batch["labels"]) for batch in batches])
-            items = self.accelerator.reduce(terms.sum().to(device), reduction="sum")
-        return batches, items
+        own = map(self._without_repeats, epoch_iterator)
+        batches, items = super().get_batch_samples(own, num_batches, device)
+        if not batches or self.model_accepts_loss_kwargs:
+            return batches, items
+        self.loss_is_scaled_for_ga = True  # so it is not divided by the number of batches too
+        if self._weights is None:
+            last = self._last_rows(self.train_dataset, self.args.train_batch_size)
+            return batches, last.in_batches(len(batches), self._is_last_batch)
+        labels = [batch["labels"][: num_own(batch)] for batch in batches]
+        terms = torch.stack([self._weights.terms(its) for its in labels])
+        return batches, self.accelerator.reduce(terms.sum().to(device), reduction="sum")
+
+    def _last_rows(self, dataset: Dataset, size: int) -> LastRows:
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return LastRows(rows=len(dataset), size=size, processes=processes, rank=rank)
+
+    @property
+    def _is_last_batch(self) -> bool:
+        """Return whether the batch that was given last is the last one of its epoch."""
+        return bool(self.accelerator.gradient_state.end_of_dataloader)
+
+    def _without_repeats(self, batch: Inputs) -> Inputs:
+        """Return the rows of a training batch that no other process has.
+
+        A process without such a row keeps one that counts for nothing, because the others wait for
+        its gradients.
+        """
+        own = self._last_rows(self.train_dataset, self.args.train_batch_size).own
+        if not self._is_last_batch or own >= num_rows(batch):
+            return batch
+        kept = first_rows(batch, max(own, 1))
+        kept[IDS] = batch.get(IDS, [[]] * own)[:own]
+        if own == 0 and self.model_accepts_loss_kwargs:
+            kept["labels"] = torch.full_like(kept["labels"], IGNORE_INDEX)
+        return kept
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.train_sampling_strategy == "sequential":
@@ -111,10 +147,11 @@ class SteadyTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Add a batch's gradients and return its loss, in smaller pieces if memory runs out."""
-        self._step_ids = (*self._step_ids, *_take_ids(inputs))
+        own = num_own(inputs)
+        self._step_ids = (*self._step_ids, *take_ids(inputs))
         before = [None if p.grad is None else p.grad.clone() for p in _trained(model)]
         draws = random_state()
-        while (loss := self._attempt(model, inputs, num_items_in_batch)) is None:
+        while (loss := self._attempt(model, inputs, num_items_in_batch, own)) is None:
             set_random_state(draws)  # so that dropout is that of a step that never failed
             for parameter, gradient in zip(_trained(model), before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
@@ -123,20 +160,18 @@ class SteadyTrainer(Trainer):
         return loss
 
     def _attempt(
-        self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | int | None
+        self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | int | None, own: int
     ) -> Tensor | None:
         """Add the gradients of a batch and return its loss.
 
-        Returns None if memory ran out; the next attempt then uses smaller pieces.
+        own: its rows that count. Returns None if memory ran out; the next attempt then uses smaller
+        pieces.
         """
-        rows = _num_rows(inputs)
+        rows = num_rows(inputs)
         losses = []
         try:
-            for piece in _split(inputs, self._pieces):
-                # A loss summed over `num_items_in_batch` adds up by itself, a mean does not.
-                sums = self.model_accepts_loss_kwargs or self._weights is not None
-                summed = num_items_in_batch is not None and sums
-                self._share = 1.0 if summed else _num_rows(piece) / rows
+            for piece in split(inputs, self._pieces):
+                self._share = self._part(num_rows(piece), rows, num_items_in_batch) if own else 0.0
                 losses.append(super().training_step(model, piece, num_items_in_batch))
             return torch.stack(losses).sum()
         except (MemoryError, RuntimeError) as error:
@@ -147,6 +182,17 @@ class SteadyTrainer(Trainer):
         finally:
             self._share = 1.0
 
+    def _part(self, piece: int, rows: int, items: Tensor | int | None) -> float:
+        """Return by what the loss of a piece is multiplied. piece, rows: those of it and its batch.
+
+        A loss that is summed and divided by all of the step adds up by itself, a mean does not.
+        """
+        if items is None:
+            return piece / rows
+        if self.model_accepts_loss_kwargs or self._weights is not None:
+            return 1.0
+        return piece * self.accelerator.num_processes / items
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -156,6 +202,9 @@ class SteadyTrainer(Trainer):
     ) -> tuple[Tensor | None, None, None]:
         """Return the loss of a validation batch, computed in smaller pieces if memory runs out."""
         held = {key: value for key, value in inputs.items() if key != IDS}
+        if self._is_last_batch and self.accelerator.num_processes > 1:
+            own = self._last_rows(self.eval_dataset, self.args.eval_batch_size).own
+            held = first_rows(held, max(own, 1))
         while (loss := self._validate(model, held, ignore_keys)) is None:
             free_memory()
         return loss, None, None
@@ -164,7 +213,7 @@ class SteadyTrainer(Trainer):
         self, model: nn.Module, inputs: Inputs, ignore_keys: list[str] | None
     ) -> Tensor | None:
         try:
-            pieces = list(_split(inputs, self._pieces))
+            pieces = list(split(inputs, self._pieces))
             losses = [
                 super(SteadyTrainer, self).prediction_step(model, p, True, ignore_keys)[0]
                 for p in pieces
@@ -174,7 +223,7 @@ class SteadyTrainer(Trainer):
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._halve(_num_rows(inputs))
+            self._halve(num_rows(inputs))
             return None
 
     def create_scheduler(
@@ -244,8 +293,9 @@ class SteadyTrainer(Trainer):
             if num_items_in_batch is not None:
                 # It counts all processes, and DDP averages their gradients.
                 loss = loss * self.accelerator.num_processes
-            return (loss, outputs) if return_outputs else loss
-        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            found = (loss, outputs) if return_outputs else loss
+        else:
+            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._share == 1.0:
             return found
         if isinstance(found, tuple):
@@ -334,29 +384,9 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _take_ids(inputs: dict[str, Tensor | list[list[str]]]) -> list[str]:
-    """Remove the example ids from a batch and return them."""
-    return [id_ for row in inputs.pop(IDS, []) for id_ in row]
-
-
-def _num_rows(inputs: Mapping[str, Tensor]) -> int:
-    return len(next(iter(inputs.values())))
-
-
 def _num_terms(inputs: Mapping[str, Tensor]) -> int:
     """Return over how many labelled tokens or rows the loss of a batch is the mean."""
     labels = inputs.get("labels")
     if labels is None or labels.dim() == 1:
-        return _num_rows(inputs)
+        return num_rows(inputs)
     return int((labels != IGNORE_INDEX).sum())
-
-
-def _split(inputs: Mapping[str, Tensor], pieces: int) -> Iterator[Inputs]:
-    """Yield the rows of a batch in at most `pieces` parts; only the whole batch has tree rows."""
-    if pieces == 1:
-        yield dict(inputs)
-        return
-    rows = _num_rows(inputs)
-    size = -(-rows // pieces)
-    for first in range(0, rows, size):
-        yield {key: value[first : first + size] for key, value in inputs.items() if key != PACKED}

@@ -61,7 +61,8 @@ class TreeTrainer(SteadyTrainer, SFTTrainer):
             self._logged_step = self.state.global_step
         labelled = inputs["labels"] != IGNORE_INDEX
         examples = (labelled[:, 1:] & ~labelled[:, :-1]).sum()
-        counts = torch.stack([examples, inputs["attention_mask"].sum()])
+        counted = inputs["attention_mask"] * labelled.any(dim=1, keepdim=True)
+        counts = torch.stack([examples, counted.sum()])
         # Kept on the device: to look at them would wait for it in every step.
         self._held = self.accelerator.reduce(counts, reduction="sum") + self._held.to(counts.device)
 

@@ -8,11 +8,15 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from llama_peft.system.processes import launch
 from tests.support import forked
 
-from .shop import KINDS, STEPS, DeadlyCalls, Fault, Seen, Shop, even, killed, newest_step
+from .shop import KINDS, STEPS, DeadlyCalls, Fault, Seen, Shop, even, exported, killed, newest_step
 
 FEW = ("classification + LoRA", "generative + LoRA")
 
@@ -32,6 +36,7 @@ def faults(full: bool) -> Iterator[Fault]:
             for lines in (1, 4) if full else (1,):
                 yield _signal(kind, number, lines)
         yield _twice(kind)
+    yield from _rank_chain(20 if full else 1)
     if full:
         for number in (signal.SIGINT, signal.SIGTERM):
             yield _signal_in_evaluation(number)
@@ -191,6 +196,67 @@ def _evaluation_at_writes(at_most: int) -> Iterator[Fault]:
             f"evaluation, place {place + 1}",
             lambda shop, folder, place=place: inflict(shop, folder, place),
         )
+
+
+def _rank_chain(kills: int) -> Iterator[Fault]:
+    """Kills of one of two processes at random moments: the other one ends, and the run continues."""
+    kind, rng = "classification + LoRA", random.Random("ranks")
+    half = {"per_device_train_batch_size": 4}
+
+    def command(shop: Shop, folder: Path) -> list[str]:
+        return [*shop.write(shop.recipe(kind, folder, train=half), folder), "--processes", "2"]
+
+    def inflict(shop: Shop, folder: Path) -> Seen:
+        expected = shop.root / "two processes"
+        if not expected.is_dir():
+            started = time.monotonic()
+            done = shop.run(command(shop, expected), hook=Ranks(expected / "pids"))
+            assert done.code == 0, done.text
+            _LENGTHS["ranks"] = time.monotonic() - started
+        words, ranks = command(shop, folder), Ranks(folder / "pids")
+        number, seconds = rng.randrange(2), rng.uniform(0, 0.8) * _LENGTHS["ranks"]
+        while True:
+            child = shop.start(words, folder / "log", hook=ranks)
+            forked.until(lambda: forked.num_lines(ranks.pids) == 2)
+            time.sleep(seconds)
+            pids, began = list(map(int, ranks.pids.read_text().split())), time.monotonic()
+            with suppress(ProcessLookupError):
+                os.kill(pids[number], signal.SIGKILL)
+            done, seconds = shop.wait(child, folder / "log"), seconds / 2
+            if done.code != 0:
+                break
+            shutil.rmtree(folder / "runs/run")  # it had ended before
+        if time.monotonic() - began > 10:
+            return Seen("late", f"it went on for {time.monotonic() - began:.0f} s")
+        if any(Path(f"/proc/{pid}").exists() for pid in pids):
+            return Seen("wrong", "a process is left")
+        named = f"error: process {number} of the 2 "
+        if done.code != 1 or not done.last_line.startswith(named) or "Traceback" in done.text:
+            return Seen("wrong", f"exit code {done.code}: {done.text[-400:]}")
+        again = shop.run(words, hook=ranks)
+        same = again.code == 0 and exported(folder / "runs/run") == exported(expected / "runs/run")
+        return Seen("right" if same else "lost", done.last_line if same else again.last_line)
+
+    for kill in range(kills):
+        yield Fault("death of one of two processes", f"kill {kill + 1}", inflict)
+
+
+@dataclass
+class Ranks:
+    """In a child: `--processes` forks its processes, and writes their ids."""
+
+    pids: Path
+
+    def __call__(self) -> None:
+        def begin(*given: Any) -> forked.Rank:
+            rank = forked.Rank(*given)
+            with self.pids.open("a") as file:
+                file.write(f"{rank.pid}\n")
+            return rank
+
+        self.pids.parent.mkdir(exist_ok=True)
+        self.pids.unlink(missing_ok=True)
+        launch._start = begin  # type: ignore[assignment]
 
 
 def _signal(kind: str, number: int, lines: int) -> Fault:

@@ -14,6 +14,9 @@ from llama_peft.recipe import Recipe
 from llama_peft.run_folder.ladder.finished import read_finished
 from llama_peft.run_folder.ladder.rungs import Measurement
 from llama_peft.run_folder.layout import LADDER, REPORT
+from llama_peft.system.processes import launch
+from tests.support import forked
+from tests.support.runs import record_of
 from tests.support.small import make_recipe, save_base
 
 LADDER_KEYS = {
@@ -148,3 +151,18 @@ def test_what_does_not_depend_on_the_learning_rate_is_shared(tmp_path: Path) -> 
     (other / "zero-shot/results.json").unlink()
     walk.run(fast, third)
     assert third.seen == ["zero-shot"]
+
+
+def test_only_the_training_runs_in_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is measured here; a mistake in one of them leaves a rung out, or ends the walk, as here."""
+    monkeypatch.setattr(launch, "_start", forked.Rank)
+    recipe = recipe_in(tmp_path, rungs=["majority", "tuned"], seeds=[], sizes=[])
+    watched = Watched()
+    folder = walk.run(recipe, watched, processes=2)
+    assert watched.seen == ["ladder/majority", "tuned"]
+    assert record_of(folder).processes == 2
+    huge = recipe.with_train({"learning_rate": 1e30})
+    with pytest.raises(UserError, match=r"step \d: .* is (nan|inf)"):
+        walk.run(huge, watched, processes=2, fresh=True)

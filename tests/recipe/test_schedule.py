@@ -77,7 +77,7 @@ def test_epochs_that_are_auto_end_when_nothing_is_gained(
 
 def test_only_an_end_of_each_epoch_can_be_the_last(recipe: Recipe) -> None:
     def stops(recipe: Recipe, validates: bool = True) -> bool:
-        return "early_stopping_patience" in schedule.choose(recipe, 600, None, validates)
+        return "early_stopping_patience" in schedule.choose(recipe, 600, None, validates=validates)
 
     assert stops(recipe)
     assert not stops(recipe, validates=False)

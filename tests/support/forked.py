@@ -5,12 +5,13 @@ import gc
 import importlib
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -98,6 +99,8 @@ def fork(work: Callable[[], object], log: Path) -> int:
         return child
     code = 1
     _own_locks(tqdm)
+    if state := sys.modules.get("accelerate.state"):  # the parent was one process of a job of one
+        state.AcceleratorState._reset_state(reset_partial_state=True)
     gc.freeze()  # what was there before is no garbage of the child's: looking through it takes half of its time
     try:
         with log.open("w") as file:
@@ -134,6 +137,37 @@ def ranks(
             start(functools.partial(os.environ.update, settings), folder / f"rank-{rank}.log")
         )
     return [ended(child) for child in children]
+
+
+class Rank:
+    """A forked process of `--processes`, as `launch` would start a program: it shares what is imported."""
+
+    def __init__(
+        self, command: Sequence[str], rank: int, environment: Mapping[str, str], folder: Path
+    ) -> None:
+        def hook() -> None:
+            os.setsid()
+            os.environ.update(environment)
+
+        self.returncode: int | None = None
+        self.pid = start(command[3:], folder / f"{rank}.log", hook=hook)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if found else None
+        return self.returncode
+
+    def wait(self) -> int:
+        until(lambda: self.poll() is not None)
+        return self.returncode or 0
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def until(true: Callable[[], bool], seconds: float = 120) -> None:

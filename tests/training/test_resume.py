@@ -291,18 +291,6 @@ def test_a_damaged_record_is_written_again_without_a_checkpoint(
         assert {path: path.read_bytes() for path in before} == before
 
 
-def test_several_processes_repair_nothing(
-    recipe_in: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They would see the damage at different moments."""
-    recipe = recipe_in("run")
-    run = training.train(recipe)
-    (run / "split.json").write_text("{}")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="run the command that trained it again, in one process"):
-        training.train(recipe)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from llama_peft.system import terminal
+from llama_peft.system.processes import job
 from llama_peft.system.progress.screens import Lines, Notebook, Screen, Terminal
 from llama_peft.system.progress.words import Work, summary
 
@@ -99,7 +100,7 @@ def close() -> None:
 
 def _chosen() -> Screen:
     """Return where work is shown: by one process of several, and not in CI, whose logs are read later."""
-    if os.environ.get("RANK", "0") != "0" or os.environ.get("CI") or terminal.is_shared():
+    if not job.is_main() or os.environ.get("CI") or terminal.is_shared():
         return Lines()
     if _in_notebook():
         return Notebook()

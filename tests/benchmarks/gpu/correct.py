@@ -30,8 +30,8 @@ from llama_peft.system.memory import free_memory
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training import fit, setup
 from llama_peft.training.features.states import Key, grouped, pooled
+from llama_peft.training.processes.batch import IDS, PACKED
 from llama_peft.training.rows import width_multiple
-from llama_peft.training.trainer import IDS, PACKED
 from tests.benchmarks import measure, training
 from tests.benchmarks.material import encoded, precision
 

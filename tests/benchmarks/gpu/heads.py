@@ -18,8 +18,8 @@ from llama_peft.recipe import Recipe
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training import setup
 from llama_peft.training.checkpoints import Origin
+from llama_peft.training.processes.batch import IDS
 from llama_peft.training.rows import Row, collator, encode_part
-from llama_peft.training.trainer import IDS
 from tests.benchmarks import measure
 from tests.benchmarks.measure import Contestant, Prepared
 

@@ -1,0 +1,1 @@
+"""A job of several processes: what each knows of the others, and how this machine starts one."""

@@ -1,0 +1,143 @@
+"""Which process of a job this one is, and what all of them agree on.
+
+torchrun, accelerate launch and `launch.py` beside this file say it in the same variables of the
+environment. A job of one process needs none of them, and imports no library here.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from llama_peft.errors import UserError
+from llama_peft.system.files import write_text
+
+T = TypeVar("T")
+
+LAUNCHER, MISTAKES = "LLAMA_PEFT_LAUNCHER", "LLAMA_PEFT_MISTAKES"
+"""The process that started this one, and the folder where it looks for a user's mistake."""
+_SHARES_BASE = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
+}
+"""What accelerate launch asks for, by its variable. Their checkpoints are shards that cannot be sealed
+here, they would mix the float32 head with the base's types, and a head alone hides its base.
+"""
+_LONGEST_WAIT = timedelta(minutes=30)
+"""For the other processes, as in Trainer: longer than any batch or checkpoint takes."""
+_HELD_BACK = 3.0
+"""Seconds for whoever started the processes to see that another one has died."""
+
+
+def count() -> int:
+    """Return how many processes the job has, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def count_here() -> int:
+    """Return how many processes of the job share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_main() -> bool:
+    """Return whether this is the first process of the job, the one that writes and prints."""
+    return rank() == 0
+
+
+def is_launched() -> bool:
+    """Return whether a command of ours started this process, and speaks for it."""
+    return LAUNCHER in os.environ
+
+
+def join(use_cpu: bool) -> None:
+    """Meet the other processes of the job. Raises UserError if they were to share out the base."""
+    for name, meaning in _SHARES_BASE.items():
+        if os.environ.get(name, "false").lower() in ("1", "true", "yes"):
+            raise UserError(
+                f"{name}: this launch asks for {meaning}, which would share out the base, and here "
+                "each process holds all of it (8 billion weights take 6 GB in 4 bits): launch with "
+                "--processes, or with recipes/accelerate/ddp.yaml"
+            )
+    if count() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=use_cpu, timeout=_LONGEST_WAIT)
+
+
+def wait() -> None:
+    """Wait for all processes of the job."""
+    if count() > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def decided(choose: Callable[[], T]) -> T:
+    """Return what the first process chooses, in every process.
+
+    The others could look at a file or a clock at another moment, and would choose otherwise.
+    """
+    if count() == 1:
+        return choose()
+    from accelerate.utils import broadcast_object_list
+
+    found = [choose() if is_main() else None]
+    broadcast_object_list(found)
+    return found[0]  # type: ignore[return-value]
+
+
+def least(value: int) -> int:
+    """Return the smallest value of all processes."""
+    if count() == 1:
+        return value
+    from accelerate.utils import gather_object
+
+    return min(gather_object([value]))
+
+
+@contextmanager
+def faults_held_back() -> Iterator[None]:
+    """Hold a fault back for a moment, which has no cause of its own if another process has died.
+
+    Whoever started the processes ends this one meanwhile, and names the other one.
+    """
+    try:
+        yield
+    except Exception as error:
+        if count() > 1 and not isinstance(error, UserError):
+            time.sleep(_HELD_BACK)
+        raise
+
+
+def tell_launcher(error: UserError) -> bool:
+    """Leave a user's mistake to the process that started this one; return whether there is one."""
+    if not is_launched():
+        return False
+    write_text(Path(os.environ[MISTAKES]), f"{rank()}.json", json.dumps(error.args))
+    return True
+
+
+def follow_launcher() -> None:
+    """End this process when the one that started it has died. Nobody else could end it."""
+    if not is_launched():
+        return
+    launcher = int(os.environ[LAUNCHER])
+
+    def follow() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

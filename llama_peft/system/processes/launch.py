@@ -1,0 +1,135 @@
+"""Starts a command of ours in several processes of this machine, and ends them as one.
+
+The variables are those of torchrun. It is not used itself, because it has one limit of time both for
+a stop, which waits for the end of a step and a checkpoint, and for a process that has died, after
+which the others wait for nothing.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from llama_peft.errors import Died, Stopped, UserError
+from llama_peft.system import files
+from llama_peft.system.processes.job import LAUNCHER, MISTAKES
+from llama_peft.system.terminal import complain
+
+_LOOK = 0.05
+"""Seconds between two looks at the processes."""
+
+
+def launch(words: Sequence[str], count: int, module: str = "llama_peft") -> None:
+    """Run a module with these words in `count` processes, and return when all have ended.
+
+    The first one prints here. Raises the UserError of a process, Died if one of them has ended in
+    another way, and Stopped after a signal, which all of them get. None is left running.
+    """
+    command = [sys.executable, "-m", module, *words]
+    children: list[subprocess.Popen[bytes]] = []
+    with TemporaryDirectory(prefix="llama-peft-") as place:
+        folder, port = Path(place), _free_port()
+        try:
+            for rank in range(count):
+                environment = _environment(rank, count, port, folder)
+                children.append(_start(command, rank, environment, folder))
+            failed = _first_failed(children)
+        except (Stopped, KeyboardInterrupt) as stop:
+            _stop(children, stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
+            raise
+        finally:
+            _kill(children)
+        if failed is not None:
+            raise _reason(failed, children[failed].returncode, count, folder)
+
+
+def _start(
+    command: Sequence[str], rank: int, environment: Mapping[str, str], folder: Path
+) -> subprocess.Popen[bytes]:
+    """Begin one process. A signal of the terminal does not reach it: only its launcher's do."""
+    with ExitStack() as open_files:
+        log = open_files.enter_context(open(folder / _log(rank), "wb")) if rank else None
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env={**os.environ, **environment}, start_new_session=True,
+        )  # fmt: skip
+
+
+def _environment(rank: int, count: int, port: int, folder: Path) -> dict[str, str]:
+    """Return what a process reads of its job; the processor's cores are shared out."""
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        LAUNCHER: str(os.getpid()), MISTAKES: str(folder),
+    }  # fmt: skip
+
+
+def _log(rank: int) -> str:
+    return f"{rank}.log"
+
+
+def _first_failed(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Wait until a process has failed and return its rank, or None if all have ended well.
+
+    If several have failed since the last look, one that was killed is the cause.
+    """
+    while True:
+        codes = [child.poll() for child in children]
+        failed = [rank for rank, code in enumerate(codes) if code]
+        if failed:
+            return min(failed, key=lambda rank: (children[rank].returncode > 0, rank))
+        if None not in codes:
+            return None
+        time.sleep(_LOOK)
+
+
+def _stop(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    """Pass a signal on, and wait until each process has saved its step. A second one ends the wait."""
+    for child in children:
+        child.send_signal(number)
+    for child in children:
+        child.wait()
+
+
+def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End what still runs: after a death the others only wait for it, and checkpoints are sealed."""
+    for child in children:
+        child.kill()
+    for child in children:
+        child.wait()
+
+
+def _reason(rank: int, code: int, count: int, folder: Path) -> Exception:
+    """Return what is raised for the process that failed first."""
+    name = f"{rank}.json"
+    if files.is_file(folder, name):
+        return UserError(*json.loads(files.read_text(folder, name)))
+    if code > 0 and rank > 0:  # what the first process said is on the terminal already
+        complain(*files.read_text(folder, _log(rank), "replace").splitlines())
+    how = f"ended with exit code {code}"
+    if code < 0:
+        name = signal.Signals(-code).name
+        how = f"was killed by signal {-code} ({name})"
+        if name == "SIGKILL":
+            how += ", as the system does when memory runs out"
+    return Died(
+        f"process {rank} of the {count} of this training (numbered from 0) {how}, and the others were "
+        "ended; the sealed checkpoints are kept, and the same command continues from the newest one"
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,99 @@
+"""Several processes start, end and fail as one, and none is left running."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from llama_peft.errors import Died, Stopped, UserError
+from llama_peft.system.processes.launch import launch
+from tests.support import forked
+
+PROGRAM = "tests.system.processes.program"
+
+
+def pids(folder: Path) -> dict[int, int]:
+    """The processes that have begun, by rank."""
+    files = [path for path in folder.glob("*-of-*") if path.read_text()]
+    return {int(path.name.split("-")[0]): int(path.read_text()) for path in files}
+
+
+def lives(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def meanwhile(deed: Callable[[], object]) -> None:
+    threading.Thread(target=deed).start()
+
+
+def test_all_know_of_one_another_and_end_well(tmp_path: Path) -> None:
+    launch([str(tmp_path)], 2, PROGRAM)
+    assert sorted(path.name for path in tmp_path.glob("*-of-*")) == ["0-of-2", "1-of-2"]
+
+
+def test_a_mistake_of_any_process_is_raised_here(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        launch([str(tmp_path), "1:mistake", "0:wait"], 2, PROGRAM)
+    assert caught.value.args == ("no such file", "look there")
+    assert not any(map(lives, pids(tmp_path).values()))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_is_named_and_the_others_end_in_seconds(tmp_path: Path, rank: int) -> None:
+    def kill() -> None:
+        forked.until(lambda: len(pids(tmp_path)) == 2)
+        nonlocal killed_at
+        killed_at = time.monotonic()
+        os.kill(pids(tmp_path)[rank], signal.SIGKILL)
+
+    killed_at = 0.0
+    meanwhile(kill)
+    with pytest.raises(Died, match=rf"process {rank} of the 2 .* killed by signal 9 \(SIGKILL\)"):
+        launch([str(tmp_path), "all:wait"], 2, PROGRAM)
+    assert time.monotonic() - killed_at < 5
+    assert not any(map(lives, pids(tmp_path).values()))
+
+
+def test_a_fault_of_a_process_without_a_terminal_is_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Died, match=r"process 1 of the 2 .* ended with exit code 1"):
+        launch([str(tmp_path), "0:wait", "1:fault"], 2, PROGRAM)
+    assert "ValueError: a defect" in capfd.readouterr().err
+
+
+def test_a_signal_reaches_each_process_once(tmp_path: Path) -> None:
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    def send() -> None:
+        forked.until(lambda: len(pids(tmp_path)) == 2)
+        time.sleep(0.1)  # the handlers of both are there
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    meanwhile(send)
+    try:
+        with pytest.raises(Stopped):
+            launch([str(tmp_path), "all:wait"], 2, PROGRAM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [(tmp_path / f"signals-{rank}").read_text() for rank in range(2)] == ["1", "1"]
+
+
+def test_the_processes_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
+    launcher = forked.fork(
+        lambda: launch([str(tmp_path), "all:wait"], 2, PROGRAM), tmp_path / "log"
+    )
+    forked.until(lambda: len(pids(tmp_path)) == 2)
+    os.kill(launcher, signal.SIGKILL)
+    forked.ended(launcher)
+    forked.until(lambda: not any(map(lives, pids(tmp_path).values())), 10)
