@@ -13,7 +13,7 @@ from llama_peft.cli import Overrides
 from llama_peft.errors import UserError
 from llama_peft.system.terminal import say
 
-from .predictors.kinds import BASELINE_WORDS, Kind
+from .predictors.kinds import BASELINE_WORDS, EngineChoice, EngineName, Kind
 
 if TYPE_CHECKING:
     from .job import Job
@@ -88,6 +88,36 @@ def run(
             min=0, help="Print the first N prompts with the model's outputs.", metavar="N"
         ),
     ] = 0,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(
+            help="Who answers in place of this process: openai, a server of that API (vLLM, SGLang, llama.cpp, TGI), "
+            "or vllm, which is started for this. --model still names what is evaluated: its tokenizer makes the prompts."
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="The address of the server, such as http://127.0.0.1:8000/v1. Default: OPENAI_BASE_URL of the "
+            "environment, where OPENAI_API_KEY is the key."
+        ),
+    ] = None,
+    served_model: Annotated[
+        str | None,
+        typer.Option(
+            help="What the server calls the model, if that is not --model (of a run: the name of its folder)."
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=1024, help="Requests to the server at the same time.")
+    ] = 8,
+    prices: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            help="The prices of a million tokens that are read, and that are written. results.json then holds the cost.",
+            metavar="READ WRITTEN",
+        ),
+    ] = None,
 ) -> None:
     """Evaluate one or several models.
 
@@ -95,6 +125,9 @@ def run(
     """
     from .job import make_job
 
+    choice = _choice(engine, base_url, served_model, concurrency, prices)
+    if choice and choice.served_model and model and len(model) > 1:
+        raise UserError("--served-model is the name of one model; evaluate several one by one")
     models: list[str | None] = [*model] if model else [None]
     jobs = [
         make_job(
@@ -107,6 +140,7 @@ def run(
             overrides or [],
             kind,
             base,
+            choice,
         )
         for name in models
     ]
@@ -114,13 +148,37 @@ def run(
     _evaluate(jobs, show)
 
 
+def _choice(
+    engine: EngineName | None,
+    base_url: str | None,
+    served_model: str | None,
+    concurrency: int,
+    prices: tuple[float, float] | None,
+) -> EngineChoice | None:
+    """Return who answers in place of this process; None if nobody does."""
+    given = {"--base-url": base_url, "--served-model": served_model}
+    for name, value in given.items():
+        if value is not None and engine != "openai":
+            raise UserError(f"{name} is for --engine openai: add that, or leave {name} out")
+    if prices is not None and (engine is None or not min(prices) >= 0):
+        raise UserError("--prices is for --engine, and takes two numbers of at least 0")
+    if engine is None:
+        return None
+    return EngineChoice(
+        name=engine,
+        base_url=base_url,
+        served_model=served_model,
+        concurrency=concurrency,
+        prices=prices,
+    )
+
+
 def _evaluate(jobs: "list[Job]", show: int) -> None:
     """Evaluate the jobs in turn. If one fails, the table of those before it is still shown."""
     from . import harness
-    from .predictors.recognise import identify
 
     # A model that cannot be evaluated is refused before the first one starts.
-    subjects = [identify(job.model, job.recipe, job.kind, job.base) for job in jobs]
+    subjects = [harness.identify_job(job) for job in jobs]
     finished: list[Path] = []
     try:
         for job, subject in zip(jobs, subjects, strict=True):

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import RESULTS, UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION
 from llama_peft.run_folder.ownership import check_evaluation_folder
-from llama_peft.run_folder.results import Results, read_results
+from llama_peft.run_folder.results import ModelConfig, Results, read_results
 from llama_peft.system.files import remove_file
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory, reset_peak
@@ -22,6 +23,7 @@ from .fewshot import with_best_number, worked_examples
 from .job import Job
 from .predictions import Evaluation, evaluation_key, predict
 from .predictors.costs import Meter
+from .predictors.engines.open import open_served
 from .predictors.open import as_trained, open_predictor
 from .predictors.predictor import Predictor
 from .predictors.recognise import Subject, identify
@@ -42,7 +44,7 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
     check_evaluation_folder(job.output)
     started = time.monotonic()
     reset_peak()
-    subject = subject or identify(job.model, job.recipe, job.kind, job.base)
+    subject = subject or identify_job(job)
     job = replace(job, recipe=_recipe(job, subject))
     found = material(job)
     settled = with_fields(job.recipe, found.dataset)
@@ -58,7 +60,7 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
         seen = trained_on.check(subject.run, found, job.recipe, strict)
     opened = _open(job, subject, found)
     evaluation = Evaluation(job=job, subject=subject, found=found, predictor=opened)
-    with only_process(job.output, "evaluating"):
+    with closing(opened), only_process(job.output, "evaluating"):
         evaluation = with_best_number(evaluation, again)
         job, predictor = evaluation.job, evaluation.predictor
         meter = Meter(predictor)
@@ -82,10 +84,12 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             job,
             found,
             lines_of(predictions, found, threshold, predictor.prompt),
-            predictor.config.model_copy(update={"seen_in_training": seen, "key": key}),
+            _config(predictor, seen, key),
             started=started,
             threshold=threshold,
-            peak_memory_bytes=peak_memory(of_gpu=subject.baseline is None),
+            peak_memory_bytes=None
+            if predictor.remote
+            else peak_memory(of_gpu=subject.baseline is None),
             costs=meter.costs(subject),
         )
         for name in (UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION):
@@ -93,10 +97,25 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
     return results
 
 
+def identify_job(job: Job) -> Subject:
+    """Return what the model of a job is. Raises UserError as `identify`."""
+    return identify(job.model, job.recipe, job.kind, job.base, job.engine is not None)
+
+
+def _config(predictor: Predictor, seen: dict[str, int] | None, key: str) -> ModelConfig:
+    """Return what results record about a model that has predicted."""
+    engine = None if predictor.remote is None else predictor.remote.record()
+    known = {"seen_in_training": seen, "key": key, "engine": engine}
+    return predictor.config.model_copy(update=known)
+
+
 def _open(job: Job, subject: Subject, found: Material) -> Predictor:
     """Open the model; a baseline with the parts of the recipe's data, and of a file in their place."""
     if subject.baseline is None:
-        return open_predictor(subject, job.recipe, found.labels, worked_examples(job, found))
+        shots = worked_examples(job, found)
+        if job.engine is not None:
+            return open_served(subject, job.recipe, found.labels, job.engine, shots)
+        return open_predictor(subject, job.recipe, found.labels, shots)
     parts = recipe_parts(job, found) | found.dataset.parts
     return open_predictor(subject, job.recipe, found.labels, parts=parts)
 

@@ -12,7 +12,7 @@ from llama_peft.run_folder.layout import RECIPE, TRAINING, TUNED, ZERO_SHOT
 from llama_peft.run_folder.run import check_fixed, is_run, recipe_of
 from llama_peft.system import files
 
-from .predictors.kinds import Kind, baseline_of
+from .predictors.kinds import EngineChoice, Kind, baseline_of
 
 _NAMED = ("eval.splits", "eval.limit", "eval.num_fewshot")
 """Keys that have words of their own in the name of a folder."""
@@ -40,6 +40,8 @@ class Job:
     data_split: str | None = None
     """The split of that data set; None takes its test split."""
     limit: int | None = None
+    engine: EngineChoice | None = None
+    """The server that answers; None if this process does."""
     fetched: bool = False
     """Whether `model` is the Hub cache's copy of a pushed run, into which nothing is written."""
 
@@ -59,6 +61,7 @@ def make_job(
     overrides: list[str],
     kind: Kind | None = None,
     base: str | None = None,
+    engine: EngineChoice | None = None,
 ) -> Job:
     """Return the job that a command asks for.
 
@@ -84,8 +87,9 @@ def make_job(
     if output is None:
         own = Path("runs", slug(str(name)), TUNED) if name != model else _folder(recipe, model)
         data_words = [Path(data_file).stem, *filter(None, [data_split])] if data_file else []
-        words = folder_words(recipe, task, model, data_words, limit, overrides)
-        output = unnamed_folder(own.with_name("-".join([own.name, *words])))
+        words = [*folder_words(recipe, task, model, data_words, limit, overrides)]
+        words += filter(None, [engine.name, engine.served_model]) if engine else []
+        output = unnamed_folder(own.with_name("-".join([own.name, *map(slug, words)])))
     return Job(
         recipe=recipe,
         model=model or recipe.model.model_name_or_path,
@@ -95,6 +99,7 @@ def make_job(
         data_file=data_file,
         data_split=data_split,
         limit=limit,
+        engine=engine,
         fetched=name != model,
     )
 

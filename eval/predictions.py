@@ -55,6 +55,7 @@ def evaluation_key(
         "eval": recipe.eval.model_dump(exclude={"limit", "splits"}),
         **(_of_base(recipe) if evaluation.subject.baseline is None else {}),
         **({} if predictor.fitted_on is None else {"fitted_on": predictor.fitted_on}),
+        **({} if predictor.remote is None else {"engine": predictor.remote.identity}),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for part in sorted(parts):

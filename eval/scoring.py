@@ -328,6 +328,7 @@ def _json(line: PredictionLine) -> str:
 
 def _settings(job: Job, labels: Sequence[str], threshold: Threshold | None) -> TaskSettings:
     recipe, limits = job.recipe, threshold or Threshold()
+    is_ours = job.engine is None or job.engine.name == "vllm"  # else the server has its own weights
     return TaskSettings(
         labels=list(labels),
         task=recipe.kind.name,
@@ -335,8 +336,8 @@ def _settings(job: Job, labels: Sequence[str], threshold: Threshold | None) -> T
         data_file=job.data_file if isinstance(job.data_file, str | None) else GIVEN,
         data_split=job.data_split,
         prompt=recipe.prompt.model_dump(),
-        quantization=recipe.quantization.model_dump(),
-        dtype=recipe.model.dtype,
+        quantization=recipe.quantization.model_dump() if is_ours else None,
+        dtype=recipe.model.dtype if is_ours else None,
         max_length=recipe.train.max_length,
         doc_stride=recipe.train.doc_stride,
         eval=recipe.eval.model_dump() | {"limit": job.sample_size},

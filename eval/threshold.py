@@ -94,7 +94,7 @@ def _fitted(evaluation: Evaluation, validation: Sequence[Example]) -> Threshold 
     name = f"{predictor.kind}, validation"
     found = predict(predictor, validation, partial, key, size, name)
     threshold = _fit(found, validation, predictor)
-    if evaluation.subject.run is not None and not job.fetched:
+    if evaluation.subject.run is not None and not job.fetched and job.engine is None:
         _keep(evaluation.subject.run, job.recipe, validation, threshold)
     remove_file(job.output, UNFINISHED_VALIDATION)
     return threshold

@@ -16,6 +16,7 @@ import numpy as np
 from llama_peft import data
 from llama_peft.data import Example, QuestionExample
 from llama_peft.errors import UserError
+from llama_peft.inference.engine import Loaded
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder.layout import LADDER
@@ -97,7 +98,8 @@ def measure(run: Run) -> Forgetting:
         with nullcontext() if is_tuned else adapted.disable_adapter():
             losses.append(list(_losses(base, run.recipe)))
             config = ModelConfig(model_kind="", recipe=other.name)
-            predictor = open_lm_head(base, other, dataset.labels, "zero-shot", config, None)
+            engine = Loaded.of(base, other)
+            predictor = open_lm_head(engine, other, dataset.labels, "zero-shot", config, None)
             said = dict(_said(predictor, examples, "after" if is_tuned else "before"))
             evidences.append(evidence_of(other.kind.side, said, golds, dataset.labels))
     found = _compared(np.array(losses), evidences, other, run.record.weights_sha256)

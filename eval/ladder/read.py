@@ -131,6 +131,7 @@ def title_of(recipe: Recipe, name: RungName) -> str:
         "head": f"{kind.tuned_name} alone",
         "tuned": f"LoRA, {tuned}" if recipe.lora is not None else f"{kind.tuned_name} alone",
         "encoder": str(recipe.ladder.encoder),
+        "hosted": f"{recipe.ladder.hosted}, hosted",
     }
     return named.get(name, name)
 

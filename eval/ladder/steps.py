@@ -14,6 +14,7 @@ from llama_peft.system.files import is_file
 
 from .. import harness, report
 from ..job import Job, make_job
+from ..predictors.kinds import EngineChoice
 from ..predictors.open import open_predictor
 from ..predictors.recognise import identify
 from ..report import Table
@@ -71,6 +72,9 @@ def _job(one: Measurement) -> Job:
     if one.rung == "encoder":
         model = str(Path(recipe.run_folder, ENCODER))
         return make_job(recipe, model, None, None, None, output, [], "classifier")
+    if one.rung == "hosted":
+        engine = EngineChoice(name="openai")
+        return make_job(recipe, None, None, None, None, output, [], engine=engine)
     if one.is_trained:
         return make_job(None, recipe.run_folder, None, None, None, output, [])
     model_name = one.rung if one.rung in BASELINES else None

@@ -1,5 +1,6 @@
 """The kinds of model that can be evaluated, without heavy imports: `llama-eval --help` needs them."""
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from llama_peft.run_folder.layout import BASELINES, Baseline
@@ -25,6 +26,23 @@ BASELINE_WORDS: dict[Baseline, str] = {
     "bm25": "a few words of the passage's sentence that is most like the question",
 }
 """What each baseline says, for the help."""
+
+EngineName = Literal["openai", "vllm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineChoice:
+    """A server that is asked for what a causal model writes, in place of this process."""
+
+    name: EngineName
+    base_url: str | None = None
+    """Of openai; vllm is started here."""
+    served_model: str | None = None
+    """What the server calls the model; None if it is the name of the model, or of its folder."""
+    concurrency: int = 8
+    """Requests at the same time, at most."""
+    prices: tuple[float, float] | None = None
+    """Of a million tokens that are read, and that are written."""
 
 
 def baseline_of(name: str) -> Baseline | None:

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from llama_peft.data import Example, Label, QuestionExample, TextExample
+from llama_peft.inference.engine import Engine
 from llama_peft.inference.predict import (
     Prediction,
     Shots,
@@ -24,47 +24,44 @@ from llama_peft.inference.predict import (
     warn_of_cuts,
     write_answers,
 )
-from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.results import ModelConfig
-from llama_peft.tokens import generate
 from llama_peft.tokens.prompts import PromptEncoder
 
 from .predictor import Predictor
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 def open_lm_head(
-    model: "PreTrainedModel",
+    engine: Engine,
     recipe: Recipe,
     labels: tuple[str, ...],
     way: str,
     config: ModelConfig,
     shots: Shots | None,
+    instead: bool = False,
 ) -> Predictor:
-    """Return the predictor of a loaded causal model.
+    """Return the predictor of a causal model.
 
     way: the first word of its name in tables; empty for the number of worked examples. config: what
-    results record about it; its name and the source of the worked examples are added.
+    results record about it; its name and the source of the worked examples are added. instead: as in
+    `write_answers`.
     """
-    encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
-    several = recipe.kind.side == "label_sets"
+    encoder, several = engine.encoder, recipe.kind.side == "label_sets"
     asked = _Asked(
-        model=model,
-        encoder=encoder,
+        engine=engine,
         encoders=[encoder.about(label) for label in labels] if several else [encoder],
         recipe=recipe,
         labels=labels,
         shots=shots,
+        instead=instead,
     )
     has_labels = recipe.kind.has_labels
     shown = way or (f"{recipe.eval.num_fewshot}-shot" if shots else "zero-shot")
     name = f"{shown} {'verbalizer' if has_labels else 'generative'}"
 
     def with_shots(wanted: int, chosen: Shots | None) -> Predictor:
-        return open_lm_head(model, with_num_fewshot(recipe, wanted), labels, way, config, chosen)
+        other = with_num_fewshot(recipe, wanted)
+        return open_lm_head(engine, other, labels, way, config, chosen)
 
     source = recipe.eval.fewshot_from if shots else None
     return Predictor(
@@ -88,18 +85,22 @@ def with_num_fewshot(recipe: Recipe, wanted: int) -> Recipe:
 class _Asked:
     """A causal model, and all that its prompts depend on."""
 
-    model: "PreTrainedModel"
-    encoder: PromptEncoder
+    engine: Engine
     encoders: Sequence[PromptEncoder]
     """One for each prompt about a text."""
     recipe: Recipe
     labels: tuple[str, ...]
     """Empty for questions and numbers."""
     shots: Shots | None
+    instead: bool
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        return self.engine.encoder
 
     @property
     def limit(self) -> int | None:
-        return generate.positions(self.model)
+        return self.engine.positions
 
     @property
     def words(self) -> Sequence[str]:
@@ -116,9 +117,8 @@ class _Asked:
 def _write(
     asked: _Asked, examples: Sequence[Example], batch_size: int
 ) -> Iterator[list[Prediction]]:
-    return write_answers(
-        asked.model, asked.encoder, questions(examples), asked.recipe, batch_size, asked.shots
-    )
+    own = questions(examples)
+    return write_answers(asked.engine, own, asked.recipe, batch_size, asked.shots, asked.instead)
 
 
 def _verbalize(
@@ -141,8 +141,7 @@ def _verbalize(
             for prompt in own
             for continuation in continuations
         ]
-        decoding = asked.recipe.eval.decoding
-        scores = iter(generate.loglikelihoods(asked.model, requests, decoding=decoding))
+        scores = iter(asked.engine.loglikelihoods(requests) or ())
         yield [
             _of_shares(
                 asked, example, [_shares([*islice(scores, len(continuations))]) for _ in own]

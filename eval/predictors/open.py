@@ -10,6 +10,7 @@ from functools import partial
 
 from llama_peft.data import Example
 from llama_peft.errors import UserError
+from llama_peft.inference.engine import Loaded
 from llama_peft.inference.predict import Shots, predict, prompt_text
 from llama_peft.model import backbone, lora
 from llama_peft.model.fingerprint import base_fingerprint
@@ -59,7 +60,7 @@ def open_predictor(
         parameters={"total": counted.total, "trainable": 0, "base": counted.base},
         base_fingerprint=base_fingerprint(base),
     )
-    return open_lm_head(model, base, labels, "", config, shots)
+    return open_lm_head(Loaded.of(model, base), base, labels, "", config, shots)
 
 
 def as_trained(recipe: Recipe, run: Run) -> Recipe:
@@ -84,10 +85,16 @@ def _open_run(run: Run, recipe: Recipe, labels: tuple[str, ...]) -> Predictor:
             f"{run.folder}: this run was trained for the labels {', '.join(run.labels)}, but the "
             f"task's labels are {', '.join(labels)}"
         )
-    loaded, record = load_tuned(run), run.record
+    loaded = load_tuned(run)
     tuned = replace(loaded, recipe=loaded.recipe.model_copy(update={"eval": recipe.eval}))
+    return _of_tuned(tuned, run_config(run, recipe))
+
+
+def run_config(run: Run, recipe: Recipe) -> ModelConfig:
+    """Return what results record about a run. recipe: that of the evaluation."""
+    record = run.record
     name = recipe.kind.tuned_name + (" + LoRA" if run.recipe.lora is not None else "")
-    config = ModelConfig(
+    return ModelConfig(
         model_kind=name,
         recipe=recipe.name,
         model=run.recipe.model.model_name_or_path,
@@ -101,7 +108,6 @@ def _open_run(run: Run, recipe: Recipe, labels: tuple[str, ...]) -> Predictor:
             steps=record.steps,
         ),
     )
-    return _of_tuned(tuned, config)
 
 
 def _of_tuned(tuned: TunedModel, config: ModelConfig) -> Predictor:
@@ -146,7 +152,7 @@ def _open_adapter(
         adapter_sha256=adapter.sha256,
     )
     if kind.head is None:
-        return open_lm_head(model, base, labels, "adapter,", config, shots)
+        return open_lm_head(Loaded.of(model, base), base, labels, "adapter,", config, shots)
     tokenizer = backbone.load_tokenizer(base.model)
     # The adapter's task, because a span head answers a generative task with spans of the passage.
     tuned = TunedModel(

@@ -2,10 +2,25 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from llama_peft.data import Example
 from llama_peft.inference.predict import Prediction, Shots
-from llama_peft.run_folder.results import ModelConfig
+from llama_peft.run_folder.results import EngineRecord, ModelConfig
+
+
+class Remote(Protocol):
+    """A server that answers for a model."""
+
+    @property
+    def identity(self) -> str:
+        """What tells its answers apart from those of other servers."""
+
+    def record(self) -> EngineRecord:
+        """Return what is known of it, and what it was asked until now."""
+
+    def close(self) -> None:
+        """Ask nothing more, and end the server if it was started for this evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +52,15 @@ class Predictor:
     """
     fitted_on: str | None = None
     """The sum of that part."""
+    remote: Remote | None = None
+    """None if this process answers."""
 
     @property
     def kind(self) -> str:
         """What tables call it: zero-shot verbalizer, span head + LoRA, ..."""
         return self.config.model_kind
+
+    def close(self) -> None:
+        """End what answers, if it is not this process."""
+        if self.remote is not None:
+            self.remote.close()

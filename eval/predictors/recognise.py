@@ -88,18 +88,37 @@ class Subject:
 
 
 def identify(
-    model: str, recipe: Recipe, kind: Kind | None = None, base: str | None = None
+    model: str,
+    recipe: Recipe,
+    kind: Kind | None = None,
+    base: str | None = None,
+    is_served: bool = False,
 ) -> Subject:
     """Return what a model is. Raises UserError if it cannot be evaluated on the recipe's task.
 
     kind: what the user says that it is. base: what a run or an adapter stands on, if it names a
-    folder of another machine.
+    folder of another machine. is_served: whether a server answers, so that no weights need room here,
+    and a head could not be asked.
     """
+    found = _identify(model, recipe, kind, base, is_served)
+    heads = found.run.recipe.kind.head if found.run else found.adapter and found.adapter.kind.head
+    if is_served and (heads or found.kind in ("baseline", "classifier", "reader")):
+        raise UserError(
+            f"{model}: a server of --engine only continues texts, and this is a "
+            f"{KIND_NAMES[found.kind]}{' with a head' if heads else ''}: leave --engine out"
+        )
+    return found
+
+
+def _identify(
+    model: str, recipe: Recipe, kind: Kind | None, base: str | None, is_served: bool
+) -> Subject:
     if kind == "baseline" or (kind is None and _is_baseline(model)):
         return Subject(kind="baseline", name=model, baseline=_open_baseline(model, recipe))
     if kind == "run" or (kind is None and is_run(model)):
         return Subject(kind="run", name=model, run=_open_run(Path(model), recipe, base))
-    preflight.check(on_base(recipe, model), long=True)
+    if not is_served:
+        preflight.check(on_base(recipe, model), long=True)
     revision = recipe.model.revision
     kind = kind or recognise(model, revision)
     adapter = None
@@ -109,7 +128,8 @@ def identify(
         if adapter.kind.peft_task_type == recipe.kind.peft_task_type:
             adapter = replace(adapter, kind=recipe.kind)  # an adapter does not say which of them
         named = on_base(recipe, adapter.base, adapter.revision)
-        preflight.check_named(named, True, adapter.folder)
+        if not is_served:
+            preflight.check_named(named, True, adapter.folder)
         _check_adapter(adapter, recipe)
     elif kind != "causal" and (kind == "classifier") != recipe.kind.has_labels:
         raise UserError(f"{model}: this is a {KIND_NAMES[kind]}, but the task is {recipe.task}")

@@ -9,11 +9,11 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from llama_peft.data import Example, QuestionExample, TextExample
+from llama_peft.inference.engine import Engine, Loaded
 from llama_peft.recipe import Eval, Recipe
 from llama_peft.run_folder.self_check import input_ids
 from llama_peft.run_folder.threshold import UNFITTED, Threshold
@@ -87,8 +87,9 @@ def predict(
     if kind.head is not None:
         return read_spans(tuned, questions(examples), size)
     instead = recipe.fits_threshold
+    engine = Loaded(model=tuned.model, encoder=tuned.encoder, decoding=recipe.eval.decoding)
     asked = questions(examples)
-    return write_answers(tuned.model, tuned.encoder, asked, recipe, size, instead=instead)
+    return write_answers(engine, asked, recipe, size, instead=instead)
 
 
 def texts(examples: Sequence[Example]) -> list[TextExample]:
@@ -288,8 +289,7 @@ def _best_answer(
 
 
 def write_answers(
-    model: "PreTrainedModel",
-    encoder: PromptEncoder,
+    engine: Engine,
     examples: Sequence[QuestionExample],
     recipe: Recipe,
     batch_size: int,
@@ -303,37 +303,27 @@ def write_answers(
     threshold then decides between the two.
     Questions on one context stay together, so that what they share can be computed once.
     """
-    decoding = recipe.eval.decoding
-    stop = {encoder.end_id, encoder.tokenizer.eos_token_id}
-    if encoder.newline_ends:  # `parse_answer` reads only the first line
-        stop |= encoder.newline_ids
-    every = _prompts(model, encoder, examples, recipe, shots)
-    size = 4 * batch_size
+    every, encoder = _prompts(engine, examples, recipe, shots), engine.encoder
+    size, most = 4 * batch_size, recipe.eval.max_new_tokens
     for first in range(0, len(every), size):
         prompts = every[first : first + size]
-        write = partial(
-            generate.greedy,
-            *(model,),
-            decoding=decoding,
-            stop_token_ids=stop,
-            max_new_tokens=recipe.eval.max_new_tokens,
-        )
-        written = dict(write(prompts))
+        written = engine.write(prompts, most)
         requests = [(prompt.prompt, encoder.no_answer) for prompt in prompts]
-        scores = generate.loglikelihoods(model, requests, decoding=decoding)
-        raws = {id_: encoder.text(list(ids)) for id_, ids in written.items()}
+        scores: Sequence[float | None] | None = engine.loglikelihoods(requests)
+        scores = scores or [None] * len(prompts)
+        raws = {id_: one.text for id_, one in written.items()}
         said = {id_: parse_answer(raw, recipe.prompt.no_answer) for id_, raw in raws.items()}
         if instead:
             first = encoder.no_answer[0]
-            silent = [prompt for prompt in prompts if written[prompt.id][0] == first]
-            others = {id_: encoder.text(list(ids)) for id_, ids in write(silent, not_first=first)}
-            found = {i: parse_answer(raw, recipe.prompt.no_answer) for i, raw in others.items()}
+            silent = [prompt for prompt in prompts if written[prompt.id].ids[:1] == (first,)]
+            others = engine.write(silent, most, not_first=first)
+            found = {i: parse_answer(x.text, recipe.prompt.no_answer) for i, x in others.items()}
             raws = said | found
         yield [
             Prediction(
                 id=prompt.id,
                 prediction=said[prompt.id],
-                no_answer_probability=math.exp(score),
+                no_answer_probability=None if score is None else math.exp(score),
                 raw=raws[prompt.id],
             )
             for prompt, score in zip(prompts, scores, strict=True)
@@ -341,17 +331,16 @@ def write_answers(
 
 
 def _prompts(
-    model: "PreTrainedModel",
-    encoder: PromptEncoder,
+    engine: Engine,
     examples: Sequence[QuestionExample],
     recipe: Recipe,
     shots: Shots | None,
 ) -> list[Encoded]:
     """Return the prompts of questions, long contexts first. Logs how many are cut."""
-    limit = generate.positions(model)
+    limit = engine.positions
     prompts, cut = [], 0
     for example in sorted(examples, key=lambda example: (-len(example.context), example.context)):
-        ids, whole = question_prompt(encoder, recipe, example, shots, limit)
+        ids, whole = question_prompt(engine.encoder, recipe, example, shots, limit)
         prompts.append(Encoded(example.id, ids))
         cut += not whole
     warn_of_cuts(cut, len(prompts), "passages", f"the model's {limit} positions")

@@ -326,5 +326,6 @@ def _ladder_faults(recipe: Recipe) -> Problems:
     others = ("no-answer", "bm25") if labels else ("majority", "tf-idf", "head", "encoder")
     if strange := [name for name in ladder.rungs or () if name in others]:
         yield f"{recipe.task} has no rung {strange[0]}: remove it", "ladder.rungs", "task"
-    if "encoder" in (ladder.rungs or ()) and ladder.encoder is None:
-        yield "has the rung encoder: set ladder.encoder", "ladder.rungs", "ladder.encoder"
+    for rung, name in (("encoder", ladder.encoder), ("hosted", ladder.hosted)):
+        if rung in (ladder.rungs or ()) and name is None:
+            yield f"has the rung {rung}: set ladder.{rung}", "ladder.rungs", f"ladder.{rung}"

@@ -69,6 +69,28 @@ class FewShotChoice(Stored):
     """A digest of everything that the choice depends on."""
 
 
+class EngineRecord(Stored):
+    """The server that answered, if it was not this process. What is counted is what this process asked:
+    an earlier one may have asked for some of the predictions.
+    """
+
+    name: str
+    """openai or vllm."""
+    base_url: str | None = None
+    """None if the server was started for this evaluation."""
+    served_model: str
+    """What the server calls the model."""
+    server: str | None = None
+    """What the server says of itself, such as its version."""
+    prompts: str | None = None
+    """How prompts were sent: as token ids, or as text."""
+    requests: Count = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    cost: NotNegative | None = None
+    """Of these tokens, in the currency of the prices; None if no price is known."""
+
+
 class ModelConfig(Stored):
     """The model that was evaluated."""
 
@@ -98,6 +120,7 @@ class ModelConfig(Stored):
     """The file that was scored, if no model was loaded."""
     key: str | None = None
     """A digest of everything that the predictions depend on."""
+    engine: EngineRecord | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class TaskSettings(Stored):

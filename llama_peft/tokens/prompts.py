@@ -119,6 +119,12 @@ class PromptEncoder:
         decode = self.tokenizer.backend_tokenizer.decode
         return frozenset(i for i in range(size) if "\n" in decode([i], skip_special_tokens=False))
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids of the tokens that end an answer, of which `parse_answer` reads the first line."""
+        ends = {self.end_id, self.tokenizer.eos_token_id}
+        return frozenset(ends | (self.newline_ids if self.newline_ends else set()))
+
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the token ids of text from data, which are never those of control tokens."""
         return self._text.plain(text)

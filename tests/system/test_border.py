@@ -64,6 +64,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("eval.metrics.words.wordnet", "shutil.copytree"): "WordNet's folder belongs to NLTK and is not a run",
     ("eval.metrics.words.wordnet", "write_text"): "WordNet's folder belongs to NLTK and is not a run",
     ("eval.metrics.words.wordnet", "touch"): "WordNet's folder belongs to NLTK and is not a run",
+    ("eval.predictors.engines.vllm", "subprocess.Popen"): "starts the user's vLLM, in which no name can become an option",
     ("eval.scoring", "subprocess.run"): "asks git for the commit of this code, with fixed words",
     ("llama_peft.ladder.encoder", "save_pretrained"): "the library writes a checkpoint, into a new folder of a ladder",
     ("llama_peft.rehearsal.base", "mkdir"): "makes a folder in the temporary one of a rehearsal",

@@ -6,6 +6,7 @@
     head                   a head alone on the frozen base
     tuned                  the recipe's own training
     encoder                another model, fine-tuned whole
+    hosted                 another model, untouched, on a server
 
 A rung that trains is repeated for each seed and for each size of the training part, and each of
 these is an ordinary run in a folder of its own. This file says which rungs a recipe asks for, with
@@ -78,6 +79,7 @@ def fitting(recipe: Recipe) -> tuple[RungName, ...]:
         "head": labels and recipe.lora is not None,
         "tuned": True,
         "encoder": labels and recipe.ladder.encoder is not None,
+        "hosted": recipe.ladder.hosted is not None,
     }
     return tuple(name for name in RUNGS if kept[name])
 
@@ -156,6 +158,8 @@ def _measurement(
     placed = _plain(recipe, f"{own}/{folder}" if trained else own)
     if rung == "encoder":
         placed = _of_encoder(placed, recipe.ladder.encoder)
+    if rung == "hosted":
+        placed = _of_model(placed, {"model_name_or_path": recipe.ladder.hosted})
     if size is not None:
         placed = _smaller(placed, size, examples, repeats=rung == "tuned")
     if trained:
@@ -221,12 +225,17 @@ def _head_alone(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"lora": None, "head": head, "train": train})
 
 
+def _of_model(recipe: Recipe, named: dict[str, str | None]) -> Recipe:
+    """Return the recipe of another model."""
+    model = recipe.model.model_copy(update={"revision": "main", **named})
+    return recipe.model_copy(update={"model": model})
+
+
 def _of_encoder(recipe: Recipe, name: str | None) -> Recipe:
     """Return the recipe of a whole encoder, whose weights are not packed."""
-    named = {"model_name_or_path": name, "revision": "main", "dtype": "float32"}
-    return recipe.model_copy(
+    placed = _of_model(recipe, {"model_name_or_path": name, "dtype": "float32"})
+    return placed.model_copy(
         update={
-            "model": recipe.model.model_copy(update=named),
             "quantization": recipe.quantization.model_copy(update={"load_in_4bit": False}),
             "lora": None,
         }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics.squad_v2 import squad_scores
+from llama_peft.inference.engine import Loaded
 from llama_peft.inference.predict import write_answers
 from llama_peft.tokens.prompts import answer_text, without_no_answer
 from tests.benchmarks import measure
@@ -32,6 +33,7 @@ def run(base: Base, questions: Questions, repeats: int, python: str) -> dict[str
         update={"eval": recipe.eval.model_copy(update={"max_new_tokens": MAX_NEW_TOKENS})}
     )
     encoder, model, texts = base.encoder, base.load(), recipe.prompt
+    engine = Loaded(model=model, encoder=encoder, decoding=recipe.eval.decoding)
     prompts = [
         texts.instruction
         + texts.context.format(context=example.context)
@@ -59,7 +61,7 @@ def run(base: Base, questions: Questions, repeats: int, python: str) -> dict[str
         wall, cpu = time.perf_counter(), time.process_time()
         found = {
             p.id: p
-            for batch in write_answers(model, encoder, questions.examples, recipe, 2 * BATCH_SIZE)
+            for batch in write_answers(engine, questions.examples, recipe, 2 * BATCH_SIZE)
             for p in batch
         }
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

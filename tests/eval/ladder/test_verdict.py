@@ -90,6 +90,7 @@ def test_a_clear_lead_is_said_without_a_warning(tmp_path: Path) -> None:
         ("classification", {"rungs": ["bm25"]}, "bm25"),
         ("generative_qa", {"rungs": ["tf-idf"]}, "tf-idf"),
         ("classification", {"rungs": ["encoder"]}, "set ladder.encoder"),
+        ("generative_qa", {"rungs": ["hosted"]}, "set ladder.hosted"),
     ],
 )
 def test_a_ladder_asks_for_nothing_that_does_not_exist(

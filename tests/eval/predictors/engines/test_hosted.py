@@ -1,0 +1,55 @@
+"""A model on a server as a rung of a ladder."""
+
+from pathlib import Path
+
+import pytest
+
+from eval.ladder import steps
+from eval.ladder.verdict import judge
+from eval.predictors.engines import client
+from llama_peft.ladder import walk
+from llama_peft.recipe import Recipe, dump_recipe
+from llama_peft.run_folder.ladder.rungs import measurements
+from tests.support.completions.server import Completions
+
+from .conftest import NAME
+
+
+def with_hosted(asked: Recipe, folder: Path, base: Path) -> Recipe:
+    ladder = asked.ladder.model_copy(
+        update={"hosted": NAME, "rungs": ["no-answer", "hosted"], "forgetting": False}
+    )
+    named = asked.model.model_copy(update={"model_name_or_path": str(base)})
+    train = asked.train.model_copy(update={"output_dir": str(folder)})
+    return asked.model_copy(update={"ladder": ladder, "model": named, "train": train})
+
+
+def test_a_hosted_model_is_the_last_rung(
+    server: Completions,
+    asked: Recipe,
+    make_base: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert callable(make_base)
+    recipe = with_hosted(asked, tmp_path / "run", make_base())
+    walk.run(recipe, steps)
+    assert "hosted is left out: --engine openai needs the address of a server" in caplog.text
+    monkeypatch.setenv(client.URL, server.url)
+    run = walk.run(recipe, steps)
+    verdict = judge(run)
+    (table, *_) = verdict.tables
+    assert [row.name for row in table.rows] == ["no answer always", f"{NAME}, hosted"]
+    monkeypatch.setenv(client.URL, "http://127.0.0.1:9/v1")
+    walk.run(recipe, steps)  # what is finished needs no server
+    engine = verdict.climbed.rungs[1].first.config.engine
+    assert engine and engine.served_model == NAME
+
+
+def test_a_recipe_without_it_keeps_its_text(asked: Recipe, tmp_path: Path) -> None:
+    assert "hosted" not in dump_recipe(asked)
+    recipe = with_hosted(asked, tmp_path, tmp_path)
+    (hosted,) = (one for one in measurements(recipe, 8) if one.rung == "hosted")
+    assert (hosted.recipe.model.model_name_or_path, hosted.results) == (NAME, "ladder/hosted")
+    assert not hosted.is_trained and hosted.seed is None

@@ -1,0 +1,114 @@
+"""A server's answers are those of this process, token for token, in whichever way it is asked."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_peft.recipe import Recipe
+from llama_peft.run_folder.layout import THRESHOLD
+from tests.support.completions.server import Completions, serve
+from tests.support.eval.jobs import changed, evaluate, lines_of
+
+from .conftest import NAME, openai
+
+
+@pytest.mark.parametrize("takes_ids", [True, False])
+@pytest.mark.parametrize("extended", [True, False])
+def test_a_server_writes_what_this_process_writes(
+    server: Completions,
+    asked: Recipe,
+    local: list[dict[str, Any]],
+    tmp_path: Path,
+    takes_ids: bool,
+    extended: bool,
+) -> None:
+    server.takes_ids, server.extended = takes_ids, extended
+    results = evaluate(asked, NAME, tmp_path, engine=openai(server, prices=(2.0, 10.0)))
+    found = lines_of(tmp_path)
+    assert [line["prediction"] for line in found] == [line["prediction"] for line in local]
+    assert [line["prompt"] for line in found] == [line["prompt"] for line in local]
+    if extended:
+        assert [line["raw"] for line in found] == [line["raw"] for line in local]
+    for line, own in zip(found, local, strict=True):
+        if takes_ids:
+            assert line["no_answer_probability"] == pytest.approx(
+                own["no_answer_probability"], rel=1e-3
+            )
+        else:
+            assert "no_answer_probability" not in line
+    assert len({line["prediction"] for line in found}) > 3, "answers that differ"
+    engine = results.config.engine
+    assert engine and engine.base_url == server.url and engine.served_model == NAME
+    assert engine.prompts == ("token ids" if takes_ids else "text")
+    assert engine.server == "loopback 0.33.0 b1" and results.peak_memory_bytes is None
+    assert engine.requests == len(server.asked)
+    assert engine.cost == round(2e-6 * engine.prompt_tokens + 1e-5 * engine.completion_tokens, 6)
+    assert results.config.model_kind == "zero-shot generative, openai"
+
+
+def test_a_run_with_a_threshold_is_asked_what_else_it_would_say(
+    tuned_run: tuple[Recipe, Path, Completions], tmp_path: Path
+) -> None:
+    recipe, folder, served = tuned_run
+    results = []
+    with serve(served):
+        for name, engine in (("there", openai(served)), ("here", None)):
+            results.append(evaluate(recipe, folder, tmp_path / name, engine=engine))
+            assert (folder / THRESHOLD).is_file() == (engine is None), "a run keeps what is its own"
+    there, here = lines_of(tmp_path / "there"), lines_of(tmp_path / "here")
+    for line, own in zip(there, here, strict=True):
+        assert (line["prediction"], line["raw"]) == (own["prediction"], own["raw"])
+    assert any("logit_bias" in body for body in served.asked), "no answer began as the phrase does"
+    assert results[0].config.adapter_sha256 == results[1].config.adapter_sha256
+    assert results[0].config.model_kind == "tuned generative + LoRA, openai"
+
+
+def test_labels_come_from_the_log_probabilities_of_prompts(
+    server: Completions, make_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = make_recipe("classification", NAME, dataset={"parts": {"train": 24, "test": 4}})
+    evaluate(recipe, NAME, tmp_path / "here")
+    evaluate(recipe, NAME, tmp_path / "there", engine=openai(server))
+    pairs = zip(lines_of(tmp_path / "there"), lines_of(tmp_path / "here"), strict=True)
+    for line, own in pairs:
+        assert line["probabilities"] == pytest.approx(own["probabilities"], abs=1e-4)
+
+
+def test_worked_examples_are_sent_too(server: Completions, asked: Recipe, tmp_path: Path) -> None:
+    recipe = changed(asked, "eval", num_fewshot="auto")
+    here = evaluate(recipe, NAME, tmp_path / "here").config
+    there = evaluate(recipe, NAME, tmp_path / "there", engine=openai(server)).config
+    assert here.fewshot_choice and there.fewshot_choice
+    assert there.fewshot_choice.tried == here.fewshot_choice.tried
+    assert there.model_kind == f"{here.model_kind}, openai" and there.engine
+    for line, own in zip(lines_of(tmp_path / "there"), lines_of(tmp_path / "here"), strict=True):
+        assert (line["prediction"], line["raw"]) == (own["prediction"], own["raw"])
+
+
+def test_requests_are_bounded_and_at_the_same_time(
+    server: Completions, asked: Recipe, tmp_path: Path
+) -> None:
+    server.delay = 0.02
+    evaluate(asked, NAME, tmp_path, engine=openai(server, concurrency=3))
+    assert server.most_at_once == 3
+
+
+def test_a_server_without_scores_gives_answers_without_them(
+    server: Completions, asked: Recipe, local: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    server.tells_scores = False
+    results = evaluate(asked, NAME, tmp_path, engine=openai(server))
+    assert [line["raw"] for line in lines_of(tmp_path)] == [line["raw"] for line in local]
+    (scores,) = results.results.values()
+    assert "f1" in scores and "best_f1" not in scores
+
+
+def test_a_name_that_only_the_server_knows(
+    untouched: Completions, asked: Recipe, tmp_path: Path
+) -> None:
+    with serve(replace(untouched, names=("other", "big"), asked=[])) as served:
+        found = evaluate(asked, NAME, tmp_path, engine=openai(served, served_model="big"))
+    assert found.config.engine and found.config.engine.served_model == "big"
+    assert {body["model"] for body in served.asked} == {"big"}
