@@ -230,7 +230,8 @@ class SystemResults:
     @cached_property
     def overlap_evidences(self) -> tuple[Evidence, ...]:
         """The evidence of BLEU, ROUGE and METEOR, which take seconds; only answers have it."""
-        return overlap_evidences(self.texts, self.gold_lists) if self.side == "answers" else ()
+        found = self.side == "answers" and overlap_evidences(self.texts, self.gold_lists)
+        return tuple(found or ())
 
     def evidence_of(self, predictions: Mapping[str, Said]) -> Evidence:
         """The evidence of the task's main metrics for any predictions of the same examples."""

@@ -17,7 +17,7 @@ from llama_peft.run_folder.run import Run
 from llama_peft.run_folder.threshold import UNFITTED, Threshold, run_threshold, write_threshold
 from llama_peft.system.files import remove_file
 
-from .metrics.confidence import DECIDED, decisions, fit_temperature
+from .metrics.confidence import confidence_evidence, decision_evidence, fit_temperature
 from .metrics.measure import texts_of
 from .metrics.sets_and_numbers import fit_label_thresholds
 from .metrics.squad_v2 import fit_threshold
@@ -124,12 +124,13 @@ def _fit(
     chances = {one.id: one.probabilities or () for one in predictions}
     if predictor.fits_temperature and not predictor.fits_threshold:
         names = {example.id: str(gold(example, labels)) for example in validation}
-        return Threshold(temperature=fit_temperature(chances, names, labels), metric="log_loss")
+        fitted = fit_temperature(confidence_evidence(chances, names, labels))
+        return Threshold(temperature=fitted, metric="log_loss")
     golds = {example.id: texts_of(gold(example, labels)) for example in validation}
     if labels:
         temperature = None
         if len(validation) >= FEW:
-            temperature = fit_temperature(*decisions(chances, golds, labels), DECIDED)
+            temperature = fit_temperature(decision_evidence(chances, golds, labels))
             chances = {id_: tempered_each(own, temperature) for id_, own in chances.items()}
         limits = fit_label_thresholds(chances, golds, labels)
         return Threshold(label_thresholds=limits, temperature=temperature)

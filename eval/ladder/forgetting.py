@@ -30,7 +30,8 @@ from llama_peft.system.progress import Phase
 from llama_peft.tasks import LANGUAGE_MODELLING
 from llama_peft.tokens.prompts import PromptEncoder
 
-from ..metrics.evidence import Evidence, FloatArray, scores_of
+from ..metrics.columns import FloatArray
+from ..metrics.evidence import Evidence, scores_of
 from ..metrics.intervals import paired
 from ..metrics.measure import Said, evidence_of
 from ..predictors.lm_head import open_lm_head

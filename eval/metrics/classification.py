@@ -12,15 +12,15 @@ of scikit-learn.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .evidence import CORRELATION, Evidence, FloatArray
-from .ids import check_match
+from .columns import FloatArray, IntArray, rows, texts
+from .evidence import CORRELATION, Evidence, Scores
+from .ids import matched
 
 
 def confusion(
     predictions: Mapping[str, str], golds: Mapping[str, str], labels: Sequence[str]
-) -> NDArray[np.int64]:
+) -> IntArray:
     """Counts by reference (rows) and prediction (columns); the last column is for no label."""
     codes = _codes(predictions, golds, labels).astype(np.int64)
     counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
@@ -38,19 +38,17 @@ def classification_evidence(
     """
     size = len(labels)
 
-    def statistic(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
-        gold_KL = rows_KC[:, :1] == np.arange(size)
-        predicted_KL = rows_KC[:, 1:] == np.arange(size)
-        return _scores(
-            hits=counts_RK @ (gold_KL & predicted_KL),
-            predicted=counts_RK @ predicted_KL,
-            support=counts_RK @ gold_KL,
+    def statistic(rows_KC: FloatArray) -> Scores:
+        gold_K, predicted_K = rows_KC.T.astype(np.int64)
+        hit_K = np.where(gold_K == predicted_K, gold_K, size)
+        return lambda counts_RK: _scores(
+            *(_of_each(code_K, counts_RK, size) for code_K in (hit_K, predicted_K, gold_K))
         )
 
     codes = _codes(predictions, golds, labels)
-    correct = np.array([float(predictions[identity] == gold) for identity, gold in golds.items()])
+    correct = (codes[:, 0] == codes[:, 1]).astype(np.float64)
     return Evidence(
-        ids=tuple(golds),
+        ids=texts(golds),
         rows=codes,
         statistic=statistic,
         vectors={"accuracy": correct, "unparsable": (codes[:, 1] == size).astype(np.float64)},
@@ -89,6 +87,12 @@ def _scores(hits: FloatArray, predicted: FloatArray, support: FloatArray) -> dic
     }
 
 
+def _of_each(code_K: IntArray, counts_RK: FloatArray, size: int) -> FloatArray:
+    """How often each label occurs in each resample (R, labels); `size` is the code of no label."""
+    counts = [np.bincount(code_K, weights=own, minlength=size + 1) for own in counts_RK]
+    return np.array(counts, dtype=np.float64)[:, :size]
+
+
 def _correlation(hits: FloatArray, predicted: FloatArray, support: FloatArray) -> FloatArray:
     """Matthews' correlation coefficient of several labels (Gorodkin 2004)."""
     total = support.sum(axis=-1)
@@ -115,7 +119,7 @@ def _codes(
     predictions: Mapping[str, str], golds: Mapping[str, str], labels: Sequence[str]
 ) -> FloatArray:
     """(examples, 2): the numbers of reference and prediction; no label is one past the last."""
-    check_match(predictions, golds)
+    pairs = matched(predictions, golds)
     if len(set(labels)) != len(labels):
         raise ValueError(f"labels occur twice: {list(labels)}")
     number = {label: index for index, label in enumerate(labels)}
@@ -123,5 +127,5 @@ def _codes(
     if unknown:
         raise ValueError(f"gold label(s) {unknown[:3]} are not among the labels {list(labels)}")
     none = len(labels)
-    pairs = [(number[gold], number.get(predictions[i], none)) for i, gold in golds.items()]
-    return np.array(pairs, dtype=np.float64)
+    codes = ((number[gold], number.get(said, none)) for said, gold in pairs)
+    return rows(codes, len(golds), 2)

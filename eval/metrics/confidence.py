@@ -10,8 +10,7 @@ unlikely that there is none. A threshold can only keep or leave predictions that
 together, so the order of the rows never matters.
 """
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +18,13 @@ from numpy.typing import NDArray
 
 from .catalogue import COVERAGES
 from .classification import ratio
-from .evidence import LOSS, Evidence, FloatArray
-from .ids import check_match
+from .columns import FloatArray, IntArray, Texts, rows, texts
+from .evidence import LOSS, Evidence, Scores
+from .ids import matched
 
 _BINS = 15
-DECIDED = ("no", "yes")
-"""The labels of `decisions`."""
+_BLOCK = 50_000
+"""Examples whose bins are in memory at a time."""
 
 
 def confidence_evidence(
@@ -34,14 +34,41 @@ def confidence_evidence(
 
     Raises ValueError unless probabilities and references have the same ids.
     """
-    check_match(probabilities, golds)
-    rows = np.array([[labels.index(gold), *probabilities[i]] for i, gold in golds.items()])
-    squares_K, losses_K = _squares_and_losses(rows)
+    pairs = matched(probabilities, golds)
+    found = ((labels.index(gold), *_each_once(own, labels)) for own, gold in pairs)
+    return _evidence(texts(golds), rows(found, len(golds), 1 + len(labels)), labels)
+
+
+def decision_evidence(
+    probabilities: Mapping[str, Sequence[float]],
+    golds: Mapping[str, Collection[str]],
+    labels: Sequence[str],
+) -> Evidence:
+    """The same evidence as if each label of each text were an example of its own, with the labels "no"
+    and "yes". Its log loss is the binary cross-entropy of the sigmoids.
+    """
+    found = (
+        (label in gold, 1 - chance, chance)
+        for own, gold in matched(probabilities, golds)
+        for label, chance in zip(labels, own, strict=True)
+    )
+    size = len(golds) * len(labels)
+    return _evidence(texts(map(str, range(size))), rows(found, size, 3), ("no", "yes"))
+
+
+def _each_once(chances: Sequence[float], labels: Sequence[str]) -> Sequence[float]:
+    if len(chances) != len(labels):
+        raise ValueError(f"there are {len(chances)} probabilities for {len(labels)} labels")
+    return chances
+
+
+def _evidence(ids: Texts, rows_NC: FloatArray, labels: Sequence[str]) -> Evidence:
+    squares_N, losses_N = _squares_and_losses(rows_NC)
     return Evidence(
-        ids=tuple(golds),
-        rows=rows,
+        ids=ids,
+        rows=rows_NC,
         statistic=_confidence,
-        vectors={"brier_score": squares_K, "log_loss": losses_K},
+        vectors={"brier_score": squares_N, "log_loss": losses_N},
         bounds={"brier_score": (0.0, 1.0 if len(labels) == 2 else 2.0), "log_loss": LOSS},
     )
 
@@ -56,42 +83,53 @@ def _squares_and_losses(rows_KC: FloatArray) -> tuple[FloatArray, FloatArray]:
     return squares_K, -np.log(np.clip(chances_KL[is_gold_KL], smallest, 1 - smallest))
 
 
-def _confidence(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
-    chances_KL, total_R = rows_KC[:, 1:], counts_RK.sum(axis=1)
-    is_gold_KL = rows_KC[:, :1] == np.arange(chances_KL.shape[1])
+def _confidence(rows_KC: FloatArray) -> Scores:
     squares_K, losses_K = _squares_and_losses(rows_KC)
-    return {
-        "brier_score": counts_RK @ squares_K / total_R,
-        "log_loss": counts_RK @ losses_K / total_R,
-        "ece": _calibration_error(counts_RK, chances_KL, is_gold_KL),
-    }
+    bins = _binned(rows_KC)
+
+    def scores(counts_RK: FloatArray) -> dict[str, FloatArray]:
+        total_R = counts_RK.sum(axis=1)
+        return {
+            "brier_score": counts_RK @ squares_K / total_R,
+            "log_loss": counts_RK @ losses_K / total_R,
+            "ece": _calibration_error(counts_RK, bins) / total_R,
+        }
+
+    return scores
 
 
-def _calibration_error(
-    counts_RK: FloatArray, chances_KL: FloatArray, is_gold_KL: NDArray[np.bool_]
-) -> FloatArray:
-    """The expected calibration error of the likeliest label, over M = 15 bins of equal width.
+class Bins(NamedTuple):
+    """What calibration needs to know of each example."""
+
+    bin_K: IntArray
+    chance_K: FloatArray
+    """Its highest probability."""
+    right_K: FloatArray
+    """1 if the label that has it is right, else 0."""
+
+
+def _calibration_error(counts_RK: FloatArray, bins: Bins) -> FloatArray:
+    """The examples times the expected calibration error of the likeliest label, over M = 15 bins of equal width.
 
     ECE = sum over the bins B of |B| / n * |accuracy(B) - mean probability(B)|, where bin m holds
     the probabilities in ((m - 1) / M, m / M]: Guo et al. 2017, "On Calibration of Modern Neural
     Networks", equation 3.
     """
-    in_bin_KB, chance_K1, right_K1 = _binned(chances_KL, is_gold_KL)
-    gaps_KB = in_bin_KB * (right_K1 - chance_K1)
-    return np.abs(counts_RK @ gaps_KB).sum(axis=1) / counts_RK.sum(axis=1)
+    gap_K = bins.right_K - bins.chance_K
+    sums_RB = np.zeros((len(counts_RK), _BINS))
+    for first in range(0, len(gap_K), _BLOCK):
+        own = slice(first, first + _BLOCK)
+        in_bin_KB = bins.bin_K[own, None] == np.arange(_BINS)
+        sums_RB += counts_RK[:, own] @ (in_bin_KB * gap_K[own, None])
+    return np.abs(sums_RB).sum(axis=1)
 
 
-def _binned(
-    chances_KL: FloatArray, is_gold_KL: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], FloatArray, NDArray[np.bool_]]:
-    """Which bin each example is in (K, bins), its highest probability (K, 1), and whether the label
-    that has it is right (K, 1).
-    """
-    chosen = chances_KL.argmax(axis=1)[:, None]
-    chance_K1 = np.take_along_axis(chances_KL, chosen, axis=1)
-    bin_K1 = np.clip(np.ceil(chance_K1 * _BINS) - 1, 0, _BINS - 1)
-    in_bin_KB = bin_K1 == np.arange(_BINS)
-    return in_bin_KB, chance_K1, np.take_along_axis(is_gold_KL, chosen, axis=1)
+def _binned(rows_KC: FloatArray) -> Bins:
+    chances_KL = rows_KC[:, 1:]
+    chosen_K = chances_KL.argmax(axis=1)
+    chance_K = np.take_along_axis(chances_KL, chosen_K[:, None], axis=1)[:, 0]
+    bin_K = np.clip(np.ceil(chance_K * _BINS) - 1, 0, _BINS - 1).astype(np.int64)
+    return Bins(bin_K, chance_K, (rows_KC[:, 0] == chosen_K).astype(np.float64))
 
 
 def reliability(
@@ -100,22 +138,21 @@ def reliability(
     """The bins of `ece`: examples, their mean highest probability, and their accuracy, as
     `reliability_<name>_per_bin`. An empty bin has 0 for all three.
     """
-    rows = confidence_evidence(probabilities, golds, labels).rows
-    is_gold_KL = rows[:, :1] == np.arange(len(labels))
-    in_bin_KB, chance_K1, right_K1 = _binned(rows[:, 1:], is_gold_KL)
-    size = in_bin_KB.sum(axis=0).astype(np.float64)
-    means = (ratio((in_bin_KB * one).sum(axis=0), size) for one in (chance_K1, right_K1 * 1.0))
-    each = (size.astype(np.int64), *means)
+    bins = _binned(confidence_evidence(probabilities, golds, labels).rows)
+    size = np.bincount(bins.bin_K, minlength=_BINS).astype(np.float64)
+    each_K = (bins.chance_K, bins.right_K)
+    sums = [np.bincount(bins.bin_K, weights=one_K, minlength=_BINS) for one_K in each_K]
+    each = (size.astype(np.int64), *(ratio(one.astype(np.float64), size) for one in sums))
     names = ("count", "confidence", "accuracy")
     return {
         f"reliability_{name}_per_bin": one.tolist() for name, one in zip(names, each, strict=True)
     }
 
 
-def fit_temperature(
-    probabilities: Mapping[str, Sequence[float]], golds: Mapping[str, str], labels: Sequence[str]
-) -> float:
+def fit_temperature(evidence: Evidence) -> float:
     """The temperature from 0.1 to 10 that gives the smallest log loss here. Fit it on validation.
+
+    evidence: that of `confidence_evidence` or of `decision_evidence`.
 
     Of N examples with L labels, a reference counts (N + 1) / (N + L), and each other label
     1 / (N + L), after Platt (1999), "Probabilistic outputs for support vector machines". Else N
@@ -125,10 +162,11 @@ def fit_temperature(
     (expected logit - logit of the reference), changes its sign once: bisection finds it. The logs
     of probabilities take the place of the logits z, from which they differ by a constant.
     """
-    rows = confidence_evidence(probabilities, golds, labels).rows
-    logs_KL = np.log(np.maximum(rows[:, 1:], np.finfo(np.float64).tiny))
-    own_K = logs_KL[rows[:, :1] == np.arange(len(labels))]
-    smoothing = len(labels) / (len(rows) + len(labels))
+    rows_KC = evidence.rows
+    logs_KL = np.log(np.maximum(rows_KC[:, 1:], np.finfo(np.float64).tiny))
+    size = logs_KL.shape[1]
+    own_K = logs_KL[rows_KC[:, :1] == np.arange(size)]
+    smoothing = size / (len(rows_KC) + size)
     target_K = (1 - smoothing) * own_K + smoothing * logs_KL.mean(axis=1)
     low, high = 0.1, 10.0
     for _ in range(60):
@@ -142,24 +180,6 @@ def fit_temperature(
     return 2 / (low + high)
 
 
-def decisions(
-    probabilities: Mapping[str, Sequence[float]],
-    golds: Mapping[str, Collection[str]],
-    labels: Sequence[str],
-) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
-    """Probabilities and references as if each label of each text were an example of its own, with the
-    labels DECIDED. The log loss of these is the binary cross-entropy of the sigmoids.
-    """
-    check_match(probabilities, golds)
-    chances, truth = {}, {}
-    for id_, gold in golds.items():
-        for label, chance in zip(labels, probabilities[id_], strict=True):
-            key = json.dumps([id_, label])
-            chances[key] = (1 - chance, chance)
-            truth[key] = DECIDED[label in gold]
-    return chances, truth
-
-
 def ranking_scores(
     probabilities: Mapping[str, Sequence[float]], golds: Mapping[str, str], labels: Sequence[str]
 ) -> dict[str, float]:
@@ -167,9 +187,9 @@ def ranking_scores(
 
     They have no intervals: each resample would take as long as all the other scores together.
     """
-    rows = confidence_evidence(probabilities, golds, labels).rows
+    rows_KC = confidence_evidence(probabilities, golds, labels).rows
     asked = range(len(labels)) if len(labels) > 2 else [len(labels) - 1]
-    ranked = np.array([ranking(rows[:, 1 + label], rows[:, 0] == label) for label in asked])
+    ranked = np.array([ranking(rows_KC[:, 1 + label], rows_KC[:, 0] == label) for label in asked])
     names = ("roc_auc", "average_precision")
     known = {name: one[~np.isnan(one)] for name, one in zip(names, ranked.T, strict=True)}
     return {name: float(one.mean()) for name, one in known.items() if one.size}
@@ -204,34 +224,37 @@ class Curve(NamedTuple):
 
 
 def selective_evidence(
-    sureness: Mapping[str, float], scores: Mapping[str, Mapping[str, float]], best: float = 1.0
+    ids: Texts, sureness: FloatArray, scores: Mapping[str, FloatArray], best: float = 1.0
 ) -> Evidence:
     """Evidence with rows of how sure a prediction is, and of each of its scores.
 
-    scores: by name, the score of each example, from 0 to `best`. A risk is 1 - score / best. Raises
-    ValueError unless all hold the same ids.
+    sureness, scores: in the order of `ids`. scores: by name, from 0 to `best`. A risk is
+    1 - score / best.
     """
-    for one in scores.values():
-        check_match(sureness, one)
     names = list(scores)
-    rows = [[sureness[id_], *(scores[name][id_] for name in names)] for id_ in sureness]
 
-    def statistic(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
-        found = {}
-        for column, name in enumerate(names, start=1):
-            coverage_RT, mean_RT, weight_RT = _kept(counts_RK, rows_KC[:, 0], rows_KC[:, column])
-            ending = "" if len(names) == 1 else f"_{name}"
-            found[f"aurc{ending}"] = (weight_RT * (1 - mean_RT / best)).sum(axis=1)
-            for share in COVERAGES:
-                # The tolerance is for 0.95 * n that is a whole number.
-                first_R = (coverage_RT >= share / 100 - 1e-9).argmax(axis=1)
-                found[f"{name}_at_coverage_{share}"] = mean_RT[np.arange(len(mean_RT)), first_R]
+    def statistic(rows_KC: FloatArray) -> Scores:
+        kept = {name: _kept(rows_KC[:, 0], rows_KC[:, 1 + i]) for i, name in enumerate(names)}
+
+        def found(counts_RK: FloatArray) -> dict[str, FloatArray]:
+            result = {}
+            for name, own in kept.items():
+                coverage_RT, mean_RT, weight_RT = own(counts_RK)
+                ending = "" if len(names) == 1 else f"_{name}"
+                result[f"aurc{ending}"] = (weight_RT * (1 - mean_RT / best)).sum(axis=1)
+                for share in COVERAGES:
+                    # The tolerance is for 0.95 * n that is a whole number.
+                    first_R = (coverage_RT >= share / 100 - 1e-9).argmax(axis=1)
+                    one_R = mean_RT[np.arange(len(mean_RT)), first_R]
+                    result[f"{name}_at_coverage_{share}"] = one_R
+            return result
+
         return found
 
     kept = [f"{name}_at_coverage_{share}" for name in names for share in COVERAGES]
     return Evidence(
-        ids=tuple(sureness),
-        rows=np.array(rows),
+        ids=ids,
+        rows=np.stack([sureness, *scores.values()], axis=1),
         statistic=statistic,
         bounds=dict.fromkeys(kept, (0.0, best)),
     )
@@ -239,16 +262,16 @@ def selective_evidence(
 
 def selective_curve(sureness: Sequence[float], scores: Sequence[float]) -> Curve:
     """The curve of one score. If it runs from 0 to 1, `aurc` is the area above the curve."""
-    ones = np.ones((1, len(sureness)))
-    coverage_RT, mean_RT, _ = _kept(ones, np.array(sureness), np.array(scores))
+    kept = _kept(np.array(sureness), np.array(scores))
+    coverage_RT, mean_RT, _ = kept(np.ones((1, len(sureness))))
     return Curve(coverage_RT[0], mean_RT[0])
 
 
 def _kept(
-    counts_RK: FloatArray, sureness_K: FloatArray, score_K: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """For each threshold T, the surest first: the coverage, the mean score of what it keeps, and the
-    share of examples that are exactly so sure; each of shape (R, T).
+    sureness_K: FloatArray, score_K: FloatArray
+) -> Callable[[FloatArray], tuple[FloatArray, FloatArray, FloatArray]]:
+    """What maps the counts (R, K), for each threshold T, the surest first, to the coverage, the mean
+    score of what it keeps, and the share of examples that are exactly so sure; each of shape (R, T).
 
     AURC = 1 / n * the sum over the examples x of the risk of all that are at least as sure as x:
     Geifman, Uziel and El-Yaniv 2019, "Bias-Reduced Uncertainty Estimation for Deep Neural
@@ -257,8 +280,15 @@ def _kept(
     order = np.lexsort((score_K, -sureness_K))  # by score too: sums must not depend on the order
     ordered = sureness_K[order]
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    number_RT = counts_RK[:, order].cumsum(axis=1)[:, ends]
-    sum_RT = (counts_RK[:, order] * score_K[order]).cumsum(axis=1)[:, ends]
-    total_R1 = counts_RK.sum(axis=1, keepdims=True)
-    weight_RT = np.diff(number_RT, axis=1, prepend=0) / total_R1
-    return number_RT / total_R1, ratio(sum_RT, number_RT), weight_RT
+    score_K = score_K[order]
+
+    def kept(counts_RK: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        own_RK = counts_RK[:, order]
+        number_RT = own_RK.cumsum(axis=1)[:, ends]
+        own_RK *= score_K
+        sum_RT = own_RK.cumsum(axis=1)[:, ends]
+        total_R1 = counts_RK.sum(axis=1, keepdims=True)
+        weight_RT = np.diff(number_RT, axis=1, prepend=0) / total_R1
+        return number_RT / total_R1, ratio(sum_RT, number_RT), weight_RT
+
+    return kept

@@ -19,7 +19,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .evidence import FloatArray
+from .columns import FloatArray
 from .ids import check_unique
 from .squad_v2 import squad_scores
 from .words.overlap import ROUGE_TYPES, bleu_signature, corpus_bleu, meteor_name, meteor_score

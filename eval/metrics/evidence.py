@@ -3,19 +3,22 @@
 Every score is a function of the distinct rows and of how often each occurs. So it can be computed
 for many resamples of the examples at once, and equal rows are merged first.
 
-Shapes: R resamples, K distinct rows, C columns. A statistic maps (counts_RK, rows_KC) to one value
-for each resample and each of its metrics. NaN marks a value that a resample cannot have, for
-example because it holds no unanswerable question; such values are left out.
+Shapes: R resamples, K distinct rows, C columns. A statistic reads rows_KC once, and returns what maps
+counts_RK to one value for each resample and each of its metrics: R is small if K is large, so what
+depends on the rows alone is not computed for every few resamples. NaN marks a value that a resample
+cannot have, for example because it holds no unanswerable question; such values are left out.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-Statistic = Callable[[FloatArray, FloatArray], dict[str, FloatArray]]
+from .columns import FloatArray, Texts
+from .ids import are_same, places
+
+Scores = Callable[[FloatArray], dict[str, FloatArray]]
+Statistic = Callable[[FloatArray], Scores]
 Bounds = tuple[float, float]
 """The lowest and the highest value that a score can have; they may be infinite."""
 
@@ -28,7 +31,7 @@ LOSS: Bounds = (0.0, float("inf"))
 class Evidence:
     """What the scores of one system need to know of each example."""
 
-    ids: tuple[str, ...]
+    ids: Texts
     rows: FloatArray
     """One row for each example, in the order of `ids`."""
     statistic: Statistic
@@ -43,20 +46,19 @@ class Evidence:
 def scores_of(evidence: Evidence) -> dict[str, float]:
     """Each metric on the examples as they are; without those that no example contributes to."""
     ones = np.ones((1, len(evidence.rows)))
-    values = {name: float(v[0]) for name, v in evidence.statistic(ones, evidence.rows).items()}
+    values = {name: float(v[0]) for name, v in evidence.statistic(evidence.rows)(ones).items()}
     return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
-def in_order(evidence: Evidence, ids: tuple[str, ...]) -> Evidence:
+def in_order(evidence: Evidence, ids: Texts) -> Evidence:
     """The same evidence with its examples in the order of `ids`. Raises ValueError unless both hold
     the same ids, each once.
     """
-    if evidence.ids == ids:
-        return evidence
-    place = {identity: index for index, identity in enumerate(evidence.ids)}
-    if place.keys() != set(ids) or len(place) != len(ids):
+    if not are_same(evidence.ids, ids):
         raise ValueError("a paired test needs both systems on the same examples, each once")
-    order = np.array([place[identity] for identity in ids])
+    order = places(evidence.ids, ids)
+    if order is None:
+        return evidence
     return Evidence(
         ids=ids,
         rows=evidence.rows[order],

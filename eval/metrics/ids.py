@@ -5,11 +5,23 @@ The official squad_v2 script gives 100.0 on partial predictions whose true score
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from .columns import Column, IntArray, Texts
+
+Said = TypeVar("Said")
+Right = TypeVar("Right")
 
 
 def check_unique(ids: Iterable[str], what: str) -> None:
     """Raise ValueError if an id occurs twice; `what` names the list in the message."""
+    if isinstance(ids, np.ndarray):
+        ordered = np.sort(ids)
+        ids = ordered[:-1][ordered[1:] == ordered[:-1]]
+        ids = [*ids, *ids]  # each of these occurs more than once
     twice = [identity for identity, count in Counter(ids).items() if count > 1]
     if twice:
         raise ValueError(f"{what}: {len(twice)} id(s) occur more than once: {_some(twice)}")
@@ -17,6 +29,10 @@ def check_unique(ids: Iterable[str], what: str) -> None:
 
 def check_match(predictions: Mapping[str, object], golds: Mapping[str, object]) -> None:
     """Raise ValueError unless both hold the same ids, and at least one."""
+    if isinstance(predictions, Column) and isinstance(golds, Column) and len(golds):
+        if are_same(predictions.ids, golds.ids):
+            return
+        predictions, golds = dict.fromkeys(predictions), dict.fromkeys(golds)
     missing = [identity for identity in golds if identity not in predictions]
     extra = [identity for identity in predictions if identity not in golds]
     faults = []
@@ -28,6 +44,41 @@ def check_match(predictions: Mapping[str, object], golds: Mapping[str, object]) 
         raise ValueError("predictions and references differ: " + "; ".join(faults))
     if not golds:
         raise ValueError("there is nothing to score: no predictions and no references")
+
+
+def matched(
+    predictions: Mapping[str, Said], golds: Mapping[str, Right]
+) -> Iterator[tuple[Said, Right]]:
+    """Return each prediction with its reference, in the order of the references.
+
+    Raises ValueError as `check_match`, at once.
+    """
+    check_match(predictions, golds)
+    if isinstance(predictions, Column) and isinstance(golds, Column):
+        return zip(aligned(predictions, golds.ids).values(), golds.values(), strict=True)
+    return ((predictions[identity], gold) for identity, gold in golds.items())
+
+
+def aligned(values: Column[Said], ids: Texts) -> Column[Said]:
+    """Return a column in the order of ids that are the same as its own."""
+    order = places(values.ids, ids)
+    return values if order is None else values.at(order)
+
+
+def places(ids: Texts, wanted: Texts) -> IntArray | None:
+    """Return where each wanted id stands among `ids`, which are the same; None if the order is."""
+    if ids is wanted or np.array_equal(ids, wanted):
+        return None
+    order = np.empty(len(ids), dtype=np.int64)
+    order[np.argsort(wanted, kind="stable")] = np.argsort(ids, kind="stable")
+    return order
+
+
+def are_same(ids: Texts, others: Texts) -> bool:
+    """Return whether both hold the same ids, in any order."""
+    if ids is others or np.array_equal(ids, others):
+        return True
+    return len(ids) == len(others) and np.array_equal(np.sort(ids), np.sort(others))
 
 
 def _some(ids: Collection[str]) -> str:

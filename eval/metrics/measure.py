@@ -6,17 +6,19 @@ The functions need only what predictions.jsonl holds.
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+import numpy as np
+
 from .catalogue import INTERVAL_SUFFIX, Side
 from .classification import classification_evidence, scores_per_label
 from .confidence import (
-    DECIDED,
     confidence_evidence,
-    decisions,
+    decision_evidence,
     ranking_scores,
     reliability,
     selective_evidence,
 )
 from .evidence import Evidence, scores_of
+from .ids import matched
 from .intervals import intervals
 from .sets_and_numbers import (
     Sets,
@@ -87,16 +89,16 @@ def classification_results(
     before: the probabilities without the temperature, if there is one; their scores are
     `<name>_uncalibrated`. Raises ValueError unless all hold the same ids.
     """
-    evidence = classification_evidence(predictions, golds, labels)
-    results = _with_intervals(scores_of(evidence), evidence, groups)
+    main = classification_evidence(predictions, golds, labels)
+    results = _with_intervals(scores_of(main), main, groups)
     results |= scores_per_label(predictions, golds, labels)
     if probabilities is not None:
         evidence = confidence_evidence(probabilities, golds, labels)
         results |= _with_intervals(scores_of(evidence), evidence, groups)
         results |= ranking_scores(probabilities, golds, labels)
-        right = {id_: float(predictions[id_] == gold) for id_, gold in golds.items()}
-        sure = {id_: max(own) for id_, own in probabilities.items()}
-        evidence = selective_evidence(sure, {"accuracy": right})
+        chances = (max(own) for own, _ in matched(probabilities, golds))
+        sure = np.fromiter(chances, dtype=np.float64, count=len(golds))
+        evidence = selective_evidence(main.ids, sure, {"accuracy": main.vectors["accuracy"]})
         results |= _with_intervals(scores_of(evidence), evidence, groups)
         results |= reliability(probabilities, golds, labels)
     if before is not None:
@@ -134,7 +136,7 @@ def label_set_results(
 def _trust(
     probabilities: Mapping[str, Sequence[float]], golds: Sets, labels: Sequence[str]
 ) -> dict[str, float]:
-    return scores_of(confidence_evidence(*decisions(probabilities, golds, labels), DECIDED))
+    return scores_of(decision_evidence(probabilities, golds, labels))
 
 
 def number_results(
@@ -178,11 +180,10 @@ def _answered_evidence(
     likely. texts: the answers before a threshold removed some.
     """
     found = squad_evidence(texts, golds)
-    scores = {
-        name: dict(zip(found.ids, found.vectors[name], strict=True)) for name in ("exact", "f1")
-    }
-    sureness = {id_: -one for id_, one in no_answer_probabilities.items()}
-    return selective_evidence(sureness, scores, best=100.0)
+    scores = {name: found.vectors[name] for name in ("exact", "f1")}
+    chances = (-one for one, _ in matched(no_answer_probabilities, golds))
+    sureness = np.fromiter(chances, dtype=np.float64, count=len(golds))
+    return selective_evidence(found.ids, sureness, scores, best=100.0)
 
 
 def _with_intervals(scores: Mapping[str, float], evidence: Evidence, groups: Groups) -> TaskResults:

@@ -11,15 +11,16 @@ the mean of their ranks. A correlation with a constant, and R2 of equal referenc
 are left out.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .classification import label_scores, ratio
+from .columns import FloatArray, rows, texts
 from .confidence import ranking
-from .evidence import CORRELATION, LOSS, Evidence, FloatArray
-from .ids import check_match
+from .evidence import CORRELATION, LOSS, Evidence, Scores
+from .ids import matched
 
 Sets = Mapping[str, Collection[str]]
 
@@ -29,10 +30,10 @@ def label_set_evidence(predictions: Sets, golds: Sets, labels: Sequence[str]) ->
 
     Raises ValueError unless predictions and references have the same ids and known labels.
     """
-    rows = _flags(predictions, golds, labels)
-    right = (rows[:, : len(labels)] == rows[:, len(labels) :]).all(axis=1).astype(np.float64)
+    flags = _flags(predictions, golds, labels)
+    right = (flags[:, : len(labels)] == flags[:, len(labels) :]).all(axis=1).astype(np.float64)
     return Evidence(
-        ids=tuple(golds), rows=rows, statistic=_set_scores, vectors={"subset_accuracy": right}
+        ids=texts(golds), rows=flags, statistic=_set_scores, vectors={"subset_accuracy": right}
     )
 
 
@@ -89,12 +90,12 @@ def number_evidence(predictions: Mapping[str, float], golds: Mapping[str, float]
 
     Raises ValueError unless predictions and references have the same ids.
     """
-    check_match(predictions, golds)
-    rows = np.array([[gold, predictions[id_]] for id_, gold in golds.items()], dtype=np.float64)
-    errors = np.abs(rows[:, 0] - rows[:, 1])
+    pairs = ((gold, said) for said, gold in matched(predictions, golds))
+    numbers = rows(pairs, len(golds), 2)
+    errors = np.abs(numbers[:, 0] - numbers[:, 1])
     return Evidence(
-        ids=tuple(golds),
-        rows=rows,
+        ids=texts(golds),
+        rows=numbers,
         statistic=_number_scores,
         vectors={"mae": errors, "mse": errors**2},
         bounds={
@@ -107,20 +108,25 @@ def number_evidence(predictions: Mapping[str, float], golds: Mapping[str, float]
     )
 
 
-def _number_scores(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
+def _number_scores(rows_KC: FloatArray) -> Scores:
     gold_K, predicted_K = rows_KC.T
-    total_R, error_K = counts_RK.sum(axis=1), predicted_K - gold_K
-    mse = counts_RK @ error_K**2 / total_R
-    _, variance = _centred(counts_RK, gold_K)
-    return {
-        "mae": counts_RK @ np.abs(error_K) / total_R,
-        "mse": mse,
-        "r2": 1 - ratio(mse, variance, otherwise=np.nan),
-        "pearson": _correlation(counts_RK, gold_K, predicted_K),
-        "spearman": _correlation(
-            counts_RK, _ranks(counts_RK, gold_K), _ranks(counts_RK, predicted_K)
-        ),
-    }
+    error_K = predicted_K - gold_K
+    gold_ranks, predicted_ranks = _ranks(gold_K), _ranks(predicted_K)
+
+    def scores(counts_RK: FloatArray) -> dict[str, FloatArray]:
+        total_R = counts_RK.sum(axis=1)
+        mse = counts_RK @ error_K**2 / total_R
+        _, variance = _centred(counts_RK, gold_K)
+        ranks = gold_ranks(counts_RK), predicted_ranks(counts_RK)
+        return {
+            "mae": counts_RK @ np.abs(error_K) / total_R,
+            "mse": mse,
+            "r2": 1 - ratio(mse, variance, otherwise=np.nan),
+            "pearson": _correlation(counts_RK, gold_K, predicted_K),
+            "spearman": _correlation(counts_RK, *ranks),
+        }
+
+    return scores
 
 
 def _centred(counts_RK: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -143,54 +149,63 @@ def _correlation(counts_RK: FloatArray, one: FloatArray, other: FloatArray) -> F
     return ratio(covariance, np.sqrt(first_variance * second_variance), otherwise=np.nan)
 
 
-def _ranks(counts_RK: FloatArray, values_K: FloatArray) -> FloatArray:
-    """The rank of each row in each resample (R, K); equal values have the mean of their ranks."""
+def _ranks(values_K: FloatArray) -> Callable[[FloatArray], FloatArray]:
+    """What maps the counts (R, K) to the rank of each row in each resample (R, K); equal values have
+    the mean of their ranks.
+    """
     distinct, place_K = np.unique(values_K, return_inverse=True)
-    held_RV = np.zeros((len(counts_RK), len(distinct)))
-    np.add.at(held_RV.T, place_K, counts_RK.T)
-    return (held_RV.cumsum(axis=1) - (held_RV - 1) / 2)[:, place_K]
+
+    def ranks(counts_RK: FloatArray) -> FloatArray:
+        held = [np.bincount(place_K, weights=own, minlength=len(distinct)) for own in counts_RK]
+        held_RV = np.array(held)
+        return (held_RV.cumsum(axis=1) - (held_RV - 1) / 2)[:, place_K]
+
+    return ranks
 
 
-def _set_scores(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
+def _set_scores(rows_KC: FloatArray) -> Scores:
     gold_KL, predicted_KL = np.hsplit(rows_KC, 2)
-    both_KL, total_R = gold_KL * predicted_KL, counts_RK.sum(axis=1)
-    hits, predicted, support = (counts_RK @ part for part in (both_KL, predicted_KL, gold_KL))
-    sums = [part.sum(axis=1) for part in (hits, predicted, support)]
-    precision, recall, micro = label_scores(*sums)
-    f1_RL = label_scores(hits, predicted, support)[2]
+    both_KL = gold_KL * predicted_KL
     own = label_scores(*(part.sum(axis=1) for part in (both_KL, predicted_KL, gold_KL)))[2]
-    empty_K = rows_KC.sum(axis=1) == 0
-    occurs = (support + predicted > 0).sum(axis=1).astype(np.float64)
-    return {
-        "subset_accuracy": counts_RK @ (gold_KL == predicted_KL).all(axis=1) / total_R,
-        "f1_micro": micro,
-        "f1_macro": ratio(f1_RL.sum(axis=1), occurs),
-        "f1_samples": counts_RK @ np.where(empty_K, 1.0, own) / total_R,
-        "precision_micro": precision,
-        "recall_micro": recall,
-    }
+    right_K = (gold_KL == predicted_KL).all(axis=1)
+    sample_K = np.where(rows_KC.sum(axis=1) == 0, 1.0, own)
+
+    def scores(counts_RK: FloatArray) -> dict[str, FloatArray]:
+        total_R = counts_RK.sum(axis=1)
+        hits, predicted, support = (counts_RK @ part for part in (both_KL, predicted_KL, gold_KL))
+        sums = [part.sum(axis=1) for part in (hits, predicted, support)]
+        precision, recall, micro = label_scores(*sums)
+        f1_RL = label_scores(hits, predicted, support)[2]
+        occurs = (support + predicted > 0).sum(axis=1).astype(np.float64)
+        return {
+            "subset_accuracy": counts_RK @ right_K / total_R,
+            "f1_micro": micro,
+            "f1_macro": ratio(f1_RL.sum(axis=1), occurs),
+            "f1_samples": counts_RK @ sample_K / total_R,
+            "precision_micro": precision,
+            "recall_micro": recall,
+        }
+
+    return scores
 
 
 def _flags(predictions: Sets, golds: Sets, labels: Sequence[str]) -> FloatArray:
     """(examples, 2 labels): 1 for each label of the reference, then of the prediction."""
-    check_match(predictions, golds)
+    pairs = matched(predictions, golds)
     known = set(labels)
     for what, sets in (("references", golds), ("predictions", predictions)):
-        unknown = sorted(set().union(*map(set, sets.values())) - known)
+        unknown = sorted({label for own in sets.values() for label in own} - known)
         if unknown:
             raise ValueError(f"{what}: these are not labels: {unknown[:3]}")
-    return np.array(
-        [
-            [float(label in its) for its in (gold, predictions[id_]) for label in labels]
-            for id_, gold in golds.items()
-        ]
-    )
+    flags = ([label in its for its in (gold, said) for label in labels] for said, gold in pairs)
+    return rows(flags, len(golds), 2 * len(labels))
 
 
 def _chances(
     probabilities: Mapping[str, Sequence[float]], golds: Sets, labels: Sequence[str]
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
     """(examples, labels): the probability of each label, and whether the reference has it."""
-    check_match(probabilities, golds)
-    chances = np.array([[*probabilities[id_]] for id_ in golds], dtype=np.float64)
-    return chances, np.array([[label in gold for label in labels] for gold in golds.values()])
+    chances = (own for own, _ in matched(probabilities, golds))
+    flags = ([label in gold for label in labels] for gold in golds.values())
+    size = len(golds), len(labels)
+    return rows(chances, *size), rows(flags, *size) > 0

@@ -15,13 +15,14 @@ All scores are percentages, as in the official script. Three things are easy to 
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from .evidence import Evidence, FloatArray, scores_of
-from .ids import check_match
+from .columns import FloatArray, Texts, rows, texts
+from .evidence import Evidence, Scores, scores_of
+from .ids import check_match, matched
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -30,7 +31,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 class AnswerVectors(NamedTuple):
     """One value for each example (0 to 1), in the order of the references."""
 
-    ids: tuple[str, ...]
+    ids: Texts
     exact: FloatArray
     f1: FloatArray
     answerable: FloatArray
@@ -50,14 +51,13 @@ def _answer_vectors(
     predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]]
 ) -> AnswerVectors:
     """Exact match and F1 of every question. Raises ValueError unless both hold the same ids."""
-    check_match(predictions, golds)
-    pairs = [(normalise(predictions[i]), normal_golds(texts)) for i, texts in golds.items()]
-    return AnswerVectors(
-        ids=tuple(golds),
-        exact=np.array([_exact(*pair) for pair in pairs]),
-        f1=np.array([_token_f1(*pair) for pair in pairs]),
-        answerable=np.array([float(is_answerable(texts)) for texts in golds.values()]),
+    values = (
+        (_exact(said, normal), _token_f1(said, normal), float(is_answerable(own)))
+        for text, own in matched(predictions, golds)
+        for said, normal in [(normalise(text), normal_golds(own))]
     )
+    exact, f1, answerable = np.ascontiguousarray(rows(values, len(golds), 3).T)
+    return AnswerVectors(texts(golds), exact, f1, answerable)
 
 
 def squad_scores(
@@ -112,7 +112,7 @@ def squad_evidence(
         if threshold is not None:
             applied = apply_threshold(predictions, no_answer_probabilities, threshold)
             chosen = _answer_vectors(applied, golds)
-        gave = _gave_answer(predictions if before is None else before, raw.ids)
+        gave = _gave_answer(predictions if before is None else before, golds)
         columns = [_official_gains(v, raw.answerable, gave) for v in (raw.exact, raw.f1)]
         probabilities = _ordered(no_answer_probabilities, golds)
     elif threshold is not None:
@@ -157,8 +157,8 @@ def threshold_curve(
     """
     silent, gains = _gains(predictions, golds)
     probabilities = _ordered(no_answer_probabilities, golds)
-    ones = np.ones((1, len(gains)))
-    thresholds, scores = _running_scores(ones, np.array([silent]), gains, probabilities)
+    thresholds, summed = _running_scores(gains, probabilities)
+    scores = summed(np.ones((1, len(gains))), np.array([silent]))
     return thresholds, 100 * scores[0, 1:] / len(gains)
 
 
@@ -210,15 +210,16 @@ def word_f1(words: Sequence[str], gold: Sequence[str]) -> float:
 
 
 def _ordered(probabilities: Mapping[str, float], golds: Mapping[str, Sequence[str]]) -> FloatArray:
-    check_match(probabilities, golds)
-    ordered = np.array([probabilities[identity] for identity in golds], dtype=np.float64)
+    pairs = matched(probabilities, golds)
+    ordered = np.fromiter((own for own, _ in pairs), dtype=np.float64, count=len(golds))
     if not np.isfinite(ordered).all():
         raise ValueError("no-answer probabilities must be finite numbers")
     return ordered
 
 
-def _gave_answer(predictions: Mapping[str, str], ids: Sequence[str]) -> FloatArray:
-    return np.array([float(predictions[identity] != "") for identity in ids])
+def _gave_answer(predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]]) -> FloatArray:
+    gave = (float(text != "") for text, _ in matched(predictions, golds))
+    return np.fromiter(gave, dtype=np.float64, count=len(golds))
 
 
 def _official_gains(score: FloatArray, answerable: FloatArray, gave: FloatArray) -> FloatArray:
@@ -231,45 +232,54 @@ def _official_gains(score: FloatArray, answerable: FloatArray, gave: FloatArray)
 
 
 def _running_scores(
-    counts_RK: FloatArray, silent_R: FloatArray, gains_K: FloatArray, probabilities_K: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """The thresholds (T), one for each distinct probability, and the summed scores (R, 1 + T).
+    gains_K: FloatArray, probabilities_K: FloatArray
+) -> tuple[FloatArray, Callable[[FloatArray, FloatArray], FloatArray]]:
+    """The thresholds (T), one for each distinct probability, and what maps the counts (R, K) and the
+    scores if no question is answered (R) to the summed scores (R, 1 + T).
 
     The first column is the score if no question is answered. Equal probabilities are sorted by
     gain, so that the sums of floats do not depend on the order of the rows.
     """
     order = np.lexsort((gains_K, probabilities_K))
-    steps = counts_RK[:, order] * gains_K[order]
-    running = np.cumsum(np.hstack([silent_R[:, None], steps]), axis=1)
-    ordered = probabilities_K[order]
+    ordered, gains = probabilities_K[order], gains_K[order]
     last_of_ties = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    return ordered[last_of_ties], running[:, np.append(0, last_of_ties + 1)]
+    kept = np.append(0, last_of_ties + 1)
+
+    def summed(counts_RK: FloatArray, silent_R: FloatArray) -> FloatArray:
+        steps = counts_RK[:, order]
+        steps *= gains
+        return np.cumsum(np.hstack([silent_R[:, None], steps]), axis=1)[:, kept]
+
+    return ordered[last_of_ties], summed
 
 
 def _best_threshold(
     silent_score: float, gains: FloatArray, probabilities: FloatArray, silent: float
 ) -> float:
     """The lowest threshold with the highest score; `silent` if answering nothing is best."""
-    ones = np.ones((1, len(gains)))
-    thresholds, scores = _running_scores(ones, np.array([silent_score]), gains, probabilities)
-    best = int(np.argmax(scores[0]))
+    thresholds, summed = _running_scores(gains, probabilities)
+    best = int(np.argmax(summed(np.ones((1, len(gains))), np.array([silent_score]))))
     return silent if best == 0 else float(thresholds[best - 1])
 
 
-def _statistic(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
+def _statistic(rows_KC: FloatArray) -> Scores:
     probabilities, answerable, exact, f1 = rows_KC[:, :4].T
     groups = {"": np.ones_like(exact), "HasAns_": answerable, "NoAns_": 1 - answerable}
-    result = {}
-    for prefix, group in groups.items():
-        for name, vector in (("exact", exact), ("f1", f1)):
-            share = _share(counts_RK @ (vector * group), counts_RK @ group)
-            result[f"{prefix}{name}"] = 100 * share
-    if rows_KC.shape[1] > 4:
-        silent_R, total_R = counts_RK @ (1 - answerable), counts_RK.sum(axis=1)
-        for name, gains in (("exact", rows_KC[:, 4]), ("f1", rows_KC[:, 5])):
-            _, scores = _running_scores(counts_RK, silent_R, gains, probabilities)
-            result[f"best_{name}"] = 100 * scores.max(axis=1) / total_R
-    return result
+    gains = {"exact": rows_KC[:, 4], "f1": rows_KC[:, 5]} if rows_KC.shape[1] > 4 else {}
+    summed = {name: _running_scores(its, probabilities)[1] for name, its in gains.items()}
+
+    def scores(counts_RK: FloatArray) -> dict[str, FloatArray]:
+        result = {}
+        for prefix, group in groups.items():
+            for name, vector in (("exact", exact), ("f1", f1)):
+                share = _share(counts_RK @ (vector * group), counts_RK @ group)
+                result[f"{prefix}{name}"] = 100 * share
+        silent_R, total_R = counts_RK @ groups["NoAns_"], counts_RK.sum(axis=1)
+        for name, own in summed.items():
+            result[f"best_{name}"] = 100 * own(counts_RK, silent_R).max(axis=1) / total_R
+        return result
+
+    return scores
 
 
 def _group_vectors(chosen: AnswerVectors) -> dict[str, FloatArray]:

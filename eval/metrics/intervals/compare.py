@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..evidence import Evidence
+from ..ids import are_same
 from .exact import mcnemar, randomisation
 from .measured import Measured, measured_metrics
 from .spread import LEVEL, Interval, Spread, interval_around, spread_of
@@ -133,7 +134,7 @@ def paired(
     """The second system's metrics minus the first's, if both have them, on the same examples in any
     order. Raises ValueError if the examples differ.
     """
-    if set(first.ids) != set(second.ids):
+    if not are_same(first.ids, second.ids):
         raise ValueError("a paired test needs both systems on the same examples, each once")
     one, other = measured_metrics([first], groups), measured_metrics([second], groups)
     found = {name: difference(one[name], other[name]) for name in one if name in other}

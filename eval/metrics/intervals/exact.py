@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..evidence import FloatArray
-from .measured import IntArray
+from ..columns import FloatArray, IntArray
 
 _SWAPS = 2000
 

@@ -18,17 +18,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from ..catalogue import METRICS
-from ..evidence import SHARE, Bounds, Evidence, FloatArray, in_order
-
-IntArray = NDArray[np.int64]
+from ..columns import Column, FloatArray, IntArray, Texts, texts
+from ..evidence import SHARE, Bounds, Evidence, in_order
+from ..ids import aligned, are_same
 
 _LOWER_IS_BETTER = {metric.name for metric in METRICS if not metric.higher_is_better}
 _RESAMPLES = 1000
 _CHUNK = 100
-"""Resamples held in memory at a time: 100 x 12,000 distinct rows of float64 are 10 MB."""
+"""The most resamples that are in memory at a time, and"""
+_DRAWN = 1_200_000
+"""the most values of all of them: 100 x 12,000 distinct rows of float64 are 10 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,46 +97,76 @@ def measured_means(
     )
 
 
+class Metrics(Mapping[str, Measured]):
+    """Each metric of a system's runs, made when it is asked for: each takes 16 bytes an example and
+    run, and there are dozens.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Evidence],
+        unit_N: IntArray,
+        resamples: int = _RESAMPLES,
+        is_deterministic: bool = False,
+    ) -> None:
+        ones = np.ones((1, len(unit_N)))
+        scores = [run.statistic(run.rows)(ones) for run in runs]
+        every = {name: np.array([float(one[name][0]) for one in scores]) for name in scores[0]}
+        self._scores = {name: own_S for name, own_S in every.items() if not np.isnan(own_S).any()}
+        self._runs, self._unit_N, self._is_deterministic = runs, unit_N, is_deterministic
+        is_drawn = scores[0].keys() - runs[0].vectors
+        self._resampled = _resampled(runs, unit_N, resamples) if is_drawn else {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scores)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def __getitem__(self, name: str) -> Measured:
+        runs, scores_S, values_SN = self._runs, self._scores[name], None
+        if name in runs[0].vectors:
+            values_SN = np.array([run.vectors[name] for run in runs])
+            deviations_SD = _of_means(values_SN, self._unit_N)
+        else:
+            deviations_SD = _of_resamples(self._resampled[name], int(self._unit_N.max()) + 1)
+        return Measured(
+            scores_S=scores_S,
+            deviations_SD=deviations_SD,
+            values_SN=values_SN,
+            unit_N=self._unit_N,
+            bounds=runs[0].bounds.get(name, SHARE),
+            higher_is_better=name not in _LOWER_IS_BETTER,
+            is_deterministic=self._is_deterministic,
+        )
+
+
 def measured_metrics(
     runs: Sequence[Evidence],
     groups: Mapping[str, str] | None = None,
     *,
     is_deterministic: bool = False,
     resamples: int = _RESAMPLES,
-) -> dict[str, Measured]:
+) -> Metrics:
     """Each metric that the evidence of a system's runs gives, without those that a run cannot have.
 
     groups: the group of an example by its id; an example without one is a unit of its own. Raises
     ValueError unless the runs are of the same examples.
     """
-    ids = tuple(sorted(runs[0].ids))
-    runs, unit_N = [in_order(run, ids) for run in runs], units_of(ids, groups or {})
-    ones = np.ones((1, len(ids)))
-    scores = [run.statistic(ones, run.rows) for run in runs]
-    resampled = _resampled(runs, unit_N, resamples) if scores[0].keys() - runs[0].vectors else {}
-    found = {}
-    for name in scores[0]:
-        scores_S = np.array([float(one[name][0]) for one in scores])
-        if np.isnan(scores_S).any():
-            continue
-        is_mean = name in runs[0].vectors
-        found[name] = Measured(
-            scores_S=scores_S,
-            deviations_SD=_of_means(np.array([run.vectors[name] for run in runs]), unit_N)
-            if is_mean
-            else _of_resamples(resampled[name], int(unit_N.max()) + 1),
-            values_SN=np.array([run.vectors[name] for run in runs]) if is_mean else None,
-            unit_N=unit_N,
-            bounds=runs[0].bounds.get(name, SHARE),
-            higher_is_better=name not in _LOWER_IS_BETTER,
-            is_deterministic=is_deterministic,
-        )
-    return found
+    ids = texts(np.sort(runs[0].ids))
+    unit_N = units_of(ids, groups or {})
+    return Metrics([in_order(run, ids) for run in runs], unit_N, resamples, is_deterministic)
 
 
-def units_of(ids: Sequence[str], groups: Mapping[str, str]) -> IntArray:
+def units_of(ids: Texts, groups: Mapping[str, str]) -> IntArray:
     """The number of each example's unit, in the order of the names of the units."""
-    names = [f"group {groups[id_]}" if id_ in groups else f"id {id_}" for id_ in ids]
+    if not groups:
+        names = ids
+    elif isinstance(groups, Column) and are_same(groups.ids, ids):
+        names = texts(f"group {own}" for own in aligned(groups, ids).values())
+    else:
+        known = dict(groups.items())
+        names = texts(f"group {known[id_]}" if id_ in known else f"id {id_}" for id_ in ids)
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
@@ -174,22 +205,40 @@ def _resampled(runs: Sequence[Evidence], unit_N: IntArray, resamples: int) -> di
 
 
 def _resampled_run(run: Evidence, unit_N: IntArray, resamples: int) -> dict[str, FloatArray]:
-    rows_KC, row_N = np.unique(run.rows, axis=0, return_inverse=True)
-    examples = (np.ones(len(unit_N)), (row_N.ravel(), unit_N))
-    held_KU = csr_array(examples, shape=(len(rows_KC), int(unit_N.max()) + 1))
-    parts = [
-        run.statistic(np.ascontiguousarray((held_KU @ drawn_RU.T).T), rows_KC)
-        for drawn_RU in _draws(held_KU.shape[1], resamples)
-    ]
+    rows_KC, row_N = _distinct(run.rows)
+    scores = run.statistic(rows_KC)
+    parts = [scores(counts_RK) for counts_RK in _draws(row_N, unit_N, resamples)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _draws(units: int, resamples: int) -> Iterator[FloatArray]:
-    """How often each unit is drawn; the same numbers at each call."""
+def _distinct(rows_NC: FloatArray) -> tuple[FloatArray, IntArray]:
+    """The distinct rows in rising order (K, C), and the place of each example's row among them (N).
+
+    As np.unique, in a third of the memory.
+    """
+    order = np.lexsort(rows_NC.T[::-1])
+    is_new = np.zeros(len(order), dtype=np.bool_)
+    for own_N in rows_NC.T:
+        ordered = own_N[order]
+        is_new[1:] |= ordered[1:] != ordered[:-1]
+    row_N = np.empty(len(order), dtype=np.int64)
+    row_N[order] = np.cumsum(is_new)
+    is_new[0] = True
+    return rows_NC[order[is_new]], row_N
+
+
+def _draws(row_N: IntArray, unit_N: IntArray, resamples: int) -> Iterator[FloatArray]:
+    """How often each distinct row occurs in each resample (R, K); the same numbers at each call.
+
+    Whole fours of resamples at a time, if there is room: BLAS adds in the same order then.
+    """
     generator = np.random.default_rng(0)
-    for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
-        drawn = generator.integers(units, size=(size, units))
-        drawn += np.arange(size)[:, None] * units
-        counts = np.bincount(drawn.ravel(), minlength=size * units)
-        yield counts.reshape(size, units).astype(np.float64)
+    units, size = int(unit_N.max()) + 1, int(row_N.max()) + 1
+    room = min(_CHUNK, _DRAWN // max(units, size))
+    chunk = max(1, room - room % 4 if room > 4 else room)
+    for start in range(0, resamples, chunk):
+        counts_RK = np.empty((min(chunk, resamples - start), size))
+        for own_K in counts_RK:
+            drawn_U = np.bincount(generator.integers(units, size=units), minlength=units)
+            own_K[:] = np.bincount(row_N, weights=drawn_U[unit_N], minlength=size)
+        yield counts_RK

@@ -17,7 +17,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr, stdtrit
 
-from ..evidence import Bounds, FloatArray
+from ..columns import FloatArray
+from ..evidence import Bounds
 from .measured import Measured
 
 _FAR = 12.0

@@ -25,18 +25,20 @@ without WordNet some pairs would pass and a later one raise. Here WordNet is loa
 pair. If it is not installed, synonyms are not matched and the result is called `meteor_no_wordnet`: a
 lower number must not carry METEOR's name.
 
-To add a metric, compute its rows in a function like `_official` and add the `Evidence` of
-that function to `overlap_evidences`.
+To add a metric, compute its rows in a function like `_official` and add that function to
+`overlap_evidences`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..evidence import Evidence, FloatArray
-from ..ids import check_match
+from ..columns import FloatArray, rows
+from ..columns import texts as ids_of
+from ..evidence import Evidence, Scores
+from ..ids import check_match, matched
 from ..squad_v2 import is_answerable, normal_golds, normalise, word_f1
 from .unicode_tokens import Tokeniser, need_characters, need_unicode, tokens
 from .wordnet import WordNet, find_wordnet
@@ -47,27 +49,30 @@ if TYPE_CHECKING:
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _ORDERS = 4
 _PERCENTAGES = ("exact_unicode", "f1_unicode", "HasAns_exact_unicode", "HasAns_f1_unicode")
+_BLEU_COUNTS = 2 + 2 * _ORDERS
 Golds = Mapping[str, Sequence[str]]
+Row = Callable[[str, Sequence[str]], Sequence[float]]
+"""Returns the numbers that scores need of an answer, from its text and its references."""
 
 
-def overlap_evidences(predictions: Mapping[str, str], golds: Golds) -> tuple[Evidence, ...]:
-    """The evidence of all overlap metrics.
+def overlap_evidences(predictions: Mapping[str, str], golds: Golds) -> Iterator[Evidence]:
+    """Yield the evidence of all overlap metrics, one after the other: it is large.
 
-    Raises ValueError unless predictions and references have the same ids.
+    Raises ValueError, at once, unless predictions and references have the same ids.
     """
     check_match(predictions, golds)
-    texts = [predictions[identity] for identity in golds]
-    found = [_official(texts, golds), _chrf(texts, golds)]
+    kinds = [_official, _chrf]
     if need_unicode(golds):
-        found.append(_unicode_rouge(texts, golds))
+        kinds.append(_unicode_rouge)
     if need_characters(golds):
-        found.append(_by_characters(texts, golds))
-    return tuple(found)
+        kinds.append(_by_characters)
+    return (kind(predictions, golds) for kind in kinds)
 
 
 def corpus_bleu(texts: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
     """BLEU of all texts together, 0 to 1."""
-    return float(_bleu_scores(np.ones((1, len(texts))), _bleu_counts(texts, golds))[0])
+    counts, ones = map(_bleu_counter(), texts, golds), np.ones((1, len(texts)))
+    return float(_bleu_scores(ones, rows(counts, len(texts), _BLEU_COUNTS))[0])
 
 
 def bleu_signature(tokeniser: str = "13a") -> str:
@@ -79,29 +84,36 @@ def bleu_signature(tokeniser: str = "13a") -> str:
 
 
 def _evidence(
+    predictions: Mapping[str, str],
     golds: Golds,
-    rows: FloatArray,
+    row: Row,
     scores: Callable[[FloatArray, FloatArray], dict[str, FloatArray]],
-    vectors: Mapping[str, FloatArray],
+    names: Sequence[str] = (),
 ) -> Evidence:
     """Evidence that gives each of `scores` twice: over all questions, and over the answerable ones.
 
-    `scores` maps (counts_RK, rows_KC) to one value for each resample.
+    `scores` maps (counts_RK, rows_KC) to one value for each resample. names: the metrics that are the
+    means of the first columns of a row.
     """
 
-    def statistic(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
-        everything = scores(counts_RK, rows_KC[:, 1:])
-        with_answer = scores(counts_RK * rows_KC[:, 0], rows_KC[:, 1:])
-        return everything | {f"HasAns_{name}": value for name, value in with_answer.items()}
+    def statistic(rows_KC: FloatArray) -> Scores:
+        def found(counts_RK: FloatArray) -> dict[str, FloatArray]:
+            everything = scores(counts_RK, rows_KC[:, 1:])
+            with_answer = scores(counts_RK * rows_KC[:, 0], rows_KC[:, 1:])
+            return everything | {f"HasAns_{name}": value for name, value in with_answer.items()}
 
-    answerable = np.array([[float(is_answerable(answers))] for answers in golds.values()])
+        return found
+
+    each = ((is_answerable(own), *row(text, own)) for text, own in matched(predictions, golds))
+    rows_NC = rows(each, len(golds), 1 + len(row("", ())))
+    vectors = {name: rows_NC[:, column] for column, name in enumerate(names, start=1)}
     only_answerable = {
-        f"HasAns_{name}": np.where(answerable[:, 0] > 0, vector, np.nan)
+        f"HasAns_{name}": np.where(rows_NC[:, 0] > 0, vector, np.nan)
         for name, vector in vectors.items()
     }
     return Evidence(
-        ids=tuple(golds),
-        rows=np.hstack([answerable, rows]),
+        ids=ids_of(golds),
+        rows=rows_NC,
         statistic=statistic,
         vectors={**vectors, **only_answerable},
         bounds=dict.fromkeys(_PERCENTAGES, (0.0, 100.0)),
@@ -117,50 +129,55 @@ def _means(
     return {name: means[:, column] for column, name in enumerate(names)}
 
 
-def _official(texts: Sequence[str], golds: Golds) -> Evidence:
+def _official(predictions: Mapping[str, str], golds: Golds) -> Evidence:
     """ROUGE, METEOR and BLEU, each with its own tokeniser."""
-    wordnet, references = find_wordnet(), list(golds.values())
-    meteor = _each(texts, references, lambda text, own: [meteor_score(text, own, wordnet)])
-    values = np.hstack([_rouge(texts, references), meteor])
-    counts = _bleu_counts(texts, references)
-    return _with_bleu(golds, (*ROUGE_TYPES, meteor_name(wordnet)), values, "bleu", counts)
+    wordnet = find_wordnet()
+    rouge, meteor = _rouge(), _best(lambda text, own: [meteor_score(text, own, wordnet)])
+    bleu = _bleu_counter()
+
+    def row(text: str, own: Sequence[str]) -> list[float]:
+        return [*rouge(text, own), *meteor(text, own), *bleu(text, own)]
+
+    return _with_bleu(predictions, golds, row, (*ROUGE_TYPES, meteor_name(wordnet)), "bleu")
 
 
-def _chrf(texts: Sequence[str], golds: Golds) -> Evidence:
+def _chrf(predictions: Mapping[str, str], golds: Golds) -> Evidence:
     """chrF by sacrebleu, which takes the best reference: 6 orders of character n-grams, beta 2."""
     from sacrebleu.metrics import CHRF
 
     metric = CHRF()
-    rows = [
-        metric._extract_corpus_statistics([text], [[one] for one in _references(own) or [""]])[0]
-        for text, own in zip(texts, golds.values(), strict=True)
-    ]
+
+    def row(text: str, own: Sequence[str]) -> Sequence[float]:
+        streams = [[one] for one in _references(own) or [""]]
+        return metric._extract_corpus_statistics([text], streams)[0]
 
     def scores(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
-        found = [metric._compute_f_score(row) / 100 for row in (counts_RK @ rows_KC).tolist()]
+        found = [metric._compute_f_score(one) / 100 for one in (counts_RK @ rows_KC).tolist()]
         return {"chrf": np.where(counts_RK.sum(axis=1) > 0, found, np.nan)}
 
-    return _evidence(golds, np.array(rows, dtype=np.float64), scores, {})
+    return _evidence(predictions, golds, row, scores)
 
 
-def _unicode_rouge(texts: Sequence[str], golds: Golds) -> Evidence:
+def _unicode_rouge(predictions: Mapping[str, str], golds: Golds) -> Evidence:
     names = [f"{kind}_unicode" for kind in ROUGE_TYPES]
-    values = _rouge(texts, list(golds.values()), Tokeniser())
-    vectors = {name: values[:, column] for column, name in enumerate(names)}
-    return _evidence(golds, values, lambda counts, rows: _means(counts, rows, names), vectors)
+
+    def scores(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
+        return _means(counts_RK, rows_KC, names)
+
+    return _evidence(predictions, golds, _rouge(Tokeniser()), scores, names)
 
 
-def _by_characters(texts: Sequence[str], golds: Golds) -> Evidence:
+def _by_characters(predictions: Mapping[str, str], golds: Golds) -> Evidence:
     """Exact match, F1 and METEOR with Unicode tokens, and BLEU of characters."""
-    wordnet, references = find_wordnet(), list(golds.values())
+    wordnet, bleu = find_wordnet(), _bleu_counter("char")
     names = ("exact_unicode", "f1_unicode", f"{meteor_name(wordnet)}_unicode")
+    meteor = _best(lambda text, own: [meteor_score(text, own, wordnet, split=tokens)])
 
-    def meteor(text: str, own: Sequence[str]) -> list[float]:
-        return [meteor_score(text, own, wordnet, split=tokens)]
+    def row(text: str, own: Sequence[str]) -> list[float]:
+        answer = [100 * one for one in _unicode_answer(text, own)]
+        return [*answer, *meteor(text, own), *bleu(text, own)]
 
-    answers = [_unicode_answer(*pair) for pair in zip(texts, references, strict=True)]
-    values = np.hstack([100 * np.array(answers), _each(texts, references, meteor)])
-    return _with_bleu(golds, names, values, "bleu_char", _bleu_counts(texts, references, "char"))
+    return _with_bleu(predictions, golds, row, names, "bleu_char")
 
 
 def _unicode_answer(text: str, golds: Sequence[str]) -> tuple[float, float]:
@@ -170,22 +187,19 @@ def _unicode_answer(text: str, golds: Sequence[str]) -> tuple[float, float]:
 
 
 def _with_bleu(
-    golds: Golds, names: Sequence[str], values: FloatArray, bleu: str, counts: FloatArray
+    predictions: Mapping[str, str], golds: Golds, row: Row, names: Sequence[str], bleu: str
 ) -> Evidence:
-    """Evidence with rows of values, and behind them the counts of BLEU."""
+    """Evidence whose rows hold the values of `names`, and behind them the counts of BLEU."""
 
     def scores(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
         means = _means(counts_RK, rows_KC[:, : len(names)], names)
         return {bleu: _bleu_scores(counts_RK, rows_KC[:, len(names) :])} | means
 
-    vectors = {name: values[:, column] for column, name in enumerate(names)}
-    return _evidence(golds, np.hstack([values, counts]), scores, vectors)
+    return _evidence(predictions, golds, row, scores, names)
 
 
-def _rouge(
-    texts: Sequence[str], golds: Sequence[Sequence[str]], tokeniser: Tokeniser | None = None
-) -> FloatArray:
-    """One row for each example: the F-measure of each kind of ROUGE."""
+def _rouge(tokeniser: Tokeniser | None = None) -> Row:
+    """What gives the F-measure of each kind of ROUGE of an answer."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(ROUGE_TYPES), tokenizer=tokeniser)
@@ -194,22 +208,17 @@ def _rouge(
         best = scorer.score_multi(references, text)
         return [float(best[kind].fmeasure) for kind in ROUGE_TYPES]
 
-    return _each(texts, golds, scores, len(ROUGE_TYPES))
+    return _best(scores, len(ROUGE_TYPES))
 
 
-def _each(
-    texts: Sequence[str],
-    golds: Sequence[Sequence[str]],
-    scores: Callable[[str, Sequence[str]], list[float]],
-    width: int = 1,
-) -> FloatArray:
-    """(examples, width): the scores of each text, as described above if there is no answer."""
-    return np.array(
-        [
-            scores(text, own) if (own := _references(answers)) else [float(text == "")] * width
-            for text, answers in zip(texts, golds, strict=True)
-        ]
-    )
+def _best(scores: Row, width: int = 1) -> Row:
+    """The scores of an answer against its distinct references, and as described above if it has none."""
+
+    def row(text: str, golds: Sequence[str]) -> Sequence[float]:
+        references = _references(golds)
+        return scores(text, references) if references else [float(text == "")] * width
+
+    return row
 
 
 def _references(golds: Sequence[str]) -> list[str]:
@@ -223,20 +232,19 @@ def _bleu(tokeniser: str) -> "BLEU":
     return BLEU(effective_order=True, tokenize=tokeniser)
 
 
-def _bleu_counts(
-    texts: Sequence[str], golds: Sequence[Sequence[str]], tokeniser: str = "13a"
-) -> FloatArray:
-    """(examples, 10): length, closest reference length, 4 matched and 4 total n-gram counts.
+def _bleu_counter(tokeniser: str = "13a") -> Row:
+    """What gives the length of an answer, the closest reference length, and 4 matched and 4 total
+    n-gram counts.
 
     The counts of examples add up, so they are enough for the BLEU of any resample.
     """
     bleu = _bleu(tokeniser)
-    scores = [
-        bleu.sentence_score(text, _references(answers) or [""])
-        for text, answers in zip(texts, golds, strict=True)
-    ]
-    counts = [[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in scores]
-    return np.array(counts, dtype=np.float64).reshape(-1, 2 + 2 * _ORDERS)
+
+    def row(text: str, golds: Sequence[str]) -> list[float]:
+        found = bleu.sentence_score(text, _references(golds) or [""])
+        return [found.sys_len, found.ref_len, *found.counts, *found.totals]
+
+    return row
 
 
 def _bleu_scores(counts_RK: FloatArray, rows_KC: FloatArray) -> FloatArray:

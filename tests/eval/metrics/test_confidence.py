@@ -8,6 +8,7 @@ import pytest
 
 from eval.metrics import confidence as metrics
 from eval.metrics import measure
+from eval.metrics.columns import texts
 from eval.metrics.evidence import scores_of
 from llama_peft.inference.predict import tempered, tempered_each
 
@@ -100,7 +101,7 @@ def test_the_temperature_is_that_of_a_plain_torch_twin() -> None:
         return found
 
     twin.step(loss)
-    found = metrics.fit_temperature(known, golds, labels)
+    found = metrics.fit_temperature(metrics.confidence_evidence(known, golds, labels))
     assert found == pytest.approx(log_t.exp().item(), rel=1e-6) and found > 1.1
     for row, chance in zip(logits, chances, strict=True):
         expected = torch.tensor(row / found).softmax(-1).tolist()
@@ -122,7 +123,7 @@ def test_the_temperature_of_several_labels_is_that_of_a_plain_torch_twin() -> No
         f"t{n}": [name for name, one in zip("abc", row, strict=True) if one]
         for n, row in enumerate(hot)
     }
-    found = metrics.fit_temperature(*metrics.decisions(chances, golds, "abc"), metrics.DECIDED)
+    found = metrics.fit_temperature(metrics.decision_evidence(chances, golds, "abc"))
     log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
     twin = torch.optim.LBFGS([log_t], tolerance_grad=1e-12, tolerance_change=1e-14, max_iter=200)
     targets = torch.tensor(hot * (180 / 182) + 1 / 182)
@@ -154,7 +155,7 @@ def test_examples_that_are_all_right_do_not_make_a_model_as_sure_as_can_be() -> 
     sure = 0.6 + 0.3 * draw.random(100)
     known = {str(number): [one, 1 - one] for number, one in enumerate(sure)}
     (golds,) = keyed(["a"] * 100)
-    found = metrics.fit_temperature(known, golds, "ab")
+    found = metrics.fit_temperature(metrics.confidence_evidence(known, golds, "ab"))
     shares = [tempered(one, found)[0] for one in known.values()]
     assert 0.1 < found < 1 and 0.9 < np.mean(shares) < 0.995
 
@@ -199,8 +200,9 @@ def test_selective_prediction_is_that_of_a_plain_loop_in_any_order_of_rows(digit
         seen = set[str]()
         for _ in range(4):
             drawn.shuffle(rows)
-            given = {"accuracy": {id_: one for id_, _, one in rows}}
-            evidence = metrics.selective_evidence({id_: own for id_, own, _ in rows}, given)
+            own, given = np.array([one[1:] for one in rows]).T
+            ids = texts(one[0] for one in rows)
+            evidence = metrics.selective_evidence(ids, own, {"accuracy": given})
             found = scores_of(evidence)
             assert found == pytest.approx(plain_selection(sureness, right), abs=1e-9)
             seen.add(repr(found))

@@ -81,9 +81,8 @@ def test_drop_in_overlap_and_label_metrics(tmp_path):
         return metric(cache_dir=tmp_path).compute(**arguments)
 
     texts = {"predictions": ["the cat sat", "x"], "references": [["a cat sat", "cats"], ["y"]]}
-    scores = answer_results(
-        dict(enumerate(texts["predictions"])), dict(enumerate(texts["references"]))
-    )
+    keyed = [dict(zip("12", values, strict=True)) for values in texts.values()]
+    scores = answer_results(*keyed)
     assert compute(drop_in.Bleu, **texts)["bleu"] == scores["bleu"]
     assert compute(drop_in.Rouge, **texts)["rougeLsum"] == scores["rougeLsum"]
     (name, meteor), *none = compute(drop_in.Meteor, **texts).items()
@@ -95,7 +94,7 @@ def test_drop_in_overlap_and_label_metrics(tmp_path):
     assert compute(drop_in.Precision, **labels)["precision"] == pytest.approx(2 / 3)
     assert compute(drop_in.Recall, **labels) == {"recall": 1.0}
     words = {"predictions": ["a", "b", "b"], "references": ["a", "b", "a"]}
-    predictions, golds = (dict(enumerate(words[key])) for key in ("predictions", "references"))
+    predictions, golds = (dict(zip("123", its, strict=True)) for its in words.values())
     ours = scores_of(classification.classification_evidence(predictions, golds, ["a", "b"]))
     found = compute(drop_in.F1, **words, average="macro")
     assert found["f1"] == pytest.approx(ours["f1_macro"])

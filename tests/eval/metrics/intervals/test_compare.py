@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import binom, ttest_1samp, ttest_rel
 
 from eval.metrics import classification, squad_v2
-from eval.metrics.evidence import Evidence, FloatArray, scores_of
+from eval.metrics.columns import FloatArray
+from eval.metrics.evidence import Evidence, Scores, scores_of
 from eval.metrics.intervals import (
     Interval,
     WinCounts,
@@ -109,8 +110,9 @@ def test_a_metric_does_not_depend_on_the_others_nor_on_the_order() -> None:
     first, second = label_evidence(golds, given), label_evidence(golds, other)
 
     def alone(evidence: Evidence) -> Evidence:
-        def statistic(counts_RK: FloatArray, rows_KC: FloatArray) -> dict[str, FloatArray]:
-            return {"f1_macro": evidence.statistic(counts_RK, rows_KC[:, 1:])["f1_macro"]}
+        def statistic(rows_KC: FloatArray) -> Scores:
+            scores = evidence.statistic(rows_KC[:, 1:])
+            return lambda counts_RK: {"f1_macro": scores(counts_RK)["f1_macro"]}
 
         places = np.arange(len(evidence.ids), dtype=np.float64)[:, None]
         return replace(

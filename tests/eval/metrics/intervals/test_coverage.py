@@ -12,7 +12,8 @@ from scipy.special import ndtri
 from scipy.stats import binom, kstest
 
 from eval.metrics.classification import classification_evidence
-from eval.metrics.evidence import Evidence, FloatArray
+from eval.metrics.columns import FloatArray
+from eval.metrics.evidence import Evidence
 from eval.metrics.intervals import (
     Difference,
     Interval,
