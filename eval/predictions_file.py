@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from llama_peft.data import Example, broken
 from llama_peft.data.labels import label_key
-from llama_peft.data.sources import read_file
+from llama_peft.data.sources.files import read_file
 from llama_peft.errors import UserError
 from llama_peft.inference.rows import as_written
 from llama_peft.inference.unfinished import check_ids, repeated

@@ -131,7 +131,7 @@ def test_arrows_point_down() -> None:
     ("importer", "imported"),
     [
         ("llama_peft.system.files", "llama_peft.recipe.load"),
-        ("llama_peft.data.sources", "llama_peft.model.heads"),
+        ("llama_peft.data.sources.files", "llama_peft.model.heads"),
         ("llama_peft.model.backbone", "llama_peft.data"),
         ("llama_peft.tokens.prompts", "llama_peft.run_folder.layout"),
         ("llama_peft.training.fit", "llama_peft.export.push"),
@@ -163,7 +163,7 @@ def test_the_law_of_arrows_bites(importer: str, imported: str) -> None:
     ("importer", "imported"),
     [
         ("llama_peft.export.stage", "llama_peft.run_folder.layout"),
-        ("llama_peft.data.sources", "llama_peft.data.examples"),
+        ("llama_peft.data.sources.files", "llama_peft.data.examples"),
         ("llama_peft", "llama_peft.training.fit"),
         ("llama_peft.__main__", "llama_peft.export.push"),
         ("eval.harness", "llama_peft.prefix_tree.decode"),

@@ -3,7 +3,6 @@
 from llama_peft.data.answers import Answer
 from llama_peft.data.cells import broken, literal
 from llama_peft.data.dataset import (
-    PARTS,
     TRAINED_ON,
     Dataset,
     known_labels,
@@ -25,7 +24,9 @@ from llama_peft.data.fingerprint import (
 )
 from llama_peft.data.formats import Table
 from llama_peft.data.labels import Label, label_key
-from llama_peft.data.sources import Rows, is_file_name
+from llama_peft.data.sources.parts import PARTS
+from llama_peft.data.sources.places import is_file_name, is_url
+from llama_peft.data.sources.python import Rows
 
 __all__ = [
     "PARTS",
@@ -45,6 +46,7 @@ __all__ = [
     "broken",
     "content_sum",
     "is_file_name",
+    "is_url",
     "known_labels",
     "label_key",
     "literal",

@@ -13,7 +13,7 @@ from math import log10
 from pathlib import Path
 from statistics import pstdev
 
-from llama_peft.data import sources, splits
+from llama_peft.data import splits
 from llama_peft.data.examples import (
     Example,
     FieldsExample,
@@ -26,7 +26,10 @@ from llama_peft.data.examples import (
 )
 from llama_peft.data.formats import Table
 from llama_peft.data.labels import Label, check_weights, has_names, label_names, means_positions
-from llama_peft.data.sources import Rows, is_file_name
+from llama_peft.data.sources.files import read_lines, read_stdin
+from llama_peft.data.sources.parts import PARTS, places_of, read_part
+from llama_peft.data.sources.python import Rows
+from llama_peft.data.sources.read import read_any
 from llama_peft.errors import UserError
 from llama_peft.recipe import GIVEN, Recipe
 
@@ -38,7 +41,6 @@ _MANY = 20
 """So many rows with one label are hardly a coincidence."""
 log = logging.getLogger(__name__)
 
-PARTS = ("train", "validation", "test", "official")
 TRAINED_ON = ("train", "validation")
 
 
@@ -61,14 +63,14 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
 
     given: rows from Python by part. They replace what the recipe says about that part.
     """
-    places = _places(recipe, given or {})
-    train = _read(recipe, "train", places["train"])
+    places = places_of(recipe, given or {})
+    train = read_part(recipe, "train", places["train"])
     recipe, train, labels = _labelled(recipe, train)
     check_weights(recipe, labels)
     tables = {"train": train}
     for part in PARTS[1:]:
         if part in places:
-            table = _read(recipe, part, places[part])
+            table = read_part(recipe, part, places[part])
             tables[part] = without_bad_rows(table, recipe, part, labels)
     parts = {part: to_examples(table, recipe, part, labels) for part, table in tables.items()}
     _check_ids(parts)
@@ -133,7 +135,7 @@ def load_file(
         set is its own.
     given: rows from Python that the recipe was trained on, as in `load`.
     """
-    table, part = sources.read_any(source, recipe.dataset, split)
+    table, part = read_any(source, recipe.dataset, split)
     recipe, labels = _known(recipe, given or {})
     recipe = _ungrouped(recipe)
     table = without_bad_rows(table, recipe, part, labels)
@@ -154,11 +156,11 @@ def load_inputs(recipe: Recipe, source: str, split: str | None = None) -> Inputs
     strict = recipe.dataset.model_copy(update={"on_bad_rows": "refuse"})
     recipe = recipe.model_copy(update={"dataset": strict})
     if source == "-":
-        table, part = sources.read_stdin(recipe.dataset), "stdin"
+        table, part = read_stdin(recipe.dataset), "stdin"
     elif source.endswith(LINES):
         table, part = _lines(recipe, source), Path(source).stem
     else:
-        table, part = sources.read_any(source, recipe.dataset, split)
+        table, part = read_any(source, recipe.dataset, split)
     inputs = to_inputs(table, _ungrouped(recipe), part)
     if (fields := _fields(inputs.examples)) and not recipe.prompt.fields:
         raise UserError(
@@ -176,7 +178,7 @@ def _lines(recipe: Recipe, source: str) -> Table:
             f"{source}: a line is one text, and this run reads {needed}: name a file with these columns"
         )
     key = "text" if recipe.kind.has_labels else "question"
-    return sources.read_lines(source, recipe.dataset, recipe.dataset.columns.names(key)[0])
+    return read_lines(source, recipe.dataset, recipe.dataset.columns.names(key)[0])
 
 
 def _ungrouped(recipe: Recipe) -> Recipe:
@@ -196,7 +198,7 @@ def known_labels(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> tup
 def _known(recipe: Recipe, given: Mapping[str, Rows]) -> tuple[Recipe, tuple[str, ...]]:
     if not recipe.kind.names_labels or recipe.dataset.labels is not None:
         return recipe, tuple(recipe.dataset.labels or ())
-    train = _read(recipe, "train", _places(recipe, given)["train"])
+    train = read_part(recipe, "train", places_of(recipe, given)["train"])
     recipe, _, labels = _labelled(recipe, train)
     return recipe, labels
 
@@ -214,41 +216,6 @@ def _labelled(recipe: Recipe, train: Table) -> tuple[Recipe, Table, tuple[str, .
         recipe = recipe.model_copy(update={"dataset": named})
     kept = without_bad_rows(train, recipe, "train", labels)
     return recipe, kept, labels if kept is train else label_names(kept, recipe)
-
-
-def _places(recipe: Recipe, given: Mapping[str, Rows]) -> "dict[str, str | Rows]":
-    """Return the rows or the place of each part. A `path` that is a file means parts.train."""
-    data = recipe.dataset
-    places: dict[str, str | Rows] = {**data.parts.given()}
-    if data.path is not None and is_file_name(data.path) and places["train"] != GIVEN:
-        if data.parts.train != "train" and "train" not in given:
-            raise UserError(
-                f"dataset.path {data.path} is a file, and so is dataset.parts.train: keep one"
-            )
-        places["train"] = data.path
-    for part, rows in given.items():
-        if part not in PARTS:
-            raise UserError(f"given rows: there is no part {part}: use {', '.join(PARTS)}")
-        if isinstance(rows, str | Path):
-            raise UserError(f"given rows: {part} is a file: set dataset.parts.{part}={rows}")
-        places[part] = rows
-    return places
-
-
-def _read(recipe: Recipe, part: str, place: "str | Rows") -> Table:
-    data = recipe.dataset
-    if not isinstance(place, str):
-        return sources.read_rows(place, data, f"the given {part} part")
-    if place == GIVEN:
-        raise UserError(
-            f"dataset.parts.{part}: its rows were given from Python: give them again, "
-            f"or name a file: dataset.parts.{part}=FILE"
-        )
-    if data.path == "tiny":
-        return sources.read_tiny(data.name or "", part, int(place), data.seed)
-    if data.path is None or is_file_name(data.path):
-        return sources.read_file(place, data)
-    return sources.read_hub(data.path, place, data, data.name)
 
 
 def _check_ids(parts: dict[str, list[Example]]) -> None:

@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal, TextIO
 
 from pydantic import JsonValue
 
-from llama_peft.data.unpack import check_room, while_room
+from llama_peft.data.sources.unpack import check_room, while_room
 from llama_peft.errors import UserError
 
 _BATCH = 1_000

@@ -258,6 +258,7 @@ def _data_faults(recipe: Recipe) -> Problems:
     if data.path is None and data.name is not None:
         message = "is the configuration of a Hub data set: set dataset.path"
         yield message, "dataset.name", "dataset.path"
+    yield from _streaming_faults(recipe)
     if data.path == "tiny" and data.name is None:
         message = "path tiny needs dataset.name: set it to reviews, mixed-reviews or passages"
         yield message, "dataset.name", "dataset.path"
@@ -265,6 +266,21 @@ def _data_faults(recipe: Recipe) -> Problems:
         if value != GIVEN and value.isdecimal() != (data.path == "tiny"):
             expected = "a number of rows" if data.path == "tiny" else "a file or a Hub split"
             yield f"must be {expected}, not {value}", f"dataset.parts.{part}", "dataset.path"
+
+
+def _streaming_faults(recipe: Recipe) -> Problems:
+    data = recipe.dataset
+    if not data.streaming:
+        return
+    if data.path in (None, "tiny"):
+        yield "works for data sets on the Hub only: remove this key", "dataset.streaming"
+    for key, parts in (
+        ("max_train_samples", ["train"]),
+        ("max_eval_samples", [part for part in data.parts.given() if part != "train"]),
+    ):
+        if parts and getattr(data, key) is None:
+            message = f"needs dataset.{key}: the number of rows to take of {', '.join(parts)}"
+            yield message, "dataset.streaming", f"dataset.{key}"
 
 
 def _part_faults(recipe: Recipe) -> Problems:

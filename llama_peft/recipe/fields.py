@@ -160,6 +160,25 @@ def _name_or_path(instead: str) -> Callable[[str], str]:
     return check
 
 
+def _data_place(text: str) -> str:
+    """Refuse a URL that holds a secret, and one that is not that of files."""
+    scheme, is_url, rest = text.partition("://")
+    if not is_url:
+        return _named_data(text)
+    is_web = scheme.lower() in ("http", "https")
+    if "@" in rest.partition("/")[0] or (is_web and re.search("[?#]", rest)):
+        raise ValueError(
+            "holds a name, a password or a key: write the bare address, and keep secrets in the "
+            "environment"
+        )
+    if is_web and (
+        not re.search(r"\.\w+$", rest.partition("/")[2])
+        or re.match(r"(www\.)?(huggingface\.co|hf\.co)/", rest)
+    ):
+        return _named_data(text)
+    return _path(text)
+
+
 def _path(text: str) -> str:
     """Refuse what no disk takes, because the training would find it only when it writes."""
     if "\0" in text:
@@ -171,6 +190,9 @@ def _path(text: str) -> str:
     return text
 
 
+_named_data = _name_or_path(
+    "the name of the data set, such as stanfordnlp/sst2, or download it and write its path"
+)
 Delimiter = Annotated[str, AfterValidator(_delimiter)]
 Encoding = Annotated[str, AfterValidator(_encoding)]
 Names = Annotated[list[Text], AfterValidator(distinct)]
@@ -214,14 +236,7 @@ ModelName = Annotated[
         _name_or_path("the name of the model, such as meta-llama/Llama-3.2-1B, or its folder")
     ),
 ]
-DataName = Annotated[
-    Text,
-    AfterValidator(
-        _name_or_path(
-            "the name of the data set, such as stanfordnlp/sst2, or download it and write its path"
-        )
-    ),
-]
+DataName = Annotated[Text, AfterValidator(_data_place)]
 PartName = DataName | Count
 RepoName = Annotated[Text, AfterValidator(_name_or_path("the name of the repository: owner/name"))]
 # fmt: off

@@ -88,7 +88,7 @@ GIVEN = "given"
 
 
 class Parts(Section):
-    """Where each part is: a file, a split of a Hub data set, or `given` for rows from Python.
+    """Where each part is: files, a split of a Hub data set, or `given` for rows from Python.
 
     With dataset.path: tiny, it is a number of rows.
     """
@@ -111,11 +111,13 @@ class Data(Section):
     """Where examples come from and how they are split."""
 
     path: DataName | None = None
-    "A Hub data set, a file to train on, or `tiny` (generated). If null, dataset.parts names files."
+    "A Hub data set, `tiny` (generated), or what to train on: a file, a folder, *.parquet or a URL."
     name: Text | None = None
     "The configuration of a Hub data set. For `tiny`: reviews, mixed-reviews or passages."
     revision: Text | None = None
     "Branch, tag or commit of a Hub data set."
+    streaming: bool = later(False)
+    "Fetch only as many rows of a Hub data set as max_train_samples and max_eval_samples ask for."
     parts: Parts = Parts()
     format: Literal["auto", "csv", "tsv", "json", "jsonl", "parquet", "squad"] = "auto"
     "Format of the files. auto decides by the name of the file and, for .json, by its content."

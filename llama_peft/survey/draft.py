@@ -3,8 +3,11 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from llama_peft.data import Dataset, QuestionExample, Table, is_file_name, label_key, load, sources
-from llama_peft.data.unpack import SUFFIXES
+from llama_peft.data import Dataset, QuestionExample, Table, is_file_name, label_key, load
+from llama_peft.data.sources.files import read_files
+from llama_peft.data.sources.hub import read_hub
+from llama_peft.data.sources.places import FORMATS
+from llama_peft.data.sources.unpack import SUFFIXES
 from llama_peft.errors import UserError
 from llama_peft.recipe import Data, load_recipe
 from llama_peft.recipe.strict_yaml import KeyPath, dump_line
@@ -54,7 +57,7 @@ def draft(source: str, base: str | None = None) -> str:
 def name_of(source: str) -> str:
     """Return the name of data, for the file of its recipe."""
     name = Path(source)
-    while name.suffix.lower() in (*sources.FORMATS, *SUFFIXES):
+    while name.suffix.lower() in (*FORMATS, *SUFFIXES):
         name = name.with_suffix("")
     return name.name
 
@@ -63,13 +66,13 @@ def _read(source: str) -> tuple[Table, Values]:
     """Return the rows, and the keys of `dataset` that reading them needs."""
     usual, first = Data(), None
     if not is_file_name(source):
-        return sources.read_hub(source, "train", usual, None), {}
+        return read_hub(source, "train", usual, None), {}
     for rows in ("refuse", "drop"):
         for encoding in _ENCODINGS:
             for delimiter in _DELIMITERS:
                 keys = {"delimiter": delimiter, "encoding": encoding, "on_bad_rows": rows}
                 try:
-                    table = sources.read_file(source, Data.model_validate(keys))
+                    table = read_files(source, Data.model_validate(keys))
                 except UserError as error:
                     first = first or error
                     continue

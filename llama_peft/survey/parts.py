@@ -10,6 +10,7 @@ from llama_peft.data import (
     QuestionExample,
     TextExample,
     is_file_name,
+    is_url,
     known_labels,
 )
 from llama_peft.errors import UserError
@@ -87,7 +88,8 @@ def _length(recipe: Recipe, encoder: PromptEncoder, example: Example) -> int:
 def labels_at_hand(recipe: Recipe) -> int | None:
     """Return the number of labels, by the recipe or by a file that is here; None if neither tells."""
     path = recipe.dataset.path or str(recipe.dataset.parts.train)
-    if recipe.dataset.labels is None and not (path == "tiny" or is_file_name(path)):
+    is_here = path == "tiny" or (is_file_name(path) and not is_url(path))
+    if recipe.dataset.labels is None and not is_here:
         return None
     try:
         return len(known_labels(recipe)) or None

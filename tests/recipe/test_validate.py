@@ -184,9 +184,29 @@ BAD_DATASETS: list[tuple[str, str]] = [
     ("{path: a, test_size: 0}", "eval.splits: there is no test part: set dataset.parts.test"),
     ("{path: a, columns: {text: 5}}", "must be a column name or a list of them, not 5"),
     ("{path: a, columns: {text: []}}", "must be a column name or a list of them, not []"),
-    ("{path: https://x.org/a.csv}", "dataset.path: is a web address: write the name of the data s"),
-    ("{path: hf://datasets/a/b}", "dataset.path: is a web address"),
-    ("{parts: {train: 's3://bucket/a.csv'}}", "dataset.parts.train: is a web address"),
+    (
+        "{path: https://huggingface.co/datasets/a/b}",
+        "dataset.path: is a web address: write the name of the data s",
+    ),
+    ("{path: https://x.org/data}", "dataset.path: is a web address"),
+    ("{path: 'https://u:SECRET@x.org/a.csv'}", "dataset.path: holds a name, a password or a key"),
+    ("{path: 'https://x.org/a.csv?sig=SECRET'}", "dataset.path: holds a name, a password or a key"),
+    (
+        "{parts: {train: 's3://KEY:SECRET@bucket/a.csv'}}",
+        "dataset.parts.train: holds a name, a password",
+    ),
+    (
+        "{path: tiny, name: reviews, streaming: true}",
+        "dataset.streaming: works for data sets on the Hub only",
+    ),
+    (
+        "{path: a/b, streaming: true}",
+        "dataset.streaming: needs dataset.max_train_samples: the number",
+    ),
+    (
+        "{path: a/b, streaming: true, max_train_samples: 9, parts: {test: test}}",
+        "needs dataset.max_eval_samples: the number of rows to take of test",
+    ),
     (f"{{path: {'a' * 300}.csv}}", "dataset.path: is too long"),
     ("{path: a, max_train_samples: 0}", "must be a whole number of at least 1 or null, not 0"),
 ]

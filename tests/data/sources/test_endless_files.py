@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llama_peft.data import formats, unpack
-from llama_peft.data.sources import FORMATS
+from llama_peft.data import formats
+from llama_peft.data.sources import unpack
+from llama_peft.data.sources.places import FORMATS
 from tests.support.tables import refusal, to_csv, to_parquet, whole, write
 
 

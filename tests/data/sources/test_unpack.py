@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from llama_peft.data import is_file_name, unpack
+from llama_peft.data import is_file_name
+from llama_peft.data.sources import unpack
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, dump_recipe, load_recipe, strict_yaml
 from tests.support.tables import (

@@ -1,0 +1,1 @@
+"""Sequences of rows that do not live in memory as objects."""

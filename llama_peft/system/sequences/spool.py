@@ -1,0 +1,110 @@
+"""A list of any length: few items stay in memory, more go to a file without a name.
+
+Rows as Python objects take kilobytes each, and a file of them is read in order almost always. The
+file is removed by the system when nobody uses the list, or when the process ends, however it ends.
+"""
+
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, TypeVar
+
+from llama_peft.errors import UserError
+from llama_peft.system.formatting import disk_space
+from llama_peft.system.sequences.views import View
+
+Item = TypeVar("Item")
+_IN_MEMORY = 4 << 20
+"""Bytes of a list that stay in memory."""
+_TOGETHER = 256
+"""Items that are read at once."""
+_RESERVE = 100_000_000
+"""Bytes of disk that stay free."""
+
+
+def scratch() -> str:
+    """Return the folder for temporary files that may be large. /tmp is often a part of the memory."""
+    on_disk = Path("/var/tmp")
+    if "TMPDIR" in os.environ or not os.access(on_disk, os.W_OK):
+        return tempfile.gettempdir()
+    return str(on_disk)
+
+
+def check_disk(what: str, needed: int) -> None:
+    """Raise UserError if the disk has no room for so many more bytes. what: what they are of."""
+    free = shutil.disk_usage(scratch()).free
+    if needed + _RESERVE > free:
+        raise UserError(
+            f"{what}: the rows do not fit on the disk of {scratch()} ({disk_space(free)} are free): "
+            "make room, or set TMPDIR to a folder that has room"
+        )
+
+
+class Spool(View[Item]):
+    """A list that grows at its end and whose items are copies: changing one changes nothing in it."""
+
+    def __init__(self, items: Iterable[Item] = ()) -> None:
+        self._ends = array("q")
+        self._tail = bytearray()
+        self._written = 0
+        self._file: IO[bytes] | None = None
+        self.extend(items)
+
+    def append(self, item: Item) -> None:
+        """Add an item. Raises UserError if the disk is full."""
+        self._tail += pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+        self._ends.append(self._written + len(self._tail))
+        if len(self._tail) > _IN_MEMORY:
+            self._write()
+
+    def extend(self, items: Iterable[Item]) -> None:
+        """Add items."""
+        for item in items:
+            self.append(item)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def at(self, index: int) -> Item:
+        """Return an item by its number, which is in range."""
+        return next(self._between(index, index + 1))
+
+    def __iter__(self) -> Iterator[Item]:
+        for first in range(0, len(self), _TOGETHER):
+            yield from self._between(first, min(first + _TOGETHER, len(self)))
+
+    def _between(self, first: int, stop: int) -> Iterator[Item]:
+        start = self._ends[first - 1] if first else 0
+        raw = memoryview(self._bytes(start, self._ends[stop - 1]))
+        for index in range(first, stop):
+            end = self._ends[index]
+            item: Item = pickle.loads(raw[: end - start])
+            yield item
+            raw, start = raw[end - start :], end
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        held = self._tail[max(0, start - self._written) : max(0, stop - self._written)]
+        if self._file is None or start >= self._written:
+            return bytes(held)
+        return self._read(start, min(stop, self._written) - start) + bytes(held)
+
+    def _read(self, start: int, count: int) -> bytes:
+        assert self._file is not None, "items were written"
+        if sys.platform != "win32":  # a copy of this process may read at the same time
+            return os.pread(self._file.fileno(), count, start)
+        self._file.seek(start)
+        return self._file.read(count)
+
+    def _write(self) -> None:
+        check_disk("data", len(self._tail))
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=scratch(), buffering=0)  # noqa: SIM115
+        self._file.seek(self._written)
+        self._file.write(self._tail)
+        self._written += len(self._tail)
+        self._tail = bytearray()
