@@ -1,8 +1,9 @@
 """Adds LoRA beside the frozen base, and counts the parameters of a loaded model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from llama_peft.errors import UserError
@@ -61,7 +62,35 @@ def add_lora(model: "PreTrainedModel", lora: Lora, task: Task, recipe: Recipe) -
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     widen_saved(adapted)
+    _leave_casts_to_autocast(adapted)
     return adapted
+
+
+def _leave_casts_to_autocast(adapted: "PeftModel") -> None:
+    """Keep adapters from widening their inputs to float32 where autocast narrows them again.
+
+    On a base that is not packed PEFT does so in every layer, and the backward pass would keep those
+    copies. The bits are the same. Without autocast an adapter in float32 needs its input so.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            module._cast_input_dtype = partial(_unless_autocast, module._cast_input_dtype)
+            if any(
+                module.use_dora.values()
+            ):  # its sums are float32, and so would be all that follows
+                module.register_forward_hook(lambda _, args, output: output.to(args[0].dtype))
+
+
+def _unless_autocast(
+    cast: "Callable[[torch.Tensor, torch.dtype], torch.Tensor]",
+    given: "torch.Tensor",
+    dtype: "torch.dtype",
+) -> "torch.Tensor":
+    import torch
+
+    return given if torch.is_autocast_enabled(given.device.type) else cast(given, dtype)
 
 
 def widen_saved(adapted: "PeftModel") -> bool:

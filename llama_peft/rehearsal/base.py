@@ -182,6 +182,26 @@ def _pack(module: "nn.Module", dtype: "torch.dtype", place: "torch.device") -> N
     module.weight.bnb_quantized = True
 
 
+def replace_unpacking() -> None:
+    """Make PEFT's DoRA unpack weights that `_pack` made: it knows them by the name of their class."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from peft.tuners.lora import dora
+
+    def unpacked(module: "nn.Linear") -> "torch.Tensor":
+        weight: torch.Tensor = module.weight
+        if isinstance(module, Linear4bit):
+            weight = dequantize_4bit(weight.data, module.quant_state)
+        elif isinstance(module, Linear8bitLt):
+            scales = module.weight.SCB if module.state.SCB is None else module.state.SCB
+            weight = int8_vectorwise_dequant(weight.data, scales)
+        return weight
+
+    replace(dora, "dequantize_module_weight", unpacked)
+    replace(dora, "deepcopy", lambda layer: layer)  # a fake tensor has no copy
+
+
 def replace_apply() -> None:
     """Make `nn.Module.to`, `.float` and others give a module new parameters.
 

@@ -103,6 +103,7 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     fake_cuda.pretend(card)
     kept = [*fake_cuda.keep_whole(), kernels.replace_compiled()]  # noqa: F841
     base.replace_apply()
+    base.replace_unpacking()
     replace(backbone, "from_pretrained", base.build)
     stages = steps.Stages(mode.Rehearsal(watch.Watch()))
     with mode.rehearsing(stages.mode):

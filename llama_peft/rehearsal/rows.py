@@ -89,13 +89,14 @@ def _invented(recipe: Recipe) -> data.Dataset:
 def synthetic(recipe: Recipe) -> Sequence[Row]:
     """Return rows of `train.max_length` tokens in the form that the recipe's task needs."""
     length = recipe.train.max_length
-    if recipe.train.packing == "prefix_tree":
+    if recipe.packs_rows:
         return prefix_tree.pack(_questions(length), length)[:_ROWS]
     return [_row(recipe, number, length) for number in range(_ROWS)]
 
 
 def _row(recipe: Recipe, number: int, length: int) -> Row:
-    ids, tokens = [str(number)], (_TOKEN,) * length
+    """Return a row that shares no beginning with another one."""
+    ids, tokens = [str(number)], (_TOKEN + number,) * length
     if recipe.kind.has_labels:
         number_of_labels = len(recipe.dataset.labels or ("0", "1"))
         targets: dict[str, Target] = {"label_sets": [0.0] * number_of_labels, "numbers": 0.5}

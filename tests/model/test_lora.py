@@ -11,13 +11,16 @@ from safetensors.torch import load_file
 from llama_peft import data
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import predict
-from llama_peft.model import backbone
+from llama_peft.model import backbone, lora
 from llama_peft.model.lora import add_lora, count_loaded
+from llama_peft.prefix_tree.loss import answer_loss
+from llama_peft.prefix_tree.pack import collate, pack
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.run import open_run
 from llama_peft.run_folder.weights import load_tuned
 from llama_peft.training.fit import train
 from tests.support.small import save_seeing_base
+from tests.support.tree_examples import families, gradients, with_lora
 
 TASKS = ["classification", "extractive_qa", "generative_qa"]
 
@@ -103,3 +106,34 @@ def test_what_trains_whole_keeps_its_updates_on_a_bfloat16_base(
         assert value.dtype == torch.float32 and torch.equal(value, written[key]), key
     examples = data.load(tuned.recipe).parts["test"][:2]
     assert sum(len(batch) for batch in predict(tuned, examples)) == 2
+
+
+def test_under_autocast_adapters_keep_no_widened_inputs_and_learn_the_same_bits() -> None:
+    """As on a GPU, on a base that is not packed."""
+    batch = collate(pack(families(2, questions=3), 64))
+    kept, learnt = [], []
+    for ours in (False, True):
+        model = with_lora("llama-sdpa")
+        for parameter in model.parameters():
+            parameter.data = (
+                parameter.data if parameter.requires_grad else parameter.data.bfloat16()
+            )
+        if ours:
+            lora._leave_casts_to_autocast(model)
+        held: dict[int, torch.UntypedStorage] = {}
+
+        def note(
+            tensor: torch.Tensor, held: dict[int, torch.UntypedStorage] = held
+        ) -> torch.Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        ):
+            answer_loss(model, batch).backward()
+        kept.append(sum(storage.nbytes() for storage in held.values()))
+        learnt.append(gradients(model))
+    assert torch.equal(*learnt)
+    assert kept[1] < 0.95 * kept[0]

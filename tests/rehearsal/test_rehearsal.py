@@ -10,10 +10,13 @@ import pytest
 from pydantic import TypeAdapter
 
 from llama_peft.errors import UserError
-from llama_peft.rehearsal import Outcome, Rehearsal
+from llama_peft.prefix_tree.batch import packed
+from llama_peft.recipe import load_recipe
+from llama_peft.rehearsal import Outcome, Rehearsal, rows
 from llama_peft.rehearsal.device import fake_cuda
 from llama_peft.rehearsal.device.cards import card_named
 from llama_peft.rehearsal.report import markdown, text
+from llama_peft.training.rows import collator
 from tests.support.paths import ROOT
 
 SHAPE = {
@@ -133,6 +136,18 @@ def test_a_tensor_on_the_wrong_device_fails_in_one_line(outcomes: list[Outcome])
     assert fault is not None and outcomes[1].rehearsal is None
     assert "on the same device" in fault.message
     assert fault.where.startswith("llama_peft/prefix_tree/") and "\n" not in str(fault)
+
+
+@pytest.mark.parametrize("name", ["sst2", "squad", "squad-span", "go-emotions", "stsb"])
+def test_invented_rows_are_those_of_the_recipe(name: str) -> None:
+    """They stand in for data that are not here, also where a batch is computed as trees: none shares a beginning."""
+    recipe = load_recipe(name, ["dataset.labels=[a,b]"] if name == "go-emotions" else [])
+    made = rows.synthetic(recipe)[:3]
+    batch = collator(recipe, 0)(made)
+    wide = "labels" in batch and batch["labels"].dim() == 2
+    assert wide == (name in ("squad", "go-emotions"))
+    trees = packed([row["input_ids"] for row in made], 0)
+    assert trees is None or not recipe.packs_batches
 
 
 def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

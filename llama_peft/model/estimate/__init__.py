@@ -234,8 +234,11 @@ def _on_cpu(blocks: Blocks, batches: Batches, loading: int) -> tuple[Term, ...]:
         ),
         Term(
             "dequantised layer",
-            2 * blocks.device.size * largest if blocks.is_packed else 0,
-            "the largest linear layer unpacked, forward and backward",
+            max(
+                2 * blocks.device.size * largest if blocks.is_packed else 0,
+                blocks.norms_of_weights(),
+            ),
+            "the largest linear layer unpacked, forward and backward, or what DoRA does with it",
         ),
     )
 

@@ -44,11 +44,14 @@ class Blocks:
         self.shapes = {name.rsplit(".", 1)[1]: shape for name, shape in shapes.items()}
         self.queries, self.keys = self.shapes["q_proj"][1], self.shapes["k_proj"][1]
         lora = recipe.lora
-        self.adapted = {
-            name.rsplit(".", 1)[1]: inputs
-            for name, (inputs, _) in shapes.items()
+        adapted = {
+            name.rsplit(".", 1)[1]: shape
+            for name, shape in shapes.items()
             if lora is not None and counts.matches(name, lora.target_modules)
         }
+        self.adapted = {name: inputs for name, (inputs, _) in adapted.items()}
+        self.dora = adapted.values() if lora is not None and lora.use_dora else ()
+        """Inputs and outputs of the layers whose magnitude is trained alone."""
 
     @property
     def is_eager(self) -> bool:
@@ -138,7 +141,22 @@ class Blocks:
             read = [width for name, width in once.items() if name != "o_proj"]
         masks = [width * (1 if self.on_gpu else 4) for width in self.adapted.values()]
         ranks = [size * lora.r] * len(self.adapted)
-        return [*(size * width for width in read), *(masks if dropped else ()), *ranks]
+        # The magnitude's gradient needs what the base and the adapter gave.
+        scaled = [2 * size * outputs for _, outputs in self.dora]
+        return [*(size * width for width in read), *(masks if dropped else ()), *ranks, *scaled]
+
+    def norms_of_weights(self) -> int:
+        """Return what DoRA takes to find the norms of a layer's weights, whatever the batch is.
+
+        PEFT multiplies the adapter with the identity matrix of all inputs, in float32 and then in
+        the compute type, which is kept until the weights and their sum with the adapter are there.
+        """
+        size, most = self.device.size, 0
+        for inputs, outputs in self.dora:
+            identity, wide = inputs**2, 4 if size == 2 else 0
+            sums = (4 * size + 4) * inputs * outputs
+            most = max(most, size * identity + max(wide * identity, sums))
+        return most
 
     def _scores(self, batch: Batch) -> int:
         """Return the bytes of a token's attention weights before and after their softmax.
@@ -191,7 +209,8 @@ class Blocks:
         attention = 0
         if self.is_plain(batch):  # queries, keys, values, and the scaled keys, in float32
             attention = self._weights(batch) + (4 * 4 + size) * self.queries * tokens
-        most = max(3 * widest, 2 * widest + unpacked, lora, attention)
+        norms = self.norms_of_weights() + 2 * widest if self.dora else 0
+        most = max(3 * widest, 2 * widest + unpacked, lora, attention, norms)
         return most + hidden + self.masks(batch)
 
     def _weights(self, batch: Batch) -> int:

@@ -42,6 +42,11 @@ class GpuStep:
         if not self.trains_blocks:
             return max(0, blocks.forward(batch) - self.kept(batch))
         last = blocks.backward(batch) - 4 * c.hidden_size * batch.tokens
+        if blocks.dora:
+            last = max(
+                last,
+                blocks.norms_of_weights() + 4 * blocks.device.size * c.hidden_size * batch.tokens,
+            )
         if blocks.recipe.train.activation_checkpointing:
             casts = self.casts // c.num_hidden_layers
             last += batch.tokens * sum(blocks.kept(batch)) + casts - self._states(batch)
