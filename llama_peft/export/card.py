@@ -94,7 +94,7 @@ def _body(
 ) -> str:
     from jinja2 import Environment, StrictUndefined
 
-    recipe = bundle.recipe
+    recipe, fitted = bundle.recipe, bundle.threshold
     parts = bundle.comparison.parts if bundle.comparison else []
     verdict = bundle.comparison.verdict if bundle.comparison else ()
     duties = licences.duties(recipe.model.model_name_or_path)
@@ -106,8 +106,8 @@ def _body(
         packs_head=packs_head,
         prompt=encoder.tokenizer.decode(input_ids(encoder, recipe, samples(recipe)[0])),
         pad_id=encoder.tokenizer.pad_token_id,
-        temperature=bundle.threshold and bundle.threshold.temperature,
-        no_answer_threshold=bundle.threshold and bundle.threshold.no_answer_threshold,
+        temperature=fitted.temperature if fitted else None,
+        no_answer_threshold=fitted.no_answer_threshold if fitted else None,
         passage=passage_tokens(encoder, recipe),
     )
     environment = Environment(
