@@ -51,6 +51,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("llama_peft.training.features.cache", "save_file"): "writes to the path that files.new_file gives",
     ("llama_peft.run_folder.weights", "save_file"): "writes to the path that files.new_file gives",
     ("llama_peft.run_folder.weights", "save_pretrained"): "writes into the folder that files.scratch gives",
+    ("llama_peft.data.sources.remote", "open"): "reads a remote file, into one without a name",
     ("llama_peft.export.merged.folder", "save_pretrained"): "writes into the folder that files.new_folder gives",
     ("llama_peft.export.merged.folder", "mkdir"): "makes the parents of the folder that the user named",
     ("llama_peft.export.stage", "mkdir"): "the staged copy is a temporary folder of its own",
