@@ -94,6 +94,8 @@ class TrainingRecord(Stored):
     """Its score by `train.metric_for_best_model`, unless the loss chose it."""
     best_step: Step | None = None
     resumed_from: str | None = None
+    resumed_at: list[Step] = Field(default=[], exclude_if=lambda value: not value)
+    """The steps of all checkpoints from which it was continued."""
     wall_seconds: NotNegative = 0.0
     """Over all starts of the run."""
     peak_memory_bytes: Count | None = None

@@ -127,7 +127,7 @@ class SealCheckpoints(TrainerCallback):
             peak = max(self.earlier.peak_memory_bytes, peak_memory())
             rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             sharing = Sharing(processes=args.world_size, rows_per_step=rows)
-            write_spent(folder, Spent(seconds, peak), self.origin, sharing)
+            write_spent(folder, Spent(seconds, peak, self.earlier.resumed_at), self.origin, sharing)
             seal(folder, checkpoint_files(folder))
             rotate(checkpoints, self.keep, state.best_model_checkpoint)
 

@@ -12,7 +12,7 @@ from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import CHECKPOINT, SPENT
 from llama_peft.run_folder.ownership import checkpoint_files
 from llama_peft.system.files import prune, read_json, remove_file, remove_files, write_text
-from llama_peft.system.numbers import Count, NotNegative, Positive
+from llama_peft.system.numbers import Count, NotNegative, Positive, Step
 from llama_peft.system.seal import is_sealed
 from llama_peft.training.checkpoint_state import Fit, best_of, reason, trouble
 
@@ -24,6 +24,8 @@ class Spent(NamedTuple):
 
     seconds: NotNegative = 0.0
     peak_memory_bytes: Count = 0
+    resumed_at: Sequence[Step] = ()
+    """The steps of the checkpoints from which it was continued."""
 
 
 class Origin(NamedTuple):
@@ -98,6 +100,11 @@ def _fault(folder: Path, fit: Fit | None) -> str | None:
     except (OSError, ValueError, UserError) as error:
         return f"{SPENT}: {reason(error)}"
     return trouble(folder, fit)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def remove_newer(checkpoints: Path, than: Path | None) -> None:

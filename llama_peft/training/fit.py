@@ -28,7 +28,7 @@ from llama_peft.system.processes import job
 from llama_peft.system.progress import Phase
 from llama_peft.training import resume, setup
 from llama_peft.training.checkpoint_state import fit_of, naming
-from llama_peft.training.checkpoints import Spent, newest_sealed, read_spent, remove_newer
+from llama_peft.training.checkpoints import Spent, newest_sealed, read_spent, remove_newer, step_of
 from llama_peft.training.processes.resumed import same_step
 
 if TYPE_CHECKING:
@@ -203,6 +203,8 @@ def _fit(
     _choose_by_score(trainer, loaded, attached, dataset)
     setup.check_tree_rows(loaded, attached, dataset)
     earlier = read_spent(resumed)
+    if resumed is not None:
+        earlier = earlier._replace(resumed_at=(*earlier.resumed_at, step_of(resumed)))
     _run(trainer, loaded, folder, resumed, started, earlier)
     if trainer.is_world_process_zero():
         _save(trainer, loaded, attached, dataset, folder, resumed, started, earlier, chosen)
@@ -311,6 +313,7 @@ def _save(
             history_sha256=sum_of(folder, HISTORY),
             **_best(recipe, state),
             resumed_from=None if resumed is None else resumed.name,
+            resumed_at=[*earlier.resumed_at],
             wall_seconds=time.monotonic() - started + earlier.seconds,
             peak_memory_bytes=max(peak_memory(), earlier.peak_memory_bytes),
         )

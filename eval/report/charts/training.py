@@ -58,9 +58,9 @@ def _number(value: object) -> float | None:
         return math.inf
 
 
-def curves(history: Log, resumed_at: int | None = None) -> Chart | None:
-    """Return the chart of a training; None if its log holds no loss. resumed_at: the step of the
-    checkpoint that it was last continued from.
+def curves(history: Log, resumed_at: Sequence[int] = ()) -> Chart | None:
+    """Return the chart of a training; None if its log holds no loss. resumed_at: the steps of the
+    checkpoints that it was continued from.
     """
     panels = {
         title: {name: found for key, name in keys.items() if any(found := series(history, key))}
@@ -90,18 +90,19 @@ def curves(history: Log, resumed_at: int | None = None) -> Chart | None:
     )
 
 
-def _caption(panels: Mapping[str, object], broken: int, resumed_at: int | None) -> str:
+def _caption(panels: Mapping[str, object], broken: int, resumed_at: Sequence[int]) -> str:
     caption = f"{', '.join(panels).capitalize()} by training step."
-    if resumed_at is not None:
-        caption += (
-            f" The dashed line is step {resumed_at:,}, from which the training was continued."
-        )
+    if resumed_at:
+        steps, lines = " and ".join(f"{step:,}" for step in resumed_at), "A dashed line is the step"
+        caption += f" {lines} from which the training was continued: {steps}."
     if broken:
         caption += f" {broken:,} values were not finite numbers (NaN or infinite): each is a cross at the top."
     return caption
 
 
-def _panel(axes: "Axes", title: str, lines: Mapping[str, Series], resumed_at: int | None) -> None:
+def _panel(
+    axes: "Axes", title: str, lines: Mapping[str, Series], resumed_at: Sequence[int]
+) -> None:
     for (name, own), colour in zip(lines.items(), SERIES, strict=False):
         mark = "o" if name == "validation" or len(own.steps) == 1 else ""
         axes.plot(own.steps, own.values, marker=mark, markersize=4, color=colour, label=name)
@@ -110,7 +111,7 @@ def _panel(axes: "Axes", title: str, lines: Mapping[str, Series], resumed_at: in
             axes.plot(
                 [step], [1.0], "x", color=BAD, transform=top, clip_on=False, markeredgewidth=2
             )
-    if resumed_at is not None:
-        axes.axvline(resumed_at, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+    for step in resumed_at:
+        axes.axvline(step, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_title(title, loc="left", fontsize=9.5, color=SOFT)
     axes.locator_params(axis="y", nbins=5)

@@ -77,10 +77,11 @@ def numbered(system: SystemResults) -> str:
     )
 
 
-def resumed_at(record: TrainingRecord) -> int | None:
-    """The step of the checkpoint that a training was last continued from; None if it was not."""
+def resumed_at(record: TrainingRecord) -> list[int]:
+    """The steps of the checkpoints from which a training was continued; older records know the last."""
     _, _, step = (record.resumed_from or "").rpartition("-")
-    return int(step) if step.isdecimal() and len(step) < 16 else None
+    last = [int(step)] if step.isdecimal() and len(step) < 16 else []
+    return sorted({*record.resumed_at, *last})
 
 
 def dropped(system: SystemResults, record: TrainingRecord | None) -> list[Dropped]:

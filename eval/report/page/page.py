@@ -220,7 +220,7 @@ def _page_of_run(
 ) -> Page:
     parts = [_part_of_run(*pair, verdict) for pair in pairs]
     record = read_record(run) if is_file(run, TRAINING) else None
-    curves = training.curves(facts.history(run), facts.resumed_at(record) if record else None)
+    curves = training.curves(facts.history(run), facts.resumed_at(record) if record else ())
     own = [*_of_ladder(verdict, parts[0])] if verdict else [_cost(parts[0])]
     lines = verdict.lines if verdict else [line for part in parts for line in tables.headline(part)]
     return Page(

@@ -73,10 +73,10 @@ def test_what_cannot_be_drawn_is_marked(value: float) -> None:
 
 
 def test_a_training_that_was_continued_is_marked_where() -> None:
-    chart = training.curves(LOG, resumed_at=4)
-    assert chart is not None and "The dashed line is step 4" in chart.caption
+    chart = training.curves(LOG, resumed_at=[4, 6])
+    assert chart is not None and "from which the training was continued: 4 and 6." in chart.caption
     assert not shapes(chart.inline, "bad")
-    assert chart.inline.count("stroke-dasharray") == 3
+    assert chart.inline.count("stroke-dasharray") == 2 * 3, "both in each of the panels"
 
 
 def test_the_order_of_a_log_does_not_matter_and_what_is_no_number_is_left_out() -> None:
