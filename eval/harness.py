@@ -84,7 +84,7 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
             job,
             found,
             lines_of(predictions, found, threshold, predictor.prompt),
-            _config(predictor, seen, key),
+            _config(meter, seen, key),
             started=started,
             threshold=threshold,
             peak_memory_bytes=None
@@ -102,9 +102,12 @@ def identify_job(job: Job) -> Subject:
     return identify(job.model, job.recipe, job.kind, job.base, job.engine is not None)
 
 
-def _config(predictor: Predictor, seen: dict[str, int] | None, key: str) -> ModelConfig:
+def _config(meter: Meter, seen: dict[str, int] | None, key: str) -> ModelConfig:
     """Return what results record about a model that has predicted."""
-    engine = None if predictor.remote is None else predictor.remote.record()
+    predictor, engine = meter.predictor, None
+    if predictor.remote is not None:
+        counted = {"predictions": meter.predictions}
+        engine = predictor.remote.record().model_copy(update=counted)
     known = {"seen_in_training": seen, "key": key, "engine": engine}
     return predictor.config.model_copy(update=known)
 

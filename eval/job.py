@@ -88,8 +88,9 @@ def make_job(
         own = Path("runs", slug(str(name)), TUNED) if name != model else _folder(recipe, model)
         data_words = [Path(data_file).stem, *filter(None, [data_split])] if data_file else []
         words = [*folder_words(recipe, task, model, data_words, limit, overrides)]
-        words += filter(None, [engine.name, engine.served_model]) if engine else []
-        output = unnamed_folder(own.with_name("-".join([own.name, *map(slug, words)])))
+        if engine is not None:
+            words += [engine.name, *map(slug, filter(None, [engine.served_model]))]
+        output = unnamed_folder(own.with_name("-".join([own.name, *words])))
     return Job(
         recipe=recipe,
         model=model or recipe.model.model_name_or_path,

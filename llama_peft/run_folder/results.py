@@ -70,8 +70,10 @@ class FewShotChoice(Stored):
 
 
 class EngineRecord(Stored):
-    """The server that answered, if it was not this process. What is counted is what this process asked:
-    an earlier one may have asked for some of the predictions.
+    """The server that answered, if it was not this process.
+
+    What is counted is what this process asked: if an earlier one was interrupted, it asked for the
+    other predictions.
     """
 
     name: str
@@ -84,6 +86,8 @@ class EngineRecord(Stored):
     """What the server says of itself, such as its version."""
     prompts: str | None = None
     """How prompts were sent: as token ids, or as text."""
+    predictions: Count = 0
+    """How many of the predictions this process asked for."""
     requests: Count = 0
     prompt_tokens: Count = 0
     completion_tokens: Count = 0

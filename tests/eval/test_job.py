@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from eval.job import make_job
+from eval.predictors.kinds import EngineChoice
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe
 from tests.support.paths import RUNS_0_1_0
@@ -43,6 +44,10 @@ def test_models_have_folders_of_their_own(tmp_path: Path) -> None:
     assert [job.output.name for job in jobs] == ["zero-shot", "zero-shot-org-model"]
     shots = make_job("tiny-sst2", None, None, None, None, None, ["eval.num_fewshot=4"])
     assert shots.output.name == "4-shot"
+    for served, name in ((None, "zero-shot-openai"), ("big/one", "zero-shot-openai-big-one")):
+        engine = EngineChoice(name="openai", served_model=served)
+        job = make_job("tiny-sst2", None, None, None, None, None, [], engine=engine)
+        assert job.output.name == name
 
 
 def test_split_names_a_part_of_a_hub_s_data(tmp_path: Path) -> None:

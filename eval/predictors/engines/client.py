@@ -9,11 +9,12 @@ import os
 import random
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError
 
 from llama_peft.errors import UserError
+from llama_peft.system.numbers import Count
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +32,19 @@ _LARGEST = 1 << 26
 _TEMPORARY = (408, 425, 429)
 """Status codes below 500 after which the same request may succeed."""
 Form = TypeVar("Form", bound=BaseModel)
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _whole(text: str) -> str:
+    """Return a text in which half of a character is a replacement character, as in texts of a tokenizer."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class Usage(BaseModel):
     """The tokens that a server counted."""
 
-    prompt_tokens: int
-    completion_tokens: int = 0
+    prompt_tokens: Count
+    completion_tokens: Count = 0
 
 
 class LogProbabilities(BaseModel):
@@ -49,9 +56,9 @@ class LogProbabilities(BaseModel):
 class Choice(BaseModel):
     """What a server wrote after one prompt. The token ids are vLLM's addition to the API."""
 
-    text: str
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
+    text: Annotated[str, AfterValidator(_whole)]
+    token_ids: list[TokenId] | None = None
+    prompt_token_ids: list[TokenId] | None = None
     logprobs: LogProbabilities | None = None
 
 

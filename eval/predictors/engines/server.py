@@ -62,9 +62,13 @@ class Server:
         self._client: Client | None = None
 
     @property
+    def _url(self) -> str | None:
+        """The address of a server that was not started here."""
+        return self._open().base_url if self.choice.name == "openai" else None
+
+    @property
     def identity(self) -> str:
-        url = self._open().base_url if self.choice.name == "openai" else None
-        return json.dumps([self.choice.name, url, self.name])
+        return json.dumps([self.choice.name, self._url, self.name])
 
     @cached_property
     def _asked(self) -> tuple[Client, Terms]:
@@ -96,7 +100,7 @@ class Server:
         # A token is banned in a whole answer, so the first one is asked for alone.
         banned: dict[str, JsonValue] = {str(not_first): -100}
         ids = self._continued(prompt.prompt, 1, logit_bias=banned).ids
-        if most > 1 and ids[-1] not in self.encoder.stop_ids:
+        if ids and most > 1 and ids[-1] not in self.encoder.stop_ids:
             ids += self._continued((*prompt.prompt, *ids), most - 1).ids
         return Written(self.encoder.text(list(ids)), ids)
 
@@ -132,7 +136,7 @@ class Server:
         return each(work, items, self.choice.concurrency)
 
     def record(self) -> EngineRecord:
-        found = EngineRecord(name=self.choice.name, served_model=self.name)
+        found = EngineRecord(name=self.choice.name, base_url=self._url, served_model=self.name)
         if "_asked" not in vars(self):
             return found  # every prediction was made before
         client, terms = self._asked
@@ -143,7 +147,6 @@ class Server:
             cost = round((read * prices[0] + written * prices[1]) / _MILLION, 6)
         return found.model_copy(
             update={
-                "base_url": client.base_url if self.choice.name == "openai" else None,
                 "server": terms.server,
                 "prompts": "token ids" if terms.way.as_ids else "text",
                 "requests": client.requests,

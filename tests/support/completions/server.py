@@ -144,6 +144,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path != "/v1/completions":
+            self.answer(404, {"detail": "Not Found"})
+            return
         served = self.served
         served.at_once += 1
         served.most_at_once = max(served.most_at_once, served.at_once)

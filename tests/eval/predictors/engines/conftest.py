@@ -36,7 +36,7 @@ def asked(make_recipe: Callable[..., Recipe]) -> Recipe:
         NAME,
         lora={"r": 4},
         eval={"max_new_tokens": 6},
-        dataset={"parts": {"train": 8, "validation": 4, "test": 8}},
+        dataset={"parts": {"train": 8, "validation": 3, "test": 6}},
     )
 
 

@@ -22,24 +22,25 @@ from tests.support.small import save_base
 
 from .conftest import NAME, openai
 
-FAULTS = {
-    "too many requests": Fault(status=429, times=3),
-    "server error": Fault(status=503, times=2, skip=2),
-    "broken connection": Fault(how="reset", skip=6),
-    "half an answer": Fault(how="torn", skip=7, times=3),
-    "a page in place of JSON": Fault(status=200, skip=5),
-}
 
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_a_moment_changes_nothing(
-    server: Completions, asked: Recipe, local: list[dict[str, Any]], tmp_path: Path, name: str
+def test_faults_of_a_moment_change_nothing(
+    server: Completions, asked: Recipe, local: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    server.faults = [replace(FAULTS[name])]
+    server.faults = [
+        Fault(status=429, times=3),
+        Fault(status=503, times=2, skip=2),
+        Fault(how="reset", skip=2),
+        Fault(how="torn", skip=2, times=3),
+        Fault(status=200, text="<html>a page in place of JSON</html>", skip=2),
+    ]
     evaluate(asked, NAME, tmp_path, engine=openai(server))
-    found = lines_of(tmp_path)
-    assert [line["raw"] for line in found] == [line["raw"] for line in local]
-    assert not server.faults[0].times, "the fault never happened"
+    assert [line["raw"] for line in lines_of(tmp_path)] == [line["raw"] for line in local]
+    assert not any(fault.times for fault in server.faults), "a fault never happened"
+
+
+def test_half_of_a_character_is_replaced() -> None:
+    assert client.Choice.model_validate({"text": "a\ud83d"}).text == "a\ufffd"
+    assert client.Choice.model_validate({"text": "\U0001f600"}).text == "\U0001f600"
 
 
 def test_a_slow_server_counts_as_lost(
@@ -62,6 +63,10 @@ REFUSED: dict[str, tuple[Fault, str]] = {
     "another form": (
         Fault(status=200, text='{"choices": [{}]}'),
         r"choices.0.text: Field required",
+    ),
+    "a token that is none": (
+        Fault(status=200, text='{"choices": [{"text": "", "token_ids": [-1]}]}'),
+        r"token_ids.0: Input should be greater",
     ),
     "no choice": (Fault(status=200, text='{"choices": []}'), "holds 0 choices for one prompt"),
     "errors without end": (
@@ -88,17 +93,19 @@ def test_finished_predictions_are_kept_when_a_server_goes_down(
     """With one request at a time there are four questions in a batch."""
     train = asked.train.model_copy(update={"per_device_eval_batch_size": 1})
     recipe, engine = asked.model_copy(update={"train": train}), openai(server, concurrency=1)
-    server.faults = [Fault(how="reset", skip=3 + 8 + 2, times=99)]
+    server.faults = [Fault(how="reset", skip=3 + 8 + 1, times=99)]
     with pytest.raises(UserError, match="the same command continues"):
         evaluate(recipe, NAME, tmp_path, engine=engine)
     server.faults.clear()
     done = {json.dumps(body["prompt"]) for body in server.asked if body["max_tokens"] > 1}
-    assert len(done) == 6
+    assert len(done) == 5
     server.asked.clear()
-    evaluate(recipe, NAME, tmp_path, engine=engine)
+    found = evaluate(recipe, NAME, tmp_path, engine=engine)
     assert [line["raw"] for line in lines_of(tmp_path)] == [line["raw"] for line in local]
+    counted = found.config.engine
+    assert counted and counted.predictions == 2 and counted.requests == len(server.asked)
     again = {json.dumps(body["prompt"]) for body in server.asked if body["max_tokens"] > 1}
-    assert len(again) == 4 and len(done & again) == 2, "the batch that was not whole, and the next"
+    assert len(again) == 2 and len(done & again) == 1, "the batch that was not whole, and the next"
 
 
 def test_another_tokenizer_is_refused(server: Completions, asked: Recipe, tmp_path: Path) -> None:
@@ -114,15 +121,13 @@ def test_another_tokenizer_is_refused(server: Completions, asked: Recipe, tmp_pa
         evaluate(asked, NAME, tmp_path, engine=openai(server))
 
 
-def test_a_beginning_is_neither_lost_nor_doubled(
+def test_a_text_without_its_beginning_is_refused(
     server: Completions, asked: Recipe, tmp_path: Path
 ) -> None:
-    """As token ids a prompt has its own; as text the server must put it there."""
-    server.adds_bos = False
-    evaluate(asked, NAME, tmp_path / "ids", engine=openai(server))
-    server.takes_ids = False
+    """As text the server must put it there; as token ids a prompt has its own."""
+    server.adds_bos = server.takes_ids = False
     with pytest.raises(UserError, match="begins them in its own way"):
-        evaluate(asked, NAME, tmp_path / "text", engine=openai(server))
+        evaluate(asked, NAME, tmp_path, engine=openai(server))
 
 
 def test_what_a_server_does_not_tell_is_refused_where_it_is_needed(
@@ -173,7 +178,9 @@ def test_the_key_is_sent_and_written_nowhere(
         evaluate(asked, NAME, tmp_path / "out", engine=openai(server))
     monkeypatch.setenv(client.KEY, f"{server.key}\n")
     monkeypatch.setenv(client.URL, f"{server.url}/")
-    evaluate(asked, NAME, tmp_path / "out", engine=EngineChoice(name="openai"))
+    server.delay = 0.02
+    evaluate(asked, NAME, tmp_path / "out", engine=EngineChoice(name="openai", concurrency=3))
+    assert server.most_at_once == 3, "requests are bounded, and at the same time"
     text = caplog.text + "".join(path.read_text() for path in (tmp_path / "out").iterdir())
     assert server.url in text and server.key not in text
 

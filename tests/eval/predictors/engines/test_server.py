@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from eval.predictors.engines.open import open_served
+from eval.predictors.recognise import identify
+from llama_peft import data
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import THRESHOLD
 from tests.support.completions.server import Completions, serve
-from tests.support.eval.jobs import changed, evaluate, lines_of
+from tests.support.eval.jobs import evaluate, lines_of
 
 from .conftest import NAME, openai
 
@@ -68,7 +71,9 @@ def test_a_run_with_a_threshold_is_asked_what_else_it_would_say(
 def test_labels_come_from_the_log_probabilities_of_prompts(
     server: Completions, make_recipe: Any, tmp_path: Path
 ) -> None:
-    recipe = make_recipe("classification", NAME, dataset={"parts": {"train": 24, "test": 4}})
+    recipe = make_recipe(
+        "classification", NAME, dataset={"parts": {"train": 8, "validation": 4, "test": 2}}
+    )
     evaluate(recipe, NAME, tmp_path / "here")
     evaluate(recipe, NAME, tmp_path / "there", engine=openai(server))
     pairs = zip(lines_of(tmp_path / "there"), lines_of(tmp_path / "here"), strict=True)
@@ -76,39 +81,29 @@ def test_labels_come_from_the_log_probabilities_of_prompts(
         assert line["probabilities"] == pytest.approx(own["probabilities"], abs=1e-4)
 
 
-def test_worked_examples_are_sent_too(server: Completions, asked: Recipe, tmp_path: Path) -> None:
-    recipe = changed(asked, "eval", num_fewshot="auto")
-    here = evaluate(recipe, NAME, tmp_path / "here").config
-    there = evaluate(recipe, NAME, tmp_path / "there", engine=openai(server)).config
-    assert here.fewshot_choice and there.fewshot_choice
-    assert there.fewshot_choice.tried == here.fewshot_choice.tried
-    assert there.model_kind == f"{here.model_kind}, openai" and there.engine
-    for line, own in zip(lines_of(tmp_path / "there"), lines_of(tmp_path / "here"), strict=True):
-        assert (line["prediction"], line["raw"]) == (own["prediction"], own["raw"])
+def test_worked_examples_are_sent_too(server: Completions, asked: Recipe) -> None:
+    dataset = data.load(asked)
+    subject = identify(NAME, asked, is_served=True)
+    plain = open_served(subject, asked, (), openai(server))
+    assert plain.with_shots is not None
+    shown = plain.with_shots(2, lambda _: dataset.parts["train"][:2])
+    assert shown.kind == "2-shot generative, openai" and shown.remote is plain.remote
+    for predictor in (plain, shown):
+        list(predictor.predict(dataset.parts["test"][:1], 1))
+    first, second = (body["prompt"] for body in server.asked if body["max_tokens"] > 1)
+    assert len(second) > len(first)
+    plain.close()
 
 
-def test_requests_are_bounded_and_at_the_same_time(
-    server: Completions, asked: Recipe, tmp_path: Path
+def test_a_server_that_tells_less_gives_the_same_answers(
+    untouched: Completions, asked: Recipe, local: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    server.delay = 0.02
-    evaluate(asked, NAME, tmp_path, engine=openai(server, concurrency=3))
-    assert server.most_at_once == 3
-
-
-def test_a_server_without_scores_gives_answers_without_them(
-    server: Completions, asked: Recipe, local: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    server.tells_scores = False
-    results = evaluate(asked, NAME, tmp_path, engine=openai(server))
+    """It tells no log-probabilities, puts nothing before a text, and has a name of its own for the model."""
+    less = replace(untouched, names=("other", "big"), tells_scores=False, adds_bos=False, asked=[])
+    with serve(less) as served:
+        results = evaluate(asked, NAME, tmp_path, engine=openai(served, served_model="big"))
     assert [line["raw"] for line in lines_of(tmp_path)] == [line["raw"] for line in local]
     (scores,) = results.results.values()
     assert "f1" in scores and "best_f1" not in scores
-
-
-def test_a_name_that_only_the_server_knows(
-    untouched: Completions, asked: Recipe, tmp_path: Path
-) -> None:
-    with serve(replace(untouched, names=("other", "big"), asked=[])) as served:
-        found = evaluate(asked, NAME, tmp_path, engine=openai(served, served_model="big"))
-    assert found.config.engine and found.config.engine.served_model == "big"
+    assert results.config.engine and results.config.engine.served_model == "big"
     assert {body["model"] for body in served.asked} == {"big"}
