@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 
 from llama_peft.data import Example, mark_given, with_fields
@@ -21,7 +22,8 @@ from llama_peft.system.memory import peak_memory, reset_peak
 from . import trained_on
 from .fewshot import with_best_number, worked_examples
 from .job import Job
-from .predictions import Evaluation, evaluation_key, predict
+from .lines import spooled
+from .predictions import Evaluation, evaluation_key, predicted
 from .predictors.costs import Meter
 from .predictors.engines.open import open_served
 from .predictors.open import as_trained, open_predictor
@@ -78,20 +80,23 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
         threshold = fitted_threshold(evaluation, validation)
         size = job.recipe.train.per_device_eval_batch_size
         partial = job.output / UNFINISHED_PREDICTIONS
-        predictions = predict(meter.measured, found.examples, partial, key, size)
-        _show(evaluation, found.examples[:show], predictions)
-        results = finish(
-            job,
-            found,
-            lines_of(predictions, found, threshold, predictor.prompt),
-            _config(meter, seen, key),
-            started=started,
-            threshold=threshold,
-            peak_memory_bytes=None
-            if predictor.remote
-            else peak_memory(of_gpu=subject.baseline is None),
-            costs=meter.costs(subject),
-        )
+        predictions = predicted(meter.measured, found.examples, partial, key, size)
+        first = [*islice(predictions, show)]
+        _show(evaluation, found.examples[:show], first)
+        lines = lines_of(chain(first, predictions), found, threshold, predictor.prompt)
+        with spooled(job.output, lines) as kept:
+            results = finish(
+                job,
+                found,
+                kept,
+                _config(meter, seen, key),
+                started=started,
+                threshold=threshold,
+                peak_memory_bytes=None
+                if predictor.remote
+                else peak_memory(of_gpu=subject.baseline is None),
+                costs=meter.costs(subject),
+            )
         for name in (UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION):
             remove_file(job.output, name)
     return results

@@ -5,10 +5,12 @@ It resumes only with the same key: the same model, adapter, prompts, data and se
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from llama_peft.data import Example
 from llama_peft.inference.predict import Prediction
@@ -18,6 +20,7 @@ from llama_peft.recipe import Recipe
 from llama_peft.system.files import sum_of
 
 from .job import Job
+from .metrics.columns import texts
 from .predictors.predictor import Predictor
 from .predictors.recognise import Subject
 from .scoring import Material
@@ -59,7 +62,9 @@ def evaluation_key(
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for part in sorted(parts):
-        for example in sorted(parts[part], key=lambda example: example.id):
+        ids = texts(example.id for example in parts[part])
+        for place in np.argsort(ids, kind="stable").tolist():
+            example = parts[part][place]
             read = [part, asdict(example), predictor.prompt(example)]
             digest.update(json.dumps(read, sort_keys=True).encode())
     return digest.hexdigest()
@@ -102,6 +107,19 @@ def predict(
     computed again. name: what progress calls the work; None takes the kind of the predictor. Raises
     UserError as `unfinished.predictions`.
     """
+    return [*predicted(predictor, examples, partial, key, batch_size, name)]
+
+
+def predicted(
+    predictor: Predictor,
+    examples: Sequence[Example],
+    partial: Path,
+    key: str,
+    batch_size: int = 32,
+    name: str | None = None,
+) -> Iterator[Prediction]:
+    """Yield what `predict` returns, while only one portion is in memory."""
     named = name or predictor.kind
-    portions = predictions(predictor.predict, examples, partial, key, batch_size, named)
-    return list(chain.from_iterable(portions))
+    return chain.from_iterable(
+        predictions(predictor.predict, examples, partial, key, batch_size, named)
+    )

@@ -3,7 +3,10 @@
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,16 +21,18 @@ from llama_peft.inference.unfinished import check_ids, repeated
 from llama_peft.recipe import Data, Recipe
 from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.results import ModelConfig, Results
-from llama_peft.system.files import JsonObject, read_whole
+from llama_peft.system.files import LARGEST, JsonObject, open_regular, read_whole
 from llama_peft.system.lock import only_process
 from llama_peft.tasks import Side
 from llama_peft.tokens.prompts import without_no_answer
 
 from .job import Job, unnamed_folder
+from .lines import PredictionLine
+from .metrics.columns import Texts, texts
+from .metrics.ids import are_same, places
 from .metrics.measure import Said
 from .predictors.samples import Asked, from_samples, is_sample
-from .results import PredictionLine
-from .scoring import about, finish, material
+from .scoring import Material, about, finish, material
 
 _OWN_NAMES: Mapping[Side, str] = {
     "labels": "label",
@@ -65,19 +70,17 @@ def score_file(job: Job, predictions: Path, no_answer_probabilities: Path | None
     started = time.monotonic()
     found = material(job)
     given = read_predictions(predictions, job.recipe, found.labels, found.examples)
+    known = bytearray()
+    ids = texts(_ids(given, known))
+    silent = known.count(False)
     if no_answer_probabilities is not None:
-        given = _join(given, no_answer_probabilities)
-    _check_probabilities(given, predictions)
-    examples, part_of = {example.id: example for example in found.examples}, found.part_of
-    check_ids([one.id for one in given], list(examples), str(predictions))
-    lines = [
-        PredictionLine(
-            **one._asdict(),
-            **about(examples[one.id], found.labels)._asdict(),
-            split=part_of[one.id],
+        given = replace(given, chances=_chances_by_id(no_answer_probabilities, ids))
+    elif 0 < silent < len(ids):
+        raise UserError(
+            f"{predictions}: {silent} of {len(ids)} predictions have no no_answer_probability "
+            f"(first: {ids[known.index(False)]}); give it for all predictions or for none"
         )
-        for one in given
-    ]
+    lines = _lines(given, ids, found)
     config = ModelConfig(
         model_kind="scored predictions", recipe=job.recipe.name, predictions=str(predictions)
     )
@@ -85,33 +88,62 @@ def score_file(job: Job, predictions: Path, no_answer_probabilities: Path | None
         return finish(job, found, lines, config, started=started)
 
 
-def _check_probabilities(given: Sequence[Given], source: Path) -> None:
-    without = [one.id for one in given if one.no_answer_probability is None]
-    if 0 < len(without) < len(given):
-        raise UserError(
-            f"{source}: {len(without)} of {len(given)} predictions have no no_answer_probability "
-            f"(first: {without[0]}); give it for all predictions or for none"
-        )
+def _ids(given: "GivenFile", known: bytearray) -> Iterator[str]:
+    """Yield the ids. known: gets whether each has a no-answer probability."""
+    for one in given:
+        known.append(one.no_answer_probability is not None)
+        yield one.id
+
+
+def _lines(given: "GivenFile", ids: Texts, found: Material) -> Iterator[PredictionLine]:
+    """Return a line for each prediction. Raises UserError, at once, unless the ids match."""
+    asked = texts(example.id for _, example in found.located)
+    if not are_same(ids, asked):
+        check_ids([*ids], [*asked], str(given.path))
+    order = places(asked, ids)
+    its = found.located if order is None else map(found.at, map(int, order))
+    return (
+        PredictionLine(**one._asdict(), **about(example, found.labels)._asdict(), split=part)
+        for one, (part, example) in zip(given, its, strict=True)
+    )
 
 
 def read_predictions(
     path: Path, recipe: Recipe, labels: Sequence[str], examples: Sequence[Example] = ()
-) -> list[Given]:
-    """Return every prediction of a file. Raises UserError if one cannot be scored.
+) -> "GivenFile":
+    """Return the predictions of a file. Raises UserError if it cannot be read.
 
     examples: what the samples of lm-evaluation-harness are matched with.
     """
     is_table = path.suffix.lower() in (".csv", ".tsv")
-    values = _read_table(path) if is_table else _read_json(path)
-    if isinstance(values, list) and values and is_sample(values[0]):
-        asked = Asked(recipe=recipe, labels=labels, examples=examples)
-        values = [*from_samples(values, path, asked)]
+    values: Iterable[JsonValue] | JsonObject = _read_table(path) if is_table else _read_json(path)
     if isinstance(values, dict):
         values = [{"id": id_, "prediction": text} for id_, text in values.items()]
-    return [
-        _given(value, f"{path}: prediction {number}", recipe, labels)
-        for number, value in enumerate(values, start=1)
-    ]
+    if is_sample(next(iter(values), None)):
+        asked = Asked(recipe=recipe, labels=labels, examples=examples)
+        values = [*from_samples([*values], path, asked)]
+    return GivenFile(path=path, recipe=recipe, labels=labels, values=values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenFile:
+    """The predictions of a user's file, one after the other. Lines of JSON are read again each time,
+    so they are never all in memory.
+    """
+
+    path: Path
+    recipe: Recipe
+    labels: Sequence[str]
+    values: Iterable[JsonValue]
+    chances: Mapping[str, float] | None = None
+    """The no-answer probabilities, if another file holds them."""
+
+    def __iter__(self) -> Iterator[Given]:
+        """Yield each prediction. Raises UserError if one cannot be scored."""
+        for number, value in enumerate(self.values, start=1):
+            one = _given(value, f"{self.path}: prediction {number}", self.recipe, self.labels)
+            known = one.no_answer_probability if self.chances is None else self.chances[one.id]
+            yield one._replace(no_answer_probability=known)
 
 
 def _given(value: JsonValue, place: str, recipe: Recipe, labels: Sequence[str]) -> Given:
@@ -192,18 +224,13 @@ def _label(value: JsonValue, labels: Sequence[str]) -> JsonValue:
     return value if named or int(text) >= len(labels) else labels[int(text)]
 
 
-def _join(given: Sequence[Given], path: Path) -> list[Given]:
-    """Return the predictions with the no-answer probabilities of a file."""
+def _chances_by_id(path: Path, ids: Texts) -> dict[str, float]:
+    """Return the no-answer probabilities of a file, which are of these ids."""
     values = _read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: this file must be {{id: probability of no answer}}")
-    check_ids(list(values), [one.id for one in given], str(path))
-    return [
-        one._replace(
-            no_answer_probability=_number(values[one.id], f"{path}: the value of {one.id}")
-        )
-        for one in given
-    ]
+    check_ids(list(values), [*ids], str(path))
+    return {id_: _number(values[id_], f"{path}: the value of {id_}") for id_ in ids}
 
 
 def _number(value: JsonValue, what: str) -> float:
@@ -221,21 +248,55 @@ def _unique(pairs: Sequence[tuple[str, JsonValue]]) -> JsonObject:
     return dict(pairs)
 
 
-def _read_json(path: Path) -> JsonObject | list[JsonValue]:
-    """Return the value of a JSON file, or the list of the values of a JSONL file."""
-    try:
-        text = read_whole(path).decode("utf-8")
-        lines = [line for line in text.split("\n") if line.strip()]
-        if path.suffix == ".jsonl" or (len(lines) > 1 and _is_object(lines[0])):
-            return [json.loads(line, object_pairs_hook=_unique) for line in lines]
-        values = json.loads(text, object_pairs_hook=_unique)
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: this file cannot be read: {error}") from None
+def _read_json(path: Path) -> "JsonObject | Iterable[JsonValue]":
+    """Return the value of a JSON file, or the values of a JSONL file, which are read when they are
+    asked for.
+    """
+    if path.suffix == ".jsonl" or _holds_lines(path):
+        return _JsonLines(path)
+    with _readable(path):
+        values = json.loads(read_whole(path).decode("utf-8"), object_pairs_hook=_unique)
     if not isinstance(values, dict | list):
         raise UserError(
             f"{path}: this file holds neither {{id: prediction}} nor lines of predictions"
         )
     return values
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise a UserError for a file that cannot be read."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: this file cannot be read: {error}") from None
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file that are not blank."""
+    with open_regular(path) as file:
+        while raw := file.readline(LARGEST):
+            if (line := raw.decode("utf-8")).strip():
+                yield line
+
+
+def _holds_lines(path: Path) -> bool:
+    """Whether a file holds an object in its first line, and more lines."""
+    with _readable(path):
+        first = [*islice(_text_lines(path), 2)]
+        return len(first) > 1 and _is_object(first[0])
+
+
+class _JsonLines:
+    """The values of the lines of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[JsonValue]:
+        with _readable(self.path):
+            for line in _text_lines(self.path):
+                yield json.loads(line, object_pairs_hook=_unique)
 
 
 def _read_table(path: Path) -> list[JsonValue]:

@@ -4,73 +4,29 @@ A report is made of these files alone. So a folder is refused if they are missin
 disagree: a number is shown only if the folder's own predictions give it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from pydantic import ConfigDict, Field, ValidationError
+import numpy as np
+from pydantic import ValidationError
 
 from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import PREDICTIONS, RESULTS, TUNED, ZERO_SHOT
-from llama_peft.run_folder.record import Stored
 from llama_peft.run_folder.results import ModelConfig, Results, Scores, read_results
-from llama_peft.system.files import inside, read_text, sum_of
+from llama_peft.system.files import inside, sum_of
 from llama_peft.tasks import MAIN, TASKS, Side
-from llama_peft.tokens.prompts import parse_answer
 
+from .lines import Lines, PredictionLine, Told, before_threshold, read_lines
 from .metrics.catalogue import INTERVAL_SUFFIX, metrics_of
+from .metrics.columns import Column, held
 from .metrics.evidence import Evidence, scores_of
 from .metrics.ids import check_unique
 from .metrics.intervals import Interval, intervals
 from .metrics.measure import Said, evidence_of
 from .metrics.words.overlap import overlap_evidences
-
-
-class PredictionLine(Stored):
-    """One example of predictions.jsonl."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    id: str
-    prediction: Said
-    """The name of a label, the names of several, a number, or an answer; "" means no answer."""
-    probabilities: list[float] | None = None
-    """The probability of each label, in the order of the labels."""
-    no_answer_probability: float | None = None
-    raw: str | None = None
-    """The model's output before it was parsed, if it is known."""
-    gold: Said
-    """The name of the right label, those of all right labels, the right number, or the right answers:
-    none if there is no answer.
-    """
-    text: str = ""
-    """The sentence or question, if the file holds it."""
-    passage: str = Field(default="", exclude_if=lambda value: not value)
-    """The passage of a question, if the file holds it."""
-    prompt: str = Field(default="", exclude_if=lambda value: not value)
-    """All that the model read, if the file holds it."""
-    start: int | None = None
-    """The first character of `raw` in the passage, if a model found it there."""
-    gold_starts: list[int] | None = None
-    """The first character of each right answer in the passage, if they are known."""
-    group: str | None = None
-    """What it was drawn with, as the passage of a question; None if it was drawn alone, and in files
-    of version 0.1.0.
-    """
-    split: str
-    """The part of the data that the example belongs to."""
-
-
-def before_threshold(line: PredictionLine, no_answer: str) -> str:
-    """Return the answer before a threshold removed it.
-
-    A model that wrote the no-answer phrase had no answer before either.
-    """
-    raw, said = line.raw or "", str(line.prediction)
-    removed = not said and parse_answer(raw, no_answer)
-    return raw if removed else said
 
 
 class MainScore(NamedTuple):
@@ -136,7 +92,9 @@ class SystemResults:
     part: str
     labels: tuple[str, ...]
     """Empty for questions and numbers."""
-    lines: list[PredictionLine]
+    lines: Sequence[PredictionLine]
+    told: Told
+    """What the lines say."""
     results: Results
 
     @property
@@ -173,34 +131,37 @@ class SystemResults:
             return intervals(self._unrecorded[metric], self.groups).get(metric)
         return _interval(self.results.results[self.task], metric)
 
-    @cached_property
-    def predictions(self) -> dict[str, Said]:
-        return {line.id: line.prediction for line in self.lines}
+    @property
+    def predictions(self) -> Mapping[str, Said]:
+        return self.told.predictions
 
-    @cached_property
-    def texts(self) -> dict[str, str]:
-        """The predictions by id that are one label or one answer."""
-        return {line.id: line.prediction for line in self.lines if isinstance(line.prediction, str)}
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """The predictions by id, which are one label or one answer."""
+        return cast("Mapping[str, str]", self.told.predictions)
 
-    @cached_property
-    def gold_labels(self) -> dict[str, str]:
+    @property
+    def gold_labels(self) -> Mapping[str, str]:
         """The right labels by id; empty unless each example has one."""
-        return {line.id: line.gold for line in self.lines if isinstance(line.gold, str)}
+        found = self.told.golds if self.side == "labels" else {}
+        return cast("Mapping[str, str]", found)
 
-    @cached_property
-    def gold_lists(self) -> dict[str, list[str]]:
+    @property
+    def gold_lists(self) -> Mapping[str, list[str]]:
         """The right answers, or all right labels, by id; empty for one label and for numbers."""
-        return {line.id: line.gold for line in self.lines if isinstance(line.gold, list)}
+        found = self.told.golds if self.side in ("answers", "label_sets") else {}
+        return cast("Mapping[str, list[str]]", found)
 
-    @cached_property
-    def gold_numbers(self) -> dict[str, float]:
-        """The right numbers by id; empty unless numbers are predicted."""
-        return {line.id: line.gold for line in self.lines if isinstance(line.gold, float)}
-
-    @cached_property
-    def golds(self) -> dict[str, Said]:
+    @property
+    def golds(self) -> Column[Said]:
         """The references by id, whatever their kind."""
-        return {line.id: line.gold for line in self.lines}
+        return self.told.golds
+
+    @cached_property
+    def before(self) -> Column[str]:
+        """The answers by id before a threshold removed some."""
+        answers = (before_threshold(line, self.no_answer) for line in self.lines)
+        return Column(self.told.ids, held(answers))
 
     @cached_property
     def counted(self) -> str:
@@ -211,10 +172,10 @@ class SystemResults:
         has = sum(map(bool, self.gold_lists.values()))
         return f"{count}: {has:,} HasAns, {len(self.lines) - has:,} NoAns"
 
-    @cached_property
-    def groups(self) -> dict[str, str]:
+    @property
+    def groups(self) -> Column[str]:
         """The groups by id of the examples that were not drawn alone."""
-        return {line.id: line.group for line in self.lines if line.group is not None}
+        return self.told.groups
 
     @cached_property
     def _unrecorded(self) -> dict[str, Evidence]:
@@ -251,11 +212,11 @@ def result_folders(folder: Path) -> list[Path]:
 def read_systems(folder: Path) -> list[SystemResults]:
     """Every task of a results folder. Raises UserError if one of its files cannot be trusted."""
     results = _read_results(folder / RESULTS)
-    lines = _read_predictions(folder / PREDICTIONS)
+    lines, told = _read_predictions(folder / PREDICTIONS)
     try:
         if results.predictions_sha256 not in (None, sum_of(folder, PREDICTIONS)):
             raise ValueError(f"{PREDICTIONS} is not what was written")
-        return [_system(folder, task, results, lines) for task in results.results]
+        return [_system(folder, task, results, lines, told) for task in results.results]
     except ValueError as error:
         raise _broken(folder / RESULTS, f"does not fit its predictions ({error})") from error
 
@@ -271,16 +232,23 @@ def _read_results(path: Path) -> Results:
         raise _broken(path, f"is damaged ({error})") from error
 
 
-def _system(
-    folder: Path, task: str, results: Results, lines: list[PredictionLine]
-) -> SystemResults:
-    own = [line for line in lines if task_name(results.config.recipe, line.split) == task]
-    if not own or task not in results.configs:
-        raise ValueError(f"{task} has no {'predictions' if not own else 'configs'}")
-    labels = tuple(results.configs[task].labels)
+def _system(folder: Path, task: str, results: Results, lines: Lines, told: Told) -> SystemResults:
+    parts = [part for part in told.parts if task_name(results.config.recipe, part) == task]
+    if not parts or task not in results.configs:
+        raise ValueError(f"{task} has no {'predictions' if not parts else 'configs'}")
+    if len(parts) < len(told.parts):
+        own = np.flatnonzero(np.isin(told.splits, parts))
+        lines, told = lines.at(own), told.at(own)
     system = SystemResults(
-        folder=folder, task=task, part=own[0].split, labels=labels, lines=own, results=results
+        folder=folder,
+        task=task,
+        part=lines[0].split,
+        labels=tuple(results.configs[task].labels),
+        lines=lines,
+        told=told,
+        results=results,
     )
+    labels = system.labels
     if (system.side in ("labels", "label_sets")) != bool(labels):
         raise ValueError(
             f"{task} has {'labels, and' if labels else 'no labels, but'} predicts {system.side}"
@@ -307,23 +275,29 @@ def _check_scores(system: SystemResults) -> None:
             )
 
 
-def _read_predictions(path: Path) -> list[PredictionLine]:
-    lines: list[PredictionLine] = []
-    for number, text in enumerate(_lines(_text(path)), start=1):
-        try:
-            lines.append(PredictionLine.model_validate_json(text))
-        except ValueError as error:
-            raise _broken(path, f"is damaged (line {number}: {_reason(error)})") from error
+def _read_predictions(path: Path) -> tuple[Lines, Told]:
     try:
-        check_unique([line.id for line in lines], "predictions")
+        lines = read_lines(path)
+    except FileNotFoundError:
+        raise _broken(path, "is missing") from None
+    except OSError as error:
+        raise _broken(path, f"cannot be read ({error})") from error
+    try:
+        told = Told.of(_checked(lines, path))
+        check_unique(told.ids, "predictions")
     except ValueError as error:
         raise _broken(path, f"cannot be scored ({error})") from error
-    return lines
+    return lines, told
 
 
-def _lines(text: str) -> list[str]:
-    """The lines between line feeds; answers may hold other line separators."""
-    return [line for line in text.split("\n") if line]
+def _checked(lines: Lines, path: Path) -> Iterator[PredictionLine]:
+    for number in range(len(lines)):
+        try:
+            yield lines[number]
+        except UnicodeDecodeError as error:
+            raise _broken(path, f"cannot be read ({error})") from error
+        except ValueError as error:
+            raise _broken(path, f"is damaged (line {number + 1}: {_reason(error)})") from error
 
 
 def _reason(error: ValueError) -> str:
@@ -331,15 +305,6 @@ def _reason(error: ValueError) -> str:
         return str(error)
     first = error.errors()[0]
     return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_text(path.parent, path.name)
-    except FileNotFoundError:
-        raise _broken(path, "is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise _broken(path, f"cannot be read ({error})") from error
 
 
 def _broken(path: Path, fault: str) -> UserError:

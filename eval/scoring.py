@@ -6,17 +6,18 @@ not match id for id, no score is computed.
 """
 
 import hashlib
-import json
 import random
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from llama_peft import __version__, data
 from llama_peft.data import Example, TextExample
@@ -37,8 +38,10 @@ from llama_peft.system.files import sum_of, write_text
 from llama_peft.tasks import Side
 
 from .job import Job
+from .lines import Lines, PredictionLine, Told, before_threshold, spooled
 from .metrics.catalogue import higher_is_better as is_higher_better
 from .metrics.catalogue import is_score
+from .metrics.columns import Column, held, texts
 from .metrics.measure import (
     Said,
     answer_results,
@@ -48,7 +51,7 @@ from .metrics.measure import (
     texts_of,
 )
 from .metrics.words.overlap import bleu_signature
-from .results import PredictionLine, before_threshold, task_name
+from .results import task_name
 
 _PACKAGES = (
     "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "sacrebleu", "rouge_score", "nltk",
@@ -76,9 +79,17 @@ class Material:
         return [example for part in self.parts.values() for example in part]
 
     @property
-    def part_of(self) -> dict[str, str]:
-        """The part of each example, by id."""
-        return {example.id: part for part, its in self.parts.items() for example in its}
+    def located(self) -> Iterator[tuple[str, Example]]:
+        """Yield each example behind the part that it belongs to."""
+        return ((part, example) for part, its in self.parts.items() for example in its)
+
+    def at(self, place: int) -> tuple[str, Example]:
+        """Return the example at a place of `located`."""
+        for part, its in self.parts.items():
+            if place < len(its):
+                return part, its[place]
+            place -= len(its)
+        raise IndexError(place)
 
 
 def material(job: Job) -> Material:
@@ -176,31 +187,27 @@ def lines_of(
     found: Material,
     threshold: Threshold | None = None,
     prompt: Callable[[Example], str] = lambda example: "",
-) -> list[PredictionLine]:
-    """Return the lines of predictions.jsonl for a model's predictions.
+) -> Iterator[PredictionLine]:
+    """Yield the lines of predictions.jsonl for a model's predictions, which are in the order of the
+    examples.
 
     threshold: decides on "no answer", or on each label of a text that can have several. prompt:
     returns what the model read of an example.
     """
-    examples, part_of = {example.id: example for example in found.examples}, found.part_of
-    lines = []
-    for one in predictions:
-        said, example = decided(one, threshold, found.labels), examples[one.id]
-        chances = honest(one, threshold)
-        lines.append(
-            PredictionLine(
-                id=one.id,
-                prediction=list(said) if isinstance(said, tuple) else said,
-                probabilities=None if chances is None else list(chances),
-                no_answer_probability=one.no_answer_probability,
-                raw=one.raw,
-                prompt=prompt(example),
-                start=one.start,
-                **about(example, found.labels)._asdict(),
-                split=part_of[one.id],
-            )
+    for one, (part, example) in zip(predictions, found.located, strict=True):
+        assert one.id == example.id, "predictions are in the order of the examples"
+        said, chances = decided(one, threshold, found.labels), honest(one, threshold)
+        yield PredictionLine(
+            id=one.id,
+            prediction=list(said) if isinstance(said, tuple) else said,
+            probabilities=None if chances is None else list(chances),
+            no_answer_probability=one.no_answer_probability,
+            raw=one.raw,
+            prompt=prompt(example),
+            start=one.start,
+            **about(example, found.labels)._asdict(),
+            split=part,
         )
-    return lines
 
 
 def score(
@@ -216,45 +223,32 @@ def score(
     side: what is predicted. no_answer: the phrase that a model writes for it. temperature: that of
     the lines' probabilities. Raises ValueError unless predictions match the examples id for id.
     """
-    said = {line.id: line.prediction for line in lines}
-    truth = {example.id: gold(example, labels) for example in examples}
-    groups = {example.id: one for example in examples if (one := group_of(example))}
-    known = {line.id: line.probabilities for line in lines if line.probabilities}
-    confidence = known if len(known) == len(lines) else None
-    predictions = {id_: one for id_, one in said.items() if isinstance(one, str)}
-    golds = {id_: texts_of(one) for id_, one in truth.items()}
+    told, ids = Told.of(lines), texts(example.id for example in examples)
+    said, right = told.predictions.held, held(gold(example, labels) for example in examples)
+    units = Column[str](ids, held(group_of(example) or "" for example in examples))
+    groups = units.at(np.flatnonzero(units.held != ""))
+    confidence = told.probabilities if len(told.probabilities) == len(told.ids) else None
     before = None
     if confidence is not None and temperature is not None:
         warm = tempered if side == "labels" else tempered_each
-        before = {id_: warm(own, 1 / temperature) for id_, own in known.items()}
+        without = ([*warm(own, 1 / temperature)] for own in confidence.values())
+        before = Column[list[float]](told.ids, held(without))
     if side == "labels":
-        names = {id_: str(one) for id_, one in truth.items()}
-        found = classification_results(
-            predictions, names, labels, confidence, before, groups=groups
-        )
-        return _as_json(found)
-    if side == "label_sets":
-        sets = {id_: texts_of(one) for id_, one in said.items()}
-        found = label_set_results(sets, golds, labels, confidence, before, groups=groups)
-        return _as_json(found)
-    if side == "numbers":
-        return _as_json(number_results(_numbers(said), _numbers(truth), groups=groups))
-    chances = {
-        line.id: line.no_answer_probability
-        for line in lines
-        if line.no_answer_probability is not None
-    }
-    first = {line.id: before_threshold(line, no_answer) for line in lines}
-    found = answer_results(predictions, golds, chances or None, before=first, groups=groups)
-    return _as_json(found)
-
-
-def _numbers(values: Mapping[str, Said]) -> dict[str, float]:
-    return {id_: value for id_, value in values.items() if isinstance(value, float)}
-
-
-def _as_json(scores: Mapping[str, float | list[float]]) -> Scores:
-    return {name: [*value] if isinstance(value, list) else value for name, value in scores.items()}
+        labelled = Column[str](told.ids, said), Column[str](ids, right)
+        found = classification_results(*labelled, labels, confidence, before, groups=groups)
+    elif side == "label_sets":
+        sets = Column[list[str]](told.ids, said), Column[list[str]](ids, right)
+        found = label_set_results(*sets, labels, confidence, before, groups=groups)
+    elif side == "numbers":
+        numbers = Column[float](told.ids, said), Column[float](ids, right)
+        found = number_results(*numbers, groups=groups)
+    else:
+        answers = Column[str](told.ids, said), Column[list[str]](ids, right)
+        chances = told.no_answer_probabilities or None
+        first = held(before_threshold(line, no_answer) for line in lines)
+        whole = Column[str](told.ids, first)
+        found = answer_results(*answers, chances, before=whole, groups=groups)
+    return {name: [*value] if isinstance(value, list) else value for name, value in found.items()}
 
 
 def finish(
@@ -273,17 +267,22 @@ def finish(
     config: what is recorded about the model. started: the value of `time.monotonic` at the start.
     threshold: the threshold that the lines were made with.
     """
-    ordered = sorted(lines, key=lambda line: line.id)
+    job.output.mkdir(parents=True, exist_ok=True)
     names = {part: task_name(job.recipe.name, part) for part in found.parts}
-    scores = {
-        names[part]: _score_part(job, found, ordered, part, threshold) for part in found.parts
-    }
+    with spooled(job.output, lines) as kept:
+        told = Told.of(kept)
+        scores = {
+            name: _score_part(
+                job, found, kept.at(np.flatnonzero(told.splits == part)), part, threshold
+            )
+            for part, name in names.items()
+        }
+        ordered = kept.at(np.argsort(told.ids, kind="stable"))
+        write_text(job.output, PREDICTIONS, ordered.texts())
     samples = {
         names[part]: SampleCount(original=len(found.dataset.parts[part]), effective=len(its))
         for part, its in found.parts.items()
     }
-    job.output.mkdir(parents=True, exist_ok=True)
-    write_text(job.output, PREDICTIONS, "".join(map(_json, ordered)))
     results = Results(
         results=scores,
         configs=dict.fromkeys(scores, _settings(job, found.labels, threshold)),
@@ -311,19 +310,13 @@ def finish(
 def _score_part(
     job: Job,
     found: Material,
-    lines: Sequence[PredictionLine],
+    lines: Lines,
     part: str,
     threshold: Threshold | None,
 ) -> Scores:
-    own = [line for line in lines if line.split == part]
     side, no_answer = job.recipe.kind.side, job.recipe.prompt.no_answer
     temperature = None if threshold is None else threshold.temperature
-    return score(own, found.parts[part], found.labels, side, no_answer, temperature)
-
-
-def _json(line: PredictionLine) -> str:
-    """Return a line of predictions.jsonl."""
-    return json.dumps(line.model_dump(exclude_none=True), ensure_ascii=False) + "\n"
+    return score(lines, found.parts[part], found.labels, side, no_answer, temperature)
 
 
 def _settings(job: Job, labels: Sequence[str], threshold: Threshold | None) -> TaskSettings:

@@ -6,7 +6,7 @@ id takes a pass over all.
 """
 
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, repeat
 from typing import Generic, TypeVar, cast
 
 import numpy as np
@@ -83,6 +83,10 @@ class Column(Mapping[str, Value], Generic[Value]):
     def items(self) -> ItemsView[str, Value]:
         """Return the ids and the values in order."""
         return _Items(self)
+
+    def each(self, value: object) -> "Column[Value]":
+        """Return the same ids with one value for all."""
+        return Column(self.ids, held(repeat(value, len(self))))
 
     def at(self, order: IntArray) -> "Column[Value]":
         """Return the rows at these places."""

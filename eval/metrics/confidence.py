@@ -260,7 +260,9 @@ def selective_evidence(
     )
 
 
-def selective_curve(sureness: Sequence[float], scores: Sequence[float]) -> Curve:
+def selective_curve(
+    sureness: Sequence[float] | FloatArray, scores: Sequence[float] | FloatArray
+) -> Curve:
     """The curve of one score. If it runs from 0 to 1, `aurc` is the area above the curve."""
     kept = _kept(np.array(sureness), np.array(scores))
     coverage_RT, mean_RT, _ = kept(np.ones((1, len(sureness))))

@@ -74,6 +74,13 @@ def places(ids: Texts, wanted: Texts) -> IntArray | None:
     return order
 
 
+def found(ids: Texts, wanted: Texts) -> IntArray | None:
+    """Return where each wanted id stands among other ids; None if one is not there."""
+    order = np.argsort(ids, kind="stable")
+    places = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
+    return places if np.array_equal(ids[places], wanted) else None
+
+
 def are_same(ids: Texts, others: Texts) -> bool:
     """Return whether both hold the same ids, in any order."""
     if ids is others or np.array_equal(ids, others):

@@ -11,10 +11,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+import numpy as np
+
 from llama_peft.system.formatting import duration, interval, memory, number, p_value
 
 from ..metrics.catalogue import Metric, metrics_of
 from ..metrics.evidence import scores_of
+from ..metrics.ids import are_same, matched
 from ..metrics.intervals import Difference, paired
 from ..metrics.measure import Said
 from ..metrics.words.overlap import bleu_signature
@@ -109,10 +112,11 @@ def why_not_comparable(first: SystemResults, second: SystemResults) -> str:
     The text stands between "the second system was" and "than the first".
     """
     one, other = first.golds, second.golds
-    if one.keys() != other.keys():
-        common = len(one.keys() & other.keys())
+    if not are_same(one.ids, other.ids):
+        common = len(np.intersect1d(one.ids, other.ids))
         return f"evaluated on other examples ({len(other):,} examples, {common:,} in common)"
-    return "" if one == other else "evaluated against other references for the same examples"
+    equal = all(right == same for right, same in matched(one, other))
+    return "" if equal else "evaluated against other references for the same examples"
 
 
 def shown_metrics(systems: Sequence[SystemResults]) -> list[Metric]:
@@ -212,13 +216,13 @@ def _constant_system(first: SystemResults, metrics: Sequence[Metric]) -> Row | N
         says = [label for label in first.labels if 2 * counts[label] > len(first.lines)]
         name = f"always {', '.join(map(repr, says)) or 'no label'}"
     elif first.side == "numbers":
-        says = fmean(first.gold_numbers.values())
+        says = fmean(one for one in first.golds.values() if isinstance(one, float))
         name = f"always the mean, {says:.4g}"
     elif all(map(any, first.gold_lists.values())):
         return None
     else:
         name = "always no answer"
-    scores = scores_of(first.evidence_of(dict.fromkeys(first.golds, says)))
+    scores = scores_of(first.evidence_of(first.golds.each(says)))
     return Row(
         name,
         tuple(

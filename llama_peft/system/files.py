@@ -203,13 +203,13 @@ def read_summed(folder: Path, name: str, required: bool = True) -> JsonObject:
     return values
 
 
-def write_text(folder: Path, name: str, text: str) -> None:
+def write_text(folder: Path, name: str, text: str | Iterable[str]) -> None:
     """Replace a file of a folder at once: after a crash it holds either the old text or the new.
 
     Raises OSError, or UserError as `inside`.
     """
     with new_file(folder, name) as path, _created(path) as file:
-        file.write(text)
+        file.writelines([text] if isinstance(text, str) else text)
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def test_the_counts_are_in_the_results(tmp_path: Path) -> None:
     job = job_for(recipe, "tiny", tmp_path / "out")
     found = scoring.material(job)
     (example,) = found.examples
-    lines = scoring.lines_of([Prediction(id=example.id, prediction="x")], found)
+    lines = [*scoring.lines_of([Prediction(id=example.id, prediction="x")], found)]
     config = scoring.ModelConfig(model_kind="k", recipe="run")
     scoring.finish(job, found, lines, config, started=0.0)
     written = json.loads((tmp_path / "out/results.json").read_text())

@@ -284,15 +284,15 @@ def test_a_predicted_number_is_a_name_before_it_is_a_place(
         )
     )
     recipe = load_recipe("tiny-sst2")
-    lines = read_predictions(file, recipe, labels)
+    lines = [*read_predictions(file, recipe, labels)]
     assert [line.prediction for line in lines] == list(labels)
     beyond = 0 if labels[0] == "1" else 9
     file.write_text(json.dumps({"id": "x", "prediction": kind(beyond)}) + "\n")
     if kind is int:
         with pytest.raises(UserError, match="one of the labels"):
-            read_predictions(file, recipe, labels)
+            [*read_predictions(file, recipe, labels)]
     else:  # what a model wrote, which is not a label
-        assert read_predictions(file, recipe, labels)[0].prediction == str(beyond)
+        assert next(iter(read_predictions(file, recipe, labels))).prediction == str(beyond)
 
 
 @pytest.mark.parametrize("chances", [[0.5], [0.5, 7], {"a": 1}, "0.5", [0.5, None]])
@@ -366,7 +366,7 @@ def test_equal_numbers_are_one_predicted_label(tmp_path: Path) -> None:
     """pandas writes whole numbers as 1.0 if a cell of the column is empty."""
     path = tmp_path / "a.csv"
     path.write_text("id,prediction\na,1.0\nb,2\nc, TRUE\n")
-    lines = read_predictions(path, load_recipe("tiny-sst2"), ("1", "2", "True"))
+    lines = [*read_predictions(path, load_recipe("tiny-sst2"), ("1", "2", "True"))]
     assert [line.prediction for line in lines] == ["1", "2", "True"]
 
 

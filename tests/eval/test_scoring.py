@@ -35,7 +35,7 @@ def test_a_perfect_abstainer_scores_100_on_the_unanswerable(
             Prediction(id=id_, prediction=text, no_answer_probability=float(not text), raw=text)
             for id_, text in answers.items()
         ]
-        return scoring.score(scoring.lines_of(predictions, found), examples, (), "answers")
+        return scoring.score([*scoring.lines_of(predictions, found)], examples, (), "answers")
 
     silent, perfect = scores(silent=True), scores(silent=False)
     assert silent["NoAns_exact"] == 100 and silent["exact"] == pytest.approx(share)
@@ -110,7 +110,7 @@ def test_predictions_know_the_passage_of_a_question(make_recipe: Callable[..., R
     said = [
         Prediction(id=e.id, prediction="", no_answer_probability=None, raw="") for e in examples
     ]
-    lines = scoring.lines_of(said, found)
+    lines = [*scoring.lines_of(said, found)]
     passages = {e.id: e.context for e in examples if isinstance(e, data.QuestionExample)}
     pairs = {(line.group, passages[line.id]) for line in lines}
     assert len(pairs) == len({line.group for line in lines}) == len(set(passages.values()))

@@ -61,7 +61,7 @@ class Measured:
     @property
     def units(self) -> int:
         """The number of units with examples that the score counts."""
-        return len(np.unique(self.unit_N[self.counted_N]))
+        return int(np.count_nonzero(np.bincount(self.unit_N[self.counted_N])))
 
     @property
     def is_right_or_wrong(self) -> bool:
@@ -180,7 +180,7 @@ def _of_means(values_SN: FloatArray, unit_N: IntArray) -> FloatArray:
     counted = unit_N[counted_N]
     size = int(unit_N.max()) + 1
     sums = [np.bincount(counted, weights=each_N, minlength=size) for each_N in residuals_SN]
-    return np.array(sums, dtype=np.float64) * _widened(len(np.unique(counted)))
+    return np.array(sums, dtype=np.float64) * _widened(int(np.count_nonzero(np.bincount(counted))))
 
 
 def _widened(units: int) -> float:

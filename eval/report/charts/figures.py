@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...metrics.columns import FloatArray
 from .draw import HEIGHT, INK, RULE, SERIES, SOFT, Chart, draw, shown
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class Mean(NamedTuple):
 class Curve(NamedTuple):
     """Points of a line, and one of them that was chosen."""
 
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] | FloatArray
+    y: Sequence[float] | FloatArray
     chosen: float | None = None
 
 

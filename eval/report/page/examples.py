@@ -5,16 +5,21 @@ Texts that many examples share are written once: passages, and prompts around th
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from llama_peft.system.terminal import visible
 
+from ...lines import PredictionLine
 from ...metrics.catalogue import metrics_of
-from ...results import PredictionLine, SystemResults
+from ...metrics.columns import IntArray, Texts, texts
+from ...metrics.ids import found
+from ...results import SystemResults
 from .part import Part, is_punctuation
 
 _TEXT, _PASSAGE = "\ue000", "\ue001"
 """What stands for the text and for the passage in a prompt; `page.js` knows them too."""
+_MOST = 100_000
+"""Examples of a part that are written as JSON, to see whether they have room; 20 MB are fewer."""
 Columns = dict[str, list[object]]
 
 
@@ -41,13 +46,17 @@ def embedded(parts: Sequence[Part], largest: int) -> str:
 
 def _fitting(part: Part, room: int) -> str:
     """Return a part with as many examples, drawn at random, as there is room for."""
-    keys = [line.id for line in part.first.lines]
+    ids = part.first.told.ids
+    chosen: Sequence[int] = range(len(ids))
+    if len(ids) > _MOST:
+        chosen = random.Random(0).sample(chosen, _MOST)
     while True:
-        text = _as_json(_part(part, keys))
-        if len(text) <= room or len(keys) < 2:
+        chosen = sorted(chosen, key=lambda place: ids[place])
+        text = _as_json(_part(part, chosen))
+        if len(text) <= room or len(chosen) < 2:
             return text
-        kept = int(0.95 * len(keys) * room / len(text))
-        keys = sorted(random.Random(0).sample(keys, max(1, min(kept, len(keys) - 1))))
+        kept = int(0.95 * len(chosen) * room / len(text))
+        chosen = random.Random(0).sample(chosen, max(1, min(kept, len(chosen) - 1)))
 
 
 def _as_json(value: object) -> str:
@@ -56,10 +65,10 @@ def _as_json(value: object) -> str:
     return text.replace("<", "\\u003c").encode("utf-8", "replace").decode("utf-8")
 
 
-def _part(part: Part, keys: Sequence[str]) -> dict[str, object]:
+def _part(part: Part, chosen: Sequence[int]) -> dict[str, object]:
     first, passages, frames = part.first, Store(), Store()
-    lines = {line.id: line for line in first.lines}
-    own = [lines[key] for key in keys]
+    own = [first.lines[place] for place in chosen]
+    keys = texts(line.id for line in own)
     said = [_said(system, keys, frames) for system in part.systems.values()]
     return {
         "title": part.title,
@@ -90,17 +99,16 @@ def _rows(lines: Sequence[PredictionLine], passages: Store) -> Columns:
     }
 
 
-def _said(system: SystemResults, keys: Sequence[str], frames: Store) -> Columns | None:
+def _said(system: SystemResults, keys: Texts, frames: Store) -> Columns | None:
     """Return what a system said of each example; None if it was evaluated on others."""
-    lines = {line.id: line for line in system.lines}
-    if any(key not in lines for key in keys):
+    places = found(system.told.ids, keys)
+    if places is None:
         return None
-    own, right = [lines[key] for key in keys], _right(system)
-    overlap = _values(system, "f1") if system.side == "answers" else right
+    own, right = [system.lines[place] for place in places.tolist()], _right(system, places)
     return {
         "prediction": [line.prediction for line in own],
-        "right": [right[key] for key in keys],
-        "score": [overlap[key] for key in keys],
+        "right": right,
+        "score": _values(system, places, "f1") if system.side == "answers" else right,
         "sure": [_sure(line) for line in own],
         "raw": [None if line.raw == line.prediction else line.raw for line in own],
         "start": [line.start for line in own],
@@ -114,17 +122,18 @@ def _is_hollow(line: PredictionLine, system: SystemResults) -> bool:
     return system.side == "answers" and is_punctuation(str(line.prediction))
 
 
-def _right(system: SystemResults) -> Mapping[str, float]:
+def _right(system: SystemResults, places: IntArray) -> list[object]:
     """Return 1 for each prediction that is right and 0 for the others; of a number, minus its error."""
     metric = metrics_of(system.side)[0]
-    return _values(system, metric.name, 1.0 if metric.higher_is_better else -1.0)
+    return _values(system, places, metric.name, 1.0 if metric.higher_is_better else -1.0)
 
 
-def _values(system: SystemResults, metric: str, sign: float = 1.0) -> Mapping[str, float]:
-    values = system.evidence.vectors[metric].tolist()
+def _values(
+    system: SystemResults, places: IntArray, metric: str, sign: float = 1.0
+) -> list[object]:
+    values = system.evidence.vectors[metric][places].tolist()
     divided = 100 if system.side == "answers" else 1
-    scaled = (round(sign * value / divided, 4) for value in values)
-    return dict(zip(system.evidence.ids, scaled, strict=True))
+    return [round(sign * value / divided, 4) for value in values]
 
 
 def _sure(line: PredictionLine) -> float | None:

@@ -6,10 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+
+from ...lines import PredictionLine
+from ...metrics.columns import Column, held
+from ...metrics.evidence import in_order
+from ...metrics.ids import aligned, are_same
 from ...metrics.intervals import mean_over_seeds, measured_means
 from ...metrics.measure import texts_of
 from ...metrics.squad_v2 import normalise
-from ...results import PredictionLine, SystemResults
+from ...results import SystemResults
 from ..charts.figures import Mean
 
 _WORDS = ("what", "who", "whom", "whose", "which", "when", "where", "why", "how")
@@ -46,10 +52,10 @@ def by_kind(systems: Mapping[str, SystemResults]) -> Iterator[ByKind]:
     }
     for (name, title), kind_of in ways.items():
         order = [*_LENGTHS, "10+"] if name == "answer_length" else []
-        kinds = {line.id: kind for line in first.lines if (kind := kind_of(line))}
-        counts = _counted(kinds.values(), order)
-        if any(system.golds.keys() != first.golds.keys() for system in systems.values()):
+        if not all(are_same(one.told.ids, first.told.ids) for one in systems.values()):
             continue
+        kinds = Column[str](first.told.ids, held(map(kind_of, first.lines)))
+        counts = _counted(filter(None, kinds.values()), order)
         own = {name: _means(system, kinds, counts) for name, system in systems.items()}
         yield ByKind(name, title, counts, own)
 
@@ -72,17 +78,13 @@ def _natural(found: Mapping[str, int]) -> Callable[[str], tuple[int, str]]:
     )
 
 
-def _means(
-    system: SystemResults, kinds: Mapping[str, str], counts: Mapping[str, int]
-) -> dict[str, Mean]:
-    values = dict(zip(system.evidence.ids, system.evidence.vectors["f1"].tolist(), strict=True))
-    found = {}
+def _means(system: SystemResults, kinds: Column[str], counts: Mapping[str, int]) -> dict[str, Mean]:
+    values_N = in_order(system.evidence, kinds.ids).vectors["f1"]
+    units, found = aligned(system.told.units, kinds.ids), {}
     for kind in counts:
-        ids = [id_ for id_, own in kinds.items() if own == kind]
-        groups = [system.groups.get(id_, f"id {id_}") for id_ in ids]
-        mean = mean_over_seeds(
-            measured_means([[values[id_] for id_ in ids]], groups, bounds=(0.0, 100.0))
-        )
+        own = np.flatnonzero(kinds.held == kind)
+        groups = [*units.at(own).values()]
+        mean = mean_over_seeds(measured_means(values_N[None, own], groups, bounds=(0.0, 100.0)))
         bounds = mean.interval
         low, high = (bounds.low, bounds.high) if bounds else (mean.score, mean.score)
         found[kind] = Mean(mean.score, low, high)
@@ -108,12 +110,13 @@ def _question_word(line: PredictionLine) -> str:
 
 def _quarters(lines: Sequence[PredictionLine]) -> Callable[[PredictionLine], str]:
     """Return a function that names the quarter of the passages, by their words, of a question."""
-    lengths = sorted(len(line.passage.split()) for line in lines if line.passage)
-    if not lengths:
+    counts = (len(line.passage.split()) for line in lines if line.passage)
+    lengths = np.sort(np.fromiter(counts, dtype=np.int64))
+    if not len(lengths):
         return lambda line: ""
-    places = (len(lengths) * n // _QUARTERS for n in range(1, _QUARTERS))
-    ends = sorted({lengths[max(0, place - 1)] for place in places} | {lengths[-1]})
-    starts = [lengths[0], *(end + 1 for end in ends[:-1])]
+    places = [max(0, len(lengths) * n // _QUARTERS - 1) for n in range(1, _QUARTERS + 1)]
+    ends = sorted({*lengths[places].tolist()})
+    starts = [int(lengths[0]), *(end + 1 for end in ends[:-1])]
     return partial(_quarter, [*zip(starts, ends, strict=True)])
 
 

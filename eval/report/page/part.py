@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+
 from llama_peft.tasks import MAIN
 
 from ...metrics.catalogue import Metric, metrics_of
 from ...metrics.classification import confusion
 from ...metrics.confidence import reliability, selective_curve
-from ...metrics.measure import texts_of
+from ...metrics.ids import matched
 from ...metrics.squad_v2 import normalise, threshold_curve
-from ...results import SystemResults, before_threshold
+from ...results import SystemResults
 from ..charts import Chart, figures
 from ..charts.figures import Colours, Curve, Mean
 from .kinds import by_kind
@@ -120,15 +122,10 @@ def confused(system: SystemResults) -> list[tuple[str, str, int]]:
 
 def _label_counts(system: SystemResults) -> dict[str, list[int]]:
     """For each label: in how many texts it is right, missed, and given by mistake."""
-    pairs = [(set(texts_of(line.gold)), set(texts_of(line.prediction))) for line in system.lines]
-    return {
-        label: [
-            sum(label in gold & given for gold, given in pairs),
-            sum(label in gold - given for gold, given in pairs),
-            sum(label in given - gold for gold, given in pairs),
-        ]
-        for label in system.labels
-    }
+    gold_NL, given_NL = np.hsplit(system.evidence.rows > 0, 2)
+    kinds = (gold_NL & given_NL, gold_NL & ~given_NL, given_NL & ~gold_NL)
+    counts_LK = np.stack([kind_NL.sum(axis=0) for kind_NL in kinds], axis=1)
+    return dict(zip(system.labels, counts_LK.tolist(), strict=True))
 
 
 def is_punctuation(said: str) -> bool:
@@ -139,10 +136,10 @@ def is_punctuation(said: str) -> bool:
 def _answer_counts(system: SystemResults) -> tuple[list[str], dict[str, list[int]]]:
     columns = ["answered right", "answered wrong", "no answer", "punctuation only"]
     rows = {"answerable": [0] * 4, "unanswerable": [0] * 4}
-    for line, exact in zip(system.lines, system.evidence.vectors["exact"], strict=True):
-        said = str(line.prediction)
+    pairs = matched(system.texts, system.gold_lists)
+    for (said, gold), exact in zip(pairs, system.evidence.vectors["exact"], strict=True):
         column = 2 if not said else 3 if is_punctuation(said) else 0 if exact else 1
-        rows["answerable" if any(texts_of(line.gold)) else "unanswerable"][column] += 1
+        rows["answerable" if any(gold) else "unanswerable"][column] += 1
     kept = 4 if any(row[3] for row in rows.values()) else 3
     return columns[:kept], {name: row[:kept] for name, row in rows.items() if any(row)}
 
@@ -194,9 +191,8 @@ def _bins(system: SystemResults) -> Bins | None:
     """Return examples, mean probability and accuracy of each bin; None if a line has no
     probabilities.
     """
-    known = {line.id: line.probabilities for line in system.lines if line.probabilities}
-    size = len(system.labels)
-    if system.side != "labels" or known.keys() != system.gold_labels.keys():
+    known, size = system.told.probabilities, len(system.labels)
+    if system.side != "labels" or len(known) < len(system.lines):
         return None
     if any(len(own) != size or not all(0 <= one <= 1 for one in own) for own in known.values()):
         return None
@@ -209,34 +205,28 @@ def _surest(system: SystemResults) -> Curve | None:
     or exact match of answers (0 to 1). None if a line does not say how sure it is.
     """
     if system.side == "labels":
-        sureness = [max(line.probabilities) for line in system.lines if line.probabilities]
-        right = [float(line.prediction == line.gold) for line in system.lines]
+        sureness = np.fromiter(map(max, system.told.probabilities.values()), dtype=np.float64)
+    else:
+        sureness = np.fromiter(
+            (-one for one in system.told.no_answer_probabilities.values()), dtype=np.float64
+        )
+    if len(sureness) < len(system.lines) or (sureness == sureness[0]).all():
+        return None
+    if system.side == "labels":
+        right = system.evidence.vectors["accuracy"]
     elif system.side == "answers":
-        known = (line.no_answer_probability for line in system.lines)
-        sureness = [-one for one in known if one is not None]
-        right = [one / 100 for one in system.evidence_of(_before(system)).vectors["exact"]]
+        right = system.evidence_of(system.before).vectors["exact"] / 100
     else:
         return None
-    if len(sureness) < len(system.lines) or len(set(sureness)) < 2:
-        return None
     curve = selective_curve(sureness, right)
-    return Curve(curve.coverage.tolist(), curve.score.tolist())
-
-
-def _before(system: SystemResults) -> dict[str, str]:
-    """Return the answers before a threshold removed some."""
-    return {line.id: before_threshold(line, system.no_answer) for line in system.lines}
+    return Curve(curve.coverage, curve.score)
 
 
 def _thresholds(system: SystemResults) -> Curve | None:
     """Return F1 by the threshold on "no answer"; None if a line has no probability of it."""
-    known = {
-        line.id: line.no_answer_probability
-        for line in system.lines
-        if line.no_answer_probability is not None
-    }
-    if system.side != "answers" or len(known) < len(system.lines) or len(set(known.values())) < 2:
+    known = system.told.no_answer_probabilities
+    if system.side != "answers" or len(known) < len(system.lines):
         return None
-    limits, scores = threshold_curve(_before(system), system.gold_lists, known)
+    limits, scores = threshold_curve(system.before, system.gold_lists, known)
     used = system.results.configs[system.task].no_answer_threshold
-    return Curve(limits.tolist(), scores.tolist(), used)
+    return Curve(limits, scores, used) if len(limits) > 1 else None

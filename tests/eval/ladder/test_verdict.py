@@ -7,6 +7,7 @@ import pytest
 from eval.ladder import verdict
 from eval.ladder.read import Climbed, Repeat, Rung
 from eval.ladder.standing import best_of, standings
+from eval.lines import Told
 from eval.metrics.catalogue import METRICS
 from eval.metrics.intervals import measured_means
 from eval.results import SystemResults
@@ -27,7 +28,13 @@ def rung(folder: Path, name: RungName, right: int, of: int = 120) -> Rung:
         config=ModelConfig(model_kind=name, recipe="t"),
     )  # fmt: skip
     system = SystemResults(
-        folder=folder, task="t", part="test", labels=("a", "b"), lines=[], results=results
+        folder=folder,
+        task="t",
+        part="test",
+        labels=("a", "b"),
+        lines=[],
+        told=Told.of([]),
+        results=results,
     )
     one = Measurement(rung=name, recipe=recipe, run=str(folder), results=name)
     found = Rung(
