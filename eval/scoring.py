@@ -67,7 +67,7 @@ class Material:
     """The data of an evaluation."""
 
     dataset: data.Dataset
-    parts: dict[str, list[Example]]
+    parts: dict[str, Sequence[Example]]
     """The examples to evaluate by part; with a limit, a seeded sample of each part."""
 
     @property
@@ -101,12 +101,14 @@ def material(job: Job) -> Material:
     return Material(dataset=dataset, parts=parts)
 
 
-def recipe_parts(job: Job, found: Material) -> dict[str, list[Example]]:
+def recipe_parts(job: Job, found: Material) -> dict[str, Sequence[Example]]:
     """Return the parts of the recipe's own data, also if another file is evaluated."""
     return (found.dataset if job.data_file is None else data.load(job.recipe, job.given)).parts
 
 
-def sample(examples: list[Example], part: str, seed: int, size: int | None) -> list[Example]:
+def sample(
+    examples: Sequence[Example], part: str, seed: int, size: int | None
+) -> Sequence[Example]:
     """Return at most `size` examples: the same ones, whichever other parts are evaluated."""
     if size is None:
         return examples

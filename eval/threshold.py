@@ -31,7 +31,7 @@ FEW = 50
 """On fewer validation examples a threshold is uncertain, and no temperature is fitted."""
 
 
-def validation_examples(evaluation: Evaluation) -> list[Example]:
+def validation_examples(evaluation: Evaluation) -> Sequence[Example]:
     """Return the examples that a threshold or a temperature is fitted on; none if the model needs none.
 
     If a run is evaluated on a file, they are the validation part of the recipe's data.

@@ -8,13 +8,15 @@ import ast
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from llama_peft.data.formats import SHOWN, Table, fault_line
 from llama_peft.errors import UserError
 from llama_peft.recipe import Columns, Prompt, Recipe, templates
+from llama_peft.system.sequences.views import Chosen
 from llama_peft.tasks import TASKS
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ class Faults:
         table, bad = self.table, self.rows
         places = {kind: [table.place(row) for row in rows] for kind, rows in self.kinds.items()}
         dropped = {**table.dropped, **places}
-        kept = [row for row in range(len(table.records)) if row not in bad]
+        kept = array("q", (row for row in range(len(table.records)) if row not in bad))
         if not dropped:
             return table
         if not kept:
@@ -71,9 +73,9 @@ class Faults:
         marks = table.impossible
         return replace(
             table,
-            records=[table.records[row] for row in kept],
-            places=[table.places[row] for row in kept],
-            impossible=None if marks is None else [marks[row] for row in kept],
+            records=Chosen(table.records, kept),
+            places=Chosen(table.places, kept),
+            impossible=None if marks is None else Chosen(marks, kept),
             numbers=kept,
             dropped=dropped,
         )
@@ -205,7 +207,9 @@ class Cells:
         """The columns that make up a text, if there are several."""
         self.faults = Faults(table)
         self.part = part
-        self.ids: set[str] = set()
+        self._record: tuple[int, Mapping[str, object]] = (-1, {})
+        self._ids = array("q")
+        """The hashes of the ids that were read."""
         self.repeated: dict[int, str] = {}
         """By row: an answer without a start that occurs several times in its passage."""
         self.unquoted: dict[int, str] = {}
@@ -216,7 +220,13 @@ class Cells:
 
     def cell(self, row: int, key: str) -> object:
         """Return a cell as it is. It is None if there is no such column."""
-        return self.table.records[row].get(self.columns[key]) if key in self.columns else None
+        return self.record(row).get(self.columns[key]) if key in self.columns else None
+
+    def record(self, row: int) -> Mapping[str, object]:
+        """Return the cells of a row by the table's own names of columns."""
+        if self._record[0] != row:
+            self._record = row, self.table.records[row]
+        return self._record[1]
 
     def text(self, row: int, key: str) -> str:
         """Return a cell that must hold text."""
@@ -224,7 +234,7 @@ class Cells:
 
     def field(self, row: int, column: str) -> str:
         """Return a cell of one of the columns that make up a text."""
-        return self._text(row, column, self.table.records[row].get(column))
+        return self._text(row, column, self.record(row).get(column))
 
     def _text(self, row: int, key: str, value: object) -> str:
         if value is None or (isinstance(value, str) and not value.strip()):
@@ -259,12 +269,23 @@ class Cells:
             numbers = self.table.numbers
             return f"{self.part}-{(row if numbers is None else numbers[row]) + 1}"
         text = self.name(row, "id", needed=True)
-        if text and text in self.ids:
-            self.faults.add(row, "duplicate id", text)
-        self.ids.add(text)
+        self._ids.append(hash(text))
         return text
+
+    def check_ids(self) -> None:
+        """Record the rows whose id an earlier row has, after all were read."""
+        import numpy
+
+        if len(numpy.unique(numpy.array(self._ids))) == len(self._ids):
+            return
+        seen = set[str]()
+        for row in range(len(self)):
+            text = self.name(row, "id", needed=False)
+            if text and text in seen:
+                self.faults.add(row, "duplicate id", text)
+            seen.add(text)
 
     def marked_impossible(self, row: int) -> object:
         """Return the source's mark of a question without an answer. None: there is no mark."""
         marks = self.table.impossible
-        return self.table.records[row].get("is_impossible") if marks is None else marks[row]
+        return self.record(row).get("is_impossible") if marks is None else marks[row]

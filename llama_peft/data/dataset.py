@@ -6,8 +6,9 @@ have the same split.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import chain
 from math import log10
 from pathlib import Path
@@ -32,6 +33,7 @@ from llama_peft.data.sources.python import Rows
 from llama_peft.data.sources.read import read_any
 from llama_peft.errors import UserError
 from llama_peft.recipe import GIVEN, Recipe
+from llama_peft.system.sequences.views import Chosen
 
 _WIDE = 10.0
 """Above this standard deviation, numbers are hard to learn as they are."""
@@ -49,7 +51,7 @@ class Dataset:
     """Examples by part, and the names of labels 0, 1, ..., of which questions have none."""
 
     labels: tuple[str, ...]
-    parts: dict[str, list[Example]]
+    parts: dict[str, Sequence[Example]]
     label_positions: bool = False
     """Whether the recipe or the source gives the names of the labels, so that the numbers 0, 1, ...
     in data mean them by their order. False if the names were found in the cells.
@@ -72,7 +74,9 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
         if part in places:
             table = read_part(recipe, part, places[part])
             tables[part] = without_bad_rows(table, recipe, part, labels)
-    parts = {part: to_examples(table, recipe, part, labels) for part, table in tables.items()}
+    parts: dict[str, Sequence[Example]] = {
+        part: to_examples(table, recipe, part, labels) for part, table in tables.items()
+    }
     _check_ids(parts)
     _check_fields(parts)
     if "test" not in parts:
@@ -218,8 +222,14 @@ def _labelled(recipe: Recipe, train: Table) -> tuple[Recipe, Table, tuple[str, .
     return recipe, kept, labels if kept is train else label_names(kept, recipe)
 
 
-def _check_ids(parts: dict[str, list[Example]]) -> None:
+def _check_ids(parts: Mapping[str, Sequence[Example]]) -> None:
     """Raise UserError if an id is in two parts, because predictions are matched by id."""
+    import numpy
+
+    every = chain.from_iterable(parts.values())
+    hashes = numpy.fromiter((hash(example.id) for example in every), numpy.int64)
+    if len(numpy.unique(hashes)) == len(hashes):
+        return
     seen: dict[str, str] = {}
     twice = []
     for part, examples in parts.items():
@@ -248,7 +258,7 @@ def _check_fields(parts: Mapping[str, Sequence[Example]]) -> None:
 
 
 def _cut(
-    parts: dict[str, list[Example]],
+    parts: dict[str, Sequence[Example]],
     part: str,
     share: float,
     recipe: Recipe,
@@ -269,8 +279,8 @@ def _cut(
         groups=groups,
         part=part,
     )
-    parts["train"] = [train[row] for row in cut.kept]
-    parts[part] = [train[row] for row in cut.taken]
+    parts["train"] = Chosen(train, cut.kept)
+    parts[part] = Chosen(train, cut.taken)
 
 
 def _groups(examples: Sequence[Example], recipe: Recipe) -> list[int] | None:
@@ -278,20 +288,33 @@ def _groups(examples: Sequence[Example], recipe: Recipe) -> list[int] | None:
 
     Without passages, rows with one question are a group.
     """
-    questions = [example for example in examples if isinstance(example, QuestionExample)]
-    contexts = [example.context or example.question for example in questions]
-    keys = [contexts] if contexts else []
+    if not examples:
+        return None
+    keys = []
+    if isinstance(examples[0], QuestionExample):
+        keys.append([_key(one.context or one.question) for one in _questions(examples)])
     if recipe.dataset.group_by in ("title", "group"):
         keys.append([getattr(example, recipe.dataset.group_by) for example in examples])
     return splits.components(*keys) if keys else None
 
 
-def _sample(examples: list[Example], part: str, recipe: Recipe) -> list[Example]:
+def _questions(examples: Iterable[Example]) -> Iterator[QuestionExample]:
+    return (example for example in examples if isinstance(example, QuestionExample))
+
+
+def _key(text: str) -> bytes:
+    """Return a short sum of a long text, to compare it."""
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def _sample(examples: Sequence[Example], part: str, recipe: Recipe) -> Sequence[Example]:
     data = recipe.dataset
     size = data.max_train_samples if part == "train" else data.max_eval_samples
     if data.sampling == "nested" and size is not None:
-        return [examples[row] for row in sorted(_nested(examples, recipe)[:size])]
-    return [examples[row] for row in splits.sample(len(examples), size, data.seed, part)]
+        return Chosen(examples, sorted(_nested(examples, recipe)[:size]))
+    if size is None or size >= len(examples):
+        return examples
+    return Chosen(examples, splits.sample(len(examples), size, data.seed, part))
 
 
 def _nested(examples: Sequence[Example], recipe: Recipe) -> list[int]:

@@ -11,6 +11,8 @@ from llama_peft.data.formats import Table
 from llama_peft.data.labels import Label, label_reader
 from llama_peft.recipe import Recipe
 from llama_peft.recipe.templates import ONE_TEXT, filled, lines
+from llama_peft.system.sequences.spool import Spool
+from llama_peft.system.sequences.views import Mapped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +23,9 @@ class TextExample:
     text: str
     label: Label
     group: str = ""
+
+    def __reduce__(self) -> "tuple[object, ...]":  # five times as fast as the usual way
+        return _text_example, (self.id, self.text, self.label, self.group)
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -39,6 +44,9 @@ class FieldsExample(TextExample):
 
     fields: tuple[tuple[str, str], ...]
     """The name and the text of each field."""
+
+    def __reduce__(self) -> "tuple[object, ...]":
+        return _fields_example, (self.id, self.text, self.label, self.group, self.fields)
 
     @property
     def values(self) -> dict[str, str]:
@@ -68,10 +76,33 @@ class QuestionExample:
     title: str = ""
     group: str = ""
 
+    def __reduce__(self) -> "tuple[object, ...]":
+        own = self.id, self.context, self.question, self.title, self.group
+        return _question_example, (*own, *map(tuple, self.answers))
+
     @property
     def asked(self) -> tuple[str, ...]:
         """What a model is asked, without the truth."""
         return (self.question, self.context)
+
+
+def _text_example(id: str, text: str, label: Label, group: str) -> TextExample:
+    return TextExample(id=id, text=text, label=label, group=group)
+
+
+def _fields_example(
+    id: str, text: str, label: Label, group: str, fields: tuple[tuple[str, str], ...]
+) -> FieldsExample:
+    return FieldsExample(id=id, text=text, label=label, group=group, fields=fields)
+
+
+def _question_example(
+    id: str, context: str, question: str, title: str, group: str, *answers: tuple[str, int]
+) -> QuestionExample:
+    found = tuple(Answer(*answer) for answer in answers)
+    return QuestionExample(
+        id=id, context=context, question=question, title=title, group=group, answers=found
+    )
 
 
 Example = TextExample | QuestionExample
@@ -82,10 +113,10 @@ log = logging.getLogger(__name__)
 class Inputs:
     """Rows to predict, in the order of their source: what is right is not known."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
     id_column: str | None
     """What the source calls its ids; None if it has none."""
-    own_ids: list[object]
+    own_ids: Sequence[object]
     """The cells of that column."""
 
 
@@ -96,18 +127,22 @@ def to_inputs(table: Table, recipe: Recipe, part: str) -> Inputs:
     """
     cells = Cells(table, recipe, part, with_truth=False)
     if recipe.kind.has_labels:
-        examples: list[Example] = [*_texts(cells, None, recipe)]
+        examples: Spool[Example] = Spool(_texts(cells, None, recipe))
     else:
-        examples = [*_questions(cells, None, with_truth=False)]
+        examples = Spool(_questions(cells, None, with_truth=False))
+    cells.check_ids()
     cells.faults.check()
-    own_ids = [cells.cell(row, "id") for row in range(len(cells))]
+    own_ids = Mapped(lambda row: cells.cell(row, "id"), range(len(cells)))
     return Inputs(examples=examples, id_column=cells.columns.get("id"), own_ids=own_ids)
 
 
-def to_examples(table: Table, recipe: Recipe, part: str, labels: Sequence[str]) -> list[Example]:
+def to_examples(
+    table: Table, recipe: Recipe, part: str, labels: Sequence[str]
+) -> Sequence[Example]:
     """Return every row as an example. Raises UserError with everything that is wrong."""
     cells = Cells(table, recipe, part)
-    examples = list(_read(cells, recipe, labels))
+    examples = Spool(_read(cells, recipe, labels))
+    cells.check_ids()
     cells.faults.check()
     if cells.repeated and recipe.kind.finds_spans:
         _tell(cells, cells.repeated, _REPEATED)
@@ -123,6 +158,7 @@ def without_bad_rows(table: Table, recipe: Recipe, part: str, labels: Sequence[s
     cells = Cells(table, recipe, part)
     for _ in _read(cells, recipe, labels):
         pass  # reading a row records its faults
+    cells.check_ids()
     return cells.faults.drop()
 
 

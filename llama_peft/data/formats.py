@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import re
+from array import array
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from pydantic import JsonValue
 
 from llama_peft.data.sources.unpack import check_room, while_room
 from llama_peft.errors import UserError
+from llama_peft.system.sequences.spool import Spool
 
 _BATCH = 1_000
 """Rows of a Parquet file that are read at once."""
@@ -137,7 +139,7 @@ def read_csv(path: str, text: TextIO, delimiter: str, literal: bool, drop: bool)
         delimiter, first, start = named[1], text.readline(), 2
     _check_delimiter(path, first, delimiter, start)
     header: list[str] = []
-    records, starts, bad = [], [], BadRows(path, drop)
+    records, starts, bad = Spool[dict[str, str]](), array("q"), BadRows(path, drop)
     for line, row in _rows(path, _Lines(first, text), delimiter, literal, bad, start):
         if not header:
             header = row
@@ -212,18 +214,21 @@ def read_jsonl(path: str, lines: TextIO, drop: bool) -> Table:
     """Return the rows of a file with one JSON object on each line. drop: whether bad lines are
     dropped.
     """
-    values: list[object] = []
-    numbers, bad = [], BadRows(path, drop)
+    bad = BadRows(path, drop)
+    table = _of_objects(path, _json_lines(path, lines, bad), "line", bad)
+    if not table.records:
+        raise _is_empty(path)
+    return table
+
+
+def _json_lines(path: str, lines: TextIO, bad: BadRows) -> Iterator[tuple[int, object]]:
+    """Yield the number and the value of every line that is JSON."""
     for number, line in enumerate(while_room(path, lines), start=1):
         if line.strip():
             try:
-                values.append(json.loads(line))
-                numbers.append(number)
+                yield number, json.loads(line)
             except (RecursionError, ValueError) as error:
                 bad.add("not valid JSON", f"line {number}", _why(error))
-    if not values and not bad.kinds:
-        raise _is_empty(path)
-    return _of_objects(path, values, numbers, "line", bad)
 
 
 def read_json(path: str, file: TextIO, squad: bool, drop: bool) -> Table:
@@ -273,27 +278,30 @@ def of_list(source: str, rows: Sequence[object], squad: bool, drop: bool) -> Tab
         return _of_articles(source, [{"paragraphs": rows}])
     if squad or "paragraphs" in first:
         return _of_articles(source, rows)
-    return _of_objects(source, rows, range(1, len(rows) + 1), "row", BadRows(source, drop))
+    return _of_objects(source, enumerate(rows, start=1), "row", BadRows(source, drop))
 
 
 def _of_objects(
-    source: str, values: Sequence[object], places: Sequence[int], unit: str, bad: BadRows
+    source: str, values: Iterable[tuple[int, object]], unit: str, bad: BadRows
 ) -> Table:
-    """Return the table of those values that are objects. bad: rows that are not even values."""
-    records, kept = [], []
-    for value, place in zip(values, places, strict=True):
+    """Return the table of those values that are objects.
+
+    values: each with its place. bad: rows that are not even values.
+    """
+    records, kept, columns = Spool[dict[str, object]](), array("q"), dict[str, None]()
+    for place, value in values:
         if isinstance(value, dict):
             records.append(value)
             kept.append(place)
+            columns.update(dict.fromkeys(value))
         else:
             bad.add("not an object with named values", f"{unit} {place}")
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    table = Table(source=source, columns=columns, records=records, places=kept, unit=unit)
+    table = Table(source=source, columns=[*columns], records=records, places=kept, unit=unit)
     return bad.without(table)
 
 
 def _of_articles(source: str, articles: Sequence[object]) -> Table:
-    records = list(_squad_rows(source, articles))
+    records = Spool(_squad_rows(source, articles))
     return Table(
         source=source,
         columns=["id", "question", "context", "answers", "title"],
@@ -342,7 +350,7 @@ def read_parquet(path: str, file: BinaryIO) -> Table:
     import pyarrow
     import pyarrow.parquet
 
-    records: list[dict[str, object]] = []
+    records = Spool[dict[str, object]]()
     try:
         opened = pyarrow.parquet.ParquetFile(file)
         about = opened.metadata
@@ -350,7 +358,7 @@ def read_parquet(path: str, file: BinaryIO) -> Table:
         check_room(path, max(size, _VALUE * about.num_rows * about.num_columns))
         for batch in opened.iter_batches(_BATCH):
             check_room(path, batch.nbytes)
-            records += batch.to_pylist()
+            records.extend(batch.to_pylist())
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: cannot be read as Parquet: {error}") from None
     schema = opened.schema_arrow

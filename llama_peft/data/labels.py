@@ -52,8 +52,8 @@ def label_names(table: Table, recipe: Recipe) -> tuple[str, ...]:
         )
     if named:
         return tuple(named)
-    columns = [record.get(column) for record in table.records]
-    cells = [one for cell in columns for one in _values(cell, recipe) or ()]
+    columns = (record.get(column) for record in table.records)
+    cells = (one for cell in columns for one in _values(cell, recipe) or ())
     keys = {label_key(cell) for cell in cells if _why_not(cell) is None}
     if all(map(_NUMBER.fullmatch, keys)):
         return tuple(sorted(keys, key=Decimal))
@@ -146,7 +146,7 @@ def _read_columns(cells: Cells, names: Sequence[str], row: int) -> tuple[int, ..
     """Return the numbers of the columns that hold 1 or true."""
     found = []
     for number, name in enumerate(names):
-        cell = cells.table.records[row].get(name)
+        cell = cells.record(row).get(name)
         key = label_key(cell)
         if key not in ("0", "1", "false", "true"):
             cells.faults.add(row, f"the label {name} is neither 0 nor 1", cell)

@@ -3,7 +3,7 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from llama_peft.errors import UserError
@@ -77,7 +77,7 @@ def _check_labels(labels: Sequence[str], smaller: int, part: str) -> None:
         raise UserError(f"{part}: {smaller} rows cannot hold all {len(counts)} labels: {advice}")
 
 
-def components(*keys: Sequence[str]) -> list[int]:
+def components(*keys: Sequence[Hashable]) -> list[int]:
     """Return a group number for each row. Rows that are equal in any of the keys share one."""
     parent = list(range(len(keys[0])))
 
@@ -87,7 +87,7 @@ def components(*keys: Sequence[str]) -> list[int]:
         return row
 
     for key in keys:
-        first: dict[str, int] = {}
+        first: dict[Hashable, int] = {}
         for row, value in enumerate(key):
             parent[root(row)] = root(first.setdefault(value, row))
     return [root(row) for row in range(len(parent))]

@@ -71,7 +71,7 @@ def packed(texts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1)
     )
 
 
-def _rows(examples: Sequence[_Example]) -> list[TreeRow]:
+def _rows(examples: Sequence[_Example]) -> Sequence[TreeRow]:
     """Return the tree rows with the least padding: as few as hold all, of about equal width."""
     total = len(pack(examples, sum(len(one.prompt) for one in examples))[0]["input_ids"])
     longest = max(len(one.prompt) for one in examples)

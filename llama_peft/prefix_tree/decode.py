@@ -92,7 +92,7 @@ def loglikelihoods(
     return scores
 
 
-def _rows(requests: Sequence[_Request], max_tokens_per_row: int) -> list[TreeRow]:
+def _rows(requests: Sequence[_Request], max_tokens_per_row: int) -> Sequence[TreeRow]:
     longest = max((len(r.prompt) + len(r.completion) for r in requests), default=0)
     return pack(requests, max(max_tokens_per_row, longest))
 

@@ -21,15 +21,20 @@ twin: they give the same loss and the same gradients, and they take more tokens.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import merge
+from itertools import islice
+from operator import add
 from typing import NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
 from llama_peft.errors import UserError
+from llama_peft.system.sequences.spool import Spool
 
+_RUN = 4096
+"""Examples that are sorted at once."""
 IGNORE_INDEX = -100
 """The label that the losses of torch and transformers skip."""
 
@@ -74,37 +79,60 @@ class Packing(NamedTuple):
 
 
 class _Node(NamedTuple):
-    """A run of tokens and its children; a branch has an example and no children."""
+    """A run of tokens and its children. A branch, which ends an example, has None.
 
-    tokens: tuple[int, ...]
-    children: Sequence["_Node"]
-    example: EncodedLike | None
+    The tokens are those of one example from a depth on, and stay where the examples are.
+    """
+
+    example: int
+    depth: int
+    length: int
+    children: Sequence["_Node"] | None
     size: int  # tokens in the whole subtree
 
 
-def pack(examples: Iterable[EncodedLike], max_length: int) -> list[TreeRow]:
+def pack(examples: Iterable[EncodedLike], max_length: int) -> Sequence[TreeRow]:
     """Return rows of at most `max_length` tokens; no row stores a prefix twice.
 
     A tree that does not fit is split, and its prefix is repeated in each row. Raises UserError if
     an example does not fit a row or has an empty prompt.
     """
-    ordered = sorted(examples, key=lambda example: example.prompt[:-1])
+    ordered = Spool(_sorted(examples))
     _refuse_unpackable(ordered, max_length)
-    pieces = _pieces(_tree(ordered), max_length) if ordered else []
-    return [_row(piece) for piece in pieces]
+    pieces = _pieces(_tree(ordered, range(len(ordered))), max_length) if ordered else []
+    return Spool(_row(ordered, piece) for piece in pieces)
+
+
+def _sorted(examples: Iterable[EncodedLike]) -> Iterator[EncodedLike]:
+    """Yield examples in the order of their prompts; equal ones in the order given.
+
+    Each run is sorted in memory, and all are merged.
+    """
+    given, held, runs = iter(examples), Spool[EncodedLike](), list[range]()
+    while run := sorted(islice(given, _RUN), key=_prompt):
+        runs.append(range(len(held), len(held) + len(run)))
+        held.extend(run)
+    return merge(*(map(held.at, run) for run in runs), key=_prompt)
+
+
+def _prompt(example: EncodedLike) -> tuple[int, ...]:
+    return example.prompt[:-1]
 
 
 def plain_rows(examples: Iterable[EncodedLike]) -> list[TreeRow]:
     """Return one row per example, in the order given: the plain twin of `pack`."""
-    return [_row(_tree([example])) for example in examples]
+    return [_row([example], _tree([example], range(1))) for example in examples]
 
 
 def packing(rows: Iterable[TreeRow]) -> Packing:
     """Return counts for the log: the examples and tokens of the rows, and what sharing saves."""
-    rows = list(rows)
-    depths = [r["position_ids"][r["subtree_end"][s] - 1] + 1 for r in rows for s in r["starts"]]
-    tokens = sum(len(row["input_ids"]) for row in rows)
-    return Packing(len(rows), len(depths), tokens, sum(depths))
+    found = Packing(0, 0, 0, 0)
+    for row in rows:
+        ends, depths = row["subtree_end"], row["position_ids"]
+        plain = sum(depths[ends[start] - 1] + 1 for start in row["starts"])
+        own = Packing(1, len(row["starts"]), len(row["input_ids"]), plain)
+        found = Packing(*map(add, found, own))
+    return found
 
 
 class TreeBatch(TypedDict):
@@ -166,35 +194,45 @@ def _fork(a: Sequence[int], b: Sequence[int], start: int) -> int:
     return next((i for i in range(start, stop) if a[i] != b[i]), stop)
 
 
-def _tree(examples: Sequence[EncodedLike], depth: int = 0) -> _Node:
-    """Return the trie of examples that are sorted by prompt and share their first `depth` tokens.
+def _tree(examples: Sequence[EncodedLike], own: range, depth: int = 0) -> _Node:
+    """Return the trie of some examples, which are sorted by prompt and share their first tokens.
 
     In sorted order, the first and the last example share exactly the prefix that all of them share.
-    The last token of a prompt belongs to the branch.
+    The last token of a prompt belongs to the branch. depth: how many of those tokens are above.
     """
-    first, last = examples[0].prompt, examples[-1].prompt
+    first, last = examples[own[0]].prompt, examples[own[-1]].prompt
     fork = _fork(first[:-1], last[:-1], depth)
-    ends = [_branch(e) for e in examples if len(e.prompt) == fork + 1]
-    deeper = groupby(examples[len(ends) :], key=lambda e: e.prompt[fork])
-    return _node(first[depth:fork], [*ends, *(_tree(list(group), fork) for _, group in deeper)])
+    children, token, start = [], None, own.start
+    for number in own:
+        example = examples[number]
+        if len(example.prompt) == fork + 1:
+            children.append(_branch(number, example))
+            start = number + 1
+        elif example.prompt[fork] != token:
+            if number > start:
+                children.append(_tree(examples, range(start, number), fork))
+            token, start = example.prompt[fork], number
+    if start < own.stop:
+        children.append(_tree(examples, range(start, own.stop), fork))
+    return _node(own[0], depth, fork - depth, children)
 
 
-def _node(tokens: tuple[int, ...], children: Sequence[_Node]) -> _Node:
-    return _Node(tokens, children, None, len(tokens) + sum(child.size for child in children))
+def _node(example: int, depth: int, length: int, children: Sequence[_Node]) -> _Node:
+    return _Node(example, depth, length, children, length + sum(child.size for child in children))
 
 
-def _branch(example: EncodedLike) -> _Node:
-    tokens = (example.prompt[-1], *example.completion)
-    return _Node(tokens, (), example, len(tokens))
+def _branch(number: int, example: EncodedLike) -> _Node:
+    length = 1 + len(example.completion)
+    return _Node(number, len(example.prompt) - 1, length, None, length)
 
 
 def _pieces(node: _Node, room: int) -> list[_Node]:
     """Return pieces of at most `room` tokens; each starts with the node's own tokens."""
     if node.size <= room:
         return [node]
-    room -= len(node.tokens)
-    parts = [part for child in node.children for part in _pieces(child, room)]
-    return [_node(node.tokens, group) for group in _best_fit(parts, room)]
+    room -= node.length
+    parts = [part for child in node.children or () for part in _pieces(child, room)]
+    return [_node(node.example, node.depth, node.length, group) for group in _best_fit(parts, room)]
 
 
 def _best_fit(parts: Iterable[_Node], room: int) -> list[list[_Node]]:
@@ -215,22 +253,23 @@ def _best_fit(parts: Iterable[_Node], room: int) -> list[list[_Node]]:
     return groups
 
 
-def _row(tree: _Node) -> TreeRow:
+def _row(examples: Sequence[EncodedLike], tree: _Node) -> TreeRow:
     row = TreeRow(input_ids=[], position_ids=[], labels=[], subtree_end=[], ids=[], starts=[])
-    _lay(tree, 0, row)
+    _lay(examples, tree, row)
     return row
 
 
-def _lay(node: _Node, depth: int, row: TreeRow) -> None:
-    """Append a subtree to the row, depth first; its first token has the position `depth`."""
-    start, length = len(row["input_ids"]), len(node.tokens)
-    row["input_ids"] += node.tokens
-    row["position_ids"] += range(depth, depth + length)
+def _lay(examples: Sequence[EncodedLike], node: _Node, row: TreeRow) -> None:
+    """Append a subtree to the row, depth first."""
+    start, length, example = len(row["input_ids"]), node.length, examples[node.example]
+    stop = node.depth + length
+    completion = example.completion if node.children is None else ()
+    row["input_ids"] += (*example.prompt, *completion)[node.depth : stop]
+    row["position_ids"] += range(node.depth, stop)
     row["subtree_end"] += [start + node.size] * length
-    completion = node.example.completion if node.example else ()
     row["labels"] += [IGNORE_INDEX] * (length - len(completion)) + list(completion)
-    if node.example:
-        row["ids"].append(node.example.id)
+    if node.children is None:
+        row["ids"].append(example.id)
         row["starts"].append(start)
-    for child in node.children:
-        _lay(child, depth + length, row)
+    for child in node.children or ():
+        _lay(examples, child, row)

@@ -57,7 +57,7 @@ def gather(recipe: Recipe) -> Material:
     return Material(sampled, None, f"the recipe's own rows ({place})")
 
 
-def _sampled(examples: Sequence[Example]) -> list[Example]:
+def _sampled(examples: Sequence[Example]) -> Sequence[Example]:
     """Return the longest and the first examples, in their order."""
     longest = sorted(range(len(examples)), key=lambda i: -sum(map(len, _texts(examples[i]))))
     chosen = {*longest[:_SAMPLE], *range(min(_SAMPLE, len(examples)))}

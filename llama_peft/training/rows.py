@@ -5,10 +5,13 @@ holds, so that no example is left out without a message.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, NotRequired, TypedDict, cast
 
+import numpy
+import numpy.typing
 import torch
 from torch import Tensor
 
@@ -23,6 +26,7 @@ from llama_peft.prefix_tree.batch import Packed, packed
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeBatch, TreeRow
 from llama_peft.recipe import Recipe
 from llama_peft.system.memory import gpu_has_flash
+from llama_peft.system.sequences.spool import Spool
 from llama_peft.tasks import Task
 from llama_peft.tokens import spans
 from llama_peft.tokens.batches import pad
@@ -115,20 +119,27 @@ def encode_part(
         return []
     limit = recipe.train.max_length
     rows = _kind(recipe).encode(recipe, encoder, part, examples)
-    held = {id_ for row in rows for id_ in row["ids"]}
-    left_out = [example.id for example in examples if example.id not in held]
-    if len(left_out) == len(examples):
+    held = numpy.unique(_hashes(id_ for row in rows for id_ in row["ids"]))
+    absent = ~numpy.isin(_hashes(example.id for example in examples), held)
+    num_out = int(absent.sum())
+    if num_out == len(examples):
         raise UserError(
             f"{part}: no example fits train.max_length {limit}; raise it or shorten the examples"
         )
-    if left_out:
+    if num_out:
+        first = examples[int(absent.argmax())].id
         log.warning(
             "%s: %d of %d examples are longer than train.max_length %d and left out; the first: %s",
-            part, len(left_out), len(examples), limit, left_out[0],
+            part, num_out, len(examples), limit, first,
         )  # fmt: skip
     tokens = sum(len(row["input_ids"]) for row in rows)
     log.info("%s: %d examples in %d rows, %d tokens", part, len(held), len(rows), tokens)
     return rows
+
+
+def _hashes(ids: Iterable[str]) -> "numpy.typing.NDArray[numpy.int64]":
+    """Return 8 bytes for each id, where a set of the ids would take a hundred."""
+    return numpy.fromiter(map(hash, ids), numpy.int64)
 
 
 def collator(recipe: Recipe, pad_token_id: int) -> Collate:
@@ -164,25 +175,28 @@ def _with_trees(collate: Collate, pad_token_id: int, multiple: int, rows: Sequen
 
 def widest(recipe: Recipe, rows: Mapping[str, Sequence[Row]], pad_token_id: int) -> Batches:
     """Return the batches of the longest rows, which take the most memory."""
-    longest = {
-        part: sorted(its, key=lambda row: len(row["input_ids"])) for part, its in rows.items()
+    lengths = {
+        part: array("q", (len(row["input_ids"]) for row in its)) for part, its in rows.items()
     }
     count = sum(map(len, rows.values()))
     source = f"the longest of {count:,} encoded rows"
     if on_states(recipe):
-        length = max(len(its[-1]["input_ids"]) for its in longest.values() if its)
-        tokens = max(sum(len(row["input_ids"]) for row in its) for its in rows.values())
+        length = max(max(its) for its in lengths.values() if its)
+        tokens = max(map(sum, lengths.values()))
         one = states_batch(recipe, length, tokens)
         return Batches(train=one, validation=one, smallest=one, source=source)
-    collate, train = collator(recipe, pad_token_id), longest["train"]
+    collate = collator(recipe, pad_token_id)
 
-    def of(its: Sequence[Row], size: int) -> Width:
-        return _width(recipe, collate(its[-size:]))
+    def of(part: str, size: int) -> Width:
+        order = numpy.argsort(lengths[part], kind="stable")
+        return _width(recipe, collate([rows[part][int(row)] for row in order[-size:]]))
 
     return Batches(
-        train=of(train, recipe.train_batch_size),
-        validation=of(longest.get("validation") or train, recipe.validation_batch_size),
-        smallest=of(train, 1),
+        train=of("train", recipe.train_batch_size),
+        validation=of(
+            "validation" if rows.get("validation") else "train", recipe.validation_batch_size
+        ),
+        smallest=of("train", 1),
         source=source,
     )
 
@@ -207,11 +221,11 @@ def _width(recipe: Recipe, batch: Batch) -> Width:
 
 def classification_rows(
     recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[TextExample]
-) -> list[ClassificationRow]:
+) -> Sequence[ClassificationRow]:
     """Return one row for each text; a text that is too long loses its end."""
     limit = recipe.train.max_length
     count = len(recipe.dataset.labels or ())
-    rows, num_cut = [], 0
+    rows, num_cut = Spool[ClassificationRow](), 0
     for example in examples:
         ids = encoder.head_input(example.values)
         if len(ids) > limit:
@@ -233,10 +247,10 @@ def _target(label: Label, num_labels: int) -> Target:
 
 def span_rows(
     recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[QuestionExample]
-) -> list[SpanRow]:
+) -> Sequence[SpanRow]:
     """Return one row for each window; a window without the whole answer is labelled "no answer"."""
     train = recipe.train
-    rows = []
+    rows = Spool[SpanRow]()
     for example in examples:
         answer = example.answers[0] if example.answers else None
         for window in spans.windows(encoder, example, train.max_length, train.doc_stride):
@@ -254,21 +268,21 @@ def span_rows(
 
 def answer_rows(
     recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[QuestionExample]
-) -> list[AnswerRow]:
+) -> Sequence[AnswerRow]:
     """Return one row for each example that fits."""
-    return [
+    return Spool(
         AnswerRow(
             ids=[one.id],
             input_ids=one.prompt + one.completion,
             labels=(IGNORE_INDEX,) * len(one.prompt) + one.completion,
         )
         for one in _fitting(recipe, encoder, examples)
-    ]
+    )
 
 
 def tree_rows(
     recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[QuestionExample]
-) -> list[TreeRow]:
+) -> Sequence[TreeRow]:
     """Return the examples that fit, packed as prefix trees."""
     rows = prefix_tree.pack(_fitting(recipe, encoder, examples), recipe.train.max_length)
     if rows:
@@ -278,10 +292,10 @@ def tree_rows(
 
 def _fitting(
     recipe: Recipe, encoder: PromptEncoder, examples: Sequence[QuestionExample]
-) -> list[Encoded]:
+) -> Iterator[Encoded]:
     encoded = encoder.encode(examples)
     limit = recipe.train.max_length
-    return [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
+    return (one for one in encoded if len(one.prompt) + len(one.completion) <= limit)
 
 
 def classification_batch(

@@ -311,10 +311,9 @@ def _answer_trainer(
     callbacks: "list[TrainerCallback]",
 ) -> "SteadyTrainer":
     """Return TRL's SFTTrainer for questions and answers, with a float32 adapter."""
-    from datasets import Dataset
     from trl import SFTConfig
 
-    from llama_peft.training.tree_trainer import TreeTrainer
+    from llama_peft.training.tree_trainer import TreeDataset, TreeTrainer
 
     trainer = TreeTrainer(
         model=model,
@@ -327,8 +326,8 @@ def _answer_trainer(
             )
         ),
         data_collator=collate,
-        train_dataset=Dataset.from_list(train_rows),
-        eval_dataset=Dataset.from_list(validation_rows) if validation_rows else None,
+        train_dataset=TreeDataset(train_rows),
+        eval_dataset=TreeDataset(validation_rows) if validation_rows else None,
         processing_class=encoder.tokenizer,
         callbacks=callbacks,
     )

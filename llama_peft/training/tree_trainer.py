@@ -3,9 +3,11 @@
 Importing this module imports trl, which takes seconds, so only the start of a training does it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+import datasets
 import torch
+from datasets.table import InMemoryTable
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from trl import SFTTrainer
@@ -14,6 +16,23 @@ from llama_peft.prefix_tree.loss import answer_loss
 from llama_peft.prefix_tree.mask import install
 from llama_peft.prefix_tree.pack import IGNORE_INDEX
 from llama_peft.training.trainer import SteadyTrainer
+
+
+class TreeDataset(datasets.Dataset):
+    """Rows in the one form that SFTTrainer takes, which leaves them where they are."""
+
+    def __init__(self, rows: Sequence[object]) -> None:
+        super().__init__(InMemoryTable.from_pydict({"row": range(len(rows))}))
+        self._rows = rows
+
+    def __getitem__(self, number: int) -> object:
+        return self._rows[number]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[object]:
+        return [self._rows[number] for number in numbers]
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(self._rows)
 
 
 class TreeTrainer(SteadyTrainer, SFTTrainer):

@@ -4,6 +4,7 @@ Rows as Python objects take kilobytes each, and a file of them is read in order 
 file is removed by the system when nobody uses the list, or when the process ends, however it ends.
 """
 
+import io
 import os
 import pickle
 import shutil
@@ -11,6 +12,7 @@ import sys
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -53,6 +55,8 @@ class Spool(View[Item]):
         self._tail = bytearray()
         self._written = 0
         self._file: IO[bytes] | None = None
+        self._start, self._held, self._last = 0, memoryview(b""), 0
+        """The bytes that were read last, where they start, and the number of the last item."""
         self.extend(items)
 
     def append(self, item: Item) -> None:
@@ -72,20 +76,22 @@ class Spool(View[Item]):
 
     def at(self, index: int) -> Item:
         """Return an item by its number, which is in range."""
-        return next(self._between(index, index + 1))
+        start, end = self._ends[index - 1] if index else 0, self._ends[index]
+        if not self._start <= start <= end <= self._start + len(self._held):
+            # Whoever reads in order, perhaps not every item, gets the next ones from here, too.
+            ahead = _TOGETHER if 0 <= index - self._last <= _TOGETHER else 1
+            stop = self._ends[min(index + ahead, len(self._ends)) - 1]
+            self._start, self._held = start, memoryview(self._bytes(start, stop))
+        self._last = index
+        item: Item = pickle.loads(self._held[start - self._start : end - self._start])
+        return item
 
     def __iter__(self) -> Iterator[Item]:
         for first in range(0, len(self), _TOGETHER):
-            yield from self._between(first, min(first + _TOGETHER, len(self)))
-
-    def _between(self, first: int, stop: int) -> Iterator[Item]:
-        start = self._ends[first - 1] if first else 0
-        raw = memoryview(self._bytes(start, self._ends[stop - 1]))
-        for index in range(first, stop):
-            end = self._ends[index]
-            item: Item = pickle.loads(raw[: end - start])
-            yield item
-            raw, start = raw[end - start :], end
+            start = self._ends[first - 1] if first else 0
+            ends = self._ends[first : first + _TOGETHER]
+            raw = io.BytesIO(self._bytes(start, ends[-1]))
+            yield from map(pickle.load, repeat(raw, len(ends)))
 
     def _bytes(self, start: int, stop: int) -> bytes:
         held = self._tail[max(0, start - self._written) : max(0, stop - self._written)]

@@ -47,6 +47,9 @@ class Chosen(View[Item]):
 
     def __init__(self, items: Sequence[Item], numbers: Iterable[int]) -> None:
         self._items, self._numbers = items, array("q", numbers)
+        if isinstance(items, Chosen):  # a choice from a choice is one choice
+            self._items = items._items
+            self._numbers = array("q", map(items._numbers.__getitem__, self._numbers))
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -54,6 +57,10 @@ class Chosen(View[Item]):
     def at(self, index: int) -> Item:
         """Return an item by its number, which is in range."""
         return self._items[self._numbers[index]]
+
+    def __iter__(self) -> Iterator[Item]:
+        items = self._items
+        return map(items.at if isinstance(items, View) else items.__getitem__, self._numbers)
 
 
 class Joined(View[Item]):
