@@ -56,6 +56,7 @@ def train(
 
         check_before_training(loaded)
     folder = train_in(processes, loaded, fresh=fresh)
+    job.leave()
     if job.is_main() and not job.is_launched():
         say(folder)
     if pushes:

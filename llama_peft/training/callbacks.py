@@ -260,8 +260,11 @@ class StopOnSignal(TrainerCallback):
             }
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            return
         self.received = number
-        self.restore()
+        if not job.is_launched():  # a system may stop its launcher too, which passes that on
+            self.restore()
         interrupt("stopping at the end of this step; a second signal stops at once")
 
     def restore(self) -> None:

@@ -76,6 +76,14 @@ def join(use_cpu: bool) -> None:
         PartialState(cpu=use_cpu, timeout=_LONGEST_WAIT)
 
 
+def leave() -> None:
+    """Part from the other processes at the end. NCCL warns of a process that does not."""
+    if count() > 1:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
+
+
 def wait() -> None:
     """Wait for all processes of the job."""
     if count() > 1:

@@ -109,9 +109,11 @@ def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
         child.wait()
 
 
-def _reason(rank: int, code: int, count: int, folder: Path) -> Exception:
+def _reason(rank: int, code: int, count: int, folder: Path) -> BaseException:
     """Return what is raised for the process that failed first."""
     name = f"{rank}.json"
+    if code > 128:  # somebody sent it a signal, after which all of them stopped
+        return Stopped(code - 128)
     if files.is_file(folder, name):
         return UserError(*json.loads(files.read_text(folder, name)))
     if code > 0 and rank > 0:  # what the first process said is on the terminal already

@@ -23,6 +23,8 @@ def main() -> None:
         sys.exit(2)
     if deed == "fault":
         raise ValueError("a defect")
+    if deed == "stopped":
+        sys.exit(128 + signal.SIGTERM)
     while deed == "wait" and not told:
         time.sleep(0.01)
     time.sleep(0.1)  # a second signal would still come

@@ -89,6 +89,12 @@ def test_a_signal_reaches_each_process_once(tmp_path: Path) -> None:
     assert [(tmp_path / f"signals-{rank}").read_text() for rank in range(2)] == ["1", "1"]
 
 
+def test_a_process_that_was_stopped_stops_the_job(tmp_path: Path) -> None:
+    with pytest.raises(Stopped) as caught:
+        launch([str(tmp_path), "0:stopped", "1:wait"], 2, PROGRAM)
+    assert caught.value.signal_number == signal.SIGTERM
+
+
 def test_the_processes_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     launcher = forked.fork(
         lambda: launch([str(tmp_path), "all:wait"], 2, PROGRAM), tmp_path / "log"

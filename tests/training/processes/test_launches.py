@@ -1,15 +1,20 @@
 """The launches of accelerate that the project describes, and those that are refused before a base is loaded."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
+from llama_peft.system.processes import job
 from llama_peft.training import fit as training
+from llama_peft.training.callbacks import StopOnSignal
 from llama_peft.training.processes.start import train_in
 from tests.support.paths import ROOT
 
@@ -32,6 +37,22 @@ def test_what_would_share_out_the_base_is_refused_before_it_is_loaded(
     recipe = make_recipe("classification", "tiny", train={"output_dir": str(tmp_path / "run")})
     with pytest.raises(UserError, match=rf"ACCELERATE_USE_{name}: .* each process holds all of it"):
         training.train(recipe)
+
+
+def test_a_launched_process_gets_a_signal_twice_and_still_ends_its_step(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A system stops every process that it finds, and the launcher passes its own signal on."""
+    monkeypatch.setenv(job.LAUNCHER, "1")
+    stop = StopOnSignal()
+    stop.on_train_begin(TrainingArguments("x"), TrainerState(), TrainerControl())
+    try:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        stop.restore()
+    assert stop.received == signal.SIGTERM
+    assert capfd.readouterr().err.count("stopping at the end of this step") == 1
 
 
 def test_what_cannot_be_given_to_several_processes(
