@@ -95,11 +95,12 @@ def place_of(recipe: Recipe) -> "torch.device":
 def dtype_name(recipe: Recipe) -> str:
     """Return the type of the weights that are not quantised, and of activations, as "bfloat16".
 
-    It is the recipe's, or the fast one of this machine that is wide enough for the base.
+    It is the recipe's, or the fast one of this machine that is wide enough for the base. A GPU that
+    only emulates bfloat16 computes in that too: attention would hold all scores at once.
     """
-    if recipe.model.dtype:
-        return recipe.model.dtype
-    fast = str(fast_dtype(place_of(recipe))).removeprefix("torch.")
+    asked, fast = recipe.model.dtype, str(fast_dtype(place_of(recipe))).removeprefix("torch.")
+    if asked and (asked, fast) != ("bfloat16", "float16"):
+        return asked
     if fast == "float16" and overflows_float16(load_config(recipe.model).to_dict()):
         return "float32"
     return fast

@@ -161,11 +161,12 @@ def weights_of(recipe: Recipe) -> Weights:
 def problems(recipe: Recipe, weights: Weights, long: bool) -> list[str]:
     """Return every problem that prevents loading a base with these weights. Arguments as in `check`."""
     is_local = Path(backbone.source(recipe.model)).is_dir()
-    fast = str(backbone.fast_dtype(backbone.place_of(recipe)))
-    if recipe.model.dtype == "bfloat16" and fast == "torch.float16":
+    asked = recipe.model.dtype
+    if asked == "bfloat16" and (used := backbone.dtype_name(recipe)) != asked:
         log.warning(
-            "this GPU only emulates bfloat16, which is slow and takes several times the memory: remove "
-            "model.dtype"
+            "this GPU only emulates bfloat16, which is slow and takes several times the memory: the "
+            "base computes in %s",
+            used,
         )
     return [
         *weights.problems,

@@ -102,6 +102,7 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     recipe = with_fields(with_labels(recipe, given.dataset), given.dataset)
     fake_cuda.pretend(card)
     kept = [*fake_cuda.keep_whole(), kernels.replace_compiled()]  # noqa: F841
+    kernels.replace_paged()
     base.replace_apply()
     base.replace_unpacking()
     replace(backbone, "from_pretrained", base.build)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import datasets
 import torch
 from datasets.table import InMemoryTable
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from trl import SFTTrainer
@@ -60,7 +61,8 @@ class TreeTrainer(SteadyTrainer, SFTTrainer):
             self._count(inputs)
         if return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        computed = fused_answer_loss if inputs["input_ids"].is_cuda else answer_loss
+        fused = inputs["input_ids"].is_cuda and has_plain_head(self.model)
+        computed = fused_answer_loss if fused else answer_loss
         loss = computed(model, inputs, num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # The count is that of all processes, and DDP averages their gradients.
@@ -94,6 +96,14 @@ class TreeTrainer(SteadyTrainer, SFTTrainer):
             self._held.zero_()
             self._logged_step = self.state.global_step
         super().log(logs, start_time)
+
+
+def has_plain_head(model: torch.nn.Module) -> bool:
+    """Return whether the LM head is its weights alone, which trl's own head reads.
+
+    It is not if tokens are trained beside them (`lora.trainable_token_indices`) in a tied head.
+    """
+    return not isinstance(model.get_output_embeddings(), TrainableTokensWrapper)
 
 
 def fused_answer_loss(

@@ -256,6 +256,12 @@ def test_an_older_gpu_computes_in_float16_and_in_float32_if_that_is_too_narrow(
         family: make_recipe("classification", make_base(family), model={"dtype": None}, train={"use_cpu": False})
         for family in ("llama", "gemma", "gemma2", "gemma3_text")
     }  # fmt: skip
+    asked = {
+        f"{family}, asked": recipe.model_copy(
+            update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})}
+        )
+        for family, recipe in recipes.items()
+    }
     found = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for card, native in (("T4", False), ("RTX 4090", True)):
@@ -264,10 +270,7 @@ def test_an_older_gpu_computes_in_float16_and_in_float32_if_that_is_too_narrow(
             "is_bf16_supported",
             lambda including_emulation=True, native=native: including_emulation or native,
         )
-        found[card] = {family: backbone.dtype_name(recipe) for family, recipe in recipes.items()}
-    assert found["RTX 4090"] == dict.fromkeys(recipes, "bfloat16")
-    assert found["T4"] == {
-        "llama": "float16", "gemma": "float16", "gemma2": "float32", "gemma3_text": "float32"
-    }  # fmt: skip
-    chosen = recipes["gemma2"].model.model_copy(update={"dtype": "bfloat16"})
-    assert backbone.dtype_name(recipes["gemma2"].model_copy(update={"model": chosen})) == "bfloat16"
+        found[card] = {name: backbone.dtype_name(one) for name, one in (recipes | asked).items()}
+    assert found["RTX 4090"] == dict.fromkeys(recipes | asked, "bfloat16")
+    narrow = {"llama": "float16", "gemma": "float16", "gemma2": "float32", "gemma3_text": "float32"}
+    assert found["T4"] == narrow | {f"{family}, asked": dtype for family, dtype in narrow.items()}

@@ -236,5 +236,5 @@ def test_a_gpu_without_kernels_is_refused_unless_the_cpu_is_asked_for(
         preflight.check(
             make_recipe("classification", base, model=given, train={"use_cpu": False}), long=False
         )
-    assert "only emulates bfloat16" in caplog.text
+    assert "only emulates bfloat16" in caplog.text and "computes in float16" in caplog.text
     preflight.check(make_recipe("classification", base, train={"use_cpu": True}), long=True)

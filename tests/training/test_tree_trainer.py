@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -15,7 +16,7 @@ from llama_peft.prefix_tree import block_attention
 from llama_peft.prefix_tree.loss import answer_loss
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeRow, collate, pack, packing, plain_rows
 from llama_peft.training.setup import fast_optimizer
-from llama_peft.training.tree_trainer import TreeTrainer, fused_answer_loss
+from llama_peft.training.tree_trainer import TreeTrainer, fused_answer_loss, has_plain_head
 from tests.support import forked
 from tests.support.tree_examples import TOLERANCE, families, gradients, with_lora
 
@@ -201,6 +202,17 @@ def test_the_loss_on_cuda_is_that_on_a_cpu() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert (gradients(model) - wanted).abs().max() < 1e-5
     assert fused_answer_loss(model, batch).item() == pytest.approx(answer_loss(model, batch).item())
+
+
+def test_a_head_with_tokens_that_are_trained_beside_it_is_not_for_trl() -> None:
+    """It would read only the weights, which lack the bias that it asks for and the trained tokens."""
+    assert has_plain_head(with_lora("llama-sdpa"))
+    config = LlamaConfig(
+        **{"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
+        **{"num_attention_heads": 2, "tie_word_embeddings": True},
+    )
+    beside = LoraConfig(target_modules=["q_proj"], trainable_token_indices=[3])
+    assert not has_plain_head(get_peft_model(LlamaForCausalLM(config), beside))
 
 
 def test_the_optimizer_is_one_kernel_on_a_gpu() -> None:

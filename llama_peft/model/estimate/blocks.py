@@ -65,13 +65,15 @@ class Blocks:
     def kept(self, batch: Batch) -> list[int]:
         """Return the bytes that a token has in each tensor that one block keeps."""
         c, size = self.c, self.device.size
-        normed = [c.hidden_size] * len(c.family.norms)
-        if c.family.head_norms:
-            normed += [self.queries, self.keys]
+        norms = dict.fromkeys(c.family.norms, c.hidden_size)
+        norms |= dict(zip(c.family.head_norms, (self.queries, self.keys), strict=False))
+        lora = self.recipe.lora
+        whole = tuple(lora.modules_to_save or ()) if lora is not None else ()
+        trained = [width for norm, width in norms.items() if norm.endswith(whole)]
         return [
             *[size * c.intermediate_size] * 3,
             size * self.queries,  # the attention's output
-            *(4 * width for width in normed),
+            *(4 * width for width in (*norms.values(), *trained)),  # what a trained one multiplies
             *(self._attention(batch) if self.on_gpu else self._attention_on_cpu(batch)),
             self._scores(batch),
             *self._adapters(),
@@ -128,22 +130,28 @@ class Blocks:
         """Return the bytes that a token has in each tensor that the adapters of one block add.
 
         Layers that share an input keep it once. Dropout makes a copy for each, with a mask of
-        bytes on a GPU and of numbers on a CPU; so does a cast of 16 bits on a CPU.
+        bytes on a GPU and of numbers on a CPU. So does a cast of 16 bits on a CPU, to float32:
+        autocast, which spares it, runs on a GPU only.
         """
         lora, size = self.recipe.lora, self.device.size
         if lora is None:
             return []
-        dropped = lora.lora_dropout > 0
-        if dropped or (size == 2 and not self.on_gpu):
+        dropped, widened = lora.lora_dropout > 0, size == 2 and not self.on_gpu
+        wide = 4 if widened else size
+        if dropped or widened:
             read = list(self.adapted.values())
         else:  # the attention's output is counted already
             once = {_SHARED_INPUT.get(name, name): width for name, width in self.adapted.items()}
             read = [width for name, width in once.items() if name != "o_proj"]
         masks = [width * (1 if self.on_gpu else 4) for width in self.adapted.values()]
-        ranks = [size * lora.r] * len(self.adapted)
+        ranks = [wide * lora.r] * len(self.adapted)
         # The magnitude's gradient needs what the base and the adapter gave.
         scaled = [2 * size * outputs for _, outputs in self.dora]
-        return [*(size * width for width in read), *(masks if dropped else ()), *ranks, *scaled]
+        return [*(wide * width for width in read), *(masks if dropped else ()), *ranks, *scaled]
+
+    def scaled(self, batch: Batch) -> int:
+        """Return what DoRA's products with magnitudes take: three of the widest, in float32."""
+        return 3 * 4 * self.c.intermediate_size * batch.tokens
 
     def norms_of_weights(self) -> int:
         """Return what DoRA takes to find the norms of a layer's weights, whatever the batch is.
@@ -209,8 +217,10 @@ class Blocks:
         attention = 0
         if self.is_plain(batch):  # queries, keys, values, and the scaled keys, in float32
             attention = self._weights(batch) + (4 * 4 + size) * self.queries * tokens
-        norms = self.norms_of_weights() + 2 * widest if self.dora else 0
-        most = max(3 * widest, 2 * widest + unpacked, lora, attention, norms)
+        dora = 0
+        if self.dora:
+            dora = max(self.norms_of_weights() + 2 * widest, 4 * widest + self.scaled(batch))
+        most = max(3 * widest, 2 * widest + unpacked, lora, attention, dora)
         return most + hidden + self.masks(batch)
 
     def _weights(self, batch: Batch) -> int:
@@ -228,6 +238,10 @@ class Blocks:
 
         The tile has all its columns, however small the vocabulary is.
         """
+        lora = self.recipe.lora
+        if lora is not None and lora.trainable_token_indices is not None:
+            # All logits at once, and a copy of the embedding with the trained tokens in it.
+            return self.c.vocab_size * (12 * batch.labels + self.device.size * self.c.hidden_size)
         columns, positions = TILE
         tile = self.device.size * min(batch.labels, positions) * columns
         return tile + 2 * 4 * batch.labels * self.c.hidden_size

@@ -43,10 +43,8 @@ class GpuStep:
             return max(0, blocks.forward(batch) - self.kept(batch))
         last = blocks.backward(batch) - 4 * c.hidden_size * batch.tokens
         if blocks.dora:
-            last = max(
-                last,
-                blocks.norms_of_weights() + 4 * blocks.device.size * c.hidden_size * batch.tokens,
-            )
+            states = 4 * blocks.device.size * c.hidden_size * batch.tokens
+            last = max(last, blocks.norms_of_weights() + states, blocks.scaled(batch))
         if blocks.recipe.train.activation_checkpointing:
             casts = self.casts // c.num_hidden_layers
             last += batch.tokens * sum(blocks.kept(batch)) + casts - self._states(batch)
@@ -67,8 +65,14 @@ class GpuStep:
         return max(seen, self._states(batch) + blocks.loss(batch))
 
     def update(self) -> int:
-        """Return what the optimizer takes for a moment: the gradients and its own results twice."""
-        return 3 * 4 * self.counted.trainable
+        """Return what the optimizer takes for a moment: the gradients, and its own results twice.
+
+        torch's AdamW, which is one kernel on a GPU, has no such results.
+        """
+        recipe = self.blocks.recipe
+        whole = recipe.lora is not None and "lm_head" in (recipe.lora.modules_to_save or ())
+        one_kernel = recipe.train.optim.startswith("adamw_torch") and not whole
+        return (1 if one_kernel else 3) * 4 * self.counted.trainable
 
     def _states(self, batch: Batch) -> int:
         """Return the last states as float32, of which a span head reads every one."""

@@ -198,14 +198,18 @@ def _flex_attention(
     key: Tensor,
     value: Tensor,
     *_: object,
-    block_mask: BlockMask,
+    block_mask: BlockMask | None,
     return_lse: bool = False,
     return_aux: object = None,
     **__: object,
 ) -> object:
-    blocks = block_mask.kv_num_blocks
-    if block_mask.full_kv_num_blocks is not None:
-        blocks = torch.stack([blocks, block_mask.full_kv_num_blocks])
+    if block_mask is None:  # decoding adds its mask to the scores, so every block is computed
+        rows, columns = (-(-one.shape[2] // _FLEX_BLOCK) for one in (query, key))
+        blocks = torch.full((rows,), columns, dtype=torch.int32, device=query.device)
+    elif block_mask.full_kv_num_blocks is None:
+        blocks = block_mask.kv_num_blocks
+    else:
+        blocks = torch.stack([block_mask.kv_num_blocks, block_mask.full_kv_num_blocks])
     output, sums = _Flex.apply(query, key, value, blocks)
     if return_lse:
         return output, sums
@@ -222,6 +226,20 @@ class _InPlace:
 
     def __getitem__(self, grid: object) -> Callable[..., None]:
         return lambda *_, **__: None
+
+
+def replace_paged() -> None:
+    """Make the paged optimizers of bitsandbytes keep their states in tensors of the GPU.
+
+    On a GPU they lie in memory that both sides see, and leave the GPU's only where room is lacking.
+    """
+    from bitsandbytes import functional
+
+    def paged(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    replace(functional, "get_paged", paged)
+    replace(functional, "fill", lambda tensor, value: tensor.fill_(value))
 
 
 def replace_compiled() -> "torch.library.Library":
