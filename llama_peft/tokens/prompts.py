@@ -123,10 +123,14 @@ class PromptEncoder:
         return frozenset(i for i in range(size) if "\n" in decode([i], skip_special_tokens=False))
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids of the tokens that end an answer by themselves."""
+        return frozenset({self.end_id, self.tokenizer.eos_token_id} - {None})
+
+    @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """The ids of the tokens that end an answer, of which `parse_answer` reads the first line."""
-        ends = {self.end_id, self.tokenizer.eos_token_id}
-        return frozenset(ends | (self.newline_ids if self.newline_ends else set()))
+        """The ids of the tokens after which nothing of an answer is read: `parse_answer` reads one line."""
+        return self.end_ids | (self.newline_ids if self.newline_ends else frozenset())
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the token ids of text from data, which are never those of control tokens."""

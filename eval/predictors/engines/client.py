@@ -59,7 +59,15 @@ class Choice(BaseModel):
     text: Annotated[str, AfterValidator(_whole)]
     token_ids: list[TokenId] | None = None
     prompt_token_ids: list[TokenId] | None = None
-    logprobs: LogProbabilities | None = None
+    logprobs: JsonValue = None
+
+    @property
+    def scores(self) -> list[float | None]:
+        """The log-probability of each token; empty if they are not told, or in a form of another API."""
+        try:
+            return LogProbabilities.model_validate(self.logprobs).token_logprobs
+        except ValidationError:
+            return []
 
 
 class Completion(BaseModel):
@@ -127,13 +135,15 @@ class Client:
     def __init__(self, base_url: str, key: str | None) -> None:
         from huggingface_hub.utils import httpx
 
-        self.base_url = base_url
+        self.base_url, self._told = base_url, set[str]()
         self.requests, self.usage = 0, Usage(prompt_tokens=0)
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(SILENCE, connect=10.0),
             limits=httpx.Limits(max_connections=None),
+            # A proxy of the environment knows nothing of this machine.
+            trust_env=httpx.URL(base_url).host not in ("127.0.0.1", "localhost", "::1"),
         )
 
     def complete(self, body: Mapping[str, JsonValue]) -> tuple[Choice, Completion]:
@@ -171,9 +181,15 @@ class Client:
                         "command continues when the server answers again"
                     ) from None
                 wait = max(failure.wait, pause * random.uniform(1, 1.5))
-                log.info("%s: %s; trying again in %.0f s", self.base_url, failure, wait)
+                self._tell(f"{self.base_url}: {failure}; the request is sent again")
             self._closed.wait(wait)
             pause, number = min(2 * pause, _LONGEST_PAUSE), number + 1
+
+    def _tell(self, line: str) -> None:
+        """Log a line once: at a busy server, many requests fail alike."""
+        if line not in self._told:
+            self._told.add(line)
+            log.info("%s", line)
 
     def _formed(self, form: type[Form], value: JsonValue) -> Form:
         try:

@@ -57,7 +57,7 @@ class Server:
         a message; empty if nothing does.
         """
         self.choice, self.name, self.encoder, self.positions = choice, name, encoder, positions
-        self._open, self._close = open, close
+        self._open, self._close, self._stop = open, close, encoder.stop_ids
         self._needs = {"the log-probabilities of a prompt": needs_scores, "token ids": needs_ids}
         self._client: Client | None = None
 
@@ -100,7 +100,7 @@ class Server:
         # A token is banned in a whole answer, so the first one is asked for alone.
         banned: dict[str, JsonValue] = {str(not_first): -100}
         ids = self._continued(prompt.prompt, 1, logit_bias=banned).ids
-        if ids and most > 1 and ids[-1] not in self.encoder.stop_ids:
+        if ids and most > 1 and ids[-1] not in self._stop:
             ids += self._continued((*prompt.prompt, *ids), most - 1).ids
         return Written(self.encoder.text(list(ids)), ids)
 
@@ -108,16 +108,15 @@ class Server:
         told = self._choice(ids, most, **more)
         if told.token_ids is None:
             return Written(told.text, ())
-        stop, written = self.encoder.stop_ids, told.token_ids
-        last = next((i for i, token in enumerate(written) if token in stop), len(written))
+        written = told.token_ids
+        last = next((i for i, token in enumerate(written) if token in self._stop), len(written))
         kept = tuple(written[: last + 1])
         return Written(self.encoder.text(list(kept)), kept)
 
     def _score(self, request: Request) -> float:
         prompt, continuation = request
         told = self._choice((*prompt, *continuation), 1, **SCORED)
-        row = told.logprobs.token_logprobs if told.logprobs else []
-        own = row[len(prompt) : len(prompt) + len(continuation)]
+        own = told.scores[len(prompt) : len(prompt) + len(continuation)]
         scores = [one for one in own if one is not None and math.isfinite(one)]
         return sum(scores) if len(scores) == len(continuation) else math.nan
 

@@ -53,19 +53,19 @@ class Terms:
 
     def body(self, ids: Sequence[int], max_tokens: int, **more: JsonValue) -> dict[str, JsonValue]:
         """Return the request that continues a prompt greedily, until what ends an answer."""
-        tokenizer, ends = self.encoder.tokenizer, [self.encoder.end_id]
+        end = str(self.encoder.tokenizer.decode([self.encoder.end_id]))
         stop = ["\n"] if self.encoder.newline_ends else []
         known: dict[str, JsonValue] = {
             "model": self.model,
             "prompt": [*ids] if self.way.as_ids else self._text(ids),
             "max_tokens": max_tokens,
             "temperature": 0,
-            "stop": [*stop, str(tokenizer.decode(ends))],
+            "stop": [*stop, end],
         }
         if self.way.extended:
             # A model's own generation_config.json could ask for a penalty.
             known |= {
-                "stop_token_ids": [*{*ends, int(tokenizer.eos_token_id)}],
+                "stop_token_ids": [*sorted(self.encoder.end_ids)],
                 "repetition_penalty": 1.0,
                 "return_token_ids": True,
             }
@@ -221,7 +221,7 @@ def _tells_scores(client: Client, terms: Terms, probe: Sequence[int]) -> bool:
         choice, _ = client.complete(terms.body(probe, 1, **SCORED))
     except Refusal:
         return False
-    row = choice.logprobs.token_logprobs if choice.logprobs else []
+    row = choice.scores
     return len(row) in (len(probe), len(probe) + 1) and None not in row[1 : len(probe)]
 
 

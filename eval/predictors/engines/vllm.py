@@ -8,14 +8,14 @@ and transformers: only its command must be found. Not measured: the project has 
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
@@ -65,6 +65,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
                 env=os.environ | {"VLLM_API_KEY": str(self._place.key)},
             )
             with Phase("starting vLLM", "start", 1):
@@ -72,17 +73,18 @@ class Child:
         return self._place
 
     def _wait(self, url: str, process: "subprocess.Popen[bytes]") -> None:
+        from huggingface_hub.utils import httpx
+
         until = time.monotonic() + _START
         while time.monotonic() < until:
             if process.poll() is not None:
                 raise UserError(
                     f"vllm serve has ended with {process.returncode}: {self._last_words()}"
                 )
-            try:
-                with urlopen(url, timeout=5):
+            with suppress(httpx.HTTPError):
+                if httpx.get(url, timeout=5.0, trust_env=False).is_success:
                     return
-            except (URLError, OSError):
-                time.sleep(0.2)
+            time.sleep(0.2)
         raise UserError(f"vllm serve does not answer after {_START:.0f} s: {self._last_words()}")
 
     def _last_words(self) -> str:
@@ -94,13 +96,16 @@ class Child:
 
     def close(self) -> None:
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(_END)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._end(self._process)
         self._log.close()
+
+    def _end(self, process: "subprocess.Popen[bytes]") -> None:
+        """End the server with the processes that it has started."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END)
 
 
 def _options(recipe: Recipe, adapter: Path | None) -> Iterator[str]:

@@ -243,3 +243,17 @@ def test_an_error_of_one_item_ends_the_others() -> None:
     with pytest.raises(UserError, match="no"):
         each(work, range(1000), 1)
     assert len(begun) < 1000
+
+
+def test_log_probabilities_in_another_form_are_none() -> None:
+    for form in (None, {"content": []}, [0.5], {"token_logprobs": ["a"]}):
+        assert not client.Choice.model_validate({"text": "", "logprobs": form}).scores
+
+
+def test_a_busy_server_is_told_of_once(
+    server: Completions, asked: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    server.faults = [Fault(status=429, times=12, skip=4)]
+    evaluate(asked, NAME, tmp_path, engine=openai(server))
+    assert caplog.text.count("it answers 429; the request is sent again") == 1

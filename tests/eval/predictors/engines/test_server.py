@@ -42,6 +42,7 @@ def test_a_server_writes_what_this_process_writes(
         else:
             assert "no_answer_probability" not in line
     assert len({line["prediction"] for line in found}) > 3, "answers that differ"
+    assert all("\n" in body["stop"] for body in server.asked), "nothing is paid for after an answer"
     engine = results.config.engine
     assert engine and engine.base_url == server.url and engine.served_model == NAME
     assert engine.prompts == ("token ids" if takes_ids else "text")
