@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 
+from eval.predictions import Evaluation, evaluation_key
 from eval.predictors.engines.open import open_served
+from eval.predictors.engines.server import Place, Server
 from eval.predictors.recognise import identify
+from eval.scoring import material
 from llama_peft import data
+from llama_peft.inference.engine import Loaded
+from llama_peft.inference.predict import questions
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import THRESHOLD
+from llama_peft.tokens.prompts import Encoded
 from tests.support.completions.server import Completions, serve
-from tests.support.eval.jobs import evaluate, lines_of
+from tests.support.eval.jobs import evaluate, job_for, lines_of
 
 from .conftest import NAME, openai
 
@@ -108,3 +114,35 @@ def test_a_server_that_tells_less_gives_the_same_answers(
     assert "f1" in scores and "best_f1" not in scores
     assert results.config.engine and results.config.engine.served_model == "big"
     assert {body["model"] for body in served.asked} == {"big"}
+
+
+def test_a_token_is_banned_at_the_beginning_only(
+    server: Completions, untouched: Completions, asked: Recipe
+) -> None:
+    here = Loaded.of(untouched.model, asked)
+    there = Server(openai(server), NAME, here.encoder, None, lambda: Place(server.url, None))
+    examples = questions(data.load(asked).parts["test"][:3])
+    prompts = [Encoded(example.id, here.encoder.question(example)) for example in examples]
+    for prompt in prompts:
+        first, *later = here.write([prompt], 6)[prompt.id].ids
+        for banned in {first, *later[:1]}:
+            own = here.write([prompt], 6, not_first=banned)
+            assert there.write([prompt], 6, not_first=banned) == own
+    there.close()
+
+
+def test_predictions_of_another_server_are_not_continued(
+    server: Completions, asked: Recipe, tmp_path: Path
+) -> None:
+    keys = set()
+    for engine in (
+        openai(server),
+        openai(server, served_model="big"),
+        openai(server, concurrency=1),
+    ):
+        job = job_for(asked, NAME, tmp_path, engine=engine)
+        subject, found = identify(NAME, asked, is_served=True), material(job)
+        predictor = open_served(subject, asked, (), engine)
+        evaluation = Evaluation(job=job, subject=subject, found=found, predictor=predictor)
+        keys.add(evaluation_key(evaluation, found.parts))
+    assert len(keys) == 2, "how many requests there are at once changes nothing"
