@@ -35,6 +35,7 @@ from llama_peft.run_folder.results import (
 )
 from llama_peft.run_folder.threshold import Threshold
 from llama_peft.system.files import sum_of, write_text
+from llama_peft.system.sequences.views import Joined
 from llama_peft.tasks import Side
 
 from .job import Job
@@ -75,8 +76,8 @@ class Material:
         return self.dataset.labels
 
     @property
-    def examples(self) -> list[Example]:
-        return [example for part in self.parts.values() for example in part]
+    def examples(self) -> Sequence[Example]:
+        return Joined([*self.parts.values()])
 
     @property
     def located(self) -> Iterator[tuple[str, Example]]:
@@ -153,15 +154,18 @@ def too_long(
     """
     key = "max_answer_length" if spans else "max_new_tokens"
     limit = getattr(recipe.eval, key)
-    asked = [example for example in examples if not isinstance(example, TextExample)]
-    golds = [texts_of(gold(example, ())) for example in asked]
-    cores = [[_ENDS.sub("", text) for text in own] for own in golds]
-    lost = sum(bool(own) and all(length(text) > limit for text in own) for own in cores)
+    lost = total = 0
+    for example in examples:
+        if isinstance(example, TextExample):
+            continue
+        own = [_ENDS.sub("", text) for text in texts_of(gold(example, ()))]
+        lost += bool(own) and all(length(text) > limit for text in own)
+        total += 1
     if not lost:
         return ""
-    highest = 100 * (1 - lost / len(golds))
+    highest = 100 * (1 - lost / total)
     return (
-        f"{lost:,} of {len(golds):,} questions have only right answers of more than {limit} tokens,"
+        f"{lost:,} of {total:,} questions have only right answers of more than {limit} tokens,"
         f" so exact match can hardly exceed {highest:.2f}; raise eval.{key}"
     )
 
@@ -225,7 +229,8 @@ def score(
     side: what is predicted. no_answer: the phrase that a model writes for it. temperature: that of
     the lines' probabilities. Raises ValueError unless predictions match the examples id for id.
     """
-    told, ids = Told.of(lines), texts(example.id for example in examples)
+    told = Told.of(lines, ("id", "prediction", "probabilities", "no_answer_probability"))
+    ids = texts(example.id for example in examples)
     said, right = told.predictions.held, held(gold(example, labels) for example in examples)
     units = Column[str](ids, held(group_of(example) or "" for example in examples))
     groups = units.at(np.flatnonzero(units.held != ""))
@@ -272,7 +277,7 @@ def finish(
     job.output.mkdir(parents=True, exist_ok=True)
     names = {part: task_name(job.recipe.name, part) for part in found.parts}
     with spooled(job.output, lines) as kept:
-        told = Told.of(kept)
+        told = Told.of(kept, ("id", "split"))
         scores = {
             name: _score_part(
                 job, found, kept.at(np.flatnonzero(told.splits == part)), part, threshold

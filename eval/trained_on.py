@@ -13,6 +13,7 @@ from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import DATA_SUMS, SPLIT
 from llama_peft.run_folder.run import Run
 from llama_peft.system.files import read_json, read_text
+from llama_peft.system.sequences.views import Joined
 from llama_peft.system.terminal import one_line
 
 from .scoring import Material
@@ -33,7 +34,7 @@ def check(run: Run, found: Material, recipe: Recipe, strict: bool) -> dict[str, 
     the rows of another file, are only counted and logged.
     """
     parts = {part: its for part, its in found.parts.items() if part != "validation"}
-    evaluated = [example for its in parts.values() for example in its]
+    evaluated = Joined([*parts.values()])
     if run.record.split_sha256 is None:
         _check_ids(run.folder, evaluated, strict)
     elif strict:
@@ -55,7 +56,8 @@ def check(run: Run, found: Material, recipe: Recipe, strict: bool) -> dict[str, 
                 "old data, or name another file with --data"
             )
         log.warning(message)
-    return {part: len({example.id for example in its} & {*again}) for part, its in parts.items()}
+    ids = {*again}
+    return {part: sum(example.id in ids for example in its) for part, its in parts.items()}
 
 
 def _recorded(folder: Path) -> set[str]:

@@ -1,10 +1,12 @@
 """The benchmarks run, and say what they measured; how fast anything was is no matter of a test."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eval.__main__ import app
 from llama_peft.prefix_tree.pack import pack, packing
 from tests.benchmarks import (
     convergence,
@@ -13,6 +15,7 @@ from tests.benchmarks import (
     layers,
     material,
     measure,
+    rows,
     short_rows,
     table,
     training,
@@ -159,3 +162,26 @@ def test_short_rows_are_the_same_steps_in_fewer_tokens(base: material.Base) -> N
     assert {row["optimizer_steps"] for row in found["rows"]} == {1}
     assert set(found["ratios"]) == {f"classify_{key}" for key in short_rows.RIVALS}
     assert max(check["gradient_error"] for check in found["checks"].values()) < 1e-4
+
+
+def test_rows_are_measured_by_what_the_commands_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The commands run in this process here, but for one, which tells what the system counted."""
+    cost = rows.measured("compare", "--help")
+    assert 0.1 < cost.cpu_seconds < 100 and 2e7 < cost.peak_bytes < 1e9
+
+    def here(*words: object) -> rows.Cost:
+        app([*map(str, words)], standalone_mode=False)
+        return cost
+
+    monkeypatch.setattr(rows, "measured", here)
+    monkeypatch.setattr(rows, "FEWEST", 8)
+    found = rows.run({"classification": (9,)})
+    assert [row["name"] for row in found["rows"]] == [
+        f"{command}/classification/9" for command in ("score", "compare", "html")
+    ]
+    assert all(row["written_bytes"] > 1000 for row in found["rows"] if "compare" not in row["name"])
+    assert table.rows(found).row_count == 3
+    asked = next(rows._commands("generative_qa", 21, tmp_path))
+    assert asked[2].read_text("utf-8").count("\n") == 21

@@ -40,13 +40,13 @@ class Told:
         self._held = held
 
     @classmethod
-    def of(cls, lines: Iterable[PredictionLine]) -> "Told":
-        """Return what lines say. They are read once."""
-        pieces: dict[str, list[Held]] = {name: [] for name in _NOTHING}
+    def of(cls, lines: Iterable[PredictionLine], names: Iterable[str] = _NOTHING) -> "Told":
+        """Return what lines say, or only the fields of these names. The lines are read once."""
+        pieces: dict[str, list[Held]] = {name: [] for name in names}
         for piece in cut(lines):
-            for name, nothing in _NOTHING.items():
-                found = (getattr(line, name) for line in piece)
-                pieces[name].append(piece_of([nothing if one is None else one for one in found]))
+            for name, own in pieces.items():
+                found, nothing = (getattr(line, name) for line in piece), _NOTHING[name]
+                own.append(piece_of([nothing if one is None else one for one in found]))
         return cls({name: joined(own) for name, own in pieces.items()})
 
     @property

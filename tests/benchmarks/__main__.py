@@ -24,6 +24,7 @@ def main() -> None:
         lm_eval,
         material,
         measure,
+        rows,
         short_rows,
         table,
         training,
@@ -39,6 +40,10 @@ def main() -> None:
     if arguments.only == "layers":
         found = layers.run(4 * arguments.sentences, arguments.seeds)
         console.print(table.layers(found), f"wrote {measure.write(found, arguments.output)}")
+        return
+    if arguments.only == "rows":
+        found = rows.run(dict.fromkeys(rows.SIZES, arguments.rows) if arguments.rows else None)
+        console.print(table.rows(found), f"wrote {measure.write(found, arguments.output)}")
         return
     if arguments.only == "lm_eval" and not arguments.lm_eval:
         raise SystemExit(
@@ -75,7 +80,7 @@ def _arguments() -> argparse.Namespace:
         "--only",
         choices=[
             *("training", "decoding", "features", "layers", "convergence", "lm_eval"),
-            *("classify", "span"),
+            *("classify", "span", "rows"),
         ],
     )
     parser.add_argument("--lm-eval", help="Python of an environment with lm-eval[hf]")
@@ -86,6 +91,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--row-tokens", type=int, help="tokens a tree row holds")
     parser.add_argument("--examples", type=int, default=1600, help="convergence: examples seen")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", help="rows: how many; default: up to a million"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="convergence, layers: how many")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     return parser.parse_args()

@@ -72,3 +72,31 @@ def layers(found: dict[str, Any]) -> Table:
             "  ".join(f"{seed['layer']} {seed['pooling']}" for seed in row["seeds"]),
         )
     return table
+
+
+def rows(found: dict[str, Any]) -> Table:
+    """Time and memory of each command by the rows of its file, and against the fewest of its kind."""
+    table = Table(title="by rows: CPU time and the highest memory of a command")
+    for head in (
+        "command",
+        "rows",
+        "CPU s",
+        "ms a row",
+        "peak MB",
+        "against the fewest rows",
+        "bytes a row",
+    ):
+        table.add_column(head, justify="left" if head == "command" else "right")
+    fewest: dict[str, dict[str, Any]] = {}
+    for row in found["rows"]:
+        name, _, _ = row["name"].rpartition("/")
+        least = fewest.setdefault(name, row)
+        above, seconds = (row[key] - row[f"base_{key}"] for key in ("peak_bytes", "cpu_seconds"))
+        table.add_row(
+            *(name, f"{row['rows']:,}", f"{row['cpu_seconds']:.1f}"),
+            f"{1000 * seconds / row['rows']:.2f}",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{row['peak_bytes'] / least['peak_bytes']:.2f}",
+            f"{above / row['rows']:,.0f}",
+        )
+    return table

@@ -159,10 +159,10 @@ def measured_metrics(
 
 
 def units_of(ids: Texts, groups: Mapping[str, str]) -> IntArray:
-    """The number of each example's unit, in the order of the names of the units."""
+    """The number of each example's unit, in the order of the names of the units. ids: in rising order."""
     if not groups:
-        names = ids
-    elif isinstance(groups, Column) and are_same(groups.ids, ids):
+        return np.arange(len(ids))
+    if isinstance(groups, Column) and are_same(groups.ids, ids):
         names = texts(f"group {own}" for own in aligned(groups, ids).values())
     else:
         known = dict(groups.items())

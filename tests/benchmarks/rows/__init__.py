@@ -1,8 +1,8 @@
 """What rows cost: memory and time of commands on synthetic files of growing size.
 
 Every command runs as a user runs it, in a process of its own, and its highest resident memory and its
-CPU seconds are those that the system counted. `base_bytes` is the same command on FEWEST rows: what
-the libraries hold whatever they read.
+CPU seconds are those that the system counted. `base_peak_bytes` and `base_cpu_seconds`
+are those of the same command on FEWEST rows: what the libraries take whatever they read.
 """
 
 import json
@@ -58,7 +58,7 @@ def _of_kind(kind: str, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
                     "rows": size,
                     "cpu_seconds": round(cost.cpu_seconds, 2),
                     "peak_bytes": cost.peak_bytes,
-                    "base_bytes": fixed[name].peak_bytes,
+                    "base_peak_bytes": fixed[name].peak_bytes,
                     "base_cpu_seconds": round(fixed[name].cpu_seconds, 2),
                     "written_bytes": written.stat().st_size if written.is_file() else 0,
                 }
