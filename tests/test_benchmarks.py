@@ -8,6 +8,7 @@ import pytest
 from llama_peft.prefix_tree.pack import pack, packing
 from tests.benchmarks import (
     convergence,
+    data_rows,
     decoding,
     features,
     layers,
@@ -159,3 +160,11 @@ def test_short_rows_are_the_same_steps_in_fewer_tokens(base: material.Base) -> N
     assert {row["optimizer_steps"] for row in found["rows"]} == {1}
     assert set(found["ratios"]) == {f"classify_{key}" for key in short_rows.RIVALS}
     assert max(check["gradient_error"] for check in found["checks"].values()) < 1e-4
+
+
+def test_memory_of_data_is_measured_by_rows() -> None:
+    rows = [data_rows.one("questions", count, "train") for count in (100, 200)]
+    for row, count in zip(rows, (100, 200), strict=True):
+        assert row["rows"] == count and row["peak_bytes"] >= row["bytes_before"] > 0
+        assert row["microseconds_a_row"] > 0
+    assert table.data_rows({"rows": rows}).row_count == 2
