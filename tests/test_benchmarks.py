@@ -10,6 +10,7 @@ from eval.__main__ import app
 from llama_peft.prefix_tree.pack import pack, packing
 from tests.benchmarks import (
     convergence,
+    data_rows,
     decoding,
     features,
     layers,
@@ -185,3 +186,11 @@ def test_rows_are_measured_by_what_the_commands_take(
     assert table.rows(found).row_count == 3
     asked = next(rows._commands("generative_qa", 21, tmp_path))
     assert asked[2].read_text("utf-8").count("\n") == 21
+
+
+def test_memory_of_data_is_measured_by_rows() -> None:
+    rows = [data_rows.one("questions", count, "train") for count in (100, 200)]
+    for row, count in zip(rows, (100, 200), strict=True):
+        assert row["rows"] == count and row["peak_bytes"] >= row["bytes_before"] > 0
+        assert row["microseconds_a_row"] > 0
+    assert table.data_rows({"rows": rows}).row_count == 2

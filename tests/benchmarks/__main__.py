@@ -18,6 +18,7 @@ def main() -> None:
 
     from . import (
         convergence,
+        data_rows,
         decoding,
         features,
         layers,
@@ -36,6 +37,10 @@ def main() -> None:
     if arguments.only == "convergence":
         found = convergence.run(arguments.examples, arguments.seeds)
         console.print(table.convergence(found), f"wrote {measure.write(found, arguments.output)}")
+        return
+    if arguments.only == "data_rows":
+        found = data_rows.run(data_rows.SIZES)
+        console.print(table.data_rows(found), f"wrote {measure.write(found, arguments.output)}")
         return
     if arguments.only == "layers":
         found = layers.run(4 * arguments.sentences, arguments.seeds)
@@ -80,7 +85,7 @@ def _arguments() -> argparse.Namespace:
         "--only",
         choices=[
             *("training", "decoding", "features", "layers", "convergence", "lm_eval"),
-            *("classify", "span", "rows"),
+            *("classify", "span", "rows", "data_rows"),
         ],
     )
     parser.add_argument("--lm-eval", help="Python of an environment with lm-eval[hf]")

@@ -100,3 +100,21 @@ def rows(found: dict[str, Any]) -> Table:
             f"{above / row['rows']:,.0f}",
         )
     return table
+
+
+def data_rows(found: dict[str, Any]) -> Table:
+    """Peak memory and time by the number of rows."""
+    table = Table(
+        title="data before the first step: reading and sums (validate), token ids (train)"
+    )
+    for head in ("data, step", "rows", "peak, MB", "bytes a row", "CPU, µs a row"):
+        table.add_column(head, justify="left" if head == "data, step" else "right")
+    for row in found["rows"]:
+        table.add_row(
+            row["name"],
+            f"{row['rows']:,}",
+            f"{row['peak_bytes'] / 1e6:,.0f}",
+            f"{row['bytes_a_row']:,}",
+            f"{row['microseconds_a_row']:,.0f}",
+        )
+    return table

@@ -1,5 +1,7 @@
 """Packing keeps every example whole, stores no prefix twice, and fills its rows."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,3 +86,16 @@ def test_packing_counts() -> None:
     assert counts.plain_tokens == sum(len(e.prompt + e.completion) for e in examples)
     assert packing(plain_rows(examples)).tokens == counts.plain_tokens > counts.tokens
     assert f"{counts.examples} examples in {counts.rows} rows" in str(counts)
+
+
+def test_rows_do_not_depend_on_how_many_examples_are_sorted_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = random.Random(0)
+    examples = [
+        Example(str(n), tuple(rng.choices(range(3), k=rng.randint(1, 9))), (n % 5,))
+        for n in range(200)
+    ]
+    whole = [*pack(examples, 24)]
+    monkeypatch.setattr("llama_peft.prefix_tree.pack._RUN", 7)
+    assert [*pack(examples, 24)] == whole
