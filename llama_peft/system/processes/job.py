@@ -119,12 +119,14 @@ def least(value: int) -> int:
 def faults_held_back() -> Iterator[None]:
     """Hold a fault back for a moment, which has no cause of its own if another process has died.
 
-    Whoever started the processes ends this one meanwhile, and names the other one.
+    Whoever started the processes ends this one meanwhile, and names the other one. Under torchrun a
+    mistake that all of them find is thus printed by the first one only.
     """
     try:
         yield
     except Exception as error:
-        if count() > 1 and not isinstance(error, UserError):
+        is_told = isinstance(error, UserError) and (is_main() or is_launched())
+        if count() > 1 and not is_told:
             time.sleep(_HELD_BACK)
         raise
 
