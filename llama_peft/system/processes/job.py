@@ -16,11 +16,14 @@ from typing import TypeVar
 
 from llama_peft.errors import UserError
 from llama_peft.system.files import write_text
+from llama_peft.system.terminal import share
 
 T = TypeVar("T")
 
 LAUNCHER, MISTAKES = "LLAMA_PEFT_LAUNCHER", "LLAMA_PEFT_MISTAKES"
 """The process that started this one, and the folder where it looks for a user's mistake."""
+NAME = "LLAMA_PEFT_NAME"
+"""The name that begins each line, if several runs share the terminal."""
 _SHARES_BASE = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -140,9 +143,11 @@ def tell_launcher(error: UserError) -> bool:
 
 
 def follow_launcher() -> None:
-    """End this process when the one that started it has died. Nobody else could end it."""
+    """Print as the process that started this one, and end when it has died: nobody else could do that."""
     if not is_launched():
         return
+    if name := os.environ.get(NAME):
+        share(name)
     launcher = int(os.environ[LAUNCHER])
 
     def follow() -> None:
