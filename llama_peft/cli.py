@@ -115,7 +115,7 @@ def run(app: typer.Typer) -> None:
         complain(f"error: {death}")
         sys.exit(1)
     except Stopped as stop:
-        if not job.is_launched():
+        if job.is_main() and not job.is_launched():
             complain(f"stopped; to continue: {_command()}")
         sys.exit(128 + stop.signal_number)
     except Exception as error:

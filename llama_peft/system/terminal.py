@@ -81,6 +81,11 @@ def share(name: str) -> None:
     _name = f"{printable(name)} | "
 
 
+def shared_name() -> str:
+    """The name that begins each line; empty if no other runs print on this terminal."""
+    return _name.removesuffix(" | ")
+
+
 def is_shared() -> bool:
     """Whether other runs print on this terminal, so that nothing on it can be replaced."""
     return bool(_name)

@@ -16,11 +16,14 @@ from typing import TypeVar
 
 from llama_peft.errors import UserError
 from llama_peft.system.files import write_text
+from llama_peft.system.terminal import share
 
 T = TypeVar("T")
 
 LAUNCHER, MISTAKES = "LLAMA_PEFT_LAUNCHER", "LLAMA_PEFT_MISTAKES"
 """The process that started this one, and the folder where it looks for a user's mistake."""
+NAME = "LLAMA_PEFT_NAME"
+"""The name that begins each line, if several runs share the terminal."""
 _SHARES_BASE = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -119,12 +122,14 @@ def least(value: int) -> int:
 def faults_held_back() -> Iterator[None]:
     """Hold a fault back for a moment, which has no cause of its own if another process has died.
 
-    Whoever started the processes ends this one meanwhile, and names the other one.
+    Whoever started the processes ends this one meanwhile, and names the other one. Under torchrun a
+    mistake that all of them find is thus printed by the first one only.
     """
     try:
         yield
     except Exception as error:
-        if count() > 1 and not isinstance(error, UserError):
+        is_told = isinstance(error, UserError) and (is_main() or is_launched())
+        if count() > 1 and not is_told:
             time.sleep(_HELD_BACK)
         raise
 
@@ -138,9 +143,11 @@ def tell_launcher(error: UserError) -> bool:
 
 
 def follow_launcher() -> None:
-    """End this process when the one that started it has died. Nobody else could end it."""
+    """Print as the process that started this one, and end when it has died: nobody else could do that."""
     if not is_launched():
         return
+    if name := os.environ.get(NAME):
+        share(name)
     launcher = int(os.environ[LAUNCHER])
 
     def follow() -> None:

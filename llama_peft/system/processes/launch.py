@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 
 from llama_peft.errors import Died, Stopped, UserError
 from llama_peft.system import files
-from llama_peft.system.processes.job import LAUNCHER, MISTAKES
-from llama_peft.system.terminal import complain
+from llama_peft.system.processes.job import LAUNCHER, MISTAKES, NAME
+from llama_peft.system.terminal import complain, shared_name
 
 _LOOK = 0.05
 """Seconds between two looks at the processes."""
@@ -70,7 +70,7 @@ def _environment(rank: int, count: int, port: int, folder: Path) -> dict[str, st
         "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
-        LAUNCHER: str(os.getpid()), MISTAKES: str(folder),
+        LAUNCHER: str(os.getpid()), MISTAKES: str(folder), NAME: shared_name(),
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from llama_peft.errors import UserError
+from llama_peft.system import terminal
 from llama_peft.system.processes import job
 
 
@@ -21,6 +22,8 @@ def main() -> None:
     if deed == "mistake":
         job.tell_launcher(UserError("no such file", "look there"))
         sys.exit(2)
+    if deed == "say":
+        terminal.complain("a line")
     if deed == "fault":
         raise ValueError("a defect")
     if deed == "stopped":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llama_peft.errors import Died, Stopped, UserError
+from llama_peft.system import terminal
 from llama_peft.system.processes.launch import launch
 from tests.support import forked
 
@@ -68,6 +69,15 @@ def test_a_fault_of_a_process_without_a_terminal_is_shown(
     with pytest.raises(Died, match=r"process 1 of the 2 .* ended with exit code 1"):
         launch([str(tmp_path), "0:wait", "1:fault"], 2, PROGRAM)
     assert "ValueError: a defect" in capfd.readouterr().err
+
+
+def test_the_lines_of_a_shared_terminal_begin_with_the_name_of_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "_name", "")
+    terminal.share("mine")
+    launch([str(tmp_path), "all:say"], 2, PROGRAM)
+    assert capfd.readouterr().err == "mine | a line\n"
 
 
 def test_a_signal_reaches_each_process_once(tmp_path: Path) -> None:
