@@ -51,7 +51,8 @@ def test_scores_are_those_of_the_evaluation() -> None:
         for name in ("subset_accuracy", "f1_micro"):
             found = scores.label_score(name, sets[:30], sets[30:], LABELS)
             assert found == pytest.approx(expected[name])
-        expected = scores_of(number_evidence(*map(dict, map(enumerate, halves(numbers)))))
+        pairs = ({str(i): x for i, x in enumerate(its)} for its in halves(numbers))
+        expected = scores_of(number_evidence(*pairs))
         for name in ("mae", "pearson"):
             assert scores.number_score(name, *halves(numbers)) == pytest.approx(expected[name])
         for count in (2, 3):
