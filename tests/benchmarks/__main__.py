@@ -18,7 +18,6 @@ def main() -> None:
 
     from . import (
         convergence,
-        data_rows,
         decoding,
         features,
         layers,
@@ -39,7 +38,9 @@ def main() -> None:
         console.print(table.convergence(found), f"wrote {measure.write(found, arguments.output)}")
         return
     if arguments.only == "data_rows":
-        found = data_rows.run(data_rows.SIZES)
+        from .rows import data
+
+        found = data.run(data.SIZES)
         console.print(table.data_rows(found), f"wrote {measure.write(found, arguments.output)}")
         return
     if arguments.only == "layers":
