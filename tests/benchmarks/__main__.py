@@ -18,7 +18,6 @@ def main() -> None:
 
     from . import (
         convergence,
-        data_rows,
         decoding,
         features,
         layers,
@@ -30,6 +29,7 @@ def main() -> None:
         table,
         training,
     )  # fmt: skip
+    from .rows import data as data_rows
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -2,7 +2,7 @@
 
 Each number of rows has a process of its own, because a peak is that of a process. Its libraries are loaded, and a few rows have
 passed, before anything counts. `python -m tests.benchmarks --only data_rows` measures; so does
-`python -m tests.benchmarks.data_rows KIND ROWS STEP`, which prints one row as JSON.
+`python -m tests.benchmarks.rows.data KIND ROWS STEP`, which prints one row as JSON.
 """
 
 import json
@@ -19,9 +19,8 @@ from llama_peft import data, tiny
 from llama_peft.recipe import Recipe
 from llama_peft.training import setup
 from llama_peft.training.fit import with_labels
+from tests.benchmarks import material, measure
 from tests.support.paths import ROOT
-
-from . import material, measure
 
 _USUAL = (
     "the of a and in to was is for on as with by he that at from his it an are were which this be has had also its their not "
@@ -56,7 +55,7 @@ def _peaks(rows: Sequence[dict[str, Any]], kind: str) -> list[int]:
 
 
 def _in_a_process(kind: str, count: int, step: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.benchmarks.data_rows", kind, str(count), step]
+    command = [sys.executable, "-m", "tests.benchmarks.rows.data", kind, str(count), step]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
