@@ -20,7 +20,7 @@ from tests.benchmarks import (
     table,
     training,
 )
-from tests.benchmarks.rows import data as rows_of_data
+from tests.benchmarks.rows import data as data_of_rows
 from tests.support.tree_examples import families
 
 MINIATURE = {
@@ -189,7 +189,7 @@ def test_rows_are_measured_by_what_the_commands_take(
 
 
 def test_memory_of_data_is_measured_by_rows() -> None:
-    rows = [rows_of_data.one("questions", count, "train") for count in (100, 200)]
+    rows = [data_of_rows.one("questions", count, "train") for count in (100, 200)]
     for row, count in zip(rows, (100, 200), strict=True):
         assert row["rows"] == count and row["peak_bytes"] >= row["bytes_before"] > 0
         assert row["microseconds_a_row"] > 0

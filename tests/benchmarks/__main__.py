@@ -29,6 +29,7 @@ def main() -> None:
         table,
         training,
     )  # fmt: skip
+    from .rows import data as data_rows
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -38,9 +39,7 @@ def main() -> None:
         console.print(table.convergence(found), f"wrote {measure.write(found, arguments.output)}")
         return
     if arguments.only == "data_rows":
-        from .rows import data
-
-        found = data.run(data.SIZES)
+        found = data_rows.run(data_rows.SIZES)
         console.print(table.data_rows(found), f"wrote {measure.write(found, arguments.output)}")
         return
     if arguments.only == "layers":
