@@ -15,7 +15,7 @@ from llama_peft.errors import UserError
 from llama_peft.inference import predict
 from llama_peft.recipe import GIVEN, Recipe, load_recipe
 from llama_peft.training import fit as training
-from tests.support import forked, runs
+from tests.support import runs
 
 CASES = [
     ("classification", {"r": 4}),
@@ -216,42 +216,6 @@ def test_accumulation_does_not_change_the_step(
         named = {"negative": 1.0, "positive": 5.0}
         assert runs.record_of(folder).loss_weights == (named if weights else {})
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
-
-
-@pytest.mark.parametrize("weights", [None, {"positive": 5.0}])
-def test_two_processes_take_the_step_of_one(
-    make_base: Callable[..., Path],
-    make_recipe: Callable[..., Recipe],
-    tmp_path: Path,
-    weights: dict[str, float] | None,
-) -> None:
-    """Trap 24 again: under DDP the stock loss would double the gradient."""
-    keys = {
-        "max_steps": 1,
-        "per_device_train_batch_size": 8,
-        "output_dir": str(tmp_path / "one"),
-        "class_weights": weights,
-    }
-    parts = {"parts": {"train": 8, "validation": 8, "test": 8}}
-    recipe = make_recipe("classification", make_base(), train=keys, dataset=parts)
-    one = training.train(recipe)
-    words = ["train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2"]
-    words += [f"train.output_dir={tmp_path / 'two'}"]
-    words = ["train", str(one / "recipe.yaml"), *words]
-    codes = forked.ranks(2, lambda hook, log: forked.start(words, log, hook=hook), tmp_path)
-    assert codes == [0, 0], (tmp_path / "rank-0.log").read_text()
-    first = [
-        json.loads((run / "history.jsonl").read_text().splitlines()[0])
-        for run in (one, tmp_path / "two")
-    ]
-    for name in ("loss", "grad_norm"):
-        assert first[0][name] == pytest.approx(first[1][name], rel=1e-4)
-    exports = [
-        load_file(run / "head.safetensors")["score.weight"] for run in (one, tmp_path / "two")
-    ]
-    torch.testing.assert_close(*exports)
-    validated = [runs.record_of(run).best_validation_loss for run in (one, tmp_path / "two")]
-    assert validated[0] == pytest.approx(validated[1], rel=1e-4)
 
 
 def test_tree_rows_and_plain_rows_train_alike(

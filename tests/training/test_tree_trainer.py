@@ -17,7 +17,6 @@ from llama_peft.prefix_tree.loss import answer_loss
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeRow, collate, pack, packing, plain_rows
 from llama_peft.training.setup import fast_optimizer
 from llama_peft.training.tree_trainer import TreeTrainer, fused_answer_loss, has_plain_head
-from tests.support import forked
 from tests.support.tree_examples import TOLERANCE, families, gradients, with_lora
 
 
@@ -160,33 +159,6 @@ def test_the_loss_that_trl_computes_on_cuda_is_ours(
 
 def pairwise(rows: list[TreeRow]) -> Iterable[tuple[TreeRow, TreeRow]]:
     return zip(rows[::2], rows[1::2], strict=True)
-
-
-def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    trees, _ = steps_of_two_rows(2)
-    arguments = trainer_arguments(tmp_path, 1)
-    one = train(TreeTrainer, "llama-sdpa", trees, arguments, collate)
-
-    def start(hook: Callable[[], object], log: Path) -> int:
-        return forked.fork(lambda: (hook(), two_process_worker(tmp_path)), log)
-
-    assert forked.ranks(2, start, tmp_path) == [0, 0], (tmp_path / "rank-0.log").read_text()
-    found = torch.load(tmp_path / "weights.pt")
-    assert (found["weights"] - trained(one)).abs().max() < TOLERANCE
-    for ours, expected in zip(found["losses"], losses(one), strict=True):
-        assert ours["tokens_per_step"] == expected["tokens_per_step"]
-        for name in ("loss", "grad_norm"):  # Adam would hide a gradient of the wrong scale
-            assert ours[name] == pytest.approx(expected[name], abs=TOLERANCE)
-
-
-def two_process_worker(folder: Path) -> None:
-    """Train in one of two processes: each takes one row per step, where one process takes two."""
-    trees, _ = steps_of_two_rows(2)
-    arguments = trainer_arguments(folder, 1, ddp_backend="gloo")
-    arguments.gradient_accumulation_steps = 1
-    trainer = train(TreeTrainer, "llama-sdpa", trees, arguments, collate)
-    if trainer.accelerator.is_main_process:
-        torch.save({"weights": trained(trainer), "losses": losses(trainer)}, folder / "weights.pt")
 
 
 def test_the_loss_on_cuda_is_that_on_a_cpu() -> None:

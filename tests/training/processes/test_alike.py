@@ -39,10 +39,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 def recipe_of(
     make_recipe: Callable[..., Recipe], base: Path, kind: str, folder: Path, **train: Any
 ) -> Recipe:
-    """13 rows in steps of 4: the last step of an epoch has one row, for two processes."""
+    """9 rows in steps of 4: the last step of an epoch has one row, for two processes."""
     task, sections = KINDS[kind]
     if task == "regression":
-        rows = "".join(f"a text of {n} words,{n % 4}.5\n" for n in range(13))
+        rows = "".join(f"a text of {n} words,{n % 4}.5\n" for n in range(9))
         parts = {}
         for part in ("train", "validation", "test"):
             parts[part] = str(folder.parent / f"{part}.csv")
@@ -50,13 +50,15 @@ def recipe_of(
         data: dict[str, Any] = {"path": None, "name": None, "parts": parts}
         sections = sections | {"prompt": {"verbalizers": ["0", "1", "2", "3"]}}
     else:
-        data = {"parts": {"train": 13, "validation": 5, "test": 4}}
+        data = {"parts": {"train": 9, "validation": 5, "test": 4}}
     keys = {
         "output_dir": str(folder / kind.replace(" ", "-")),
         "max_steps": -1,
         "num_train_epochs": 2.0,
         "per_device_eval_batch_size": 2,
-        "learning_rate": 2e-3,
+        # Adam divides a gradient by its own size, so it makes the rounding of a tiny one large.
+        "optim": "sgd",
+        "learning_rate": 0.1,
     }
     keys |= sections.get("train", {}) | train
     return make_recipe(task, base, **sections | {"train": keys, "dataset": data})
@@ -139,6 +141,7 @@ def test_the_trajectory_is_that_of_one_process(
             "eval_loss",
             "learning_rate",
             "examples_per_step",
+            "tokens_per_step",
         } & other.keys():
             assert ours[name] == pytest.approx(other[name], rel=TOLERANCE, abs=TOLERANCE), name
             compared.add(name)
@@ -147,6 +150,4 @@ def test_the_trajectory_is_that_of_one_process(
     seals = [read_json(path, SEAL) for path in (two / "checkpoints").iterdir()]
     assert seals and all(seal.keys() >= {f"rng_state_{n}.pth" for n in range(2)} for seal in seals)
     for name, weight in others.items():
-        if name.endswith("qa_outputs.bias"):
-            continue  # the same for every position, so its gradient is rounding alone
         assert (ours[name] - weight).abs().max() < TOLERANCE, name
