@@ -1,23 +1,36 @@
 """`python -m tests.rehearsal`: rehearse recipes on a modern and on an old GPU, and print what each takes.
 
-The result is the table of the README's memory section. Bases and real rows come from the folder beside the project; without
-it nothing is rehearsed. The exit code is 1 if a run would fail on a GPU.
+The result is the table of the README's memory section, or with --variants that of the page about memory. The bases and rows of
+recipes come from the folder beside the project; without it only variants are rehearsed. The exit code is 1 if a run would fail
+on a GPU.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llama_peft.rehearsal import Fault, Rehearsal, Request, rehearse
+from llama_peft.rehearsal.device.cards import card_named
 from llama_peft.rehearsal.report import gb, markdown
+from tests.rehearsal import recorded
+from tests.rehearsal.recorded import Row
+from tests.rehearsal.variants import BIG, VARIANTS, Variant, first_blocks
 from tests.support.paths import ROOT, SHARED
 
 CARDS = "4090", "t4"
 """One of each kind: with bfloat16, and without."""
 JUDGED = "2060", "4050", "3050", "3060", "t4", "4090"
-MARKS = "<!-- python -m tests.rehearsal --readme -->", "<!-- end -->"
+README, PAGE = ROOT / "README.md", ROOT / ".docs/pages/memory.md"
+MADE_BY = {
+    "rehearsal": "python -m tests.rehearsal --readme",
+    "rehearsal_variants": "python -m tests.rehearsal --variants",
+}
+"""What is recorded, and the command that does it, which also marks the place of its table."""
+END = "<!-- end -->"
 LLAMA = SHARED / "llama-3.2-1b"
 SQUAD = (
     f"dataset.path={SHARED / 'data/squad/squad_v2.json'}",
@@ -44,18 +57,26 @@ RECIPES = {
 }
 
 
-def requests(recipes: list[str], cards: list[str], settings: list[str]) -> Iterator[Request]:
-    """Every recipe on every card. Gemma's tokenizer is not beside the project, so Llama's stands in for it."""
-    for recipe in recipes:
-        for card in cards:
-            gemma = recipe.startswith("gemma")
-            yield Request(
-                recipe=recipe,
-                settings=(*RECIPES.get(recipe, ()), *settings),
-                card=card,
-                base=None if gemma else str(LLAMA),
-                tokenizer=str(LLAMA) if gemma else None,
-            )
+def request(asked: Variant, folder: Path) -> Request:
+    """What is rehearsed: a variant on invented rows, or a recipe on its own, with the one tokenizer that is beside the project.
+
+    folder: for the first blocks of the base of a variant.
+    """
+    if asked.base is not None:
+        return Request(
+            recipe=asked.recipe,
+            settings=asked.settings,
+            card=asked.card,
+            base=first_blocks(asked.base, folder),
+        )
+    gemma = asked.recipe.startswith("gemma")
+    return Request(
+        recipe=asked.recipe,
+        settings=(*RECIPES.get(asked.recipe, ()), *asked.settings),
+        card=asked.card,
+        base=None if gemma else str(LLAMA),
+        tokenizer=str(LLAMA) if gemma else None,
+    )
 
 
 def against_estimates(found: list[Rehearsal]) -> Iterator[str]:
@@ -68,12 +89,24 @@ def against_estimates(found: list[Rehearsal]) -> Iterator[str]:
         yield f"| {named} | {one.card} | {one.dtype} | {gb(said)} | {gb(held)} | {said / held:.3f} |"
 
 
-def write_into_readme(table: str, marks: tuple[str, str] = MARKS) -> None:
-    """Put the table between its marks in the README. Other tables have the same last mark."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text("utf-8").split(marks[0])
-    after = rest.split(marks[1], 1)[1]
-    readme.write_text(f"{before}{marks[0]}\n{table}\n{marks[1]}{after}", "utf-8")
+def variants_table(rows: Sequence[Row]) -> Iterator[str]:
+    """The variants as lines of a table."""
+    yield "| variant | rehearsed on | type | peak | estimated / held | kernels a step | attention |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for row in rows:
+        named = " ".join([row["recipe"], *row["settings"]])
+        if row["base"] == BIG:
+            named += f" ({BIG.rpartition('/')[2]})"
+        ratio = f"{row['estimated'] / row['held']:.3f}"
+        cells = named, card_named(row["card"]).title, row["dtype"], gb(row["peak"]), ratio
+        yield f"| {' | '.join(cells)} | {row['kernels']:,} | {', '.join(row['attention'])} |"
+
+
+def write_into(page: Path, table: str, mark: str) -> None:
+    """Put a table between its mark and the next end in a page. Other tables have the same end."""
+    before, rest = page.read_text("utf-8").split(f"<!-- {mark} -->")
+    after = rest.split(END, 1)[1]
+    page.write_text(f"{before}<!-- {mark} -->\n{table}\n{END}{after}", "utf-8")
 
 
 def main() -> int:
@@ -83,34 +116,53 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="how many rehearsals run at once")
     parser.add_argument("--readme", action="store_true", help="also put the table into README.md")
     parser.add_argument(
+        "--variants", action="store_true", help="rehearse the variants, record them, and show them"
+    )
+    parser.add_argument(
         "--estimate", action="store_true", help="compare the estimate of a training with each"
     )
     parser.add_argument("settings", nargs="*", help="section.key=value")
     arguments = parser.parse_intermixed_args()
-    if not LLAMA.is_dir():
+    if not LLAMA.is_dir() and not arguments.variants:
         print(f"nothing is rehearsed: {LLAMA}, the shape of the base, is not here")
         return 0
     started = time.monotonic()
-    asked = list(
-        requests(arguments.recipes.split(","), arguments.cards.split(","), arguments.settings)
+    settings = tuple(arguments.settings)
+    asked = (
+        VARIANTS
+        if arguments.variants
+        else [
+            Variant(recipe, settings, card)
+            for recipe in arguments.recipes.split(",")
+            for card in arguments.cards.split(",")
+        ]
     )
-    found = rehearse(asked, arguments.jobs)
-    for request, one in zip(asked, found, strict=True):
-        if isinstance(one, Fault):
-            print(f"{request.recipe} on {request.card}: {one}")
-    named = [
-        replace(one, settings=tuple(arguments.settings))
-        for one in found
-        if isinstance(one, Rehearsal)
-    ]
-    table = "\n".join(markdown(named, JUDGED))
+    named = list(rehearsed(asked, arguments.jobs))
+    rows = [recorded.row(one) for one in named]
+    complete = len(named) == len(asked)
+    table = "\n".join(variants_table(rows) if arguments.variants else markdown(named, JUDGED))
     print(table)
-    if arguments.readme:
-        write_into_readme(table)
+    if arguments.variants and complete:
+        recorded.write("rehearsal_variants", rows)
+        write_into(PAGE, table, MADE_BY["rehearsal_variants"])
+    elif arguments.readme and complete:
+        recorded.write("rehearsal", rows)
+        write_into(README, table, MADE_BY["rehearsal"])
     if arguments.estimate:
         print("", *against_estimates(named), sep="\n")
     print(f"{len(named)} of {len(asked)} rehearsed in {time.monotonic() - started:.0f} s")
-    return int(len(named) < len(asked))
+    return int(not complete)
+
+
+def rehearsed(asked: Sequence[Variant], jobs: int) -> Iterator[Rehearsal]:
+    """Yield what went through, as it was asked for, and print what did not."""
+    with TemporaryDirectory() as name:
+        found = rehearse([request(one, Path(name)) for one in asked], jobs)
+    for variant, one in zip(asked, found, strict=True):
+        if isinstance(one, Fault):
+            print(f"{variant.recipe} {' '.join(variant.settings)} on {variant.card}: {one}")
+        else:
+            yield replace(one, settings=variant.settings, base=variant.base or one.base)
 
 
 if __name__ == "__main__":

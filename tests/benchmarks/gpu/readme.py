@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.rehearsal.__main__ import write_into_readme
+from tests.rehearsal.__main__ import README, write_into
 
 from .memory import CAPS
 
-MARKS = "<!-- python -m tests.benchmarks.gpu --readme -->", "<!-- end -->"
+MADE_BY = "python -m tests.benchmarks.gpu --readme"
 NOTHING = "Not yet measured on a GPU."
 _SPEED = ("training", "unsloth", "heads", "decoding", "vllm")
 Found = Mapping[str, Any]
@@ -17,7 +17,7 @@ Found = Mapping[str, Any]
 
 def write(folder: Path) -> None:
     """Put the tables into the README."""
-    write_into_readme(text(folder), MARKS)
+    write_into(README, text(folder), MADE_BY)
 
 
 def text(folder: Path) -> str:

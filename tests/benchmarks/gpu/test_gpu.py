@@ -178,7 +178,7 @@ def test_a_library_that_is_missing_is_named() -> None:
 
 def test_the_readme_s_table_is_that_of_the_results() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    block = text.split(readme.MARKS[0])[1].split(readme.MARKS[1])[0]
+    block = text.split(f"<!-- {readme.MADE_BY} -->")[1].split("<!-- end -->")[0]
     assert block.strip() == readme.text(RESULTS), "python -m tests.benchmarks.gpu --readme"
 
 
