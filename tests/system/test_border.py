@@ -82,7 +82,6 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("llama_peft.rehearsal.device.fake_cuda", "runpy.run_path"): "reads the version of the installed torch",
     ("llama_peft.rehearsal.device.fake_cuda", "ctypes.CDLL"): "loads what was compiled of a file of ours",
     ("llama_peft.system.processes.launch", "subprocess.Popen"): "begins a module of ours in several processes",
-    ("llama_peft.system.sequences.spool", "pickle.load"): "reads what this process wrote, in a file without a name",
     ("llama_peft.system.sequences.spool", "pickle.loads"): "reads what this process wrote, in a file without a name",
     ("llama_peft.system.progress.screens", "print"): "rich prints above its bar what the terminal has made printable",
 }  # fmt: skip

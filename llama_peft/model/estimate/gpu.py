@@ -43,7 +43,9 @@ class GpuStep:
             return max(0, blocks.forward(batch) - self.kept(batch))
         last = blocks.backward(batch) - 4 * c.hidden_size * batch.tokens
         if blocks.dora:
-            states = 4 * blocks.device.size * c.hidden_size * batch.tokens
+            # With checkpointing, gradients of the block's output are there while it is made again.
+            sides = 2 if blocks.recipe.train.activation_checkpointing else 1
+            states = sides * 4 * blocks.device.size * c.hidden_size * batch.tokens
             last = max(last, blocks.norms_of_weights() + states, blocks.scaled(batch))
         if blocks.recipe.train.activation_checkpointing:
             casts = self.casts // c.num_hidden_layers
