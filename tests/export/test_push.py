@@ -105,7 +105,8 @@ def test_an_empty_cache_gives_the_same_scores(
             if run["kind"].startswith("extractive_qa"):  # ours are -inf outside of the passage
                 row = [a if b > -1e30 else b for a, b in zip(row, expected, strict=True)]
             assert row == pytest.approx(expected, abs=1e-5), name
-        assert pulled[name]["lines"] <= 5, name
+        most = 11 if run["kind"].startswith("extractive_qa") else 5
+        assert pulled[name]["lines"] <= most, name
     kinds = [run["kind"] for run in pushed["runs"].values()]
     outputs = {json.dumps(run["outputs"]) for run in pushed["runs"].values()}
     assert len(outputs) == len(kinds) == len(KINDS)
