@@ -78,7 +78,9 @@ def evaluate(
         if data is not None and file is None:
             folder = job.output if output else job.output.with_name(f"{job.output.name}-rows")
             job = replace(job, data_file=data, output=folder)
-        return harness.run(job)
+        found = harness.run(job)
+        assert found is not None, "this is the only process"
+        return found
 
 
 def score(

@@ -3,6 +3,7 @@
 Each command imports what it needs when it runs, so that `--help` answers at once.
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ import typer
 from llama_peft import cli
 from llama_peft.cli import Overrides
 from llama_peft.errors import UserError
+from llama_peft.system.processes.job import is_launched
 from llama_peft.system.terminal import say
 
 from .predictors.kinds import BASELINE_WORDS, EngineChoice, EngineName, Kind
@@ -118,6 +120,7 @@ def run(
             metavar="READ WRITTEN",
         ),
     ] = None,
+    processes: cli.Processes = 1,
 ) -> None:
     """Evaluate one or several models.
 
@@ -145,7 +148,12 @@ def run(
         for name in models
     ]
     _check_folders(jobs)
-    _evaluate(jobs, show)
+    if processes > 1 and not is_launched():
+        from .harness import run_in
+
+        run_in(processes, jobs, sys.argv[1:])
+    else:
+        _evaluate(jobs, show)
 
 
 def _choice(
@@ -182,8 +190,8 @@ def _evaluate(jobs: "list[Job]", show: int) -> None:
     finished: list[Path] = []
     try:
         for job, subject in zip(jobs, subjects, strict=True):
-            harness.run(job, show, len(jobs) == 1, subject)
-            finished.append(job.output)
+            if harness.run(job, show, len(jobs) == 1, subject) is not None:
+                finished.append(job.output)
     finally:
         if finished:
             _print_table(finished)

@@ -2,8 +2,9 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -11,13 +12,17 @@ from pathlib import Path
 from llama_peft.data import Example, mark_given, with_fields
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
+from llama_peft.model.room import check_processes
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder.layout import RESULTS, UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION
+from llama_peft.run_folder.layout import RESULTS, UNFINISHED, UNFINISHED_PREDICTIONS
 from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.results import ModelConfig, Results, read_results
 from llama_peft.system.files import remove_file
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory, reset_peak
+from llama_peft.system.processes import job as processes
+from llama_peft.system.processes.job import numbered_files
+from llama_peft.system.processes.launch import launch
 
 from . import trained_on
 from .fewshot import with_best_number, worked_examples
@@ -35,13 +40,16 @@ from .threshold import fitted_threshold, validation_examples
 log = logging.getLogger(__name__)
 
 
-def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = None) -> Results:
+def run(
+    job: Job, show: int = 0, again: bool = True, subject: Subject | None = None
+) -> Results | None:
     """Evaluate a model, write predictions and results into `job.output`, and return the results.
 
     show: how many prompts to log with the model's outputs. again: whether to evaluate even if
     `job.output` holds the results of the same evaluation. subject: the job's model, if it is
-    identified already. Raises UserError, before any example is predicted, if model, data and task
-    do not fit together, or if `job.output` holds files that are not ours.
+    identified already. Of several processes each predicts its share; the first one scores all, and
+    the others return None. Raises UserError, before any example is predicted, if model, data and
+    task do not fit together, or if `job.output` holds files that are not ours.
     """
     check_evaluation_folder(job.output)
     started = time.monotonic()
@@ -62,7 +70,7 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
         seen = trained_on.check(subject.run, found, job.recipe, strict)
     opened = _open(job, subject, found)
     evaluation = Evaluation(job=job, subject=subject, found=found, predictor=opened)
-    with closing(opened), only_process(job.output, "evaluating"):
+    with closing(opened), only_process(job.output, "evaluating", not processes.is_launched()):
         evaluation = with_best_number(evaluation, again)
         job, predictor = evaluation.job, evaluation.predictor
         meter = Meter(predictor)
@@ -81,6 +89,9 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
         size = job.recipe.train.per_device_eval_batch_size
         partial = job.output / UNFINISHED_PREDICTIONS
         predictions = predicted(meter.measured, found.examples, partial, key, size)
+        if processes.is_launched() and not processes.is_main():
+            deque(predictions, maxlen=0)  # they are in its file then
+            return None
         first = [*islice(predictions, show)]
         _show(evaluation, found.examples[:show], first)
         lines = lines_of(chain(first, predictions), found, threshold, predictor.prompt)
@@ -97,9 +108,37 @@ def run(job: Job, show: int = 0, again: bool = True, subject: Subject | None = N
                 else peak_memory(of_gpu=subject.baseline is None),
                 costs=meter.costs(subject),
             )
-        for name in (UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION):
-            remove_file(job.output, name)
+        if not processes.is_launched():  # else the others may still read it
+            remove_unfinished(job.output)
     return results
+
+
+def run_in(count: int, jobs: Sequence[Job], words: Sequence[str]) -> None:
+    """Run the command of some words, which evaluates these jobs, in `count` processes of this machine.
+
+    Each predicts its share. They meet in the files of unfinished predictions, so they need no network.
+    Raises what `launch` raises, and UserError if there is no room for them or a server answers.
+    """
+    for job in jobs:
+        if job.engine is not None:
+            raise UserError(
+                f"--processes {count}: --engine answers in place of processes: leave one of the two "
+                "away, and set --concurrency for more requests at a time"
+            )
+        check_processes(job.recipe, count)
+    with ExitStack() as held:
+        for job in jobs:
+            held.enter_context(only_process(job.output, "evaluating"))
+        launch(words, count, __package__)
+        for job in jobs:
+            remove_unfinished(job.output)
+
+
+def remove_unfinished(output: Path) -> None:
+    """Remove what a finished evaluation needs no longer, by whatever processes it was made."""
+    for name in UNFINISHED:
+        for path in numbered_files(output / name):
+            remove_file(output, path.name)
 
 
 def identify_job(job: Job) -> Subject:

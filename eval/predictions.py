@@ -14,10 +14,11 @@ import numpy as np
 
 from llama_peft.data import Example
 from llama_peft.inference.predict import Prediction
-from llama_peft.inference.unfinished import predictions
+from llama_peft.inference.unfinished import ALONE, Share, predictions
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
 from llama_peft.system.files import sum_of
+from llama_peft.system.processes import job as processes
 
 from .job import Job
 from .metrics.columns import texts
@@ -104,8 +105,8 @@ def predict(
     name: str | None = None,
 ) -> list[Prediction]:
     """Return one prediction for each example, in their order. Those in the file `partial` are not
-    computed again. name: what progress calls the work; None takes the kind of the predictor. Raises
-    UserError as `unfinished.predictions`.
+    computed again, and several processes of one command share out the others. name: what progress
+    calls the work; None takes the kind of the predictor. Raises UserError as `unfinished.predictions`.
     """
     return [*predicted(predictor, examples, partial, key, batch_size, name)]
 
@@ -120,6 +121,6 @@ def predicted(
 ) -> Iterator[Prediction]:
     """Yield what `predict` returns, while only one portion is in memory."""
     named = name or predictor.kind
-    return chain.from_iterable(
-        predictions(predictor.predict, examples, partial, key, batch_size, named)
-    )
+    share = Share(processes.rank(), processes.count()) if processes.is_launched() else ALONE
+    portions = predictions(predictor.predict, examples, partial, key, batch_size, named, share)
+    return chain.from_iterable(portions)

@@ -15,7 +15,7 @@ from llama_peft.run_folder.layout import THRESHOLD, UNFINISHED_VALIDATION
 from llama_peft.run_folder.ownership import is_our_file
 from llama_peft.run_folder.run import Run
 from llama_peft.run_folder.threshold import UNFITTED, Threshold, run_threshold, write_threshold
-from llama_peft.system.files import remove_file
+from llama_peft.system.processes.job import is_main
 
 from .metrics.confidence import confidence_evidence, decision_evidence, fit_temperature
 from .metrics.measure import texts_of
@@ -94,9 +94,9 @@ def _fitted(evaluation: Evaluation, validation: Sequence[Example]) -> Threshold 
     name = f"{predictor.kind}, validation"
     found = predict(predictor, validation, partial, key, size, name)
     threshold = _fit(found, validation, predictor)
-    if evaluation.subject.run is not None and not job.fetched and job.engine is None:
-        _keep(evaluation.subject.run, job.recipe, validation, threshold)
-    remove_file(job.output, UNFINISHED_VALIDATION)
+    run = evaluation.subject.run
+    if run is not None and is_main() and not job.fetched and job.engine is None:
+        _keep(run, job.recipe, validation, threshold)
     return threshold
 
 

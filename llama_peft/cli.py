@@ -70,7 +70,7 @@ BaseName = Annotated[
 Processes = Annotated[
     int,
     typer.Option(
-        min=1, help="Train in so many processes of this machine: one for each GPU.", metavar="N"
+        min=1, help="Work in so many processes of this machine: one for each GPU.", metavar="N"
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -2,38 +2,56 @@
 
 A file is resumed only if it has the same key: whoever names the key puts into it everything that the
 predictions depend on. Examples are predicted in portions, so that the tokens of a large file are
-never in memory at once. A portion is the same rows whether the work was interrupted or not, and so
-are its batches: the results are the same, bit for bit.
+never in memory at once, and a portion in pieces, which several processes can share out. Portions and
+pieces are the same whether the work was interrupted or not and whoever does it, and so are their
+batches: the results are the same, bit for bit.
 """
 
 import json
 import logging
+import time
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from pydantic import TypeAdapter
 
-from llama_peft.data import Example
+from llama_peft.data import Example, TextExample
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.system.files import append, inside, open_regular, parse_json
 from llama_peft.system.memory import free_memory, is_out_of_memory
+from llama_peft.system.processes.job import numbered, numbered_files
 from llama_peft.system.progress import Phase
 from llama_peft.system.terminal import one_line
+from llama_peft.tokens.batches import grouped
 
 log = logging.getLogger(__name__)
 
 PORTION = 2048
 """Examples whose tokens are in memory at once. The windows of one question take about 60 KB."""
+_PIECE = 4
+"""Batches of a piece. Prompts of so many are also what a causal model gets at once."""
+_LOOK = 0.05
+"""Seconds between two looks at what other processes have predicted."""
 _LONGEST = 1 << 24
 """Bytes of a line that are read at most."""
 _PREDICTION = TypeAdapter(Prediction)
 Predict = Callable[[Sequence[Example], int], Iterator[list[Prediction]]]
 """Yields predictions by batch. The number is the size of a batch."""
+
+
+class Share(NamedTuple):
+    """Which process this one is of those that do the same work, from 0, and how many they are."""
+
+    rank: int
+    of: int
+
+
+ALONE = Share(0, 1)
 
 
 def predictions(
@@ -43,32 +61,60 @@ def predictions(
     key: str,
     batch_size: int,
     name: str,
+    share: Share = ALONE,
 ) -> Iterator[list[Prediction]]:
     """Yield the predictions of one portion after the other, in the order of the examples.
 
-    Those in the file `place` are not computed again. name: what progress and messages call the work.
+    Those in the file `place`, and in those of other processes beside it, are not computed again.
+    name: what progress and messages call the work. share: of several processes, each computes its
+    pieces of a portion and waits for those of the others.
     If memory runs out, the batch is halved. Raises UserError if even one example does not fit, or
     if there is not exactly one prediction for each example.
     """
-    kept, missing = _Kept(place, key), Missing(predict, batch_size)
-    file: TextIO | None = None
+    kept, missing = _Kept(place, key, share), Missing(predict, batch_size)
     with ExitStack() as stack:
         phase = stack.enter_context(Phase(name, "example", len(examples)))
+        stack.callback(kept.close)
         for first in range(0, len(examples), PORTION):
             portion = examples[first : first + PORTION]
             found = kept.take(portion)
             phase.skip(len(found))
-            if len(found) < len(portion) and file is None:
-                file = stack.enter_context(kept.open())
-            for batch in missing.of(portion, found):
-                assert file is not None, "it is open if anything is missing"
-                for number, prediction in enumerate(batch, start=1):
-                    file.write(_signed(_stored(prediction, number < len(batch))))
-                    file.flush()
-                phase.advance(len(batch))
+            cut = pieces(portion, _PIECE * batch_size)
+            own = cut[share.rank :: share.of]
+            for piece in own:
+                for batch in missing.of(piece, found):
+                    kept.write(batch)
+                    phase.advance(len(batch))
+            mine = {example.id for piece in own for example in piece}
+            awaited = {example.id for example in portion} - mine - {one.id for one in found}
+            while awaited:
+                time.sleep(_LOOK)
+                new = [one for one in kept.take(portion) if one.id in awaited]
+                awaited -= {one.id for one in new}
+                found += new
+                phase.advance(len(new))
             check_ids([one.id for one in found], [example.id for example in portion], name)
             by_id = {one.id: one for one in found}
             yield [by_id[example.id] for example in portion]
+
+
+def pieces(portion: Sequence[Example], size: int) -> list[list[Example]]:
+    """Cut a portion into pieces of at most `size` examples, long ones first.
+
+    The questions on one passage stay together, also if they are more.
+    """
+    families: dict[str, list[Example]] = {}
+    for example in portion:
+        families.setdefault(_family(example), []).append(example)
+    ordered = sorted(families.items(), key=lambda row: -len(row[0]))
+    return [[example for _, its in group for example in its] for group in grouped(ordered, size)]
+
+
+def _family(example: Example) -> str:
+    """Return the text that an example may share with others: a question's passage."""
+    if isinstance(example, TextExample):
+        return example.text
+    return example.context or example.question
 
 
 class Missing:
@@ -112,47 +158,76 @@ class _Batch(NamedTuple):
 
 
 class _Kept:
-    """The file of unfinished predictions: read by batches, then written behind the last whole one.
+    """The files of unfinished predictions, one of each process: this one writes its own.
+
+    All are read, because another number of processes may have begun the work.
+    """
+
+    def __init__(self, place: Path, key: str, share: Share) -> None:
+        self.beginning = _signed({"key": key})
+        self.own = _File(numbered(place, share.rank), self.beginning)
+        names = {numbered(place, rank) for rank in range(share.of)} | {*numbered_files(place)}
+        others = (_File(one, self.beginning) for one in sorted(names - {self.own.place}))
+        self.files = [self.own, *others]
+        self.file: TextIO | None = None
+
+    def take(self, portion: Sequence[Example]) -> list[Prediction]:
+        """Return the predictions of a portion that have come into the files since the last time."""
+        ids = {example.id for example in portion}
+        found = {one.id: one for file in self.files for one in file.take(ids)}
+        return list(found.values())
+
+    def write(self, batch: Sequence[Prediction]) -> None:
+        """Write predictions that were computed together behind what counts."""
+        if self.file is None:
+            self.file = append(self.own.place.parent, self.own.place.name)
+            self.file.truncate(self.own.end)
+            if not self.own.end:
+                self.file.write(self.beginning)
+        for number, prediction in enumerate(batch, start=1):
+            self.file.write(_signed(_stored(prediction, number < len(batch))))
+            self.file.flush()
+
+    def close(self) -> None:
+        """Close the file that is written."""
+        if self.file is not None:
+            self.file.close()
+
+
+class _File:
+    """A file of unfinished predictions, read by batches up to the last whole one.
 
     A file of another key, a damaged line and what follows it do not count. A batch that is not whole
     in the file is computed again as a whole.
     """
 
-    def __init__(self, place: Path, key: str) -> None:
-        self.place, self.beginning = place, _signed({"key": key})
+    def __init__(self, place: Path, beginning: str) -> None:
+        self.place, self.beginning = place, beginning.encode()
         self.end = 0
-        self.batches = self._read()
+        """Where the last batch ends that was taken, in bytes."""
 
-    def take(self, portion: Sequence[Example]) -> list[Prediction]:
-        """Return the predictions of a portion that the file holds."""
-        waiting, found = {example.id for example in portion}, list[Prediction]()
-        while waiting and (batch := next(self.batches, None)):
-            ids = {prediction.id for prediction in batch.predictions}
-            if not ids <= waiting or len(ids) < len(batch.predictions):
-                self.batches.close()
-            else:
-                waiting -= ids
+    def take(self, ids: Set[str]) -> list[Prediction]:
+        """Return the predictions of the next batches, as long as all are for these examples."""
+        found: list[Prediction] = []
+        with closing(self._read()) as batches:
+            for batch in batches:
+                own = {prediction.id for prediction in batch.predictions}
+                if not own <= ids or len(own) < len(batch.predictions):
+                    break
                 found += batch.predictions
                 self.end = batch.end
         return found
 
-    def open(self) -> TextIO:
-        """Open the file to write behind what counts."""
-        self.batches.close()
-        file = append(self.place.parent, self.place.name)
-        file.truncate(self.end)
-        if not self.end:
-            file.write(self.beginning)
-        return file
-
     def _read(self) -> Generator[_Batch, None, None]:
+        """Yield the batches that have not been taken: another process may have added some."""
         try:
             opened = open_regular(inside(self.place.parent, self.place.name))
         except FileNotFoundError:
             return
         with opened as file:
-            if file.readline(_LONGEST) != self.beginning.encode():
+            if not self.end and file.readline(_LONGEST) != self.beginning:
                 return
+            file.seek(max(self.end, file.tell()))
             held: list[Prediction] = []
             while line := _line(file.readline(_LONGEST)):
                 held.append(line.prediction)

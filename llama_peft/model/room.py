@@ -17,7 +17,13 @@ from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
 from llama_peft.system.formatting import disk_space
 from llama_peft.system.memory import available as _host_memory
-from llama_peft.system.memory import gpu_available, gpu_has_flash, gpu_has_flex, gpu_kind
+from llama_peft.system.memory import (
+    count_gpus,
+    gpu_available,
+    gpu_has_flash,
+    gpu_has_flex,
+    gpu_kind,
+)
 from llama_peft.system.processes import job
 
 log = logging.getLogger(__name__)
@@ -153,6 +159,20 @@ def gb(size: float) -> str:
 def has_gpu(recipe: Recipe) -> bool:
     """Return whether a training of the recipe uses a GPU."""
     return gpu_kind() is not None and not recipe.train.use_cpu
+
+
+def check_processes(recipe: Recipe, processes: int) -> None:
+    """Raise UserError unless this command can start so many processes on this machine."""
+    if job.count() > 1:
+        raise UserError(
+            f"--processes {processes}: torchrun or accelerate launch has started {job.count()} "
+            "processes already: leave the option away"
+        )
+    if has_gpu(recipe) and processes > (gpus := count_gpus()):
+        raise UserError(
+            f"--processes {processes}: each process needs a GPU of its own, and this machine has "
+            f"{gpus}"
+        )
 
 
 def free_memory(recipe: Recipe) -> int:

@@ -61,7 +61,9 @@ RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
 UNFINISHED_PREDICTIONS = "predictions.partial.jsonl"
 UNFINISHED_VALIDATION = "validation.partial.jsonl"
-EVALUATION_FILES = (RESULTS, PREDICTIONS, UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION)
+UNFINISHED = (UNFINISHED_PREDICTIONS, UNFINISHED_VALIDATION)
+"""The second one of several processes writes `predictions.partial.1.jsonl`, and so on."""
+EVALUATION_FILES = (RESULTS, PREDICTIONS, *UNFINISHED)
 Baseline = Literal["majority", "no-answer", "tf-idf", "bm25"]
 """What is evaluated without a base: llama-eval knows these by name."""
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)

@@ -36,9 +36,11 @@ from llama_peft.run_folder.layout import (
     TRAINED_FILES,
     TRAINING,
     TUNED,
+    UNFINISHED,
 )
 from llama_peft.system import files
 from llama_peft.system.lock import HOLDER, LOCK
+from llama_peft.system.processes.job import numbered_files
 from llama_peft.system.seal import SEAL
 
 _SECTIONS = [key for key, field in Recipe.model_fields.items() if field.exclude_if is None]
@@ -114,7 +116,7 @@ def check_evaluation_folder(folder: Path) -> None:
             _refuse([folder])
         if not folder.is_dir():
             return
-        names = (*EVALUATION_FILES, LOCK, HOLDER)
+        names = (*evaluation_files(folder), LOCK, HOLDER)
         _refuse(path for name in names if _is_odd(path := folder / name))
         foreign = _foreign_result(folder)
         if foreign is None or (EVALUATION.fullmatch(folder.name) and is_ours(folder.parent)):
@@ -125,6 +127,12 @@ def check_evaluation_folder(folder: Path) -> None:
         f"{folder / foreign}: no evaluation of ours wrote this file, which would be replaced; "
         "choose another folder with --output, or move the file"
     )
+
+
+def evaluation_files(folder: Path) -> list[str]:
+    """The names of an evaluation's files, and of those that its processes have left in a folder."""
+    left = {path.name for name in UNFINISHED for path in numbered_files(folder / name)}
+    return [*EVALUATION_FILES, *sorted(left - {*EVALUATION_FILES})]
 
 
 def is_ours(folder: Path) -> bool:
@@ -189,7 +197,8 @@ def _foreign_result(folder: Path) -> str | None:
 
     A damaged file is ours if another one beside it is.
     """
-    held = {name: _is_our_result(folder, name) for name in EVALUATION_FILES if _size(folder / name)}
+    names = [name for name in evaluation_files(folder) if _size(folder / name)]
+    held = {name: _is_our_result(folder, name) for name in names}
     if held and (False in held.values() or True not in held.values()):
         return next(name for name, ours in held.items() if not ours)
     return None
@@ -232,7 +241,7 @@ def run_files(folder: Path, place: str = ".") -> list[str]:
     for path in tuned_folders(run):
         if _foreign_result(path) is not None:
             continue
-        names += [f"{path.name}/{name}" for name in (*EVALUATION_FILES, LOCK, HOLDER)]
+        names += [f"{path.name}/{name}" for name in (*evaluation_files(path), LOCK, HOLDER)]
     cards = [CARD, f"{CHECKPOINTS}/{CARD}", f"{ADAPTER}/{CARD}"]
     names += [name for name in cards if _is_card(run, name)]
     return [name for name in names if _is_file(run, name)]
@@ -337,7 +346,8 @@ def _odd_places(folder: Path) -> Iterator[Path]:
             yield path
             continue
         for inner in path.rglob("*"):
-            ours = inner.name in (*TRAINED_FILES, *ADAPTER_FILES, *EVALUATION_FILES)
+            known = (*TRAINED_FILES, *ADAPTER_FILES, *evaluation_files(inner.parent))
+            ours = inner.name in known
             if _is_odd(inner) and (ours or not _is_folder(inner)):
                 yield inner
 

@@ -150,7 +150,7 @@ class Rank:
             os.environ.update(environment)
 
         self.returncode: int | None = None
-        self.pid = start(command[3:], folder / f"{rank}.log", hook=hook)
+        self.pid = start(command[3:], folder / f"{rank}.log", command[2], hook)
 
     def poll(self) -> int | None:
         if self.returncode is None:

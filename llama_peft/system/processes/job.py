@@ -4,8 +4,10 @@ torchrun, accelerate launch and `launch.py` beside this file say it in the same 
 environment. A job of one process needs none of them, and imports no library here.
 """
 
+import glob
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +64,19 @@ def is_main() -> bool:
 def is_launched() -> bool:
     """Return whether a command of ours started this process, and speaks for it."""
     return LAUNCHER in os.environ
+
+
+def numbered(place: Path, rank: int) -> Path:
+    """Return where a process keeps its predictions; the first one at `place` itself."""
+    return place.with_suffix(f".{rank}{place.suffix}") if rank else place
+
+
+def numbered_files(place: Path) -> Iterator[Path]:
+    """Yield the files that processes have left beside `place`, and `place`, if they are there."""
+    for path in place.parent.glob(f"{glob.escape(place.stem)}*{place.suffix}"):
+        middle = path.name.removeprefix(place.stem).removesuffix(place.suffix)
+        if not middle or re.fullmatch(r"\.[0-9]+", middle):
+            yield path
 
 
 def join(use_cpu: bool) -> None:

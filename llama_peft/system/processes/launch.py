@@ -102,7 +102,7 @@ def _stop(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
 
 
 def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End what still runs: after a death the others only wait for it, and checkpoints are sealed."""
+    """End what still runs: after a death the others only wait for it, and what is finished is kept."""
     for child in children:
         child.kill()
     for child in children:
@@ -125,8 +125,8 @@ def _reason(rank: int, code: int, count: int, folder: Path) -> BaseException:
         if name == "SIGKILL":
             how += ", as the system does when memory runs out"
     return Died(
-        f"process {rank} of the {count} of this training (numbered from 0) {how}, and the others were "
-        "ended; the sealed checkpoints are kept, and the same command continues from the newest one"
+        f"process {rank} of the {count} of this command (numbered from 0) {how}, and the others were "
+        "ended; checkpoints and finished predictions are kept, and the same command continues"
     )
 
 

@@ -10,8 +10,6 @@ from llama_peft.model import room
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.layout import RECIPE, TRAINING
 from llama_peft.system import files
-from llama_peft.system.memory import count_gpus
-from llama_peft.system.processes import job
 from llama_peft.system.processes.launch import launch
 from llama_peft.training import fit
 
@@ -43,18 +41,9 @@ def _is_finished(recipe: Recipe, folder: Path) -> bool:
 
 def _check(recipe: Recipe, processes: int, given: Mapping[str, data.Rows] | None) -> None:
     """Raise UserError for what cannot be trained in several processes here."""
-    if job.count() > 1:
-        raise UserError(
-            f"--processes {processes}: torchrun or accelerate launch has started {job.count()} "
-            "processes already: leave the option away"
-        )
     if given:
         raise UserError(
             "rows from Python stay in the process that has them: write them to a file to train in "
             "several processes"
         )
-    if room.has_gpu(recipe) and processes > (gpus := count_gpus()):
-        raise UserError(
-            f"--processes {processes}: each process needs a GPU of its own, and this machine has "
-            f"{gpus}"
-        )
+    room.check_processes(recipe, processes)

@@ -62,7 +62,7 @@ def test_what_cannot_be_given_to_several_processes(
     with pytest.raises(UserError, match="rows from Python stay in the process"):
         train_in(2, recipe, given={"train": [{"text": "a", "label": "positive"}]})
     monkeypatch.setattr("llama_peft.model.room.has_gpu", lambda recipe: True)
-    monkeypatch.setattr("llama_peft.training.processes.start.count_gpus", lambda: 1)
+    monkeypatch.setattr("llama_peft.model.room.count_gpus", lambda: 1)
     with pytest.raises(
         UserError, match=r"--processes 2: each process needs a GPU of its own, .* 1"
     ):
