@@ -24,8 +24,9 @@ def browser(served: Served) -> Iterator[Browser]:
 def ask(browser: Browser, given: dict[str, str]) -> None:
     for name, text in given.items():
         browser.type(f"field-{name}", text)
+    browser.run("document.getElementById('state').textContent = ''")
     browser.run("document.querySelector('#ask button').click()")
-    browser.wait("return !document.getElementById('answers').hidden", 60)
+    browser.wait("return document.getElementById('state').textContent.endsWith(' s')", 60)
 
 
 def test_it_shows_what_the_run_says_as_text(browser: Browser, served: Served) -> None:
@@ -48,7 +49,7 @@ def test_a_correction_is_kept_as_a_row(browser: Browser, served: Served) -> None
     ask(browser, given)
     browser.type("truth", "negative" if served.loaded.run.labels else "Ägnes")
     browser.run("document.querySelector('#correct button').click()")
-    browser.wait("return document.getElementById('kept').innerText.length > 3")
+    browser.wait("return document.getElementById('kept').innerText.length > 3", 60)
     assert browser.text("kept") == "Kept."
     (row,) = [json.loads(line) for line in served.kept.read_text("utf-8").splitlines()]
     assert all(text in row.values() for text in given.values())
@@ -61,7 +62,7 @@ def test_a_correction_that_is_none_is_answered_in_words(browser: Browser, served
     ask(browser, inputs_of(served)[0])
     browser.type("truth", "not in the passage")
     browser.run("document.querySelector('#correct button').click()")
-    browser.wait("return document.getElementById('kept').innerText.length > 3")
+    browser.wait("return document.getElementById('kept').innerText.length > 3", 60)
     assert "finds answers in the passage" in browser.text("kept") and not served.kept.exists()
 
 
