@@ -50,7 +50,9 @@ def test_the_tables_show_what_is_recorded(name: str, page: Path) -> None:
     rows = found(name)["rows"]
     assert len(lines) == len(rows)
     for line, row in zip(lines, rows, strict=True):
-        assert f" {gb(row['peak'])} |" in line and f" {row['kernels']:,} |" in line
+        assert f" {gb(row['peak'])} |" in line
+        # A line is about the step of the highest peak: of a head alone, the pass that computes states.
+        assert f" {row['kernels']:,} |" in line or row["steps"][0] == "features"
         assert line.startswith(f"| {row['recipe']} ") and f" {row['dtype']} |" in line
 
 

@@ -52,7 +52,10 @@ def test_cached_states_are_the_live_ones(
     tolerance = 1e-5  # NF4 here is float32 arithmetic on 4-bit weights
     recipe, model, rows = make(family, bits, rows=20, features=grouping)
     stem = rows[0]["input_ids"][:6]  # texts that differ by one token, and one that ends inside
-    rows = [*rows, *({**rows[0], "input_ids": (*stem, *end)} for end in ((9,), (11,), (12, 13), ()))]
+    rows = [
+        *rows,
+        *({**rows[0], "input_ids": (*stem, *end)} for end in ((9,), (11,), (12, 13), ())),
+    ]
     expected = live(model, rows)
     folder = cache.compute(recipe, model, "train", rows, tmp_path / "cache", tuple(expected))
     for key, right in expected.items():
