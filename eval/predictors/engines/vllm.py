@@ -8,7 +8,6 @@ and transformers: only its command must be found. Not measured: the project has 
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -16,6 +15,8 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
@@ -101,11 +102,15 @@ class Child:
 
     def _end(self, process: "subprocess.Popen[bytes]") -> None:
         """End the server with the processes that it has started."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_END)
+        with suppress(psutil.NoSuchProcess):
+            server = psutil.Process(process.pid)
+            family = [*server.children(recursive=True), server]
+            for end in (psutil.Process.terminate, psutil.Process.kill):
+                for one in family:
+                    with suppress(psutil.NoSuchProcess):
+                        end(one)
+                _, family = psutil.wait_procs(family, _END)
+        process.wait()
 
 
 def _options(recipe: Recipe, adapter: Path | None) -> Iterator[str]:
