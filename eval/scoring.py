@@ -251,10 +251,12 @@ def score(
         found = number_results(*numbers, groups=groups)
     else:
         answers = Column[str](told.ids, said), Column[list[str]](ids, right)
-        chances = told.no_answer_probabilities or None
+        # A server may have told them for a part of the answers only.
+        chances = told.no_answer_probabilities
+        is_told = len(chances) == len(told.ids) > 0
         first = held(before_threshold(line, no_answer) for line in lines)
         whole = Column[str](told.ids, first)
-        found = answer_results(*answers, chances, before=whole, groups=groups)
+        found = answer_results(*answers, chances if is_told else None, before=whole, groups=groups)
     return {name: [*value] if isinstance(value, list) else value for name, value in found.items()}
 
 

@@ -10,6 +10,8 @@ from math import ceil
 
 from llama_peft.recipe.schema import Recipe
 
+OPEN_WITH_EPOCHS = {"early_stopping_patience": None, "early_stopping_threshold": 0.0}
+"""The keys that epochs that are auto choose too, and the value of each that leaves it open."""
 LARGE = 10**9
 """Weights of a base for which the usual rate is right."""
 USUAL_RATE, HIGHEST_RATE = 2e-4, 2e-3
@@ -47,7 +49,8 @@ def choose(
         by_epoch = validates and train.eval_steps is None and train.max_steps < 1
         # The loss of numbers has their own unit, so there is no small gain for all of them.
         if by_epoch and train.early_stopping_patience is None and recipe.kind.side != "numbers":
-            found |= {"early_stopping_patience": PATIENCE, "early_stopping_threshold": LEAST_GAIN}
+            found["early_stopping_patience"] = PATIENCE
+            found["early_stopping_threshold"] = train.early_stopping_threshold or LEAST_GAIN
     return found
 
 

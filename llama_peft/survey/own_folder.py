@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llama_peft.errors import UserError
-from llama_peft.recipe import Recipe, Source, differences, flat_values, load_recipe
+from llama_peft.recipe import Recipe, Source, differences, flat_values, load_recipe, schedule
 from llama_peft.recipe.schema import fields
 from llama_peft.run_folder.layout import RECIPE
 from llama_peft.run_folder.record import read_record
@@ -20,8 +20,6 @@ _LONGEST = 100
 """Letters of what a name adds."""
 _SETTLED = ("train.output_dir", "dataset.labels", "dataset.label_positions", "ladder.", "hub.")
 """The beginnings of the keys that a run writes down and its recipe may leave open."""
-_OPEN = ("auto", None, 0.0)
-"""What a recipe says of a value that its training chooses."""
 _NAMES = Counter(path[-1] for path in fields())
 
 
@@ -100,6 +98,10 @@ def _other(held: Recipe, recipe: Recipe, chosen: set[str]) -> Iterator[str]:
 
     chosen: those whose values in the run's recipe stand for auto. A value that its user wrote does not.
     """
+    left_open = {}
+    if recipe.train.num_train_epochs == "auto":
+        left_open = {f"train.{key}": value for key, value in schedule.OPEN_WITH_EPOCHS.items()}
     for key, (_, asked) in differences(held, recipe).items():
-        if not key.startswith(_SETTLED) and not (asked in _OPEN and key in chosen):
+        is_open = asked == "auto" or (key in left_open and asked == left_open[key])
+        if not key.startswith(_SETTLED) and not (is_open and key in chosen):
             yield key

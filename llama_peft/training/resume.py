@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llama_peft import data
 from llama_peft.errors import UserError
-from llama_peft.recipe import Recipe, dump_recipe, load_recipe
+from llama_peft.recipe import Recipe, dump_recipe, load_recipe, schedule
 from llama_peft.run_folder.layout import (
     CHECKPOINTS,
     DATA_SUMS,
@@ -103,8 +103,10 @@ def chosen_before(recipe: Recipe, folder: Path) -> dict[str, float | bool]:
     if "per_device_train_batch_size" in auto:
         auto.append("gradient_accumulation_steps")
     if "num_train_epochs" in auto:
-        auto += ["early_stopping_patience", "early_stopping_threshold"]
-    return {key: getattr(train, key) for key in auto}
+        left_open = schedule.OPEN_WITH_EPOCHS.items()
+        auto += [key for key, value in left_open if getattr(recipe.train, key) == value]
+    chosen = {key: getattr(train, key) for key in auto}
+    return {key: value for key, value in chosen.items() if value != getattr(recipe.train, key)}
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:

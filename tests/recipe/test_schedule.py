@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, schedule
 from llama_peft.training import fit as training
 from tests.support import runs
@@ -73,6 +74,42 @@ def test_epochs_that_are_auto_end_when_nothing_is_gained(
     assert record.best_validation_loss is not None and record.best_validation_loss < 0.05
     assert record.epochs is not None
     assert record.epochs < 8 if epochs == "auto" else record.epochs == 8
+
+
+def test_a_threshold_that_is_written_stays(recipe: Recipe) -> None:
+    found = schedule.choose(recipe.with_train({"early_stopping_threshold": 0.05}), 600, None)
+    assert found["early_stopping_threshold"] == 0.05
+
+
+@pytest.mark.parametrize("keys", [{"max_steps": 4}, {"max_steps": 4, "eval_steps": 2}])
+def test_a_run_that_chose_no_early_end_continues(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    keys: dict[str, int],
+) -> None:
+    folder = tmp_path / "run"
+    recipe = make_recipe(
+        "classification",
+        make_base(),
+        lora={"r": 4},
+        train=AUTO | keys | {"output_dir": str(folder), "per_device_train_batch_size": 8},
+    )
+    training.train(recipe)
+    runs.cut_off(folder)
+    record = runs.record_of(training.train(recipe))
+    assert record.resumed_at and "early_stopping_patience" not in record.chosen
+
+
+def test_early_stopping_that_is_written_later_makes_another_run(
+    make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """As any other key: it does not silently stay at what was chosen before."""
+    train = {**AUTO, "output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 24}
+    recipe = make_recipe("classification", make_base(), lora={"r": 4}, train=train)
+    training.train(recipe)
+    with pytest.raises(UserError, match="early_stopping_patience"):
+        training.train(recipe.with_train({"early_stopping_patience": 5}))
 
 
 def test_only_an_end_of_each_epoch_can_be_the_last(recipe: Recipe) -> None:

@@ -1,5 +1,6 @@
 """Finished runs, as tests open, read and damage them."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,3 +40,10 @@ def sums(folder: Path) -> dict[str, str]:
     """The sum of every file of a run, except its card, which names the repository."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != CARD]
     return {str(path.relative_to(folder)): sha256(path) for path in files}
+
+
+def cut_off(run: Path) -> None:
+    """Leave of a finished run what one has that was killed after its last checkpoint."""
+    shutil.rmtree(run / "adapter", ignore_errors=True)
+    for name in ("training.json", "head.safetensors"):
+        (run / name).unlink(missing_ok=True)

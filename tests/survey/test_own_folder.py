@@ -85,3 +85,29 @@ def test_a_value_that_a_user_wrote_does_not_stand_for_auto(
     assert load_in_own_folder("tiny-sst2", asked).run_folder != folder.as_posix()
     write_record(folder, {"chosen": {"learning_rate": 1e-3}})
     assert load_in_own_folder("tiny-sst2", asked).run_folder == folder.as_posix()
+
+
+def test_settings_that_a_user_wrote_do_not_stand_for_what_auto_epochs_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    auto = ["train.num_train_epochs=auto", RATE]
+    folder = Path(load_in_own_folder("tiny-sst2", auto).run_folder)
+    folder.mkdir(parents=True)
+    chosen = {
+        "num_train_epochs": 8.0,
+        "early_stopping_patience": 2,
+        "activation_checkpointing": True,
+    }
+    held = load_recipe("tiny-sst2", [*auto, f"train.output_dir={folder}"]).with_train(chosen)
+    (folder / "recipe.yaml").write_text(dump_recipe(held), "utf-8")
+    write_record(folder, {"chosen": chosen})
+    seeds, checkpointing = "ladder.seeds=[1, 2]", "train.activation_checkpointing"
+    again = [*auto, f"{checkpointing}=auto", seeds]
+    assert load_in_own_folder("tiny-sst2", again).run_folder == folder.as_posix()
+    for other in (
+        ["train.num_train_epochs=8", RATE, f"{checkpointing}=auto", seeds],
+        [*auto, f"{checkpointing}=false", seeds],
+        [*auto, f"{checkpointing}=auto", "train.early_stopping_patience=5", seeds],
+    ):
+        assert load_in_own_folder("tiny-sst2", other).run_folder != folder.as_posix(), other

@@ -48,13 +48,6 @@ def run_of(
     return run
 
 
-def cut_off(run: Path) -> None:
-    """Leave of a finished run what one has that was killed after its last checkpoint."""
-    shutil.rmtree(run / "adapter", ignore_errors=True)
-    for name in ("training.json", "head.safetensors"):
-        (run / name).unlink(missing_ok=True)
-
-
 def outputs(folder: Path) -> dict[str, Any]:
     run = runs.load(folder)
     dataset = data.load(run.recipe)
@@ -138,7 +131,7 @@ def test_resume_is_bit_identical(
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints/checkpoint-4")
-    cut_off(cut)
+    runs.cut_off(cut)
     damaged = cut / "checkpoints/checkpoint-3/optimizer.pt"
     damaged.write_bytes(damaged.read_bytes()[:-7])
     resumed = training.train(four_steps(cut))
@@ -178,11 +171,11 @@ def test_resume_in_a_later_epoch_takes_up_its_order(
     shutil.copytree(whole, cut)
     for name in ("checkpoints/checkpoint-6", "checkpoints/checkpoint-7"):
         shutil.rmtree(cut / name)
-    cut_off(cut)
+    runs.cut_off(cut)
     resumed = training.train(seven_steps(cut))
     assert runs.record_of(resumed).resumed_from == "checkpoint-5"
     shutil.rmtree(cut / "checkpoints/checkpoint-7")
-    cut_off(cut)
+    runs.cut_off(cut)
     again = runs.record_of(training.train(seven_steps(cut)))
     assert again.resumed_at == [5, 6] and again.resumed_from == "checkpoint-6"
     last = "checkpoints/checkpoint-7/" + ("adapter_" if lora else "") + "model.safetensors"

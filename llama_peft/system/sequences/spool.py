@@ -60,8 +60,13 @@ class Spool(View[Item]):
         self.extend(items)
 
     def append(self, item: Item) -> None:
-        """Add an item. Raises UserError if the disk is full."""
-        self._tail += pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+        """Add an item. Raises UserError if the disk is full, or if the item cannot be copied."""
+        try:
+            self._tail += pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"data: row {len(self) + 1} holds a value that is no text, number or short list of them: {error}"
+            ) from error
         self._ends.append(self._written + len(self._tail))
         if len(self._tail) > _IN_MEMORY:
             self._write()
@@ -70,6 +75,10 @@ class Spool(View[Item]):
         """Add items."""
         for item in items:
             self.append(item)
+
+    def __reduce__(self) -> tuple[type["Spool[Item]"], tuple[list[Item]]]:
+        """A process that was not forked, as one that prepares batches, gets a copy."""
+        return type(self), ([*self],)
 
     def __len__(self) -> int:
         return len(self._ends)

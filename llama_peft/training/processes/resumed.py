@@ -19,9 +19,12 @@ def same_step(recipe: Recipe, resumed: Path | None) -> dict[str, int]:
     """
     train, processes = recipe.train, job.count()
     before = None if resumed is None else read_sharing(resumed)
-    if before is None or before.rows_per_step is None or before.processes == processes:
+    if before is None or before.rows_per_step is None:
         return {}
     rows = before.rows_per_step
+    # Not the number of processes: a run may have been continued by others before.
+    if recipe.train_batch_size * train.gradient_accumulation_steps * processes == rows:
+        return {}
     batches = [n for n in range(recipe.train_batch_size, 0, -1) if rows % (n * processes) == 0]
     if not batches:
         raise UserError(

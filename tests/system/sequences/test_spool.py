@@ -74,3 +74,22 @@ def test_views_are_lists_of_what_they_show() -> None:
     assert joined == [*"abcdefbf"] and [joined[n] for n in range(8)] == [*"abcdefbf"]
     assert Mapped(str.upper, twice) == ["B", "F"] and Mapped(str.upper, twice)[0] == "B"
     assert twice != ["b"] and twice != "bf"
+
+
+def test_what_cannot_be_copied_is_one_line_with_its_row() -> None:
+    import threading
+
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    for value in (threading.Lock(), deep):
+        with pytest.raises(UserError, match="row 2 holds a value"):
+            Spool([{"text": "a"}, {"text": "b", "other": value}])
+
+
+def test_a_spool_goes_to_another_process_as_a_copy() -> None:
+    import pickle
+
+    kept = Spool([{"ids": (n,)} for n in range(300)])
+    kept[7]
+    assert list(pickle.loads(pickle.dumps(kept))) == list(kept)
