@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +55,8 @@ def key_of(one: Measurement, content: str) -> str:
     facts = [__version__, one.rung, content]
     read = {"train": train, "lora": lora, "hub": Hub()}
     facts.append(dump_recipe(recipe.model_copy(update=read)))
+    if one.rung == "hosted":
+        facts.append(os.environ.get("OPENAI_BASE_URL", ""))  # another server may hold another model
     if one.rung not in BASELINES:
         facts.append(base_fingerprint(recipe))
     if one.is_trained:

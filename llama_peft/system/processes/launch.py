@@ -6,6 +6,7 @@ which the others wait for nothing.
 """
 
 import json
+import math
 import os
 import signal
 import socket
@@ -22,6 +23,8 @@ from llama_peft.system import files
 from llama_peft.system.processes.job import LAUNCHER, MISTAKES, NAME
 from llama_peft.system.terminal import complain, shared_name
 
+_GRACE = 60.0
+"""Seconds that the others have, after a signal, when the first process has ended."""
 _LOOK = 0.05
 """Seconds between two looks at the processes."""
 
@@ -94,11 +97,18 @@ def _first_failed(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _stop(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
-    """Pass a signal on, and wait until each process has saved its step. A second one ends the wait."""
+    """Pass a signal on, and wait until each process has saved its step. A second one ends the wait.
+
+    They end together. One that waits for another, which the signal met before its training, never
+    would: so after the first end the others get a limited time.
+    """
     for child in children:
         child.send_signal(number)
-    for child in children:
-        child.wait()
+    limit = math.inf
+    while None in (codes := [child.poll() for child in children]) and time.monotonic() < limit:
+        if limit == math.inf and any(code is not None for code in codes):
+            limit = time.monotonic() + _GRACE
+        time.sleep(_LOOK)
 
 
 def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:

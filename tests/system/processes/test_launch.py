@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import pytest
 
 from llama_peft.errors import Died, Stopped, UserError
 from llama_peft.system import terminal
+from llama_peft.system.processes import launch as launching
 from llama_peft.system.processes.launch import launch
 from tests.support import forked
 
@@ -113,3 +116,22 @@ def test_the_processes_end_when_their_launcher_is_killed(tmp_path: Path) -> None
     os.kill(launcher, signal.SIGKILL)
     forked.ended(launcher)
     forked.until(lambda: not any(map(lives, pids(tmp_path).values())), 10)
+
+
+def test_one_that_a_signal_does_not_end_is_given_a_limited_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would wait for the process that the signal has ended."""
+    monkeypatch.setattr(launching, "_GRACE", 0.2)
+    words = "import signal, time; signal.signal(signal.SIGTERM, signal.{}); print(flush=True); time.sleep(60)"
+    children = [
+        subprocess.Popen([sys.executable, "-c", words.format(how)], stdout=subprocess.PIPE)
+        for how in ("SIG_IGN", "SIG_DFL")
+    ]
+    for child in children:
+        assert child.stdout is not None and child.stdout.readline()
+    started = time.monotonic()
+    launching._stop(children, signal.SIGTERM)
+    assert time.monotonic() - started < 10 and children[0].poll() is None
+    launching._kill(children)
+    assert children[0].returncode == -signal.SIGKILL
