@@ -25,7 +25,12 @@ _CHANGES = (
     "os.chown", "os.utime",
 )  # fmt: skip
 _DEVICES = (Path("/dev"), Path("/proc"))
-_PICKLED = ("torch", "numpy", "collections", "transformers", "accelerate", "_codecs", "datasets")
+_SPOOLED = ("llama_peft.data.examples", "llama_peft.tokens.prompts", "llama_peft.prefix_tree")
+"""Rows that the process itself has put into a file without a name."""
+_PICKLED = (
+    *("torch", "numpy", "collections", "transformers", "accelerate", "_codecs", "datasets"),
+    *_SPOOLED,
+)
 
 
 @dataclass
