@@ -211,13 +211,14 @@ def merge(
     from llama_peft.export.merged.folder import merge as merged
     from llama_peft.run_folder.run import open_run
 
-    if precision is not None:
-        gguf.check(open_run(folder, base))
+    opened = None if precision is None else open_run(folder, base)
+    if opened is not None:
+        gguf.check(opened)
     difference = merged(folder, output, base)
     say(f"largest relative score difference after merging: {difference:.2g}")
     say(output)
-    if precision is not None:
-        say(gguf.write(open_run(folder, base), output, precision))
+    if opened is not None and precision is not None:
+        say(gguf.write(opened, output, precision))
 
 
 def main() -> None:

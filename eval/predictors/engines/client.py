@@ -14,11 +14,12 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError
 
 from llama_peft.errors import UserError
+from llama_peft.run_folder.ladder.rungs import SERVER
 from llama_peft.system.numbers import Count
 
 log = logging.getLogger(__name__)
 
-KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+KEY, URL = "OPENAI_API_KEY", SERVER
 """The variables of the environment that OpenAI's own client reads."""
 TRIES = 8
 """How often a request is sent at most; the pauses between take a minute and a half."""

@@ -13,7 +13,7 @@ from llama_peft.errors import UserError
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Hub, Train, dump_recipe
 from llama_peft.run_folder.ladder.encoder import EncoderRecord, read_encoder
-from llama_peft.run_folder.ladder.rungs import Measurement
+from llama_peft.run_folder.ladder.rungs import SERVER, Measurement
 from llama_peft.run_folder.layout import BASELINES, FINISHED, LADDER, PREDICTIONS, RESULTS
 from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.record import Stored, TrainingRecord, read_record
@@ -55,8 +55,6 @@ def key_of(one: Measurement, content: str) -> str:
     facts = [__version__, one.rung, content]
     read = {"train": train, "lora": lora, "hub": Hub()}
     facts.append(dump_recipe(recipe.model_copy(update=read)))
-    if one.rung == "hosted":
-        facts.append(os.environ.get("OPENAI_BASE_URL", ""))  # another server may hold another model
     if one.rung not in BASELINES:
         facts.append(base_fingerprint(recipe))
     if one.is_trained:
@@ -79,7 +77,18 @@ def is_finished(one: Measurement, key: str) -> bool:
     """Return whether the results of exactly this measurement are there, and whole."""
     known = read_finished(Path(one.run))
     proof = None if known is None else known.results.get(one.results)
-    return proof is not None and proof.key == key and is_whole(one, proof)
+    whole = proof is not None and proof.key == key and is_whole(one, proof)
+    return whole and not (one.rung == "hosted" and _is_of_other_server(Path(one.run, one.results)))
+
+
+def _is_of_other_server(results: Path) -> bool:
+    """Return whether other results than those of the server of the environment are in a folder.
+
+    Another server may hold another model. Without an address, whatever is finished stays.
+    """
+    asked = os.environ.get(SERVER, "").rstrip("/")
+    engine = read_results(results / RESULTS).config.engine
+    return bool(asked) and engine is not None and engine.base_url != asked
 
 
 def borrow(one: Measurement, key: str) -> Path | None:
@@ -100,6 +109,8 @@ def _copied(source: Path, one: Measurement, proof: Proof) -> bool:
     check_evaluation_folder(Path(one.run, one.results))
     try:
         if files.sum_of(source, RESULTS) != proof.results_sha256:
+            return False
+        if one.rung == "hosted" and _is_of_other_server(source):
             return False
         sums = read_results(source / RESULTS).predictions_sha256
         if sums != files.sum_of(source, PREDICTIONS):

@@ -30,6 +30,8 @@ _HEAD_BATCH = 64
 """Texts in a step of a head alone, which costs next to nothing on cached states."""
 _MOST_REPEATS = 5.0
 """How many times as often a small part of the training examples is read."""
+SERVER = "OPENAI_BASE_URL"
+"""The environment variable with the address of the server of the rung `hosted`."""
 
 
 @dataclass(frozen=True, kw_only=True)

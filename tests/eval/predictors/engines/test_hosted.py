@@ -9,6 +9,7 @@ from eval.ladder.verdict import judge
 from eval.predictors.engines import client
 from llama_peft.ladder import walk
 from llama_peft.recipe import Recipe, dump_recipe
+from llama_peft.run_folder.ladder import finished
 from llama_peft.run_folder.ladder.rungs import measurements
 from tests.support.completions.server import Completions
 
@@ -41,8 +42,18 @@ def test_a_hosted_model_is_the_last_rung(
     verdict = judge(run)
     (table, *_) = verdict.tables
     assert [row.name for row in table.rows] == ["no answer always", f"{NAME}, hosted"]
-    monkeypatch.setenv(client.URL, "http://127.0.0.1:9/v1")
-    walk.run(recipe, steps)  # what is finished needs no server
+    (hosted,) = (one for one in measurements(recipe, 8) if one.rung == "hosted")
+    known = finished.read_finished(run)
+    assert known is not None
+    key = known.results[hosted.results].key
+    for address, is_finished in (
+        (server.url, True),
+        (f"{server.url}/", True),
+        ("http://127.0.0.1:9/v1", False),  # another server may have another model
+        ("", True),  # what is finished needs no server
+    ):
+        monkeypatch.setenv(client.URL, address)
+        assert finished.is_finished(hosted, key) == is_finished, address
     engine = verdict.climbed.rungs[1].first.config.engine
     assert engine and engine.served_model == NAME
 
