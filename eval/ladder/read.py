@@ -7,9 +7,9 @@ from pathlib import Path
 
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, RungName, load_recipe
-from llama_peft.run_folder.ladder.encoder import EncoderRecord
 from llama_peft.run_folder.ladder.finished import Finished, is_whole, read_finished, record_of
 from llama_peft.run_folder.ladder.rungs import TRAINED, Measurement, measurements
+from llama_peft.run_folder.ladder.whole import WholeRecord
 from llama_peft.run_folder.layout import LADDER, LADDER_RECIPE
 from llama_peft.run_folder.record import TrainingRecord
 from llama_peft.system.files import read_text
@@ -24,7 +24,7 @@ class Repeat:
 
     measurement: Measurement
     system: SystemResults
-    record: TrainingRecord | EncoderRecord | None
+    record: TrainingRecord | WholeRecord | None
     """Of a rung that is trained."""
 
 
@@ -131,6 +131,7 @@ def title_of(recipe: Recipe, name: RungName) -> str:
         "head": f"{kind.tuned_name} alone",
         "tuned": f"LoRA, {tuned}" if recipe.lora is not None else f"{kind.tuned_name} alone",
         "encoder": str(recipe.ladder.encoder),
+        "full": "the base, fine-tuned whole",
         "hosted": f"{recipe.ladder.hosted}, hosted",
     }
     return named.get(name, name)
@@ -149,7 +150,7 @@ def _recipe(run: Path) -> Recipe:
 
 def _read(
     one: Measurement, finished: Finished, part: str
-) -> tuple[SystemResults | None, TrainingRecord | EncoderRecord | None]:
+) -> tuple[SystemResults | None, TrainingRecord | WholeRecord | None]:
     """Return the results of a measurement on one part, and the record of its training."""
     proof = finished.results.get(one.results)
     if proof is None or not is_whole(one, proof):

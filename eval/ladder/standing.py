@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from statistics import fmean
 
-from llama_peft.run_folder.ladder.encoder import EncoderRecord
+from llama_peft.run_folder.ladder.whole import WholeRecord
 from llama_peft.tasks import MAIN
 
 from ..metrics.catalogue import Metric, metrics_of
@@ -94,7 +94,7 @@ def cost_of(rung: Rung) -> Cost:
     seconds = [one.wall_seconds for one in records]
     seconds = seconds or [one.fit_seconds for one in costs if one.fit_seconds is not None]
     rates = [one.seconds_per_1000 for one in costs if one.seconds_per_1000 is not None]
-    sizes = [one.bytes for one in records if isinstance(one, EncoderRecord)]
+    sizes = [one.bytes for one in records if isinstance(one, WholeRecord)]
     sizes = sizes or [one.bytes_to_ship for one in costs if one.bytes_to_ship is not None]
     peaks = [one.peak_memory_bytes for one in records if one.peak_memory_bytes is not None]
     return Cost(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from llama_peft.data import Example, Rows
 from llama_peft.inference.predict import Prediction
-from llama_peft.run_folder.ladder.encoder import ENCODER
 from llama_peft.run_folder.ladder.rungs import Measurement
+from llama_peft.run_folder.ladder.whole import MODEL_FOLDER
 from llama_peft.run_folder.layout import BASELINES, BOTH_RESULTS
 from llama_peft.run_folder.run import Run, open_run
 from llama_peft.system.files import is_file
@@ -69,8 +69,8 @@ def lines_of(found: Verdict, more: Sequence[Table] = ()) -> list[str]:
 def _job(one: Measurement) -> Job:
     """Return what is evaluated: a finished run, or a model that needs no training of ours."""
     recipe, output = one.recipe, Path(one.run, one.results)
-    if one.rung == "encoder":
-        model = str(Path(recipe.run_folder, ENCODER))
+    if one.is_whole:
+        model = str(Path(recipe.run_folder, MODEL_FOLDER))
         return make_job(recipe, model, None, None, None, output, [], "classifier")
     if one.rung == "hosted":
         engine = EngineChoice(name="openai")

@@ -11,7 +11,7 @@ from pathlib import Path
 from llama_peft import data
 from llama_peft.doctor import blocking
 from llama_peft.errors import UserError
-from llama_peft.ladder import encoder
+from llama_peft.ladder import whole
 from llama_peft.ladder.evaluation import Evaluation
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.ladder.finished import (
@@ -98,7 +98,7 @@ def _measure(
     """Train and measure one rung; return False if this is finished already."""
     if one.is_trained:
         reset_peak()
-        fit = encoder.train if one.rung == "encoder" else partial(train_in, processes)
+        fit = whole.train if one.is_whole else partial(train_in, processes)
         fit(one.recipe, fresh=fresh, given=given)
         free_memory()
     key = key_of(one, content)

@@ -333,15 +333,13 @@ def _weight_faults(recipe: Recipe) -> Problems:
 
 def _ladder_faults(recipe: Recipe) -> Problems:
     ladder, labels = recipe.ladder, recipe.kind.has_labels
-    if ladder.encoder is not None and not labels:
-        yield (
-            "works for texts with labels or numbers only: remove this key",
-            "ladder.encoder",
-            "task",
-        )
-    others = ("no-answer", "bm25") if labels else ("majority", "tf-idf", "head", "encoder")
+    for key in ("encoder", "full"):
+        if getattr(ladder, key) and not labels:
+            message = "works for texts with labels or numbers only: remove this key"
+            yield message, f"ladder.{key}", "task"
+    others = ("no-answer", "bm25") if labels else ("majority", "tf-idf", "head", "encoder", "full")
     if strange := [name for name in ladder.rungs or () if name in others]:
         yield f"{recipe.task} has no rung {strange[0]}: remove it", "ladder.rungs", "task"
-    for rung, name in (("encoder", ladder.encoder), ("hosted", ladder.hosted)):
-        if rung in (ladder.rungs or ()) and name is None:
+    for rung in ("encoder", "full", "hosted"):
+        if rung in (ladder.rungs or ()) and not getattr(ladder, rung):
             yield f"has the rung {rung}: set ladder.{rung}", "ladder.rungs", f"ladder.{rung}"

@@ -10,7 +10,7 @@ from llama_peft.recipe.fields import Count, CountOrAuto, ModelName, Seed, distin
 from llama_peft.recipe.model_sections import Section
 
 RungName = Literal[
-    "majority", "no-answer", "tf-idf", "bm25", "zero-shot", "few-shot", "head", "tuned", "encoder", "hosted",
+    "majority", "no-answer", "tf-idf", "bm25", "zero-shot", "few-shot", "head", "tuned", "encoder", "full", "hosted",
 ]  # fmt: skip
 RUNGS: tuple[RungName, ...] = get_args(RungName)
 """All rungs, the cheapest first."""
@@ -36,6 +36,8 @@ class Ladder(Section):
     "Number of solved examples of the rung few-shot. auto chooses it on the validation part."
     encoder: ModelName | None = None
     "Hub id or folder of an encoder, such as answerdotai/ModernBERT-base, to fine-tune whole."
+    full: bool = later(False)
+    "Fine-tune the base itself whole, where the memory holds it (16 bytes a weight)."
     hosted: ModelName | None = later(None)
     """Hub id or folder of a larger model that a server has, such as meta-llama/Llama-3.1-70B, to ask without
     training. The environment's OPENAI_BASE_URL is the address of the server."""

@@ -12,8 +12,8 @@ from llama_peft import __version__
 from llama_peft.errors import UserError
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Hub, Train, dump_recipe
-from llama_peft.run_folder.ladder.encoder import EncoderRecord, read_encoder
 from llama_peft.run_folder.ladder.rungs import SERVER, Measurement
+from llama_peft.run_folder.ladder.whole import WholeRecord, read_whole
 from llama_peft.run_folder.layout import BASELINES, FINISHED, LADDER, PREDICTIONS, RESULTS
 from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.record import Stored, TrainingRecord, read_record
@@ -62,14 +62,14 @@ def key_of(one: Measurement, content: str) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def record_of(one: Measurement) -> TrainingRecord | EncoderRecord:
+def record_of(one: Measurement) -> TrainingRecord | WholeRecord:
     """Return the record of a trained measurement. Raises UserError if it is not trained yet."""
     folder = Path(one.recipe.run_folder)
-    if one.rung != "encoder":
+    if not one.is_whole:
         return read_record(folder)
-    record = read_encoder(folder)
+    record = read_whole(folder)
     if record is None:
-        raise UserError(f"{folder}: there is no finished encoder here")
+        raise UserError(f"{folder}: there is no finished model here")
     return record
 
 

@@ -6,6 +6,7 @@
     head                   a head alone on the frozen base
     tuned                  the recipe's own training
     encoder                another model, fine-tuned whole
+    full                   the base, fine-tuned whole
     hosted                 another model, untouched, on a server
 
 A rung that trains is repeated for each seed and for each size of the training part, and each of
@@ -21,7 +22,9 @@ from llama_peft.recipe.ladder import RUNGS, Ladder, RungName
 from llama_peft.recipe.schema import Hub, Recipe
 from llama_peft.run_folder.layout import LADDER
 
-TRAINED: tuple[RungName, ...] = ("head", "tuned", "encoder")
+WHOLE: tuple[RungName, ...] = ("encoder", "full")
+"""Rungs that train every weight of a model, and leave an ordinary checkpoint."""
+TRAINED: tuple[RungName, ...] = ("head", "tuned", *WHOLE)
 """Rungs whose weights are trained, so that their scores depend on a seed."""
 LEARNING: tuple[RungName, ...] = ("tf-idf", *TRAINED)
 """Rungs that can use more training examples."""
@@ -55,6 +58,10 @@ class Measurement:
         return self.rung in TRAINED
 
     @property
+    def is_whole(self) -> bool:
+        return self.rung in WHOLE
+
+    @property
     def is_own(self) -> bool:
         """Whether it is the run itself: the recipe's training with its own seed on all examples."""
         return self.is_trained and self.recipe.run_folder == self.run
@@ -81,6 +88,7 @@ def fitting(recipe: Recipe) -> tuple[RungName, ...]:
         "head": labels and recipe.lora is not None,
         "tuned": True,
         "encoder": labels and recipe.ladder.encoder is not None,
+        "full": labels and recipe.ladder.full,
         "hosted": recipe.ladder.hosted is not None,
     }
     return tuple(name for name in RUNGS if kept[name])
@@ -159,7 +167,9 @@ def _measurement(
     folder = f"{LADDER}/{'-'.join(words)}"
     placed = _plain(recipe, f"{own}/{folder}" if trained else own)
     if rung == "encoder":
-        placed = _of_encoder(placed, recipe.ladder.encoder)
+        placed = _whole(_of_model(placed, {"model_name_or_path": recipe.ladder.encoder}))
+    if rung == "full":
+        placed = _whole(placed)
     if rung == "hosted":
         placed = _of_model(placed, {"model_name_or_path": recipe.ladder.hosted})
     if size is not None:
@@ -233,12 +243,14 @@ def _of_model(recipe: Recipe, named: dict[str, str | None]) -> Recipe:
     return recipe.model_copy(update={"model": model})
 
 
-def _of_encoder(recipe: Recipe, name: str | None) -> Recipe:
-    """Return the recipe of a whole encoder, whose weights are not packed."""
-    placed = _of_model(recipe, {"model_name_or_path": name, "dtype": "float32"})
-    return placed.model_copy(
+def _whole(recipe: Recipe) -> Recipe:
+    """Return the recipe that trains all weights, which are not packed."""
+    return recipe.model_copy(
         update={
-            "quantization": recipe.quantization.model_copy(update={"load_in_4bit": False}),
+            "model": recipe.model.model_copy(update={"dtype": "float32"}),
+            "quantization": recipe.quantization.model_copy(
+                update={"load_in_4bit": False, "load_in_8bit": False}
+            ),
             "lora": None,
         }
     )

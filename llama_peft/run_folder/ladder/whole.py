@@ -1,4 +1,7 @@
-"""encoder.json: the record of an encoder that a ladder fine-tuned, and where its checkpoint lies."""
+"""encoder.json: the record of a model that a ladder fine-tuned whole, and where its checkpoint lies.
+
+The file is named after the first kind of these models.
+"""
 
 from pathlib import Path
 
@@ -8,13 +11,13 @@ from llama_peft.system.files import read_summed, write_summed
 from llama_peft.system.numbers import Count, NotNegative, Sha256, Step
 from llama_peft.system.seal import damaged
 
-ENCODER = "model"
+MODEL_FOLDER = "model"
 """The folder of the checkpoint, beside the record."""
 _RECORD = "encoder.json"
 
 
-class EncoderRecord(Stored):
-    """What a finished training of an encoder left."""
+class WholeRecord(Stored):
+    """What a finished training of all weights left."""
 
     origin: list[str | None]
     """The sums of its base, its recipe and its data."""
@@ -32,15 +35,15 @@ class EncoderRecord(Stored):
         return " ".join(self.files.values())
 
 
-def write_encoder(folder: Path, record: EncoderRecord) -> None:
+def write_whole(folder: Path, record: WholeRecord) -> None:
     """Write the record, last of all."""
     write_summed(folder, _RECORD, record.model_dump(mode="json"))
 
 
-def read_encoder(folder: Path) -> EncoderRecord | None:
-    """Return the record of a finished encoder; None if there is none, or if its files are not whole."""
+def read_whole(folder: Path) -> WholeRecord | None:
+    """Return the record of a finished training; None if there is none, or if its files are not whole."""
     try:
-        record = EncoderRecord.model_validate(read_summed(folder, _RECORD))
-        return None if damaged(folder / ENCODER, record.files) else record
+        record = WholeRecord.model_validate(read_summed(folder, _RECORD))
+        return None if damaged(folder / MODEL_FOLDER, record.files) else record
     except (OSError, ValueError, UserError):
         return None

@@ -1,7 +1,8 @@
-"""An encoder is fine-tuned whole, by the plain Trainer, on the recipe's own split."""
+"""An encoder, and the base itself, are fine-tuned whole, by the plain Trainer, on the recipe's own split."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import pytest
 from eval import evaluate
 from llama_peft import tiny
 from llama_peft.errors import UserError
-from llama_peft.ladder import encoder
+from llama_peft.ladder import whole
+from llama_peft.model import room
 from llama_peft.recipe import Recipe
-from llama_peft.run_folder.ladder.encoder import ENCODER, read_encoder
+from llama_peft.run_folder.ladder.rungs import measurements
+from llama_peft.run_folder.ladder.whole import MODEL_FOLDER, read_whole
 from tests.support.small import make_recipe
 
 
@@ -37,21 +40,26 @@ def recipe_of(base: Path, run: Path, seed: int = 1) -> Recipe:
     return make_recipe("classification", base, dataset=data, train=train)
 
 
-def test_an_encoder_trains_once_and_any_tool_loads_it(bert: Path, tmp_path: Path) -> None:
+@pytest.fixture(params=["bert", "llama"])
+def base(request: pytest.FixtureRequest, bert: Path, make_base: Callable[..., Path]) -> Path:
+    return bert if request.param == "bert" else make_base()
+
+
+def test_a_model_trains_once_and_any_tool_loads_it(base: Path, tmp_path: Path) -> None:
     from transformers import AutoModel, AutoModelForSequenceClassification
 
-    recipe = recipe_of(bert, tmp_path / "run")
-    folder = encoder.train(recipe)
+    recipe = recipe_of(base, tmp_path / "run")
+    folder = whole.train(recipe)
     made = (folder / "model.safetensors").stat().st_mtime_ns
-    record = read_encoder(folder.parent)
+    record = read_whole(folder.parent)
     assert record is not None
     assert record.steps == 300  # few examples are read more often
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert [*model.config.id2label.values()] == ["negative", "positive"]
     scored = evaluate(folder, task=recipe, kind="classifier", output=tmp_path / "results")
     assert scored.n_samples["small"].effective == 40
-    before = AutoModel.from_pretrained(bert).state_dict()
-    after = model.bert.state_dict()
+    before = AutoModel.from_pretrained(base).state_dict()
+    after = model.base_model.state_dict()
     assert not [
         name
         for name in before
@@ -59,10 +67,10 @@ def test_an_encoder_trains_once_and_any_tool_loads_it(bert: Path, tmp_path: Path
         and before[name].equal(after[name])
         and "pooler" not in name
     ]
-    assert encoder.train(recipe) == folder
+    assert whole.train(recipe) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
     (folder / "config.json").write_text("{}")
-    assert read_encoder(folder.parent) is None  # it would be trained again
+    assert read_whole(folder.parent) is None  # it would be trained again
 
 
 def test_an_encoder_without_a_weight_is_refused(bert: Path, tmp_path: Path) -> None:
@@ -75,6 +83,21 @@ def test_an_encoder_without_a_weight_is_refused(bert: Path, tmp_path: Path) -> N
     del weights[name]
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="lacks weights, which would be random"):
-        encoder.train(recipe_of(broken, tmp_path / "run"))
-    assert not (tmp_path / "run" / ENCODER).exists()
+        whole.train(recipe_of(broken, tmp_path / "run"))
+    assert not (tmp_path / "run" / MODEL_FOLDER).exists()
     assert not json.dumps([*map(str, (tmp_path / "run").glob("*.json"))]).count("encoder")
+
+
+def test_the_base_is_trained_whole_where_the_memory_holds_it(
+    make_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = recipe_of(make_base(), tmp_path / "run")
+    recipe = own.model_copy(update={"ladder": own.ladder.model_copy(update={"full": True})})
+    assert "full" not in [one.rung for one in measurements(own, 64)]
+    (full,) = (one for one in measurements(recipe, 64) if one.rung == "full")
+    assert full.is_trained
+    assert full.recipe.lora is None
+    assert full.recipe.model.model_name_or_path == own.model.model_name_or_path
+    monkeypatch.setattr(room, "free_memory", lambda recipe: 100_000)
+    with pytest.raises(UserError, match=r"all of its [\d,]+ weights takes at least"):
+        whole.train(full.recipe)

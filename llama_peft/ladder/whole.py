@@ -1,4 +1,5 @@
-"""Fine-tunes an encoder whole, on the same examples: a small one often does what a decoder does.
+"""Fine-tunes a model whole, on the same examples: the base itself, to know what LoRA leaves behind, or
+an encoder, because a small one often does what a decoder does.
 
 It is what the library's own scripts do: ...ForSequenceClassification, the plain Trainer, all weights.
 The result is an ordinary checkpoint, which any tool loads.
@@ -13,16 +14,16 @@ from typing import TYPE_CHECKING
 
 from llama_peft import data
 from llama_peft.data import TextExample
-from llama_peft.errors import Stopped
-from llama_peft.model import backbone
+from llama_peft.errors import Stopped, UserError
+from llama_peft.model import backbone, room
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Recipe, dump_recipe
-from llama_peft.run_folder.ladder.encoder import ENCODER, EncoderRecord, read_encoder, write_encoder
+from llama_peft.run_folder.ladder.whole import MODEL_FOLDER, WholeRecord, read_whole, write_whole
 from llama_peft.run_folder.layout import CHECKPOINTS
 from llama_peft.system import files
 from llama_peft.system.files import sha256_of, sum_of
 from llama_peft.system.lock import only_process
-from llama_peft.system.memory import peak_memory
+from llama_peft.system.memory import is_out_of_memory, peak_memory
 from llama_peft.system.progress import Phase
 from llama_peft.training.callbacks import SealCheckpoints, StopOnSignal, show_progress
 from llama_peft.training.checkpoints import Origin, newest_sealed, read_origin, read_spent
@@ -37,6 +38,8 @@ _RATE, _BATCH, _EPOCHS, _STEPS = 5e-5, 16, 3.0, 300
 2006.04884) show that small data need more steps than these passes have."""
 _PART = 0.1
 """The share of all steps between two validations."""
+_BYTES = 16
+"""Of each weight: itself, its gradient and the two averages of AdamW, in float32."""
 _LONGEST = 512
 """Tokens of a text; later ones are cut."""
 
@@ -44,7 +47,7 @@ _LONGEST = 512
 def train(
     recipe: Recipe, given: Mapping[str, data.Rows] | None = None, fresh: bool = False
 ) -> Path:
-    """Fine-tune the encoder that `model` of a recipe names, and return the folder of its checkpoint.
+    """Fine-tune all weights of the model that a recipe names, and return the folder of its checkpoint.
 
     Only `dataset`, `train.seed` and `train.use_cpu` of the recipe count. An interrupted training
     continues from its newest whole checkpoint; a finished one is not repeated. Raises UserError on
@@ -54,12 +57,12 @@ def train(
     with only_process(folder, "training"):
         dataset = data.load(recipe, given)
         origin = Origin(base_fingerprint(recipe), _recipe_sum(recipe), data.content_sum(dataset))
-        done = None if fresh else read_encoder(folder)
+        done = None if fresh else read_whole(folder)
         if done is not None and done.origin == list(origin):
-            return folder / ENCODER
+            return folder / MODEL_FOLDER
         _forget(folder, origin, fresh)
         _fit(recipe, dataset, folder, origin)
-    return folder / ENCODER
+    return folder / MODEL_FOLDER
 
 
 def _recipe_sum(recipe: Recipe) -> str:
@@ -73,7 +76,7 @@ def _forget(folder: Path, origin: Origin, fresh: bool) -> None:
     newest = newest_sealed(folder / CHECKPOINTS)
     if fresh or (newest is not None and read_origin(newest) != origin):
         files.remove_tree(folder, CHECKPOINTS)
-    files.remove_tree(folder, ENCODER)
+    files.remove_tree(folder, MODEL_FOLDER)
 
 
 def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path, origin: Origin) -> None:
@@ -88,28 +91,33 @@ def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path, origin: Origin) ->
         with Phase("training", "step") as phase:
             show_progress(trainer, phase)
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    except Exception as error:  # each library has a class of its own for it
+        if is_out_of_memory(error):
+            name = recipe.model.model_name_or_path
+            raise UserError(f"{name}: the memory is too small to train all weights") from error
+        raise
     finally:
         stop.restore()
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(stop.received)
-    partial = f"{ENCODER}.partial"
+    partial = f"{MODEL_FOLDER}.partial"
     files.remove_tree(folder, partial)
     trainer.model.save_pretrained(folder / partial)
     tokenizer.save_pretrained(folder / partial)
-    files.rename(folder, partial, ENCODER)
-    held = sorted(path for path in (folder / ENCODER).iterdir() if path.is_file())
-    record = EncoderRecord(
+    files.rename(folder, partial, MODEL_FOLDER)
+    held = sorted(path for path in (folder / MODEL_FOLDER).iterdir() if path.is_file())
+    record = WholeRecord(
         origin=list(origin),
-        files={path.name: sum_of(folder / ENCODER, path.name) for path in held},
+        files={path.name: sum_of(folder / MODEL_FOLDER, path.name) for path in held},
         bytes=sum(path.stat().st_size for path in held),
         examples=len(dataset.parts["train"]),
         steps=trainer.state.global_step,
         wall_seconds=time.monotonic() - started + earlier.seconds,
         peak_memory_bytes=max(peak_memory(), earlier.peak_memory_bytes),
     )
-    write_encoder(folder, record)
+    write_whole(folder, record)
     files.remove_tree(folder, CHECKPOINTS)
-    log.info("trained in %.0f s; the encoder is %s", record.wall_seconds, folder / ENCODER)
+    log.info("trained in %.0f s; the model is %s", record.wall_seconds, folder / MODEL_FOLDER)
 
 
 def _trainer(
@@ -155,7 +163,7 @@ def _trainer(
 def _model(
     recipe: Recipe, dataset: data.Dataset, tokenizer: "PreTrainedTokenizerBase"
 ) -> "PreTrainedModel":
-    """Return the encoder with a new head. Every other weight must be in its checkpoint."""
+    """Return the model with a new head. Every other weight must be in its checkpoint."""
     import torch
     from transformers import AutoModelForSequenceClassification, set_seed
 
@@ -179,7 +187,19 @@ def _model(
     ]
     backbone.check_loading(name, {**info, "missing_keys": missing, "unexpected_keys": []}, None)
     model.config.pad_token_id = tokenizer.pad_token_id
+    _check_memory(recipe, model.num_parameters())
     return model.to(backbone.place_of(recipe))
+
+
+def _check_memory(recipe: Recipe, weights: int) -> None:
+    """Raise UserError if a whole training cannot fit. On a CPU the weights are loaded already."""
+    needed = weights * (_BYTES if room.has_gpu(recipe) else _BYTES - 4)
+    free = room.free_memory(recipe)
+    if needed > free:
+        raise UserError(
+            f"{recipe.model.model_name_or_path}: to train all of its {weights:,} weights takes at "
+            f"least {room.gb(needed)}, but {room.gb(free)} are free"
+        )
 
 
 def _encoded(
@@ -192,7 +212,7 @@ def _encoded(
     limit = min(int(tokenizer.model_max_length), _LONGEST)
     rows = []
     for example in examples:
-        assert isinstance(example, TextExample), "the ladder has no encoder for questions"
+        assert isinstance(example, TextExample), "questions are not trained whole"
         fields = list(example.values.values())
         text = fields if len(fields) == 2 else [example.text]
         row = tokenizer(*text, truncation=True, max_length=limit, split_special_tokens=True)
