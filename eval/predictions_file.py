@@ -41,6 +41,8 @@ _OWN_NAMES: Mapping[Side, str] = {
     "answers": "answer",
 }
 """What `llama-peft predict` calls a prediction."""
+_FIRST_LINE = 1 << 24
+"""Bytes that the line of one prediction does not have."""
 
 
 class Given(NamedTuple):
@@ -282,9 +284,12 @@ def _text_lines(path: Path) -> Iterator[str]:
 
 def _holds_lines(path: Path) -> bool:
     """Whether a file holds an object in its first line, and more lines."""
-    with _readable(path):
-        first = [*islice(_text_lines(path), 2)]
-        return len(first) > 1 and _is_object(first[0])
+    with _readable(path), open_regular(path) as file:
+        read = iter(lambda: file.readline(_FIRST_LINE), b"")
+        lines = [*islice((line for line in read if line.strip()), 2)]
+        # A longer first line is cut, perhaps within a character: it is a whole file on one line.
+        is_whole = len(lines) > 1 and lines[0].endswith(b"\n")
+        return is_whole and _is_object(lines[0].decode("utf-8"))
 
 
 class _JsonLines:
