@@ -10,106 +10,48 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from markupsafe import escape
-from safetensors.torch import save_file
-from torch import zeros
 
 from eval import report
-from eval.metrics.measure import classification_results
 from eval.report.page import page
 from llama_peft.errors import UserError
 from llama_peft.export import card, card_metadata, stage
 from llama_peft.export.stage import Bundle
 from llama_peft.model import backbone
-from llama_peft.recipe import Model, Recipe, dump_recipe, load_recipe
+from llama_peft.recipe import Model, Recipe, load_recipe
 from llama_peft.run_folder.record import HeadChoice
 from llama_peft.run_folder.run import open_run
 from llama_peft.system.files import sha256, with_sum
 from llama_peft.tokens.prompts import PromptEncoder
-from tests.support import runs
+from tests.export.published import COMMIT, LABELS, make_run
 from tests.support.html import EVIL, GOOD, rendered
 from tests.support.paths import ROOT
 
-LABELS = ["negative", "positive"]
-COMMIT = ("c0ffee" * 7)[:40]
 REPO = "me/Llama-3.2-1B-sst2-head"
 PINNED = ROOT / "tests" / "support" / "hub" / "pinned_card.txt"
-GOLDS = {f"validation-{i:03}": LABELS[i % 2] for i in range(872)}
 
 
-def write_evaluation(
-    folder: Path, part: str, wrong: int, kind: str, weights: str | None, **facts: Any
-) -> None:
-    """Results and predictions as the harness leaves them, the first `wrong` of them wrong."""
-    folder.mkdir(parents=True)
-    said = {
-        name: LABELS[1 - LABELS.index(gold)] if i < wrong else gold
-        for i, (name, gold) in enumerate(GOLDS.items())
-    }
-    results = {
-        "results": {f"sst2-head_{part}": classification_results(said, GOLDS, LABELS)},
-        "configs": {f"sst2-head_{part}": {"labels": LABELS, "dtype": None, "max_length": 512}},
-        "config": {"recipe": "sst2-head", "model_kind": kind, **facts},
-        "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
-        "git_hash": "0123abc",
-        "date": "2026-01-31T12:00:00+00:00",
-        "adapter_sha256": weights,
-        "base_revision": COMMIT,
-        "wall_seconds": 75.0,
-    }
-    lines = [
-        {
-            "id": name, "prediction": label, "gold": GOLDS[name], "split": part, "raw": label,
-            "text": "a long sentence of a review " * 10, "probabilities": [0.1, 0.9],
-        }
-        for name, label in said.items()
-    ]  # fmt: skip
-    (folder / "results.json").write_text(json.dumps(results))
-    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-@pytest.fixture(autouse=True)
-def few_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def few_charts(given: pytest.MonkeyPatch) -> None:
     """The charts of the report's parts take most of the time, so only the whole card has them."""
-    if request.function is not test_a_whole_card:
-        monkeypatch.setattr(page, "_drawings", lambda parts: {part.title: () for part in parts})
+    given.setattr(page, "_drawings", lambda parts: {part.title: () for part in parts})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run and a copy of it: it names its own folder, so every test has it at the same place."""
+    folder = tmp_path_factory.mktemp("made") / "runs/sst2-head"
+    with pytest.MonkeyPatch.context() as patched:
+        few_charts(patched)
+        make_run(folder)
+    shutil.copytree(folder, folder.parent / "copy")
+    return folder
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run of the published baseline as a GPU leaves it: 4,096 weights, a long curve, evaluated on
-    the official dev set.
-    """
-    folder = tmp_path / "runs/sst2-head"
-    overrides = ["dataset.labels=[negative, positive]", "hub.language=en"]
-    recipe = load_recipe("sst2-head", [*overrides, f"train.output_dir={folder}"])
-    folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
-    curve = [{"step": 10 * i, "loss": 0.7 / (1 + i / 900)} for i in range(250)]
-    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
-    (folder / "split.json").write_text(json.dumps({"train": [f"train-{i}" for i in range(52800)]}))
-    save_file({"score.weight": zeros(2, 2048)}, folder / "head.safetensors")
-    names = ("head.safetensors", "recipe.yaml", "split.json")
-    sums = {name: sha256(folder / name) for name in names}
-    weights = sums["head.safetensors"]
-    base = {"model": "meta-llama/Llama-3.2-1B"}
-    write_evaluation(folder / "zero-shot", "official", 300, "zero-shot verbalizer", None, **base)
-    write_evaluation(
-        folder / "tuned", "official", 100, "classification head", weights, run=str(folder)
-    )
-    facts = {
-        "parameters": {"total": 1235818496, "trainable": 4096, "base": 1235814400},
-        "examples": {"train": 52801, "validation": 1078},
-        "head": {"layer": -1, "pooling": "last"},
-        "steps": 2478,
-        "epochs": 3.0,
-        "wall_seconds": 1203.4,
-        "peak_memory_bytes": 2_410_000_000,
-        "base_fingerprint": COMMIT,
-        "files": sums,
-    }
-    runs.write_record(folder, facts)
-    report.write_html(folder)
-    return folder
+def run(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    few_charts(monkeypatch)
+    shutil.rmtree(made)
+    shutil.copytree(made.parent / "copy", made)
+    return made
 
 
 @pytest.fixture
@@ -130,7 +72,10 @@ def changed(staged: Bundle, *overrides: str) -> Bundle:
     return replace(staged, run=replace(staged.run, record=record, written=recipe))
 
 
-def test_a_whole_card(staged: Bundle, run: Path) -> None:
+def test_a_whole_card(tmp_path: Path) -> None:
+    whole = make_run(tmp_path / "runs/sst2-head")
+    (tmp_path / "staged").mkdir()
+    staged = stage.stage(open_run(whole), tmp_path / "staged")
     text = card.render(staged, REPO, encoder(staged.recipe), None)
     assert text == PINNED.read_text("utf-8")
 
