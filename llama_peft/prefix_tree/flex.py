@@ -82,8 +82,8 @@ class Kernel:
         self.refused = True
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         log.warning(
-            "FlexAttention does not compile here (%s): tree rows are computed by sdpa with a mask, "
-            "which takes longer",
+            "FlexAttention does not compile here (%s): tree rows are computed without it, which takes "
+            "longer",
             lines[0] if lines else type(error).__name__,
         )
 
@@ -181,16 +181,17 @@ def _dense(mask: BlockMask, query: Tensor) -> Tensor:
     return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, -torch.inf)[None, None]
 
 
-def use(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
+def use(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
     """Make models of a config compute tree rows by the kernel, and compile it, if it does compile.
 
-    dtype: that of the queries.
+    dtype: that of the queries. Returns whether it does.
     """
     if config._attn_implementation != "sdpa" or not _warm_up(config, device, dtype):
-        return
+        return False
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     config._attn_implementation = NAME
+    return True
 
 
 def _warm_up(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
