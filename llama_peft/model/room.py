@@ -21,8 +21,8 @@ from llama_peft.system.memory import (
     count_gpus,
     gpu_available,
     gpu_has_flash,
-    tree_kernel,
     gpu_kind,
+    tree_kernel,
 )
 from llama_peft.system.processes import job
 

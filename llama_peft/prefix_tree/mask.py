@@ -22,7 +22,7 @@ vector into the mask that the attention backend needs.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NotRequired, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, NotRequired, TypeAlias, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -188,7 +188,7 @@ def _mask_from_vector(
         return None
     others = {key: one for key, one in kwargs.items() if key not in ("subtree_end", "segments")}
     config = backbone.config.get_text_config()
-    pieces = kwargs.get("segments")
+    pieces = cast("Segments | None", kwargs.get("segments"))
     if pieces is None and config._attn_implementation == varlen.NAME:
         pieces = segments(kwargs["subtree_end"], kwargs["attention_mask"])
     inputs = attention_inputs(

@@ -55,12 +55,24 @@ def segments(subtree_end_BW: Tensor, attention_mask_BW: Tensor) -> Segments:
         counts.append(path_NW.sum(1))
         keys.append(path_NW.nonzero()[:, 1] + row * width)
     lengths_N, counts_N = torch.cat(queries), torch.cat(counts)
-    return Segments(
-        keys=torch.cat(keys).to(subtree_end_BW.device),
-        query_starts=_starts(lengths_N).to(subtree_end_BW.device),
-        key_starts=_starts(counts_N).to(subtree_end_BW.device),
+    found = Segments(
+        keys=torch.cat(keys),
+        query_starts=_starts(lengths_N),
+        key_starts=_starts(counts_N),
         most_queries=int(lengths_N.max()),
         most_keys=int(counts_N.max()),
+    )
+    return on_device(found, subtree_end_BW.device)
+
+
+def on_device(given: Segments, device: torch.device) -> Segments:
+    """Return the sequences with their tensors on a device."""
+    return Segments(
+        keys=given["keys"].to(device),
+        query_starts=given["query_starts"].to(device),
+        key_starts=given["key_starts"].to(device),
+        most_queries=given["most_queries"],
+        most_keys=given["most_keys"],
     )
 
 

@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from llama_peft.errors import UserError
-from llama_peft.prefix_tree.segments import Segments, segments
+from llama_peft.prefix_tree.segments import Segments, on_device, segments
 from llama_peft.system.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,9 @@ def _one_by_one(
         before = torch.arange(width - count, width)[:, None] - torch.arange(width)
         seen = (before >= 0) & (before < (window or width))
         output = functional.scaled_dot_product_attention(
-            *(one.transpose(0, 1)[None] for one in (query, key, value)),
+            query.transpose(0, 1)[None],
+            key.transpose(0, 1)[None],
+            value.transpose(0, 1)[None],
             attn_mask=seen,
             scale=scale,
             enable_gqa=True,
@@ -208,8 +210,7 @@ def _head_size(config: PreTrainedConfig) -> int:
 def _runs(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether the kernel computes one row here, forward and backward."""
     end = torch.full((1, _TRIED), _TRIED)
-    found = segments(end, torch.ones_like(end))
-    moved = {key: one.to(device) if isinstance(one, Tensor) else one for key, one in found.items()}
+    found = on_device(segments(end, torch.ones_like(end)), device)
     heads, size = config.num_attention_heads, _head_size(config)
     query, key = (
         torch.zeros(_TRIED, count, size, dtype=dtype, device=device, requires_grad=True)
@@ -217,7 +218,7 @@ def _runs(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) ->
     )
     window = getattr(config, "sliding_window", None)
     try:
-        _kernel(query, key, key, Segments(**moved), size**-0.5, window).sum().backward()
+        _kernel(query, key, key, found, size**-0.5, window).sum().backward()
     except Exception as error:  # libraries raise whatever they like
         if is_out_of_memory(error):
             raise

@@ -13,7 +13,14 @@ from typing import NamedTuple
 from llama_peft.model import counts
 from llama_peft.model.counts import Counts, TextConfig
 from llama_peft.model.estimate import cpu
-from llama_peft.model.estimate.batch import Batch, Batches, full, on_states, states_batch, trains_trees
+from llama_peft.model.estimate.batch import (
+    Batch,
+    Batches,
+    full,
+    on_states,
+    states_batch,
+    trains_trees,
+)
 from llama_peft.model.estimate.blocks import Blocks, Device
 from llama_peft.model.estimate.gpu import GpuStep
 from llama_peft.model.quantize import packed_form

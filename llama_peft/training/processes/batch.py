@@ -76,4 +76,6 @@ def split(inputs: Mapping[str, Tensor], pieces: int) -> Iterator[Inputs]:
     rows = num_rows(inputs)
     size = -(-rows // pieces)
     for first in range(0, rows, size):
-        yield {key: value[first : first + size] for key, value in inputs.items() if key not in _WHOLE}
+        yield {
+            key: value[first : first + size] for key, value in inputs.items() if key not in _WHOLE
+        }
