@@ -3,8 +3,9 @@
 sdpa reads a mask of every pair, and computes the pairs that it then throws away. FlexAttention
 computes only blocks of 128 x 128 in which a query sees a key. It is compiled on the machine, for
 any length of a row: once for training and once for validation. If that fails, or takes more than
-`MOST` compilations, one line says so, and sdpa with the mask of `mask.py` takes its place; that is
-the plain twin. Batches that are not tree rows go to sdpa.
+`MOST` compilations, one line says so, and varlen attention takes its place, or in the middle of a
+run sdpa with the mask of `mask.py`; that is the plain twin. Batches that are not tree rows go to
+sdpa.
 
 The rows of a batch stand behind one another as one long row, because a kernel for one row is not
 one for several. Subtrees end within their row, so no query sees a key of another one.

@@ -11,11 +11,12 @@ place. On a CPU the same sequences are computed one by one: that is the plain tw
 
 import inspect
 import logging
-from functools import cache
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import varlen as of_torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -31,13 +32,21 @@ NAME = "varlen"
 MOST = 8
 """Keys for each token, above which a batch gets a dense mask: many branches on a long prefix.
 
-In rows of 1,024 tokens more of them make more blocks of 128 queries and keys than the whole row has,
-and everywhere the gathered keys take more room than sdpa's repeated ones.
+In rows of 1,024 tokens more of them make more blocks of 128 queries and keys than the whole row has.
+They also take more room than keys that sdpa repeats for groups of up to 8 heads.
 """
 _WIDEST = 256
 """Numbers of a head that the kernel takes, in steps of 8."""
 _TRIED = 24
 """Tokens of the first call, which shows whether the kernel runs here."""
+
+
+def _groups(function: Callable[..., object]) -> dict[str, bool]:
+    """Return what tells torch that there are fewer heads of keys: nothing did before 2.12."""
+    return {"enable_gqa": True} if "enable_gqa" in inspect.signature(function).parameters else {}
+
+
+_GROUPS = _groups(of_torch.varlen_attn)
 
 # Shapes: B rows of W tokens, Q tokens in all rows, K keys of all sequences, H heads, D head size.
 
@@ -100,11 +109,7 @@ def _kernel(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    from torch.nn.attention import varlen
-
-    # torch 2.11 takes fewer heads of keys without being told.
-    grouped = {"enable_gqa": True} if _is_told_of_groups() else {}
-    output: Tensor = varlen.varlen_attn(
+    output: Tensor = of_torch.varlen_attn(
         query_QHD,
         key_KHD,
         value_KHD,
@@ -114,16 +119,9 @@ def _kernel(
         segments["most_keys"],
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),  # keys before its own that one sees
-        **grouped,
+        **_GROUPS,
     )
     return output
-
-
-@cache
-def _is_told_of_groups() -> bool:
-    from torch.nn.attention import varlen
-
-    return "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
 
 
 def _one_by_one(

@@ -182,15 +182,15 @@ def test_the_kernel_is_asked_for_what_the_twin_computes(
     def newer(*given: Any, enable_gqa: bool = False, **named: Any) -> Tensor:
         return documented(*given, enable_gqa=enable_gqa, **named)
 
-    monkeypatch.setattr(of_torch, "varlen_attn", newer if newest else older)
-    varlen._is_told_of_groups.cache_clear()
+    used = newer if newest else older
+    monkeypatch.setattr(of_torch, "varlen_attn", used)
+    monkeypatch.setattr(varlen, "_GROUPS", varlen._groups(used))
     batch = trees(families(6), 100)
     found, count = of(batch), batch["input_ids"].numel()
     query = torch.randn(count, 4, 8)
     key, value = (torch.randn(len(found["keys"]), 2, 8) for _ in range(2))
     given = query, key, value, found, 0.3, window
     assert (varlen._kernel(*given) - varlen._one_by_one(*given)).abs().max() < 1e-6
-    varlen._is_told_of_groups.cache_clear()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on CUDA only")
