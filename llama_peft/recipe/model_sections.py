@@ -29,8 +29,7 @@ class Model(Section):
     dtype: DType | None = None
     "Type of the weights that are not quantised. null takes the fastest type of this machine."
     attn_implementation: Literal["sdpa", "eager", "flex_attention", "varlen"] | None = None
-    """How attention is computed. null: sdpa if the model can, and tree rows on an NVIDIA GPU from 8.0 on
-    by FlexAttention, or without Triton (Windows) by varlen: torch's flash kernel on gathered keys."""
+    "How attention is computed. null: sdpa; tree rows on a GPU by FlexAttention, or else by varlen."
 
 
 class Quantization(Section):
