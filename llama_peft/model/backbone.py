@@ -291,6 +291,7 @@ def _load_weights(
     name = source(recipe.model)
     dtype = getattr(torch, dtype_name(recipe))
     lm_head = TASKS[task].head is None
+    attention = recipe.model.attn_implementation
     try:
         auto = AutoModelForCausalLM if lm_head else heads.model_class(config, task)
     except KeyError:
@@ -302,7 +303,8 @@ def _load_weights(
         config=config,
         revision=recipe.model.revision,
         dtype=dtype,
-        attn_implementation=recipe.model.attn_implementation,
+        # Varlen attention is ours: training puts it in the place of the library's default.
+        attn_implementation=None if attention == "varlen" else attention,
         quantization_config=quantization_config(recipe.quantization, dtype, config),
         device_map={"": place_of(recipe)},
     )

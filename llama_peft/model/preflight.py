@@ -22,7 +22,7 @@ from llama_peft.model.room import free_memory, gb, has_gpu
 from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
 from llama_peft.system.formatting import disk_space
-from llama_peft.system.memory import gpu_kind
+from llama_peft.system.memory import gpu_kind, tree_kernel
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def check_named(recipe: Recipe, long: bool, by: Path) -> None:
 
 
 def _machine_problems(recipe: Recipe, weights: Weights, long: bool) -> list[str]:
-    found = [*_kernel_problems(recipe), *_type_problems(recipe, weights.config)]
+    found = [*_kernel_problems(recipe, long), *_type_problems(recipe, weights.config)]
     slow = long and weights.parameters > CPU_LIMIT
     if not recipe.train.use_cpu and (slow or has_gpu(recipe)):
         trouble = gpu_trouble(machine())
@@ -255,8 +255,17 @@ def _described(weights: Weights) -> int:
         return 0
 
 
-def _kernel_problems(recipe: Recipe) -> list[str]:
-    """Return which settings of the recipe need a GPU, if there is none."""
+def _kernel_problems(recipe: Recipe, long: bool) -> list[str]:
+    """Return which settings of the recipe need a GPU, or a newer one.
+
+    Only training computes varlen attention: a run that was trained with it is used anywhere.
+    """
+    asked = recipe.model.attn_implementation
+    if long and asked == "varlen" and (recipe.train.use_cpu or tree_kernel() is None):
+        return [
+            "varlen attention needs a GPU of NVIDIA with compute capability 8.0 or newer: remove "
+            "model.attn_implementation"
+        ]
     if has_gpu(recipe):
         return []
     found = []

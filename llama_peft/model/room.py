@@ -21,8 +21,8 @@ from llama_peft.system.memory import (
     count_gpus,
     gpu_available,
     gpu_has_flash,
-    gpu_has_flex,
     gpu_kind,
+    tree_kernel,
 )
 from llama_peft.system.processes import job
 
@@ -127,7 +127,7 @@ def for_machine(recipe: Recipe, batches: Batches | None = None) -> Estimate | No
     dtype, place = backbone.dtype_name(recipe), "cuda" if has_gpu(recipe) else "cpu"
     config = read_config(name, recipe.model.revision)
     try:
-        return estimate(recipe, config, dtype, place, batches, gpu_has_flash(), gpu_has_flex())
+        return estimate(recipe, config, dtype, place, batches, gpu_has_flash(), tree_kernel())
     except UncountedFamily:
         return None
     except BadConfig as error:

@@ -11,12 +11,13 @@ optimizer steps are those of the padded batch, in another order of summation.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from llama_peft.prefix_tree.pack import TreeRow, collate, pack
+from llama_peft.prefix_tree.segments import Segments
 
 ROW_TOKENS = 1024
 """Most tokens in a row, unless an example is longer: longer rows share little more."""
@@ -35,6 +36,7 @@ class Packed(TypedDict):
     attention_mask: Tensor
     paths: Tensor
     """(B, T): the index, among the R * W tokens, of each token of each example."""
+    segments: NotRequired[Segments]
 
 
 class _Example(NamedTuple):

@@ -3,8 +3,9 @@
 sdpa reads a mask of every pair, and computes the pairs that it then throws away. FlexAttention
 computes only blocks of 128 x 128 in which a query sees a key. It is compiled on the machine, for
 any length of a row: once for training and once for validation. If that fails, or takes more than
-`MOST` compilations, one line says so, and sdpa with the mask of `mask.py` takes its place; that is
-the plain twin. Batches that are not tree rows go to sdpa.
+`MOST` compilations, one line says so, and varlen attention takes its place, or in the middle of a
+run sdpa with the mask of `mask.py`; that is the plain twin. Batches that are not tree rows go to
+sdpa.
 
 The rows of a batch stand behind one another as one long row, because a kernel for one row is not
 one for several. Subtrees end within their row, so no query sees a key of another one.
@@ -82,8 +83,8 @@ class Kernel:
         self.refused = True
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         log.warning(
-            "FlexAttention does not compile here (%s): tree rows are computed by sdpa with a mask, "
-            "which takes longer",
+            "FlexAttention does not compile here (%s): tree rows are computed without it, which takes "
+            "longer",
             lines[0] if lines else type(error).__name__,
         )
 
@@ -181,16 +182,17 @@ def _dense(mask: BlockMask, query: Tensor) -> Tensor:
     return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, -torch.inf)[None, None]
 
 
-def use(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
+def use(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
     """Make models of a config compute tree rows by the kernel, and compile it, if it does compile.
 
-    dtype: that of the queries.
+    dtype: that of the queries. Returns whether it does.
     """
     if config._attn_implementation != "sdpa" or not _warm_up(config, device, dtype):
-        return
+        return False
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     config._attn_implementation = NAME
+    return True
 
 
 def _warm_up(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:

@@ -22,14 +22,16 @@ vector into the mask that the attention backend needs.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NotRequired, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, NotRequired, TypeAlias, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llama_peft.errors import UserError
-from llama_peft.prefix_tree import block_attention, flex
+from llama_peft.prefix_tree import block_attention, flex, varlen
+from llama_peft.prefix_tree.segments import Segments, segments
+from llama_peft.system.memory import tree_kernel
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -49,6 +51,7 @@ class AttentionInputs(TypedDict):
 
     attention_mask: "Masks[Tensor | BlockMask]"
     key_blocks: NotRequired[list[list[block_attention.Block]]]
+    segments: NotRequired[Segments]
 
 
 def mask_rule(subtree_end_BK: Tensor, position_ids_BK: Tensor, window: int | None = None) -> Rule:
@@ -69,14 +72,20 @@ def attention_inputs(
     position_ids_BK: Tensor,
     dtype: torch.dtype,
     compiled: bool = False,
+    pieces: Segments | None = None,
 ) -> AttentionInputs:
     """Return the mask of whole rows and, on a CPU with sdpa, the blocks of keys that queries see.
 
-    On CUDA, FlexAttention is the kernel that skips unseen pairs; nobody measured many small sdpa
-    calls there.
+    On CUDA, FlexAttention or varlen attention is the kernel that skips unseen pairs; nobody
+    measured many small sdpa calls there.
 
-    compiled: whether it may be used, if `flex.use` has found that it compiles.
+    compiled: whether FlexAttention may be used, if `flex.use` has found that it compiles.
+    pieces: the sequences of the rows, for varlen attention.
     """
+    if pieces is not None and varlen.serves(config, pieces, subtree_end_BK.numel()):
+        # The library passes any tensor of four dimensions on to every layer.
+        passed = by_layer_type(config, lambda _: pieces["keys"][None, None, None])
+        return AttentionInputs(attention_mask=passed, segments=pieces)
     usable = compiled and config._attn_implementation == flex.NAME and not flex.kernel.refused
     if usable and subtree_end_BK.numel() >= flex.BLOCK:
         return AttentionInputs(
@@ -138,17 +147,32 @@ def by_layer_type(config: PreTrainedConfig, build: Callable[[int | None], T]) ->
     return {kind: build(windows[kind]) for kind in set(kinds)}
 
 
+def use_kernel(
+    config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, asked: str | None
+) -> None:
+    """Make models of a config compute tree rows by the fastest kernel of this GPU that works.
+
+    dtype: that of the queries. asked: the recipe's model.attn_implementation. Raises UserError if
+    that kernel can never compute this base.
+    """
+    found = tree_kernel()
+    if asked is None and found == "flex" and flex.use(config, device, dtype):
+        return
+    if found is not None and asked in (None, varlen.NAME):
+        varlen.use(config, device, dtype, asked is not None)
+
+
 def install(model: torch.nn.Module) -> None:
     """Make a model (bare, with a head, or in PEFT) accept tree rows besides other batches."""
     backbone = next(
         m for m in model.modules() if isinstance(m, PreTrainedModel) and m.base_model is m
     )
     attention = backbone.config._attn_implementation
-    known = "sdpa", block_attention.NAME, flex.NAME, "eager", "flex_attention"
+    known = "sdpa", block_attention.NAME, flex.NAME, varlen.NAME, "eager", "flex_attention"
     if attention not in known:
         raise UserError(
-            f"prefix trees do not work with the attention {attention}: set "
-            "model.attn_implementation to sdpa, eager or flex_attention, or set train.packing: none"
+            f"prefix trees do not work with the attention {attention}: set model.attn_implementation "
+            "to sdpa, eager, varlen or flex_attention, or set train.packing: none"
         )
     backbone.register_forward_pre_hook(_mask_from_vector, with_kwargs=True)
 
@@ -156,15 +180,23 @@ def install(model: torch.nn.Module) -> None:
 def _mask_from_vector(
     backbone: PreTrainedModel, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]] | None:
-    """Replace `subtree_end` with the mask before each forward pass of the backbone."""
+    """Replace `subtree_end` with the mask before each forward pass of the backbone.
+
+    `segments` come with whole batches of a training; for pieces of these they are found here.
+    """
     if "subtree_end" not in kwargs:
         return None
-    others = {key: value for key, value in kwargs.items() if key != "subtree_end"}
+    others = {key: one for key, one in kwargs.items() if key not in ("subtree_end", "segments")}
+    config = backbone.config.get_text_config()
+    pieces = cast("Segments | None", kwargs.get("segments"))
+    if pieces is None and config._attn_implementation == varlen.NAME:
+        pieces = segments(kwargs["subtree_end"], kwargs["attention_mask"])
     inputs = attention_inputs(
-        backbone.config.get_text_config(),
+        config,
         kwargs["subtree_end"],
         kwargs["position_ids"],
         backbone.dtype,
         compiled=True,
+        pieces=pieces,
     )
     return args, {**others, **inputs}

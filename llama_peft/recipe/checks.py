@@ -182,6 +182,13 @@ def _model_faults(recipe: Recipe) -> Problems:
     if quantization.load_in_4bit and quantization.load_in_8bit:
         message = "the base is stored in 4 bits or in 8 bits: for 8, set load_in_4bit: false"
         yield message, "quantization.load_in_8bit", "quantization.load_in_4bit"
+    if recipe.model.attn_implementation == "varlen":
+        if recipe.model.dtype == "float32":
+            message = "varlen computes in 16 bits: remove model.dtype or this key"
+            yield message, "model.attn_implementation", "model.dtype"
+        if recipe.train.packing != "prefix_tree":
+            message = "varlen computes prefix trees only: set train.packing: prefix_tree"
+            yield message, "model.attn_implementation", "train.packing"
 
 
 def _lora_faults(recipe: Recipe) -> Problems:

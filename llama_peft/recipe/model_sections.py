@@ -28,8 +28,8 @@ class Model(Section):
     "Branch, tag or commit of the base model on the Hub."
     dtype: DType | None = None
     "Type of the weights that are not quantised. null takes the fastest type of this machine."
-    attn_implementation: Literal["sdpa", "eager", "flex_attention"] | None = None
-    "How attention is computed. null: sdpa if the model can; tree rows on a GPU by FlexAttention."
+    attn_implementation: Literal["sdpa", "eager", "flex_attention", "varlen"] | None = None
+    "How attention is computed. null: sdpa; tree rows on a GPU by FlexAttention, or else by varlen."
 
 
 class Quantization(Section):

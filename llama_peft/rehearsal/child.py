@@ -140,11 +140,11 @@ def _estimated(recipe: "Recipe", dtype: str, batches: "Batches", flash: bool) ->
     from llama_peft.model.counts import UncountedFamily
     from llama_peft.model.estimate import estimate
     from llama_peft.model.hub import read_config
-    from llama_peft.system.memory import gpu_has_flex
+    from llama_peft.system.memory import tree_kernel
 
     config = read_config(recipe.model.model_name_or_path, recipe.model.revision)
     try:
-        found = estimate(recipe, config, dtype, "cuda", batches, flash, gpu_has_flex())
+        found = estimate(recipe, config, dtype, "cuda", batches, flash, tree_kernel())
     except UncountedFamily:
         return {}
     return {term.name: term.bytes for term in found.memory if term.name != "libraries"}

@@ -104,6 +104,7 @@ ATTENTION = {
     "aten::_scaled_dot_product_flash_attention": "flash",
     "aten::_scaled_dot_product_efficient_attention": "memory-efficient",
     "llama_peft::flex_attention": "FlexAttention",
+    "torch_attn::_varlen_attn": "varlen",
     "aten::_safe_softmax": "plain matrix products",
 }
 """What ran, by the name of a kernel that only it uses."""

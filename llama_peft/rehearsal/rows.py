@@ -116,9 +116,10 @@ def _row(recipe: Recipe, number: int, length: int) -> Row:
 def _questions(length: int) -> Iterator[Encoded]:
     """Yield questions on passages until their trees fill the rows that are needed."""
     needed = _ROWS * length // (_PASSAGE + _QUESTIONS * (_QUESTION + _ANSWER))
+    context = min(_PASSAGE, length // 2)
     for passage in range(needed + 1):
         for question in range(_QUESTIONS):
-            start = (_TOKEN, *(100 + passage % 100,) * (min(_PASSAGE, length // 2) - 1))
+            start = (_TOKEN, 100 + passage // 100, *(100 + passage % 100,) * (context - 2))
             own = (300 + question,) * min(_QUESTION, length // 4)
             yield Encoded(f"{passage}-{question}", start + own, (_TOKEN,) * _ANSWER)
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 GpuKind = Literal["cuda", "xpu"]
 """What torch calls the GPUs that are used: cuda are those of NVIDIA and of AMD, xpu those of Intel."""
+TreeKernel = Literal["flex", "varlen"]
+"""The modules of `prefix_tree` whose kernels compute only what a tree row needs."""
 _STATUS = Path("/proc/self/status")
 _RAN_OUT = re.compile(
     r"out[ _]of[ _](\w+[ _])?memory|OUT_OF_RESOURCES"  # CUDA, HIP, Triton, MPS, XPU
@@ -57,12 +59,16 @@ def _used_gpu() -> GpuKind | None:
     return gpu_kind() if "torch" in sys.modules else None
 
 
-def gpu_has_flex() -> bool:
-    """Whether FlexAttention can be compiled for the GPU: by Triton, for NVIDIA's from 8.0 on."""
+def tree_kernel() -> TreeKernel | None:
+    """The kernel for tree rows on the GPU: NVIDIA's from 8.0 on have one.
+
+    FlexAttention is compiled by Triton; torch has varlen attention ready.
+    """
     import torch
 
-    nvidia = gpu_kind() == "cuda" and torch.version.hip is None
-    return nvidia and gpu_has_flash() and has_triton()
+    if gpu_kind() != "cuda" or torch.version.hip is not None or not gpu_has_flash():
+        return None
+    return "flex" if has_triton() else "varlen"
 
 
 def has_triton() -> bool:

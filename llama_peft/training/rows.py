@@ -20,12 +20,13 @@ from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.model.estimate import Batch as Width
 from llama_peft.model.estimate import Batches, on_states, states_batch
-from llama_peft.model.estimate.batch import masked_width
+from llama_peft.model.estimate.batch import masked_width, uses_varlen
 from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.prefix_tree.batch import Packed, packed
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeBatch, TreeRow
+from llama_peft.prefix_tree.segments import Segments, segments
 from llama_peft.recipe import Recipe
-from llama_peft.system.memory import gpu_has_flash
+from llama_peft.system.memory import gpu_has_flash, tree_kernel
 from llama_peft.system.sequences.spool import Spool
 from llama_peft.tasks import Task
 from llama_peft.tokens import spans
@@ -100,6 +101,7 @@ class AnswerTreeBatch(TreeBatch):
     """Tree rows with the example ids of each row."""
 
     ids: list[list[str]]
+    segments: NotRequired[Segments]
 
 
 Row = ClassificationRow | SpanRow | AnswerRow | TreeRow
@@ -143,13 +145,18 @@ def _hashes(ids: Iterable[str]) -> "numpy.typing.NDArray[numpy.int64]":
 
 
 def collator(recipe: Recipe, pad_token_id: int) -> Collate:
-    """Return the function that makes batches of the rows that `encode_part` returns."""
+    """Return the function that makes batches of the rows that `encode_part` returns.
+
+    Varlen attention gets its sequences here: on a GPU it would wait for it to find them.
+    """
     multiple = width_multiple(recipe)
+    on_gpu = backbone.place_of(recipe).type == "cuda"
+    cut = on_gpu and uses_varlen(recipe, tree_kernel())
     if recipe.packs_rows:
-        return partial(tree_batch, pad_token_id=pad_token_id, multiple=multiple)
+        return partial(tree_batch, pad_token_id=pad_token_id, multiple=multiple, cut=cut)
     collate = partial(_kind(recipe).collate, pad_token_id=pad_token_id)
     if recipe.packs_batches:
-        return partial(_with_trees, collate, pad_token_id, multiple)
+        return partial(_with_trees, collate, pad_token_id, multiple, cut)
     return collate
 
 
@@ -164,10 +171,14 @@ def width_multiple(recipe: Recipe) -> int:
     return 128 if recipe.model.attn_implementation == "flex_attention" else 16
 
 
-def _with_trees(collate: Collate, pad_token_id: int, multiple: int, rows: Sequence[Row]) -> Batch:
+def _with_trees(
+    collate: Collate, pad_token_id: int, multiple: int, cut: bool, rows: Sequence[Row]
+) -> Batch:
     """Return a batch for a head, with its tokens as tree rows if these are fewer."""
     batch = collate(rows)
     trees = packed([row["input_ids"] for row in rows], pad_token_id, multiple)
+    if trees is not None and cut:
+        trees["segments"] = segments(trees["subtree_end"], trees["attention_mask"])
     if trees is not None:
         cast("TokenBatch", batch)["packed"] = trees
     return batch
@@ -210,7 +221,11 @@ def _width(recipe: Recipe, batch: Batch) -> Width:
     if recipe.kind.head is None:
         labels = int((tensors["labels"][:, 1:] != IGNORE_INDEX).sum())
     if "subtree_end" in given:
-        return Width(rows, width, labels, "tree")
+        found = Width(rows, width, labels, "tree")
+        pieces = cast("Mapping[str, Segments]", given).get("segments")
+        if pieces is None:
+            return found
+        return found._replace(keys=len(pieces["keys"]), sequences=len(pieces["key_starts"]) - 1)
     if recipe.kind.head is not None and backbone.place_of(recipe).type == "cuda":
         if gpu_has_flash():
             return Width(rows, width)
@@ -322,10 +337,15 @@ def answer_batch(rows: Sequence[AnswerRow], pad_token_id: int) -> AnswerBatch:
     return AnswerBatch(**_tokens(rows, pad_token_id), labels=labels)
 
 
-def tree_batch(rows: Sequence[TreeRow], pad_token_id: int, multiple: int = 1) -> AnswerTreeBatch:
-    """Return tree rows as a batch."""
+def tree_batch(
+    rows: Sequence[TreeRow], pad_token_id: int, multiple: int = 1, cut: bool = False
+) -> AnswerTreeBatch:
+    """Return tree rows as a batch. cut: whether it also holds them as sequences."""
     batch = prefix_tree.collate(rows, pad_token_id, multiple)
-    return AnswerTreeBatch(**batch, ids=[row["ids"] for row in rows])
+    found = AnswerTreeBatch(**batch, ids=[row["ids"] for row in rows])
+    if cut:
+        found["segments"] = segments(batch["subtree_end"], batch["attention_mask"])
+    return found
 
 
 def _tokens(

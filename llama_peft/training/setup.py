@@ -10,12 +10,11 @@ from llama_peft import data
 from llama_peft.data import QuestionExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone, counts
-from llama_peft.model.estimate import Batches, on_states, uses_flex
+from llama_peft.model.estimate import Batches, on_states, trains_trees
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.model.lora import add_lora, count_loaded
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import CHECKPOINTS, HISTORY
-from llama_peft.system.memory import gpu_has_flex
 from llama_peft.tasks import LOWER_IS_BETTER
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training.checkpoints import Origin
@@ -156,10 +155,11 @@ def attach(loaded: Loaded, folder: Path) -> Attached:
 
 def trained_module(recipe: Recipe, base: "PreTrainedModel") -> "nn.Module":
     """Return the module that Trainer trains: the base with LoRA, or its head alone."""
-    if uses_flex(recipe) and gpu_has_flex() and not recipe.train.use_cpu:
-        from llama_peft.prefix_tree import flex
+    if trains_trees(recipe) and not recipe.train.use_cpu:
+        from llama_peft.prefix_tree.mask import use_kernel
 
-        flex.use(base.config.get_text_config(), base.device, base.dtype)
+        text = base.config.get_text_config()
+        use_kernel(text, base.device, base.dtype, recipe.model.attn_implementation)
     if recipe.packs_batches:
         from llama_peft.prefix_tree.mask import install
 

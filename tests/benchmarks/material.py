@@ -29,6 +29,7 @@ from llama_peft import data, tiny
 from llama_peft.data import QuestionExample
 from llama_peft.model import backbone
 from llama_peft.model.lora import add_lora
+from llama_peft.prefix_tree import varlen
 from llama_peft.recipe import Recipe, schedule, validate
 from llama_peft.tokens.prompts import Encoded, PromptEncoder
 from tests.support.paths import SHARED
@@ -128,14 +129,17 @@ class Base:
     def recipe(self, attention: str | None = None) -> Recipe:
         return recipe(
             self.folder,
-            attention,
+            None if attention == varlen.NAME else attention,  # `load` puts it in its place
             self.dtype or precision(),
             quantization={"load_in_4bit": self.packed},
         )
 
     def load(self, attention: str | None = None) -> PreTrainedModel:
-        """The frozen base, fresh, in evaluation mode."""
-        return backbone.load(self.recipe(attention), "generative_qa")
+        """The frozen base, fresh, in evaluation mode. On a CPU varlen attention is its plain twin."""
+        model = backbone.load(self.recipe(attention), "generative_qa")
+        if attention == varlen.NAME:
+            varlen.register(model.config)
+        return model
 
     def adapted(self, attention: str | None = None) -> PeftModel:
         """The base with LoRA r16 on the seven projections; every call draws the same weights."""

@@ -13,6 +13,7 @@ model. A contestant of the stock trainer that fails is listed as wrong and not t
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +26,11 @@ from trl import SFTConfig, SFTTrainer
 
 from llama_peft.data import QuestionExample
 from llama_peft.prefix_tree import pack as prefix_tree
+from llama_peft.prefix_tree import varlen
 from llama_peft.prefix_tree.loss import answer_loss
+from llama_peft.system.memory import tree_kernel
 from llama_peft.tokens.prompts import Encoded, answer_text
-from llama_peft.training.rows import width_multiple
+from llama_peft.training.rows import tree_batch, width_multiple
 from llama_peft.training.tree_trainer import TreeTrainer
 
 from . import measure
@@ -141,6 +144,8 @@ def trainers(base: Base, max_length: int, row_tokens: int) -> dict[str, Maker]:
     makers = {name: stock(changes) for name, changes in STOCK.items()} | {"tree": tree(None)}
     if torch.cuda.is_available():
         makers["tree_flex"] = tree("flex_attention")
+        if tree_kernel() is not None:
+            makers["tree_varlen"] = tree(varlen.NAME)
         if is_flash_attn_2_available():
             flash = "flash_attention_2"
             makers |= {name: stock(changes, flash) for name, changes in FLASH.items()}
@@ -182,7 +187,9 @@ def _ours(
             remove_unused_columns=False,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
-        data_collator=lambda batch: prefix_tree.collate(batch, pad_id, multiple),
+        data_collator=partial(
+            tree_batch, pad_token_id=pad_id, multiple=multiple, cut=attention == varlen.NAME
+        ),
         train_dataset=datasets.Dataset.from_list([dict(row) for row in rows]),
         processing_class=base.encoder.tokenizer,
     )

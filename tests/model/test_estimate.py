@@ -23,7 +23,7 @@ from llama_peft.model.estimate.blocks import Blocks, Device
 from llama_peft.model.estimate.choice import choose
 from llama_peft.model.lora import add_lora
 from llama_peft.prefix_tree import batch as prefix_tree_batch
-from llama_peft.prefix_tree import block_attention
+from llama_peft.prefix_tree import block_attention, varlen
 from llama_peft.prefix_tree.mask import install
 from llama_peft.prefix_tree.pack import collate, pack
 from llama_peft.recipe import Recipe, dump_recipe, load_recipe
@@ -158,6 +158,7 @@ def test_constants_are_those_of_the_modules_that_need_torch() -> None:
     from trl.trainer import utils
 
     assert blocks_module.QUERIES == block_attention.QUERIES
+    assert blocks_module.MOST == varlen.MOST
     assert batch_module.ROW_TOKENS == prefix_tree_batch.ROW_TOKENS == states.ROW_TOKENS
     assert batch_module.FEATURE_TEXTS == states.BATCH_SIZE
     tile = utils._CHUNKED_LOGPROB_CHUNK_SIZE, chunked_logprob.TOKEN_CHUNK_SIZE
@@ -301,6 +302,14 @@ def test_llama_at_its_true_size(shared: Path, make_recipe: Callable[..., Recipe]
     rows = Batches(train=row, validation=row, smallest=row, source="a rehearsal")
     known = estimate(recipe, config, "bfloat16", "cuda", rows)
     assert known.memory_total - LIBRARIES["cuda"] == pytest.approx(4.780e9, rel=0.003)
+    of_kernels = [kept_of(recipe, config, row, kernel) for kernel in (None, "flex", "varlen")]
+    dense, flexible, uncounted = of_kernels
+    assert uncounted == dense > flexible
+    for each in (1, 4, varlen.MOST, varlen.MOST + 1):
+        gathered = row._replace(keys=each * row.tokens, sequences=50)
+        more = 16 * 2 * 2 * 512 * (gathered.keys - row.tokens) + 8 * gathered.keys
+        expected = flexible + more if each <= varlen.MOST else dense
+        assert kept_of(recipe, config, gathered, "varlen") == expected
     found = estimate(recipe, config, "bfloat16", "cuda")
     terms = {term.name: term.bytes for term in found.memory}
     assert terms["weights"] == pytest.approx(1.028e9, rel=0.003)
@@ -311,6 +320,13 @@ def test_llama_at_its_true_size(shared: Path, make_recipe: Callable[..., Recipe]
     cut = recipe.model_copy(update={"head": recipe.head.model_copy(update={"layer": 8})})
     half = estimate(cut, config, "bfloat16", "cuda").memory[0].bytes
     assert half < 0.8 * terms["weights"]
+
+
+def kept_of(recipe: Recipe, config: dict[str, Any], row: Batch, kernel: Any) -> int:
+    """What a step on a GPU keeps, whose tree rows a kernel computes."""
+    rows = Batches(train=row, validation=row, smallest=row, source="a test")
+    found = estimate(recipe, config, "bfloat16", "cuda", rows, kernel=kernel)
+    return next(term.bytes for term in found.memory if term.name == "activations")
 
 
 Usage = namedtuple("Usage", "total used free")

@@ -17,7 +17,7 @@ from llama_peft.tasks import TASKS, Task
 from llama_peft.tokens.batches import pad
 from tests.support.tree_examples import TOLERANCE, VOCABULARY, WINDOW, gradients, tiny_model
 
-KINDS = ("llama-sdpa", "gemma2-eager", "gemma3-sdpa")
+KINDS = ("llama-sdpa", "gemma2-eager", "gemma3-sdpa", "gemma3-varlen")
 TEXTS = st.lists(
     st.lists(st.integers(1, 3), min_size=1, max_size=9).map(tuple), min_size=1, max_size=9
 )

@@ -16,6 +16,7 @@ from tests.support.tree_examples import (
     MODELS,
     ROOM,
     TOLERANCE,
+    VARLEN,
     WINDOW,
     Example,
     families,
@@ -50,7 +51,7 @@ def tree_backward(model: torch.nn.Module, rows: Sequence[TreeRow], batch_size: i
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", [*MODELS, *VARLEN])
 def test_loss_and_gradients_equal_one_example_a_row(kind: str, checkpointing: bool) -> None:
     model, examples = with_lora(kind), families(6)
     if checkpointing:

@@ -119,6 +119,12 @@ def main() -> int:
         "--variants", action="store_true", help="rehearse the variants, record them, and show them"
     )
     parser.add_argument(
+        "--only",
+        metavar="WORD",
+        default="",
+        help="rehearse only the variants with this word, and keep what is recorded of the others; the sum of the code stays too",
+    )
+    parser.add_argument(
         "--estimate", action="store_true", help="compare the estimate of a training with each"
     )
     parser.add_argument("settings", nargs="*", help="section.key=value")
@@ -129,7 +135,7 @@ def main() -> int:
     started = time.monotonic()
     settings = tuple(arguments.settings)
     asked = (
-        VARIANTS
+        [one for one in VARIANTS if arguments.only in " ".join([one.recipe, *one.settings])]
         if arguments.variants
         else [
             Variant(recipe, settings, card)
@@ -140,10 +146,13 @@ def main() -> int:
     named = list(rehearsed(asked, arguments.jobs))
     rows = [recorded.row(one) for one in named]
     complete = len(named) == len(asked)
+    code = None
+    if arguments.variants and complete and len(asked) < len(VARIANTS):
+        rows, code = recorded.among("rehearsal_variants", rows, VARIANTS)
     table = "\n".join(variants_table(rows) if arguments.variants else markdown(named, JUDGED))
     print(table)
     if arguments.variants and complete:
-        recorded.write("rehearsal_variants", rows)
+        recorded.write("rehearsal_variants", rows, code)
         write_into(PAGE, table, MADE_BY["rehearsal_variants"])
     elif arguments.readme and complete:
         recorded.write("rehearsal", rows)

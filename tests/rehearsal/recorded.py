@@ -12,7 +12,7 @@ import re
 import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from llama_peft.recipe import dump_recipe, load_recipe
 from llama_peft.rehearsal import Rehearsal
@@ -26,7 +26,7 @@ DECIDE = {
             *("llama_peft/rehearsal/device/*.py", "llama_peft/rehearsal/device/*.cpp"),
             "llama_peft/model/estimate/*.py",
             *(f"llama_peft/model/{name}.py" for name in ("counts", "heads", "lora", "quantize")),
-            *(f"llama_peft/prefix_tree/{name}.py" for name in ("flex", "loss", "mask")),
+            *(f"llama_peft/prefix_tree/{name}.py" for name in ("flex", "loss", "mask", "varlen")),
             "llama_peft/training/trainer.py",
         )
     ),
@@ -78,11 +78,39 @@ def row(found: Rehearsal) -> Row:
     )
 
 
-def write(name: str, rows: Sequence[Row]) -> Path:
-    """Write `results/<name>.json`, with the sum of the code that these rows are of."""
+class Named(Protocol):
+    """What was rehearsed."""
+
+    @property
+    def recipe(self) -> str: ...
+    @property
+    def settings(self) -> tuple[str, ...]: ...
+    @property
+    def card(self) -> str: ...
+    @property
+    def base(self) -> str | None: ...
+
+
+def among(name: str, rows: Sequence[Row], asked: Sequence[Named]) -> tuple[list[Row], str]:
+    """All rows in the order asked for, new ones and those of an earlier record, and the sum of that.
+
+    Only a record in which every row is new may say that it is of this code.
+    """
+    earlier = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    known = {_key(row): row for row in (*earlier["rows"], *rows)}
+    keys = [(one.recipe, one.settings, one.card, one.base) for one in asked]
+    return [known[key] for key in keys if key in known], earlier["code"]
+
+
+def _key(row: Row) -> tuple[str, tuple[str, ...], str, str]:
+    return row["recipe"], tuple(row["settings"]), row["card"], row["base"]
+
+
+def write(name: str, rows: Sequence[Row], code: str | None = None) -> Path:
+    """Write `results/<name>.json`, with the sum of the code that these rows are of, or another one."""
     recipes = sorted({row["recipe"] for row in rows})
     path = RESULTS / f"{name}.json"
-    found = {"name": name, "code": code_sum(recipes), "recipes": recipes, "rows": rows}
+    found = {"name": name, "code": code or code_sum(recipes), "recipes": recipes, "rows": rows}
     path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return path
 

@@ -13,7 +13,14 @@ from llama_peft.rehearsal.base import SHAPES
 
 BLOCKS = 2
 SMALL, BIG = "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-3B"
+GEMMA = "google/gemma-3-1b-pt"
 EIGHT_BITS = "quantization.load_in_4bit=false", "quantization.load_in_8bit=true"
+VARLEN = "model.attn_implementation=varlen"
+SHORT = (
+    *("dataset.path=tiny", "dataset.name=reviews", "dataset.parts={train: 400, validation: 64}"),
+    "eval.splits=[validation]",
+)
+"""Generated rows: invented ones are all as long as they may be, and share nothing."""
 AGAIN, DORA = "train.activation_checkpointing=true", "lora.use_dora=true"
 
 
@@ -48,6 +55,9 @@ VARIANTS = [
     *_on("squad", "model.attn_implementation=sdpa"),
     *_on("squad", "model.attn_implementation=flex_attention"),
     *_on("squad", "model.attn_implementation=eager"),
+    *_on("squad", VARLEN),
+    *_on("sst2", VARLEN, *SHORT),
+    *_on("gemma-squad", VARLEN, base=GEMMA),
     # Memory against time.
     *_on("squad squad-span", AGAIN),
     *_on("squad", AGAIN, DORA),

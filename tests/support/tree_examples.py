@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from llama_peft.prefix_tree import varlen
 from llama_peft.prefix_tree.mask import install, mask_rule
 from llama_peft.prefix_tree.pack import TreeRow, collate, plain_rows
 
@@ -29,6 +30,8 @@ ROOM = 64
 """Tokens in a row of the tests."""
 TOLERANCE = 1e-5
 MODELS = ("llama-sdpa", "llama-eager", "gemma2-eager", "gemma3-sdpa", "gemma3-eager")
+VARLEN = ("llama-varlen", "gemma3-varlen")
+"""The same on tree rows as sequences, which only training computes."""
 
 
 class Example(NamedTuple):
@@ -42,9 +45,12 @@ class Example(NamedTuple):
 def tiny_model(kind: str, vocabulary: int = VOCABULARY) -> PreTrainedModel:
     """A random model, its weights wide enough that outputs differ from prompt to prompt."""
     family, attention = kind.split("-")
+    config = _config(family, vocabulary)
+    if attention == varlen.NAME:
+        varlen.register(config)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
-        _config(family, vocabulary), attn_implementation=attention, dtype=torch.float32
+        config, attn_implementation=attention, dtype=torch.float32
     )
     return model.eval()
 

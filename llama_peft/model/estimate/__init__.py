@@ -13,11 +13,19 @@ from typing import NamedTuple
 from llama_peft.model import counts
 from llama_peft.model.counts import Counts, TextConfig
 from llama_peft.model.estimate import cpu
-from llama_peft.model.estimate.batch import Batch, Batches, full, on_states, states_batch, uses_flex
+from llama_peft.model.estimate.batch import (
+    Batch,
+    Batches,
+    full,
+    on_states,
+    states_batch,
+    trains_trees,
+)
 from llama_peft.model.estimate.blocks import Blocks, Device
 from llama_peft.model.estimate.gpu import GpuStep
 from llama_peft.model.quantize import packed_form
 from llama_peft.recipe import Recipe
+from llama_peft.system.memory import TreeKernel
 
 __all__ = [
     "Batch",
@@ -28,7 +36,7 @@ __all__ = [
     "estimate",
     "on_states",
     "states_batch",
-    "uses_flex",
+    "trains_trees",
 ]
 
 PACKED = {"4bit": 0.516, "8bit": 1.002, "fp8": 1.002}
@@ -86,7 +94,7 @@ def estimate(
     device: str,
     batches: Batches | None = None,
     flash: bool = True,
-    flex: bool = False,
+    kernel: TreeKernel | None = None,
 ) -> Estimate:
     """Return the terms of training a recipe on a base with this config.json.
 
@@ -94,7 +102,7 @@ def estimate(
     device: "cuda" or "cpu".
     batches: the widest ones of the data; None takes full rows.
     flash: whether the GPU has flash attention, as those from 8.0 on.
-    flex: whether FlexAttention compiles for it.
+    kernel: which one computes tree rows on it.
     Raises counts.UncountedFamily and counts.BadConfig.
     """
     whole = counts.text_config(config)
@@ -103,7 +111,7 @@ def estimate(
         c, recipe.kind.name, len(recipe.dataset.labels or "ab"), recipe.lora
     )
     size = 4 if dtype == "float32" else 2
-    blocks = Blocks(recipe, c, Device(device, size, flash, flex))
+    blocks = Blocks(recipe, c, Device(device, size, flash, kernel))
     batches = batches or full(recipe, device, flash)
     download = _checkpoint(config, counts.count_text(whole))
     loading = _loading(recipe, c, counted, size, download, device)

@@ -4,9 +4,14 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from llama_peft.recipe import Recipe
+from llama_peft.system.memory import TreeKernel
 
 LABELS = 0.25
 """Share of a row's tokens that the LM head is applied to, the answers. In SQuAD it is a fifth."""
+KEYS, SEQUENCE = 6, 32
+"""What varlen attention makes of a row of answers: keys for each token, and tokens of a sequence. In
+SQuAD these are 5.8 and 37.
+"""
 ROW_TOKENS = 1024
 """Tokens in a row of a batch under a head, and of a pass that computes states.
 
@@ -29,6 +34,10 @@ class Batch(NamedTuple):
     labels: int = 0
     """Positions that the LM head is applied to; 0 under another head."""
     mask: Mask = "none"
+    keys: int = 0
+    """Keys that varlen attention gathers for tree rows; 0 if they are not counted."""
+    sequences: int = 0
+    """Of how many sequences these are."""
 
     @property
     def tokens(self) -> int:
@@ -65,10 +74,15 @@ def on_states(recipe: Recipe) -> bool:
     return alone and recipe.head.features != "none"
 
 
-def uses_flex(recipe: Recipe) -> bool:
-    """Return whether training computes tree rows by FlexAttention if it compiles."""
-    trees = recipe.packs_rows or (recipe.packs_batches and not on_states(recipe))
-    return trees and recipe.model.attn_implementation is None
+def trains_trees(recipe: Recipe) -> bool:
+    """Return whether training computes tree rows."""
+    return recipe.packs_rows or (recipe.packs_batches and not on_states(recipe))
+
+
+def uses_varlen(recipe: Recipe, kernel: TreeKernel | None) -> bool:
+    """Return whether training computes tree rows by varlen attention. kernel: that of the GPU."""
+    asked = recipe.model.attn_implementation
+    return trains_trees(recipe) and (asked == "varlen" or (asked is None and kernel == "varlen"))
 
 
 def full(recipe: Recipe, device: str, flash: bool = True) -> Batches:
@@ -105,10 +119,13 @@ def full_batch(recipe: Recipe, device: str, rows: int, flash: bool) -> Batch:
     length = recipe.train.max_length
     if recipe.packs_rows:
         width = -(-length // _WIDTH) * _WIDTH if device == "cuda" else length
-        return Batch(rows, width, round(LABELS * rows * length), "tree")
+        tokens = rows * width
+        labels = round(LABELS * rows * length)
+        return Batch(rows, width, labels, "tree", KEYS * tokens, tokens // SEQUENCE)
     if recipe.packs_batches:
         width = max(ROW_TOKENS, length)
-        return Batch(-(-rows * length // width), min(width, rows * length), mask="tree")
+        tree = Batch(-(-rows * length // width), min(width, rows * length), mask="tree")
+        return tree._replace(keys=tree.tokens, sequences=rows)  # they share nothing
     if recipe.kind.head is None:
         return Batch(rows, length, round(LABELS * rows * length), "padding")
     if device == "cuda" and flash:

@@ -11,11 +11,14 @@ from typing import NamedTuple
 
 from llama_peft.model import counts
 from llama_peft.model.counts import TextConfig
-from llama_peft.model.estimate.batch import Batch, uses_flex
+from llama_peft.model.estimate.batch import Batch, trains_trees, uses_varlen
 from llama_peft.recipe import Recipe
+from llama_peft.system.memory import TreeKernel
 
 QUERIES = 128
 """`block_attention.QUERIES`, which cannot be imported without torch; a test compares the two."""
+MOST = 8
+"""`varlen.MOST`, likewise."""
 _SHARED_INPUT = {"gate_proj": "up", "up_proj": "up", "q_proj": "q", "k_proj": "q", "v_proj": "q"}
 """Layers that read the same tensor."""
 TILE = 32_768, 4_096
@@ -31,8 +34,8 @@ class Device(NamedTuple):
     """Bytes of a number of the compute type."""
     flash: bool = True
     """Whether attention without a mask keeps keys that are not repeated. GPUs before 8.0 cannot."""
-    flex: bool = False
-    """Whether FlexAttention compiles."""
+    kernel: TreeKernel | None = None
+    """Which one computes tree rows."""
 
 
 class Blocks:
@@ -93,15 +96,25 @@ class Blocks:
         sums, one_head = 4 * heads, self.c.num_key_value_heads == 1  # to repeat it copies nothing
         grouped = batch.mask == "none" and self.device.flash
         numbers = size * batch.width if batch.mask == "padding" else 0
+        if self.is_varlen(batch):
+            gathered = size * self.keys * batch.keys // batch.tokens
+            return [size * self.queries, gathered, gathered, sums]
         if grouped or one_head or self.is_flexible(batch):
             return [size * self.queries, *[size * self.keys] * 2, sums, numbers]
         return [size * self.queries] * 3 + [sums, numbers]
 
     def is_flexible(self, batch: Batch) -> bool:
         """Return whether FlexAttention computes a batch: without a mask, and without repeated keys."""
-        chosen = self.recipe.model.attn_implementation == "flex_attention"
-        default = batch.mask == "tree" and self.device.flex and uses_flex(self.recipe)
-        return chosen or (default and not self.is_eager)
+        asked = self.recipe.model.attn_implementation
+        trees = batch.mask == "tree" and self.device.kernel == "flex" and trains_trees(self.recipe)
+        default = asked is None and trees and not self.is_eager
+        return asked == "flex_attention" or default
+
+    def is_varlen(self, batch: Batch) -> bool:
+        """Return whether varlen attention computes a batch: without a mask, on gathered keys."""
+        trees = batch.mask == "tree" and uses_varlen(self.recipe, self.device.kernel)
+        able = self.on_gpu and self.device.size == 2 and not self.is_eager
+        return trees and able and 0 < batch.keys <= MOST * batch.tokens
 
     def is_plain(self, batch: Batch) -> bool:
         """Return whether attention is plain matrix products in float32 that keep every weight.
@@ -178,6 +191,8 @@ class Blocks:
         """Return the bytes of the masks that all layers share, on a GPU."""
         if not self.on_gpu or batch.mask == "none" or self.is_flexible(batch):
             return 0
+        if self.is_varlen(batch):
+            return 8 * batch.keys  # their indices
         kinds = 2 if self.c.model_type in ("gemma2", "gemma3_text") else 1
         size = self.device.size if batch.mask == "tree" else 1
         return kinds * size * batch.rows * batch.width**2
@@ -196,7 +211,8 @@ class Blocks:
         widest = size * inner * tokens
         norm = self.final_norm(batch) if len(self.c.family.norms) > 2 else 0
         scores = self._weights(batch) - 4 * widest  # of the MLP, nothing is left by then
-        most = max(unpacked + widest, 2 * widest, norm, scores)
+        varlen = self._varlen(batch) - (3 + ("down_proj" in self.adapted)) * widest
+        most = max(unpacked + widest, 2 * widest, norm, scores, varlen)
         return most + 2 * size * self.c.hidden_size * tokens
 
     def final_norm(self, batch: Batch) -> int:
@@ -227,6 +243,20 @@ class Blocks:
         """Return the attention weights of plain products and their scores, in float32."""
         each = 4 * self.c.num_attention_heads * batch.width
         return 2 * each * batch.tokens if self.is_plain(batch) else 0
+
+    def _varlen(self, batch: Batch) -> int:
+        """Return what the derivative of varlen attention takes.
+
+        The kernel has sums of the queries in float32, with 128 more for each sequence, and what it
+        gathered once more, repeated for groups of heads. Beside it are the gradients of all it got.
+        """
+        if not self.is_varlen(batch):
+            return 0
+        size, heads = self.device.size, self.c.num_attention_heads
+        sums = 4 * (self.queries + heads) * (batch.tokens + 128 * batch.sequences)
+        repeated = 2 * size * self.queries * batch.keys if self.queries > self.keys else 0
+        gradients = 2 * size * (self.keys * batch.keys + self.queries * batch.tokens)
+        return sums + repeated + gradients
 
     @property
     def is_packed(self) -> bool:

@@ -70,12 +70,26 @@ def _flash_backward(args: Sequence[object]) -> Scratch:
     return Scratch(4 * query.numel() + repeated)
 
 
+def _varlen_backward(args: Sequence[object]) -> Scratch:
+    """`mha_varlen_bwd` in ATen's flash_attn: sums of the queries in float32 with 128 more for each
+    sequence, and repeated keys and values.
+    """
+    query, key, starts = args[1], args[2], args[6]
+    assert isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(starts, Tensor)
+    count, heads, size = query.shape
+    step = 32 if size <= 128 else 64
+    sums = 4 * (count + 128 * (len(starts) - 1)) * heads * (-(-size // step) * step + 1)
+    repeated = 2 * len(key) * heads * size * key.element_size() if key.shape[1] != heads else 0
+    return Scratch(sums + repeated, kernels=2)
+
+
 _SCRATCH: Mapping[str, Callable[[Sequence[object]], Scratch]] = {
     "bitsandbytes::gemm_4bit": _gemm_4bit,
     "bitsandbytes::int8_scaled_mm": _int8_mm,
     "bitsandbytes::int8_mixed_scaled_mm": _int8_mm,
     "aten::_scaled_dot_product_efficient_attention_backward": _efficient_backward,
     "aten::_scaled_dot_product_flash_attention_backward": _flash_backward,
+    "torch_attn::_varlen_attn_backward": _varlen_backward,
 }
 
 
@@ -110,6 +124,7 @@ STAND_INS: Mapping[str, Callable[..., object]] = {
 WAITS = {"bitsandbytes::int8_vectorwise_quant": "look for outliers"}
 """Kernels whose callers wait for what they find."""
 _LINEAR, _FLEX = "4-bit and 8-bit linear", "llama_peft::flex_attention"
+_VARLEN = "torch_attn::_varlen_attn"
 FLOP: Mapping[str, tuple[str, Callable[..., int]]] = {
     "bitsandbytes::gemm_4bit": (
         _LINEAR,
@@ -125,6 +140,14 @@ FLOP: Mapping[str, tuple[str, Callable[..., int]]] = {
     ),
     _FLEX: ("attention", lambda query, *_: 4 * _flex_pairs(query, *_)),
     f"{_FLEX}_backward": ("attention", lambda query, *_: 10 * _flex_pairs(query, *_)),
+    _VARLEN: (
+        "attention",
+        lambda query, key, value, *starts, **_: 4 * _varlen_pairs(query, *starts[:2]),
+    ),
+    f"{_VARLEN}_backward": (
+        "attention",
+        lambda _, query, *others, **__: 10 * _varlen_pairs(query, *others[4:6]),
+    ),
 }
 """What a kernel computes, and its multiplications and additions: attention has two products forward,
 and five backward.
@@ -141,6 +164,21 @@ def _flex_pairs(query: Tensor, *others: object) -> int:
 
 
 _FLEX_BLOCK = 128
+
+
+def _varlen_pairs(query: Tensor, *starts: object) -> int:
+    """Return the same of sequences with gathered keys: a block of one holds none of another."""
+    lengths = [value_of(one) for one in starts if isinstance(one, Tensor)]
+    assert all(one is not None for one in lengths)
+    return really(_blocks, *lengths) * _FLEX_BLOCK**2 * query.shape[1] * query.shape[2]
+
+
+def _blocks(query_starts: Tensor, key_starts: Tensor) -> int:
+    total = 0
+    for queries, keys in zip(query_starts.diff().tolist(), key_starts.diff().tolist(), strict=True):
+        for last in range(_FLEX_BLOCK, queries + _FLEX_BLOCK, _FLEX_BLOCK):
+            total += -(-min(keys, keys - queries + last) // _FLEX_BLOCK)
+    return total
 
 
 def _define_flex() -> "torch.library.Library":
@@ -254,8 +292,10 @@ def replace_compiled() -> "torch.library.Library":
     import trl.kernels.chunked_logprob as chunked
 
     from llama_peft.prefix_tree import flex as tree_flex
+    from llama_peft.prefix_tree import varlen
 
     replace(tree_flex.Kernel, "_refuse", _fails)
+    replace(varlen, "_refuse", lambda error: _fails(None, error))
     for module in (flex, transformers_flex):
         replace(module, "flex_attention", _flex_attention)
     replace(torch, "compile", lambda function=None, **_: function or (lambda inner: inner))

@@ -49,6 +49,7 @@ _INDEXED = aten.index.Tensor, aten.index_put_.default, aten.index_put.default
 _ONE_TYPE = {
     *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
     *("aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_flash_attention"),
+    "torch_attn::_varlen_attn",
 }
 """Kernels that refuse floating-point inputs of different types, which fake tensors do not check."""
 _SECOND_MATRIX = {"aten::mm": 1, "aten::bmm": 1, "aten::addmm": 2, "aten::baddbmm": 2}

@@ -13,6 +13,8 @@ IDS = "ids"
 """The key of a batch for the example ids of each of its rows, which the model never gets."""
 PACKED = "packed"
 """The key of a batch for its tokens as tree rows, which only the whole batch has."""
+_WHOLE = PACKED, "segments"
+"""What only the whole batch has: pieces of it find their segments themselves."""
 Inputs = dict[str, Tensor]
 """What the model gets: tensors by the names of its arguments."""
 
@@ -56,10 +58,10 @@ def num_own(inputs: Mapping[str, Tensor]) -> int:
 
 
 def first_rows(inputs: Mapping[str, Tensor], count: int) -> Inputs:
-    """Return the first rows of a batch; only the whole batch has tree rows."""
+    """Return the first rows of a batch, without what only the whole batch has."""
     if count >= num_rows(inputs):
         return dict(inputs)
-    return {key: value[:count] for key, value in inputs.items() if key != PACKED}
+    return {key: value[:count] for key, value in inputs.items() if key not in _WHOLE}
 
 
 def num_rows(inputs: Mapping[str, Tensor]) -> int:
@@ -67,11 +69,13 @@ def num_rows(inputs: Mapping[str, Tensor]) -> int:
 
 
 def split(inputs: Mapping[str, Tensor], pieces: int) -> Iterator[Inputs]:
-    """Yield the rows of a batch in at most `pieces` parts; only the whole batch has tree rows."""
+    """Yield the rows of a batch in at most `pieces` parts, without what only the whole batch has."""
     if pieces == 1:
         yield dict(inputs)
         return
     rows = num_rows(inputs)
     size = -(-rows // pieces)
     for first in range(0, rows, size):
-        yield {key: value[first : first + size] for key, value in inputs.items() if key != PACKED}
+        yield {
+            key: value[first : first + size] for key, value in inputs.items() if key not in _WHOLE
+        }

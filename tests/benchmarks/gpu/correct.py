@@ -20,13 +20,14 @@ from torch.utils._pytree import tree_map_only
 from llama_peft.data import QuestionExample
 from llama_peft.model import backbone
 from llama_peft.prefix_tree import pack as prefix_tree
+from llama_peft.prefix_tree import varlen
 from llama_peft.prefix_tree.loss import answer_loss
 from llama_peft.prefix_tree.mask import install
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.run import open_run
 from llama_peft.run_folder.self_check import Scores, largest_difference, sample_scores
 from llama_peft.run_folder.weights import TunedModel, load_tuned
-from llama_peft.system.memory import free_memory
+from llama_peft.system.memory import free_memory, tree_kernel
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training import fit, setup
 from llama_peft.training.features.states import Key, grouped, pooled
@@ -61,12 +62,9 @@ def turns(setting: Setting) -> Part:
 
 
 def _checks(setting: Setting) -> Iterator[Check]:
-    attentions = ["sdpa", "eager"]
-    if torch.cuda.is_available():
-        attentions.append("flex_attention")
     for dtype in dict.fromkeys((precision(), "float32")):
         expected = cache(partial(_one_by_one, setting, dtype))
-        for attention in attentions:
+        for attention in _attentions(dtype):
             of_tree = partial(answers, setting, dtype, attention, expected)
             yield f"squad, {attention}, {dtype}: tree = plain", of_tree
         for name in ("sst2", "squad-span"):
@@ -74,6 +72,14 @@ def _checks(setting: Setting) -> Iterator[Check]:
         yield f"sst2-head, {dtype}: states of a tree = plain", partial(states, setting, dtype)
     for name in RELOADED:
         yield f"{name}: loaded = saved", partial(reloaded, setting, name)
+
+
+def _attentions(dtype: str) -> list[str]:
+    """Each that computes this type here."""
+    if not torch.cuda.is_available():
+        return ["sdpa", "eager", varlen.NAME]
+    able = tree_kernel() is not None and dtype != "float32"
+    return ["sdpa", "eager", "flex_attention", *([varlen.NAME] if able else ())]
 
 
 def _examples(setting: Setting) -> list[QuestionExample]:

@@ -65,7 +65,9 @@ def test_four_bits_are_right_and_each_check_is_made(found: dict[str, Any]) -> No
     rows = found["correct"]["rows"]
     assert all(row["right"] for row in rows), rows
     names = " ".join(row["name"] for row in rows)
-    assert all(word in names for word in ("sdpa", "eager", "sst2", "squad-span", "states"))
+    assert all(
+        word in names for word in ("sdpa", "eager", "varlen", "sst2", "squad-span", "states")
+    )
     assert sum("loaded = saved" in row["name"] for row in rows) == len(correct.RELOADED)
 
 
