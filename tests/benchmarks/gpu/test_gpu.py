@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig
 
 from llama_peft import tiny
+from llama_peft.model import backbone
 from tests.benchmarks import measure
 from tests.benchmarks.gpu import RESULTS, correct, memory, parts, readme
 from tests.benchmarks.gpu.setting import SMALL, Setting, base_of
@@ -35,7 +36,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     rehearsed = tmp_path_factory.mktemp("rehearsed")
     step = {"name": "fullest step", "peak": 123}
     late = {"name": "validation", "peak": 999}
-    found = {"recipe": "squad", "dtype": "float32", "settings": [], "steps": [step, late]}
+    own = str(backbone.fast_dtype(torch.device("cpu"))).removeprefix("torch.")
+    found = {"recipe": "squad", "dtype": own, "settings": [], "steps": [step, late]}
     other = found | {"settings": ["train.max_length=9"], "steps": [late]}
     (rehearsed / "squad.json").write_text(json.dumps(found), "utf-8")
     (rehearsed / "short.json").write_text(json.dumps(other), "utf-8")
