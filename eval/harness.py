@@ -12,6 +12,7 @@ from pathlib import Path
 from llama_peft.data import Example, mark_given, with_fields
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
+from llama_peft.model import backbone
 from llama_peft.model.room import check_processes
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import RESULTS, UNFINISHED, UNFINISHED_PREDICTIONS
@@ -107,6 +108,7 @@ def run(
                 if predictor.remote
                 else peak_memory(of_gpu=subject.baseline is None),
                 costs=meter.costs(subject),
+                dtype=_dtype(job, subject),
             )
         if not processes.is_launched():  # else the others may still read it
             remove_unfinished(job.output)
@@ -154,6 +156,15 @@ def _config(meter: Meter, seen: dict[str, int] | None, key: str) -> ModelConfig:
         engine = predictor.remote.record().model_copy(update=counted)
     known = {"seen_in_training": seen, "key": key, "engine": engine}
     return predictor.config.model_copy(update=known)
+
+
+def _dtype(job: Job, subject: Subject) -> str | None:
+    """Return the type that a model computed in; of vLLM the one that it was told, if any. None if
+    there is no model here.
+    """
+    if subject.baseline is not None or (job.engine and job.engine.name == "openai"):
+        return None
+    return job.recipe.model.dtype if job.engine else backbone.dtype_name(job.recipe)
 
 
 def _open(job: Job, subject: Subject, found: Material) -> Predictor:

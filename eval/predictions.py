@@ -75,7 +75,7 @@ def _of_base(recipe: Recipe) -> dict[str, object]:
     """Return the settings of the base, and of the text that it reads."""
     return {
         "quantization": recipe.quantization.model_dump(),
-        "dtype": recipe.model.dtype or f"torch.{backbone.dtype_name(recipe)}",
+        "dtype": backbone.dtype_name(recipe),
         "attention": recipe.model.attn_implementation,
         "head": recipe.head.model_dump(),
         "prompt": recipe.prompt.model_dump(),
