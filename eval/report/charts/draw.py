@@ -22,6 +22,8 @@ from xml.sax.saxutils import escape
 from llama_peft.run_folder.ownership import CHART_SIGN
 from llama_peft.system.terminal import visible
 
+from . import fonts
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -108,28 +110,35 @@ def draw(
 ) -> Chart:
     """Return the chart that `paint` draws on an empty figure, whose layout fits its texts."""
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     with _quiet():
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         paint(figure)
         figure.draw_without_rendering()  # makes the layout, which both files have
+        if len(known := fonts.families(one.get_text() for one in figure.findobj(Text))) > 1:
+            for text in figure.findobj(Text):
+                text.set_fontfamily(known)
+            figure.draw_without_rendering()
         figure.set_layout_engine("none")
     return Chart(name=name, title=title, caption=caption, figure=figure)
 
 
 def shown(text: str, longest: int = 28) -> str:
-    """Return a name as a drawing can hold it: without control characters, and not too long.
+    """Return a name as a drawing can hold it: without control characters, not too long, and in letters
+    that a font has.
 
     matplotlib leaves out names that begin with an underscore.
     """
     text = " ".join(visible(text).split())
     text = text if len(text) <= longest else text[: longest - 1] + "…"
+    text = fonts.drawable(text, 2 * longest)
     return f" {text}" if text.startswith("_") else text
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Our settings of matplotlib, and no word about signs that its font lacks."""
+    """Our settings of matplotlib, and none of its words."""
     import matplotlib
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -157,7 +166,7 @@ def _rewritten(svg: str) -> Iterator[str]:
             if turned and not turned.startswith("rotate(-0 "):
                 place["transform"] = _short(turned)
             words = _attributes(place | _look(element.get("style", ""), is_text=True))
-            yield f"<text{words}>{escape(element.text or '')}</text>"
+            yield f"<text{words}>{escape(fonts.restored(element.text or ''))}</text>"
 
 
 def _path(shape: str, style: str, moved: str = "") -> str:
