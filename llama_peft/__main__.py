@@ -11,12 +11,12 @@ import typer
 
 from llama_peft import cli
 from llama_peft.cli import AsJson, BaseName, Overrides, RecipeName, RunName
+from llama_peft.commands.doctor import doctor
 from llama_peft.commands.init import init
 from llama_peft.commands.predict import predict
 from llama_peft.commands.runs import runs
 from llama_peft.commands.schema import schema
 from llama_peft.commands.validate import validate
-from llama_peft.doctor.command import doctor
 from llama_peft.ladder.command import push_trained
 from llama_peft.ladder.command import run as run_ladder
 from llama_peft.rehearsal.command import rehearse
