@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -80,11 +80,9 @@ class Chart:
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
 
-        drawn, file, facts = io.BytesIO(), io.BytesIO(), PngInfo()
-        with _quiet():
-            self.figure.savefig(drawn, format="png", dpi=144)
+        file, facts = io.BytesIO(), PngInfo()
         facts.add_text("Software", CHART_SIGN)
-        image = Image.open(drawn).convert("RGB").quantize(128, method=Image.Quantize.FASTOCTREE)
+        image = Image.open(io.BytesIO(_raster(self.figure))).convert("RGB").quantize(128, method=Image.Quantize.FASTOCTREE)
         image.save(file, format="png", optimize=True, pnginfo=facts)
         return file.getvalue()
 
@@ -109,11 +107,10 @@ def draw(
     height: float = HEIGHT,
 ) -> Chart:
     """Return the chart that `paint` draws on an empty figure, whose layout fits its texts."""
-    from matplotlib.figure import Figure
     from matplotlib.text import Text
 
     with _quiet():
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = _kind_of_figure()(figsize=(WIDTH, height), layout="constrained")
         paint(figure)
         figure.draw_without_rendering()  # makes the layout, which both files have
         if len(known := fonts.families(one.get_text() for one in figure.findobj(Text))) > 1:
@@ -122,6 +119,27 @@ def draw(
             figure.draw_without_rendering()
         figure.set_layout_engine("none")
     return Chart(name=name, title=title, caption=caption, figure=figure)
+
+
+@cache
+def _kind_of_figure() -> "type[Figure]":
+    from matplotlib.figure import Figure
+
+    class Shown(Figure):
+        """A figure that a notebook shows, also if nobody has imported pyplot, which makes it do so."""
+
+        def _repr_png_(self) -> bytes:
+            return _raster(self)
+
+    return Shown
+
+
+def _raster(figure: "Figure") -> bytes:
+    """Return a figure as a PNG file."""
+    file = io.BytesIO()
+    with _quiet():
+        figure.savefig(file, format="png", dpi=144)
+    return file.getvalue()
 
 
 def shown(text: str, longest: int = 28) -> str:

@@ -55,6 +55,14 @@ def test_the_files_of_a_chart_say_who_drew_them() -> None:
     assert "llama_peft drew this chart" in chart.svg
 
 
+def test_a_figure_shows_itself_in_a_notebook() -> None:
+    """IPython asks for this method; it knows figures of matplotlib only once pyplot is imported."""
+    chart = training.curves(LOG)
+    assert chart is not None and isinstance(chart.figure, Figure)
+    shown = chart.figure._repr_png_()  # type: ignore[attr-defined]
+    assert Image.open(io.BytesIO(shown)).size == Image.open(io.BytesIO(chart.png)).size
+
+
 def test_a_png_has_the_colour_of_every_system() -> None:
     names = list("abcdefgh")
     means = dict.fromkeys(names, Mean(50, 40, 60))
