@@ -54,13 +54,18 @@ def main(words: Sequence[str]) -> int:
         print(f"{words[0]}: {error.strerror}", flush=True)
         return 127
     left = threading.Event()
-    threading.Thread(target=lambda: (os.read(0, 1), left.set()), daemon=True).start()
+    threading.Thread(target=_wait_for_end, args=(left,), daemon=True).start()
     while program.poll() is None and not left.wait(_LOOK):
         pass
     if program.poll() is None:
         _end(program.pid)
     code = program.wait()
     return 128 - code if code < 0 else code
+
+
+def _wait_for_end(left: threading.Event) -> None:
+    os.read(0, 1)
+    left.set()
 
 
 def _end(pid: int) -> None:
