@@ -186,6 +186,19 @@ def push(
 
 
 @app.command()
+def snippet(run: RunName, base: BaseName = None) -> None:
+    """Print the Python lines that load a run with transformers and PEFT alone."""
+    from llama_peft.run_folder.fetch import run_folder
+
+    folder = run_folder(run)
+    from llama_peft.export.load_snippet import of_folder
+    from llama_peft.run_folder.run import open_run
+
+    found = of_folder(open_run(folder, base))
+    say(f"# {found.introduction}" if found.lines else found.introduction, *found.lines)
+
+
+@app.command()
 def merge(
     run: RunName,
     output: Annotated[
