@@ -82,7 +82,11 @@ class Chart:
 
         file, facts = io.BytesIO(), PngInfo()
         facts.add_text("Software", CHART_SIGN)
-        image = Image.open(io.BytesIO(_raster(self.figure))).convert("RGB").quantize(128, method=Image.Quantize.FASTOCTREE)
+        image = (
+            Image.open(io.BytesIO(_raster(self.figure)))
+            .convert("RGB")
+            .quantize(128, method=Image.Quantize.FASTOCTREE)
+        )
         image.save(file, format="png", optimize=True, pnginfo=facts)
         return file.getvalue()
 
