@@ -208,12 +208,13 @@ def _adapter_lines(run: PushedRun) -> list[str]:
     ]
     if run.is_embedded:  # the adapter cannot name a folder of every machine
         name = f"AutoModelFor{recipe.kind.library_class}"
+        mapped = "".join(f", {one}" for one in _arguments(run) if one == _MAPPING)
         opened = [
             *_embedded(run),
             "from peft import PeftModel",
             f"from transformers import AutoTokenizer, {name}",
             f"base = {name}.from_pretrained(MODEL_DIR{arguments})",
-            f"model = PeftModel.from_pretrained(base, {place}).eval()",
+            f"model = PeftModel.from_pretrained(base, {place}{mapped}).eval()",
         ]
     return [
         *opened,
