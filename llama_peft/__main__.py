@@ -187,7 +187,7 @@ def push(
 
 @app.command()
 def snippet(run: RunName, base: BaseName = None) -> None:
-    """Print the Python lines that load a run with transformers and PEFT alone."""
+    """Print how transformers and PEFT alone load a run."""
     from llama_peft.run_folder.fetch import run_folder
 
     folder = run_folder(run)
