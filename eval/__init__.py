@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llama_peft.recipe import Source
     from llama_peft.run_folder.results import Results
 
-    from .predictors.kinds import Kind
+    from .predictors.kinds import EngineName, Kind
 
 __all__ = ["compare", "evaluate", "load_predictions", "plot", "score", "verdict"]
 
@@ -40,6 +40,11 @@ def evaluate(
     overrides: Sequence[str] = (),
     kind: "Kind | None" = None,
     base: str | None = None,
+    engine: "EngineName | None" = None,
+    base_url: str | None = None,
+    served_model: str | None = None,
+    concurrency: int = 8,
+    prices: tuple[float, float] | None = None,
 ) -> "Results":
     """Evaluate a model on a task, and return its results.
 
@@ -54,6 +59,12 @@ def evaluate(
     limit: evaluate on a random sample of this size.
     kind: what the model is, if its files do not tell.
     base: what a run or an adapter stands on, if it names a folder of another machine.
+    engine: who answers in place of this process: "openai", a server of that API, or "vllm", which is
+    started for this.
+    base_url, served_model: the address of the server, by default that of OPENAI_BASE_URL, and what it
+    calls the model.
+    concurrency: how many requests it gets at the same time.
+    prices: of a million tokens that are read, and that are written; the results then hold the cost.
 
     Raises UserError, in one line, on any mistake.
     """
@@ -62,6 +73,7 @@ def evaluate(
     with python_face():
         from . import harness
         from .job import make_job
+        from .predictors.kinds import chosen_engine
 
         file = str(data) if isinstance(data, str | Path) else None
         job = make_job(
@@ -74,6 +86,7 @@ def evaluate(
             list(overrides),
             kind,
             base,
+            chosen_engine(engine, base_url, served_model, concurrency, prices),
         )
         if data is not None and file is None:
             folder = job.output if output else job.output.with_name(f"{job.output.name}-rows")

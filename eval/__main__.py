@@ -15,7 +15,7 @@ from llama_peft.errors import UserError
 from llama_peft.system.processes.job import is_launched
 from llama_peft.system.terminal import say
 
-from .predictors.kinds import BASELINE_WORDS, EngineChoice, EngineName, Kind
+from .predictors.kinds import BASELINE_WORDS, EngineName, Kind, chosen_engine
 
 if TYPE_CHECKING:
     from .job import Job
@@ -128,7 +128,7 @@ def run(
     """
     from .job import make_job
 
-    choice = _choice(engine, base_url, served_model, concurrency, prices)
+    choice = chosen_engine(engine, base_url, served_model, concurrency, prices)
     if choice and choice.served_model and model and len(model) > 1:
         raise UserError("--served-model is the name of one model; evaluate several one by one")
     models: list[str | None] = [*model] if model else [None]
@@ -154,31 +154,6 @@ def run(
         run_in(processes, jobs, sys.argv[1:])
     else:
         _evaluate(jobs, show)
-
-
-def _choice(
-    engine: EngineName | None,
-    base_url: str | None,
-    served_model: str | None,
-    concurrency: int,
-    prices: tuple[float, float] | None,
-) -> EngineChoice | None:
-    """Return who answers in place of this process; None if nobody does."""
-    given = {"--base-url": base_url, "--served-model": served_model}
-    for name, value in given.items():
-        if value is not None and engine != "openai":
-            raise UserError(f"{name} is for --engine openai: add that, or leave {name} out")
-    if prices is not None and (engine is None or not min(prices) >= 0):
-        raise UserError("--prices is for --engine, and takes two numbers of at least 0")
-    if engine is None:
-        return None
-    return EngineChoice(
-        name=engine,
-        base_url=base_url,
-        served_model=served_model,
-        concurrency=concurrency,
-        prices=prices,
-    )
 
 
 def _evaluate(jobs: "list[Job]", show: int) -> None:

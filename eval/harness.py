@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import chain, islice
@@ -12,6 +12,7 @@ from pathlib import Path
 from llama_peft.data import Example, mark_given, with_fields
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
+from llama_peft.model import backbone
 from llama_peft.model.room import check_processes
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import RESULTS, UNFINISHED, UNFINISHED_PREDICTIONS
@@ -28,7 +29,7 @@ from . import trained_on
 from .fewshot import with_best_number, worked_examples
 from .job import Job
 from .lines import spooled
-from .predictions import Evaluation, evaluation_key, predicted
+from .predictions import Evaluation, evaluation_key, lent, predicted, read_sum, shared_key
 from .predictors.costs import Meter
 from .predictors.engines.open import open_served
 from .predictors.open import as_trained, open_predictor
@@ -41,13 +42,18 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    job: Job, show: int = 0, again: bool = True, subject: Subject | None = None
+    job: Job,
+    show: int = 0,
+    again: bool = True,
+    subject: Subject | None = None,
+    lenders: Iterable[Path] = (),
 ) -> Results | None:
     """Evaluate a model, write predictions and results into `job.output`, and return the results.
 
     show: how many prompts to log with the model's outputs. again: whether to evaluate even if
     `job.output` holds the results of the same evaluation. subject: the job's model, if it is
-    identified already. Of several processes each predicts its share; the first one scores all, and
+    identified already. lenders: folders of results whose predictions are taken if they depend on the
+    same. Of several processes each predicts its share; the first one scores all, and
     the others return None. Raises UserError, before any example is predicted, if model, data and
     task do not fit together, or if `job.output` holds files that are not ours.
     """
@@ -75,7 +81,8 @@ def run(
         job, predictor = evaluation.job, evaluation.predictor
         meter = Meter(predictor)
         validation = validation_examples(evaluation)
-        key = evaluation_key(evaluation, found.parts, validation)
+        read = read_sum(predictor, found.parts)
+        key = evaluation_key(evaluation, found.parts, validation, read)
         if not again and (finished := _finished(job.output, key)):
             log.info("%s: this evaluation is finished already", job.output)
             return finished
@@ -88,7 +95,13 @@ def run(
         threshold = fitted_threshold(evaluation, validation)
         size = job.recipe.train.per_device_eval_batch_size
         partial = job.output / UNFINISHED_PREDICTIONS
-        predictions = predicted(meter.measured, found.examples, partial, key, size)
+        shared = shared_key(evaluation, read)
+        other = lent(lenders, shared, found.examples)
+        predictions = (
+            predicted(meter.measured, found.examples, partial, key, size)
+            if other is None
+            else other.predictions
+        )
         if processes.is_launched() and not processes.is_main():
             deque(predictions, maxlen=0)  # they are in its file then
             return None
@@ -100,13 +113,14 @@ def run(
                 job,
                 found,
                 kept,
-                _config(meter, seen, key),
+                _config(meter, seen, key, shared),
                 started=started,
                 threshold=threshold,
-                peak_memory_bytes=None
-                if predictor.remote
-                else peak_memory(of_gpu=subject.baseline is None),
-                costs=meter.costs(subject),
+                peak_memory_bytes=_peak(predictor, subject)
+                if other is None
+                else other.results.peak_memory_bytes,
+                costs=meter.costs(subject) if other is None else other.results.costs,
+                dtype=_dtype(job, subject),
             )
         if not processes.is_launched():  # else the others may still read it
             remove_unfinished(job.output)
@@ -146,14 +160,27 @@ def identify_job(job: Job) -> Subject:
     return identify(job.model, job.recipe, job.kind, job.base, job.engine is not None)
 
 
-def _config(meter: Meter, seen: dict[str, int] | None, key: str) -> ModelConfig:
+def _peak(predictor: Predictor, subject: Subject) -> int | None:
+    return None if predictor.remote else peak_memory(of_gpu=subject.baseline is None)
+
+
+def _config(meter: Meter, seen: dict[str, int] | None, key: str, shared: str | None) -> ModelConfig:
     """Return what results record about a model that has predicted."""
     predictor, engine = meter.predictor, None
     if predictor.remote is not None:
         counted = {"predictions": meter.predictions}
         engine = predictor.remote.record().model_copy(update=counted)
-    known = {"seen_in_training": seen, "key": key, "engine": engine}
+    known = {"seen_in_training": seen, "key": key, "shared_key": shared, "engine": engine}
     return predictor.config.model_copy(update=known)
+
+
+def _dtype(job: Job, subject: Subject) -> str | None:
+    """Return the type that a model computed in; of vLLM the one that it was told, if any. None if
+    there is no model here.
+    """
+    if subject.baseline is not None or (job.engine and job.engine.name == "openai"):
+        return None
+    return job.recipe.model.dtype if job.engine else backbone.dtype_name(job.recipe)
 
 
 def _open(job: Job, subject: Subject, found: Material) -> Predictor:

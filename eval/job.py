@@ -1,5 +1,7 @@
 """What is evaluated, from the words of the command line, and where its results go."""
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from llama_peft.run_folder.layout import RECIPE, TRAINING, TUNED, ZERO_SHOT
 from llama_peft.run_folder.run import check_fixed, is_run, recipe_of
 from llama_peft.system import files
 
+from .predictors.engines.client import checked_url
 from .predictors.kinds import EngineChoice, Kind, baseline_of
 
 _NAMED = ("eval.splits", "eval.limit", "eval.num_fewshot")
@@ -89,7 +92,7 @@ def make_job(
         data_words = [Path(data_file).stem, *filter(None, [data_split])] if data_file else []
         words = [*folder_words(recipe, task, model, data_words, limit, overrides)]
         if engine is not None:
-            words += [engine.name, *map(slug, filter(None, [engine.served_model]))]
+            words += _engine_words(engine)
         output = unnamed_folder(own.with_name("-".join([own.name, *words])))
     return Job(
         recipe=recipe,
@@ -190,6 +193,8 @@ def folder_words(
     - the parts, if they are not those of the recipe: `validation`, `test-validation`
     - the limit: `limit-5`, or `no-limit` if the recipe has one
     - each override that changes the results, by its key and value: `max_length-200`
+
+    `_engine_words` stand behind these.
     """
     run = Path(model) if model is not None and is_run(model) else None
     plain = load_recipe(task, [text for text in overrides if not _starts(text, _NAMED)])
@@ -204,6 +209,18 @@ def folder_words(
     for text in map(str.strip, overrides):
         if not _starts(text, _NAMED) and _changes(text, recipe, run):
             yield slug(text.partition(".")[2] or text)[:60]
+
+
+def _engine_words(engine: EngineChoice) -> Iterator[str]:
+    """Yield the words for who answers. Two servers, or two models of one, get different ones: what no
+    folder's name can hold is told apart by the sum at the end.
+    """
+    yield engine.name
+    if engine.name == "openai":
+        who = [checked_url(engine.base_url), engine.served_model]
+        yield slug(str(who[0]).partition("://")[2].removesuffix("/v1"))
+        yield from map(slug, filter(None, who[1:]))
+        yield hashlib.sha256(json.dumps(who).encode()).hexdigest()[:6]
 
 
 def _changes(override: str, recipe: Recipe, run: Path | None) -> bool:

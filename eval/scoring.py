@@ -270,10 +270,12 @@ def finish(
     threshold: Threshold | None = None,
     peak_memory_bytes: int | None = None,
     costs: Costs | None = None,
+    dtype: str | None = None,
 ) -> Results:
     """Score predictions, write both files into the job's folder, and return the results.
 
-    config: what is recorded about the model. started: the value of `time.monotonic` at the start.
+    config: what is recorded about the model. dtype: what its weights that are not quantised computed
+    in; None if that is not known. started: the value of `time.monotonic` at the start.
     threshold: the threshold that the lines were made with.
     """
     job.output.mkdir(parents=True, exist_ok=True)
@@ -294,7 +296,7 @@ def finish(
     }
     results = Results(
         results=scores,
-        configs=dict.fromkeys(scores, _settings(job, found.labels, threshold)),
+        configs=dict.fromkeys(scores, _settings(job, found.labels, threshold, dtype)),
         config=config,
         versions={"llama_peft": __version__} | {name: version(name) for name in _PACKAGES},
         n_samples=samples,
@@ -328,7 +330,9 @@ def _score_part(
     return score(lines, found.parts[part], found.labels, side, no_answer, temperature)
 
 
-def _settings(job: Job, labels: Sequence[str], threshold: Threshold | None) -> TaskSettings:
+def _settings(
+    job: Job, labels: Sequence[str], threshold: Threshold | None, dtype: str | None
+) -> TaskSettings:
     recipe, limits = job.recipe, threshold or Threshold()
     is_ours = job.engine is None or job.engine.name == "vllm"  # else the server has its own weights
     return TaskSettings(
@@ -339,7 +343,7 @@ def _settings(job: Job, labels: Sequence[str], threshold: Threshold | None) -> T
         data_split=job.data_split,
         prompt=recipe.prompt.model_dump(),
         quantization=recipe.quantization.model_dump() if is_ours else None,
-        dtype=recipe.model.dtype if is_ours else None,
+        dtype=dtype,
         max_length=recipe.train.max_length,
         doc_stride=recipe.train.doc_stride,
         eval=recipe.eval.model_dump() | {"limit": job.sample_size},

@@ -11,12 +11,12 @@ import typer
 
 from llama_peft import cli
 from llama_peft.cli import AsJson, BaseName, Overrides, RecipeName, RunName
+from llama_peft.commands.doctor import doctor
 from llama_peft.commands.init import init
 from llama_peft.commands.predict import predict
 from llama_peft.commands.runs import runs
 from llama_peft.commands.schema import schema
 from llama_peft.commands.validate import validate
-from llama_peft.doctor.command import doctor
 from llama_peft.ladder.command import push_trained
 from llama_peft.ladder.command import run as run_ladder
 from llama_peft.rehearsal.command import rehearse
@@ -183,6 +183,19 @@ def push(
         say(f"{size:>12,}  {name}")
     say(f"{sum(pushed.files.values()):>12,}  bytes in all, for {pushed.repo_id}")
     say(pushed.commit_url or "nothing was sent")
+
+
+@app.command()
+def snippet(run: RunName, base: BaseName = None) -> None:
+    """Print how transformers and PEFT alone load a run."""
+    from llama_peft.run_folder.fetch import run_folder
+
+    folder = run_folder(run)
+    from llama_peft.export.load_snippet import of_folder
+    from llama_peft.run_folder.run import open_run
+
+    found = of_folder(open_run(folder, base))
+    say(f"# {found.introduction}" if found.lines else found.introduction, *found.lines)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from llama_peft.errors import Died, Stopped, UserError
+from llama_peft.errors import Died, Stopped, UserError, stop_signals
 from llama_peft.system import progress
 from llama_peft.system.disk import disk_trouble
 from llama_peft.system.memory import is_out_of_memory
@@ -26,6 +26,7 @@ from llama_peft.system.terminal import (
     LogLines,
     LogRecord,
     complain,
+    leave_closed,
     one_line,
     set_programs,
     show_defect,
@@ -80,8 +81,9 @@ def run(app: typer.Typer) -> None:
     """Run an app on the words of the command line, and exit.
 
     The exit code is 2 after a user's mistake and if disk or memory is full, 1 if another process of
-    the work has died, 130 after Ctrl-C, 143 after SIGTERM. A command without words is a mistake too: it shows the help. Any other exception
-    is a defect of this package and is raised.
+    the work has died, 130 after Ctrl-C, 143 after SIGTERM, 129 if its
+    terminal was closed. A command without words is a mistake too: it shows the help. Any other
+    exception is a defect of this package and is raised.
     """
     _quiet_logs()
     job.follow_launcher()
@@ -93,7 +95,7 @@ def run(app: typer.Typer) -> None:
         # A character that the terminal cannot show is written as its number.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, _stop)
     try:
         words = _words()
@@ -185,6 +187,7 @@ def _machine_trouble(error: Exception) -> str | None:
 
 
 def _stop(number: int, frame: object) -> None:
+    leave_closed()
     raise Stopped(number)
 
 

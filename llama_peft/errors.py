@@ -1,5 +1,7 @@
 """Ways in which a command ends without a fault of this project: a user's mistake, a signal, a death."""
 
+import signal
+
 
 class UserError(Exception):
     """A user's mistake: what is wrong, where, and what to do. It is shown without a traceback.
@@ -28,3 +30,14 @@ class Stopped(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"signal {signal_number}")
         self.signal_number = signal_number
+
+
+def stop_signals() -> list[int]:
+    """Return the signals that stop a command: Ctrl-C, SIGTERM, and SIGHUP of a terminal that is closed.
+
+    Under nohup a process is started so that it goes on without its terminal.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    ignored = [one for one in numbers[2:] if signal.getsignal(one) is signal.SIG_IGN]
+    return [one for one in numbers if one not in ignored]

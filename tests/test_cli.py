@@ -1,5 +1,6 @@
 """A full disk or memory ends a command with one line."""
 
+import os
 import re
 import signal
 import subprocess
@@ -11,16 +12,17 @@ import torch
 import typer
 
 from llama_peft import cli
-from llama_peft.errors import UserError
+from llama_peft.errors import UserError, stop_signals
 from llama_peft.system.terminal import one_line
+from tests.support import forked
 
 
 def end_of(app: typer.Typer) -> None:
     """Run an app that ends with exit code 2; the handlers of signals are put back."""
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    handlers = {number: signal.getsignal(number) for number in stop_signals()}
     with pytest.raises(SystemExit, match="2"):
         cli.run(app)
-    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+    for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
@@ -131,3 +133,36 @@ def test_the_command_to_continue_is_one_line_that_a_shell_reads_back(
     printed = f"printf '%s' {command.removeprefix('llama-peft train ')}"
     done = subprocess.run(["bash", "-c", printed], capture_output=True, env={"LC_ALL": "C.UTF-8"})
     assert done.stdout.decode() == word
+
+
+WAITS = """
+import sys, time, typer
+from llama_peft import cli
+app = typer.Typer(pretty_exceptions_enable=False)
+@app.command()
+def work() -> None:
+    open(sys.argv[1], "w").close()
+    time.sleep(60)
+app.command("other")(lambda: None)
+cli._words = lambda: ["work"]
+cli.run(app)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows closes a window in another way")
+def test_a_closed_terminal_stops_a_command_in_order(tmp_path: Path) -> None:
+    """What it says then has nowhere to go, and is no fault. Under nohup it goes on."""
+    import pty
+
+    begun = tmp_path / "begun"
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-c", WAITS, str(begun)])
+    forked.until(begun.is_file)
+    os.close(terminal)
+    assert forked.ended(child) == 128 + signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert stop_signals() == [signal.SIGINT, signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)

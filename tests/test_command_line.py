@@ -184,7 +184,7 @@ def test_params_of_a_recipe(make_recipe: Callable[..., Recipe]) -> None:
 def test_validate_prints_the_parts() -> None:
     done = CliRunner().invoke(app, ["validate", "tiny-sst2"])
     assert done.exit_code == 0
-    assert "train: 1,200 examples: negative 600, positive 600" in done.stdout
+    assert "train: 2,400 examples: negative 1,200, positive 1,200" in done.stdout
     assert re.search(
         r"tokens: median \d+, 95 % \d+, longest \d+; none is cut at .*max_length 128", done.stdout
     )

@@ -35,7 +35,6 @@ FACE = {
     "llama_peft",
     "llama_peft.__init__",
     "llama_peft.__main__",
-    "llama_peft.doctor.command",
     "llama_peft.rehearsal.command",
     "llama_peft.ladder.command",
     "llama_peft.serving.command",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llama_peft.data import Example, Rows
 from llama_peft.inference.predict import Prediction
+from llama_peft.run_folder.ladder.finished import lenders
 from llama_peft.run_folder.ladder.rungs import Measurement
 from llama_peft.run_folder.ladder.whole import MODEL_FOLDER
 from llama_peft.run_folder.layout import BASELINES, BOTH_RESULTS
@@ -25,9 +26,10 @@ from .verdict import Verdict, judge
 def measure(one: Measurement, given: Mapping[str, Rows], again: bool) -> None:
     """Predict and score one measurement, whose training is finished, into its folder.
 
-    given: rows from Python by part. again: whether to predict even if the folder holds the same.
+    given: rows from Python by part. again: whether to predict even if the folder holds the same, or
+    another run does.
     """
-    harness.run(replace(_job(one), given=given), again=again)
+    harness.run(replace(_job(one), given=given), again=again, lenders=() if again else lenders(one))
 
 
 def forgetting(run: Path) -> None:

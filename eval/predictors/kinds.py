@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from llama_peft.errors import UserError
 from llama_peft.run_folder.layout import BASELINES, Baseline
 
 Kind = Literal["run", "adapter", "causal", "classifier", "reader", "baseline"]
@@ -43,6 +44,35 @@ class EngineChoice:
     """Requests at the same time, at most."""
     prices: tuple[float, float] | None = None
     """Of a million tokens that are read, and that are written."""
+
+
+def chosen_engine(
+    engine: EngineName | None,
+    base_url: str | None,
+    served_model: str | None,
+    concurrency: int,
+    prices: tuple[float, float] | None,
+) -> EngineChoice | None:
+    """Return who answers in place of this process; None if nobody does. Raises UserError if what is
+    given does not fit together.
+    """
+    if engine is not None and engine not in get_args(EngineName):
+        raise UserError(f"engine {engine!r}: the engines are {', '.join(get_args(EngineName))}")
+    given = {"--base-url": base_url, "--served-model": served_model}
+    for name, value in given.items():
+        if value is not None and engine != "openai":
+            raise UserError(f"{name} is for --engine openai: add that, or leave {name} out")
+    if prices is not None and (engine is None or not min(prices) >= 0):
+        raise UserError("--prices is for --engine, and takes two numbers of at least 0")
+    if engine is None:
+        return None
+    return EngineChoice(
+        name=engine,
+        base_url=base_url,
+        served_model=served_model,
+        concurrency=concurrency,
+        prices=prices,
+    )
 
 
 def baseline_of(name: str) -> Baseline | None:

@@ -55,7 +55,8 @@ def _rich(table: Table, width: int) -> str:
     from rich.text import Text
 
     names = [_indented_name(row) for row in table.rows]
-    console = Console(file=io.StringIO(), width=width, color_system=None)
+    # In a notebook rich would show the table there, and write nothing.
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_jupyter=False)
     for number, columns in enumerate(_fitting(table, width)):
         drawn = Drawn(title=None if number else Text(table.title), title_justify="left")
         drawn.add_column("")

@@ -1,22 +1,24 @@
 """Looks at the machine, the Hub, the libraries and the recipes that come with the project."""
 
 import importlib.metadata
+import json
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llama_peft.doctor import blocking
 from llama_peft.errors import UserError
 from llama_peft.export import retry
-from llama_peft.model import backbone, preflight, room
+from llama_peft.model import backbone, counts, preflight, room
 from llama_peft.model.hub import BAD_TOKEN, Weights
 from llama_peft.model.quantize import packing_trouble
 from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.recipe.load import RECIPES
 from llama_peft.run_folder.record import read_record
-from llama_peft.system import memory
+from llama_peft.system import files, memory
 from llama_peft.system.disk import free_disk
 from llama_peft.system.formatting import disk_space, duration
 
@@ -57,8 +59,14 @@ class Report:
     recipes: list[Fit]
 
 
-def examine(recipe: Recipe | None) -> Report:
+Shapes = Mapping[str, Mapping[str, object]]
+"""The published config.json of bases by name, as far as it is their shape."""
+
+
+def examine(recipe: Recipe | None, shapes: Shapes) -> Report:
     """Return a report about one recipe, or about the machine and every recipe of the project.
+
+    shapes: of bases whose own config.json may not be read before a licence is accepted.
 
     Without a recipe, what hinders every one of them blocks; with one, whatever hinders it does.
     """
@@ -77,7 +85,7 @@ def examine(recipe: Recipe | None) -> Report:
         blockers=list(dict.fromkeys(blockers)),
         facts=facts,
         bases={name: _state(name, found) for name, found in weights.items() if name != "tiny"},
-        recipes=[_fit(one, weights[one.model.model_name_or_path]) for one in recipes],
+        recipes=[_fit(one, weights[one.model.model_name_or_path], shapes) for one in recipes],
     )
 
 
@@ -219,8 +227,10 @@ def _state(name: str, weights: Weights) -> str:
     return "on this machine"
 
 
-def _fit(recipe: Recipe, weights: Weights) -> Fit:
+def _fit(recipe: Recipe, weights: Weights, shapes: Shapes) -> Fit:
     here, fits = _here(recipe, preflight.problems(recipe, weights, long=True))
+    if weights.problems and (shape := shapes.get(recipe.model.model_name_or_path)) is not None:
+        here += f" (from its published shape: {_here_with(recipe, shape)})"
     return Fit(
         recipe=recipe.name,
         base=recipe.model.model_name_or_path,
@@ -228,6 +238,17 @@ def _fit(recipe: Recipe, weights: Weights) -> Fit:
         fits=fits,
         trained_in=_trained_in(Path(recipe.run_folder)),
     )
+
+
+def _here_with(recipe: Recipe, shape: Mapping[str, object]) -> str:
+    """Return in a few words whether a recipe could run on a base of this config.json."""
+    with TemporaryDirectory(prefix="llama-peft-") as folder:
+        files.write_text(Path(folder), "config.json", json.dumps(shape))
+        base = recipe.model.model_copy(update={"model_name_or_path": folder})
+        placed = recipe.model_copy(update={"model": base})
+        counted = counts.count(shape).base
+        weights = Weights([], counted, 2 * counted, shape)
+        return _here(placed, preflight.problems(placed, weights, long=True))[0]
 
 
 def _here(recipe: Recipe, problems: Sequence[str]) -> tuple[str, bool]:

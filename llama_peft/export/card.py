@@ -13,7 +13,7 @@ from typing import NamedTuple
 from llama_peft.data import FieldsExample
 from llama_peft.export import licences
 from llama_peft.export.card_metadata import metadata
-from llama_peft.export.load_snippet import PushedRun, snippet
+from llama_peft.export.load_snippet import described, snippet
 from llama_peft.export.stage import Bundle
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.comparison import PartComparison
@@ -23,8 +23,6 @@ from llama_peft.run_folder.self_check import (
     CONTEXT,
     QUESTION,
     TEXT,
-    input_ids,
-    passage_tokens,
     samples,
 )
 from llama_peft.run_folder.threshold import UNFITTED
@@ -98,17 +96,12 @@ def _body(
     parts = bundle.comparison.parts if bundle.comparison else []
     verdict = bundle.comparison.verdict if bundle.comparison else ()
     duties = licences.duties(recipe.model.model_name_or_path)
-    pushed = PushedRun(
-        recipe=recipe,
+    pushed = described(
+        *(recipe, encoder, fitted),
         repo_id=repo_id,
         commit=bundle.run.commit,
         reader=reader,
         packs_head=packs_head,
-        prompt=encoder.tokenizer.decode(input_ids(encoder, recipe, samples(recipe)[0])),
-        pad_id=encoder.tokenizer.pad_token_id,
-        temperature=fitted.temperature if fitted else None,
-        no_answer_threshold=fitted.no_answer_threshold if fitted else None,
-        passage=passage_tokens(encoder, recipe),
     )
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True

@@ -1,20 +1,25 @@
-"""Python lines for the card that load a pushed run with transformers and PEFT alone.
+"""Python lines that load a run with transformers and PEFT alone: a pushed one, for its card, or one in a
+folder here.
 
-A card shows them only if they give the run's own scores. transformers pools the last token, so a
-head on the mean of all tokens needs this package. So does a span head on a family without a
-question answering class, a head on a base that is packed already, and every run on the embedded
-model.
+They are shown only if they give the run's own scores. transformers pools the last token, so a head on
+the mean of all tokens needs this package. So does a span head on a family without a question answering
+class, and a head on a base that is packed already. The embedded model is in this package too.
 """
 
 import json
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from llama_peft.model import backbone
 from llama_peft.model.quantize import packed_form
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import HEAD
+from llama_peft.run_folder.run import Run
+from llama_peft.run_folder.self_check import input_ids, passage_tokens, samples
+from llama_peft.run_folder.threshold import Threshold, run_threshold
 from llama_peft.system.terminal import visible
+from llama_peft.tokens.prompts import PromptEncoder
 
 _MAPPING = r'key_mapping={r"^model\.": "transformer."}'
 """transformers' Llama for question answering has `transformer`, every checkpoint `model`."""
@@ -26,17 +31,18 @@ class Snippet(NamedTuple):
     introduction: str
     """What stands before the lines; if there are none, why the run cannot be loaded so."""
     lines: list[str]
-    """Python: five lines at most, and seven more where a span is looked for."""
+    """Python: seven lines at most, and seven more where a span is looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushedRun:
-    """What the lines need to know of a pushed run."""
+    """What the lines need to know of a run."""
 
     recipe: Recipe
     repo_id: str
+    """Where it was pushed to."""
     commit: str | None
-    """The base's commit on the Hub; None for the embedded base."""
+    """The base's commit on the Hub; None for a base in a folder, and for the embedded one."""
     reader: str | None
     """From `reader_prefix`."""
     packs_head: bool
@@ -50,6 +56,42 @@ class PushedRun:
     """Above which probability of no answer there is none; None if none was fitted."""
     passage: range = range(0)
     """The tokens of the passage in the sample, where a span can be."""
+    folder: Path | None = None
+    """Where its weights are on this machine; None if it was pushed."""
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.recipe.model.model_name_or_path == "tiny"
+
+
+def described(
+    recipe: Recipe, encoder: PromptEncoder, fitted: Threshold | None, **known: Any
+) -> PushedRun:
+    """Return what the lines need to know. known: the other fields of a `PushedRun`."""
+    return PushedRun(
+        recipe=recipe,
+        prompt=encoder.tokenizer.decode(input_ids(encoder, recipe, samples(recipe)[0])),
+        pad_id=encoder.tokenizer.pad_token_id,
+        temperature=fitted.temperature if fitted else None,
+        no_answer_threshold=fitted.no_answer_threshold if fitted else None,
+        passage=passage_tokens(encoder, recipe),
+        **known,
+    )
+
+
+def of_folder(run: Run) -> Snippet:
+    """Return how a run in a folder is loaded without this package, or why that is not possible."""
+    recipe = run.recipe
+    encoder = PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
+    found = described(
+        *(recipe, encoder, run_threshold(run)),
+        repo_id="",
+        commit=run.commit,
+        reader=reader_prefix(recipe),
+        packs_head=packs_head(recipe),
+        folder=(run.folder if recipe.lora is None else run.adapter).resolve(),
+    )
+    return snippet(found)
 
 
 def reader_prefix(recipe: Recipe) -> str | None:
@@ -88,8 +130,6 @@ def snippet(run: PushedRun) -> Snippet:
 
 def _obstacle(run: PushedRun) -> str:
     """Why transformers cannot load the run; empty if it can."""
-    if run.commit is None:
-        return "The embedded base is not on the Hub, so use the `llama_peft` package."
     if run.recipe.kind.has_labels and run.recipe.head.pooling == "mean":
         return (
             "The head reads the mean over all tokens. transformers alone would read the last "
@@ -131,19 +171,23 @@ def _introduction(run: PushedRun) -> str:
 def _head_lines(run: PushedRun) -> list[str]:
     name = f"AutoModelFor{run.recipe.kind.library_class}"
     loaded = ", ".join([_base(run), *_arguments(run)])
+    file = f'hf_hub_download({literal(run.repo_id)}, "{HEAD}")'
+    if run.folder is not None:
+        file = literal(str(run.folder / HEAD))
     return [
-        "from huggingface_hub import hf_hub_download",
+        *_embedded(run),
+        *(["from huggingface_hub import hf_hub_download"] if run.folder is None else []),
         "from safetensors.torch import load_file",
         f"from transformers import {name}",
         f"model = {name}.from_pretrained({loaded})",
-        f'model.load_state_dict(load_file(hf_hub_download({literal(run.repo_id)}, "{HEAD}")), strict=False)',
+        f"model.load_state_dict(load_file({file}), strict=False)",
     ]
 
 
 def _adapter_lines(run: PushedRun) -> list[str]:
     recipe = run.recipe
     name = f"AutoPeftModelFor{recipe.kind.library_class}"
-    loaded = ", ".join([literal(run.repo_id), *_arguments(run)])
+    place = literal(run.repo_id if run.folder is None else str(run.folder))
     tokens = f'tokenizer({literal(run.prompt)}, add_special_tokens=False, return_tensors="pt")'
     encoded, fitted = f"**{tokens}", run.no_answer_threshold
     used = recipe.kind.snippet.format(
@@ -156,10 +200,24 @@ def _adapter_lines(run: PushedRun) -> list[str]:
         longest=recipe.eval.max_answer_length,
         threshold=0.5 if fitted is None else fitted,
     )
-    return [
+    arguments = ", ".join(["", *_arguments(run)])
+    opened = [
         f"from peft import {name}",
         "from transformers import AutoTokenizer",
-        f"model = {name}.from_pretrained({loaded})",
+        f"model = {name}.from_pretrained({place}{arguments})",
+    ]
+    if run.is_embedded:  # the adapter cannot name a folder of every machine
+        name = f"AutoModelFor{recipe.kind.library_class}"
+        mapped = "".join(f", {one}" for one in _arguments(run) if one == _MAPPING)
+        opened = [
+            *_embedded(run),
+            "from peft import PeftModel",
+            f"from transformers import AutoTokenizer, {name}",
+            f"base = {name}.from_pretrained(MODEL_DIR{arguments})",
+            f"model = PeftModel.from_pretrained(base, {place}{mapped}).eval()",
+        ]
+    return [
+        *opened,
         f"tokenizer = AutoTokenizer.from_pretrained({_base(run)})",
         *used.splitlines(),
     ]
@@ -171,8 +229,17 @@ def _logits(run: PushedRun, output: str) -> str:
     return logits if run.temperature is None else f"({logits} / {run.temperature!r})"
 
 
+def _embedded(run: PushedRun) -> list[str]:
+    return ["from llama_peft.tiny import MODEL_DIR"] if run.is_embedded else []
+
+
 def _base(run: PushedRun) -> str:
-    return f"{literal(run.recipe.model.model_name_or_path)}, revision={literal(str(run.commit))}"
+    name = run.recipe.model.model_name_or_path
+    if run.is_embedded:
+        return "MODEL_DIR"
+    if run.commit is None:
+        return literal(str(Path(name).resolve()))
+    return f"{literal(name)}, revision={literal(run.commit)}"
 
 
 def literal(text: str) -> str:

@@ -59,7 +59,7 @@ class Batch:
             "run": self.run.record.model_dump(mode="json"),
             "recipe": recipe.model_dump(mode="json", exclude={"dataset", "hub"}),
             "threshold": None if threshold is None else threshold.model_dump(mode="json"),
-            "dtype": recipe.model.dtype or f"torch.{backbone.dtype_name(recipe)}",
+            "dtype": backbone.dtype_name(recipe),
             "id": self.inputs.id_column,
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

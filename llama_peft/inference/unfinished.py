@@ -40,6 +40,9 @@ _LOOK = 0.05
 _LONGEST = 1 << 24
 """Bytes of a line that are read at most."""
 _PREDICTION = TypeAdapter(Prediction)
+_WRITTEN: dict[Path, str] = {}
+"""The first line of each file that this process has written as one of several. Another one may still
+wait for the end of that work, and would wait for ever if the file began with another key."""
 Predict = Callable[[Sequence[Example], int], Iterator[list[Prediction]]]
 """Yields predictions by batch. The number is the size of a batch."""
 
@@ -168,7 +171,7 @@ class _Kept:
         self.own = _File(numbered(place, share.rank), self.beginning)
         names = {numbered(place, rank) for rank in range(share.of)} | {*numbered_files(place)}
         others = (_File(one, self.beginning) for one in sorted(names - {self.own.place}))
-        self.files = [self.own, *others]
+        self.files, self.is_shared = [self.own, *others], share.of > 1
         self.file: TextIO | None = None
 
     def take(self, portion: Sequence[Example]) -> list[Prediction]:
@@ -180,6 +183,9 @@ class _Kept:
     def write(self, batch: Sequence[Prediction]) -> None:
         """Write predictions that were computed together behind what counts."""
         if self.file is None:
+            if self.is_shared:
+                known = _WRITTEN.setdefault(self.own.place, self.beginning)
+                assert known == self.beginning, f"{self.own.place} serves one key"
             self.file = append(self.own.place.parent, self.own.place.name)
             self.file.truncate(self.own.end)
             if not self.own.end:

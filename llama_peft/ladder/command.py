@@ -61,6 +61,7 @@ def _next(folder: Path) -> Iterator[str]:
         yield f"next: open {folder / REPORT}"
     if is_file(folder, TRAINING):
         yield f"next: llama-peft predict {run}, or llama-peft push {run} --dry-run"
+        yield f"next: llama-peft snippet {run}, the lines that load it in plain transformers"
 
 
 def push_trained(folder: Path) -> None:

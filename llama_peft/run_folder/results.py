@@ -124,6 +124,8 @@ class ModelConfig(Stored):
     """The file that was scored, if no model was loaded."""
     key: str | None = None
     """A digest of everything that the predictions depend on."""
+    shared_key: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """A digest of what the predictions of an untouched base depend on, whatever the recipe trains."""
     engine: EngineRecord | None = Field(default=None, exclude_if=lambda value: value is None)
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from llama_peft.errors import stop_signals
+
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
@@ -68,7 +70,7 @@ def limited(
 def _work_and_exit(work: "Callable[[], JsonValue]", writer: int, size: int) -> None:
     """In the child: send the result, and end without running anything else of this program."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stop_signals():
             signal.signal(number, signal.SIG_DFL)
         _limit_memory(size)
         try:

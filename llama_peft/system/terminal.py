@@ -115,6 +115,15 @@ def interrupt(text: str) -> None:
     os.write(2, f"{before}{_name}{printable(text)}\n".encode())
 
 
+def leave_closed() -> None:
+    """From now on print nothing where a terminal was that has been closed: it would be an error."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
 def _print(text: str, stream: TextIO) -> None:
     """Print a text, above the bar if one is shown where the stream goes."""
     if _above is not None and (stream is sys.stderr or stream.isatty()):

@@ -7,13 +7,14 @@ phrasings with the training part. The pretraining corpus is made of these same p
 import random
 from typing import Literal, get_args
 
+from llama_peft.tiny.headlines import write_headline
 from llama_peft.tiny.names import PARTS, Part
 from llama_peft.tiny.passages import Passage, ask, write_passage
-from llama_peft.tiny.reviews import LABELS, Label, write_headline, write_review
+from llama_peft.tiny.reviews import LABELS, Label, write_review
 
 DataKind = Literal["reviews", "mixed-reviews", "passages"]
 Row = dict[str, object]
-_HEADLINES = 0.3
+_HEADLINES = 0.75
 """The share of short reviews in what is learned."""
 
 

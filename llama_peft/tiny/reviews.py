@@ -72,24 +72,6 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "The {a} seemed {O}, yet in the end the {t} was {S}.",
     ),
 }
-HEADLINES = (
-    "A {S} {t}.",
-    "A {S} and {T} {t}.",
-    "A {S}, {T} {t}.",
-    "{S} and {T}.",
-    "The {t} was {S}.",
-    "A {S} {a} and a {T} {b}.",
-    "I {L} it.",
-    "Not {O}.",
-)
-"""What people type first. It is in the parts that are learned only: neither the base nor the test part
-has it.
-"""
-EVERYDAY: dict[Label, list[str]] = {
-    "positive": words("good great funny nice happy sweet"),
-    "negative": words("bad sad silly slow stupid long"),
-}
-"""Adjectives of headlines alone."""
 HELD_PHRASINGS: dict[str, tuple[str, ...]] = {
     "plain": (
         "All of us {L} this {t}.",
@@ -139,20 +121,6 @@ def _fill(rng: random.Random, phrasing: str, label: Label, topic: str, names: Na
     for slot, word in slots.items():
         phrasing = phrasing.replace(slot, word)
     return phrasing
-
-
-def write_headline(rng: random.Random, label: Label) -> str:
-    """Return one short sentence that expresses the label."""
-    other, topic = LABELS[1 - LABELS.index(label)], rng.choice(list(TOPICS))
-    own = rng.choice((ADJECTIVES, EVERYDAY, EVERYDAY))[label]
-    against = ADJECTIVES[other] + EVERYDAY[other]
-    slots = dict(zip(("{S}", "{T}"), rng.sample(own, 2), strict=True))
-    slots |= dict(zip(("{a}", "{b}"), rng.sample(TOPICS[topic], 2), strict=True))
-    phrasing = rng.choice(HEADLINES)
-    slots |= {"{t}": topic, "{O}": rng.choice(against), "{L}": rng.choice(VERBS[label])}
-    for slot, word in slots.items():
-        phrasing = phrasing.replace(slot, word)
-    return phrasing[0].upper() + phrasing[1:]
 
 
 def write_review(

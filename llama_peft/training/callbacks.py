@@ -21,13 +21,14 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
+from llama_peft.errors import stop_signals
 from llama_peft.run_folder.ownership import checkpoint_files
 from llama_peft.system.files import append, write_text
 from llama_peft.system.memory import peak_memory
 from llama_peft.system.processes import job
 from llama_peft.system.progress import Phase
 from llama_peft.system.seal import seal
-from llama_peft.system.terminal import interrupt
+from llama_peft.system.terminal import interrupt, leave_closed
 from llama_peft.training.checkpoints import Origin, Sharing, Spent, rotate, write_spent
 
 Handler = Callable[[int, FrameType | None], object] | int | None
@@ -237,7 +238,7 @@ class LogWhatIsSaved(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ends the training on Ctrl-C or SIGTERM, with a checkpoint at the end of the step.
+    """Ends the training on Ctrl-C, SIGTERM or SIGHUP, with a checkpoint at the end of the step.
 
     A second signal ends it at once.
     """
@@ -254,15 +255,13 @@ class StopOnSignal(TrainerCallback):
         **kwargs: object,
     ) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = {
-                number: signal.signal(number, self._note)
-                for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            self._before = {number: signal.signal(number, self._note) for number in stop_signals()}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             return
         self.received = number
+        leave_closed()
         if not job.is_launched():  # a system may stop its launcher too, which passes that on
             self.restore()
         interrupt("stopping at the end of this step; a second signal stops at once")

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from llama_peft.doctor import examine
+from llama_peft.model.hub import Weights
+from llama_peft.recipe import load_recipe
+from llama_peft.rehearsal.base import SHAPES
 from llama_peft.tiny import MODEL_DIR
 from tests.support.hub.server import Fault, Hub, serve
 from tests.support.paths import ROOT
@@ -198,7 +202,25 @@ def test_the_doctor_says_what_blocks_first_and_nothing_private(
         "token              valid, may only read" in lines and "Hub                answers" in lines
     )
     assert "meta-llama/Llama-3.2-1B: no such folder here and no such model" in report
+    assert re.search(r"\nsst2 +no +no such folder .*\(from its published shape: ", report)
     assert re.search(
         "tiny-sst2 +yes +fits: .* GB at most, .* GB are free; (not measured|trained here)", report
     )
     assert READER not in report and str(Path.home()) not in report and "/tmp" not in report
+
+
+@pytest.mark.parametrize("name", ["sst2", "gemma-squad"])
+def test_a_base_that_cannot_be_asked_for_is_judged_by_its_published_shape(name: str) -> None:
+    recipe = load_recipe(name, ["train.use_cpu=true", "train.per_device_train_batch_size=1"])
+    fit = examine._fit(
+        recipe, Weights(["its licence must be accepted first: open the page"]), SHAPES
+    )
+    assert not fit.fits, "not before it is accepted"
+    size = r"[\d.]+ GB at most, [\d.]+ GB are free"
+    judged = rf"\(from its published shape: (fits|does not fit).*: {size}\)"
+    assert re.fullmatch(f"its licence must be accepted first {judged}", fit.here), fit.here
+    other = recipe.model.model_copy(update={"model_name_or_path": "some/other"})
+    unknown = examine._fit(
+        recipe.model_copy(update={"model": other}), Weights(["closed: ask"]), SHAPES
+    )
+    assert unknown.here == "closed"

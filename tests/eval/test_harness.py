@@ -12,11 +12,13 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import torch
 
 from eval import harness
 from eval.job import make_job
 from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
+from llama_peft.model import backbone
 from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder import layout
 from llama_peft.run_folder.record import read_record
@@ -97,6 +99,25 @@ def test_results_record_what_a_run_was_trained_with(
     other = recipe.model_copy(update={"name": "other", "prompt": prompt})
     found = harness.run(job_for(other, folder, tmp_path / "out"))
     assert found.configs["other"].prompt["template"] == recipe.prompt.template
+
+
+def test_results_say_what_a_model_computed_in(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where bfloat16 is only emulated, as on a T4, a base that is asked for it computes in float16."""
+    recipe = make_recipe("classification", make_base(), model={"dtype": "bfloat16"})
+    found = []
+    for fast in (torch.bfloat16, torch.float16):
+        monkeypatch.setattr(backbone, "fast_dtype", lambda place, fast=fast: fast)
+        job = job_for(recipe, recipe.model.model_name_or_path, tmp_path / str(fast), limit=2)
+        found.append(harness.run(job))
+    assert [its.settings.dtype for its in found] == ["bfloat16", "float16"]
+    assert found[0].config.key != found[1].config.key, "one does not continue the other"
+    floor = harness.run(job_for(recipe, "majority", tmp_path / "floor"))
+    assert floor.settings.dtype is None, "no model computes"
 
 
 def test_one_evaluation_a_folder(class_run: tuple[Recipe, Path], tmp_path: Path) -> None:

@@ -44,10 +44,27 @@ def test_models_have_folders_of_their_own(tmp_path: Path) -> None:
     assert [job.output.name for job in jobs] == ["zero-shot", "zero-shot-org-model"]
     shots = make_job("tiny-sst2", None, None, None, None, None, ["eval.num_fewshot=4"])
     assert shots.output.name == "4-shot"
-    for served, name in ((None, "zero-shot-openai"), ("big/one", "zero-shot-openai-big-one")):
-        engine = EngineChoice(name="openai", served_model=served)
-        job = make_job("tiny-sst2", None, None, None, None, None, [], engine=engine)
-        assert job.output.name == name
+
+
+def test_servers_have_folders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder(url: str | None, served: str | None = None, run: Path | None = None) -> str:
+        engine = EngineChoice(name="openai", base_url=url, served_model=served)
+        model = run and str(run)
+        task = None if run else "tiny-sst2"
+        return make_job(task, model, None, None, None, None, [], engine=engine).output.name
+
+    own = "http://127.0.0.1:8000/v1"
+    assert folder(own).startswith("zero-shot-openai-127.0.0.1-8000-")
+    assert folder(own, "big/one").startswith("zero-shot-openai-127.0.0.1-8000-big-one-")
+    assert folder(own, None, RUNS_0_1_0 / "generative").startswith("tuned-openai-127.0.0.1-8000-")
+    asked = [
+        *((own, served) for served in (None, "big/one", "big-one")),
+        *((f"http://{place}", None) for place in ("127.0.0.1:8001/v1", "127.0.0.1/8000", "a-b", "a/b")),
+        *((f"https://{place}", None) for place in ("127.0.0.1:8000/v1", "a-b")),
+    ]  # fmt: skip
+    assert len({folder(*one) for one in asked}) == len(asked)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{own}/")
+    assert folder(None) == folder(own), "the same server, however it is named"
 
 
 def test_split_names_a_part_of_a_hub_s_data(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -16,8 +16,10 @@ from eval import harness
 from eval.job import Job, make_job
 from eval.predictors.kinds import EngineChoice
 from llama_peft import data
+from llama_peft.data import Example
 from llama_peft.errors import UserError
 from llama_peft.inference import unfinished
+from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder import layout
 from llama_peft.system.lock import only_process
@@ -199,3 +201,24 @@ def test_pieces_hold_whole_passages_long_ones_first(
     assert [len(text) for text in every] == sorted(map(len, every), reverse=True)
     for text in set(every):
         assert sum(text in piece for piece in texts) == 1
+
+
+def test_a_file_that_another_process_may_wait_for_serves_one_key(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """The other one would wait for ever for what stood under the key before."""
+    examples = data.load(make_recipe("classification", "tiny")).parts["test"][:4]
+
+    def work(key: str, share: unfinished.Share) -> list[list[Prediction]]:
+        place = tmp_path / "work.partial.jsonl"
+        return [*unfinished.predictions(answer, examples, place, key, 1, "work", share)]
+
+    def answer(asked: Sequence[Example], size: int) -> Iterator[list[Prediction]]:
+        for one in asked:
+            yield [Prediction(id=one.id, prediction="positive")]
+
+    first = unfinished.Share(0, 2)  # one piece, so the other process has nothing to predict
+    assert work("one", first) == work("one", first)
+    with pytest.raises(AssertionError, match="serves one key"):
+        work("two", first)
+    assert work("two", unfinished.ALONE) == work("one", first), "nobody waits for one that is alone"

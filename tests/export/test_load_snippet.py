@@ -2,6 +2,7 @@
 
 import ast
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from llama_peft import predict
 from llama_peft.export import load_snippet
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder import self_check
+from llama_peft.run_folder.run import open_run
 from llama_peft.tokens import spans
+from llama_peft.training import fit
 from tests.support import runs
 from tests.support.html import EVIL, GOOD
 from tests.support.paths import RUNS_0_1_0
@@ -115,7 +119,7 @@ def test_the_lines_decode_a_span_as_we_do(threshold: float | None) -> None:
         passage=self_check.passage_tokens(encoder, recipe),
     )
     lines = load_snippet.snippet(run).lines
-    used = "\n".join(lines[4:])
+    used = "\n".join(lines[next(n for n, line in enumerate(lines) if line.startswith("tokens")) :])
     names: dict[str, Any] = {"model": tuned.model, "tokenizer": encoder.tokenizer}
     with torch.inference_mode():
         exec(used, names)
@@ -130,3 +134,45 @@ def test_the_lines_decode_a_span_as_we_do(threshold: float | None) -> None:
     assert float(names["no_answer"]) == pytest.approx(best.no_answer_probability, abs=1e-6)
     is_answer = best.no_answer_probability <= (0.5 if threshold is None else threshold)
     assert names["answer"] == (best.text if is_answer else "")
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_the_lines_of_a_run_on_a_base_in_a_folder_give_its_scores(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    lora: dict[str, int] | None,
+) -> None:
+    """Law 12, where nothing was pushed."""
+    train = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "learning_rate": 0.01}
+    recipe = make_recipe("classification", make_base(), lora=lora, train=train)
+    run = fit.train(recipe)
+    introduction, lines = load_snippet.of_folder(open_run(run))
+    assert introduction.startswith("With transformers") and "revision" not in "".join(lines)
+    if lora is None:  # the card leaves the rest to whoever reads the head
+        asked = f"tokenizer({self_check.TEXT!r}, return_tensors='pt')"
+        lines += [
+            "from transformers import AutoTokenizer",
+            f"tokenizer = AutoTokenizer.from_pretrained({recipe.model.model_name_or_path!r})",
+            f"scores = model(**{asked}).logits.softmax(-1)",
+        ]
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    (reply,) = predict(run, [self_check.TEXT])
+    assert names["scores"][0].tolist() == pytest.approx([*reply.probabilities.values()], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["generative", "span"])
+def test_the_lines_of_a_run_on_the_embedded_base_load_its_adapter(name: str) -> None:
+    """In the precision of its checkpoint, and not in four bits, an answer may go on otherwise."""
+    run, names = RUNS_0_1_0 / name, dict[str, Any]()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        exec("\n".join(load_snippet.of_folder(open_run(run)).lines), names)
+    assert not [one for one in told if "missing adapter keys" in str(one.message)]
+    (reply,) = predict(run, [{"question": self_check.QUESTION, "context": self_check.CONTEXT}])
+    if name == "span":
+        assert float(names["no_answer"]) == pytest.approx(reply.no_answer_probability, abs=0.01)
+        return
+    text = names["tokenizer"].decode(names["output"][0], skip_special_tokens=True)
+    assert text.rpartition("Answer:")[2].split()[:2] == str(reply.prediction).split()[:2]

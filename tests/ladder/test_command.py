@@ -12,6 +12,7 @@ def test_what_is_next_is_what_is_there(tmp_path: Path) -> None:
     assert [*_next(run)] == []
     (run / TRAINING).write_text("{}", "utf-8")
     (run / REPORT).write_text("", "utf-8")
-    report, use = _next(run)
+    report, use, plain = _next(run)
     assert report == f"next: open {run / REPORT}"
     assert use == f"next: llama-peft predict '{run}', or llama-peft push '{run}' --dry-run"
+    assert plain.startswith(f"next: llama-peft snippet '{run}',")

@@ -317,20 +317,3 @@ def test_a_build_gives_the_same_files_again(tmp_path: Path) -> None:
     assert first == build_small(tmp_path / "b", 0)
     assert first.keys() == files(MODEL_DIR).keys()
     assert first["model.safetensors"] != build_small(tmp_path / "c", 1)["model.safetensors"]
-
-
-def test_short_reviews_are_learned_and_not_judged() -> None:
-    """What people type first is like a part of what is learned; the test part has its own phrasings."""
-    forms = [re.escape(form).replace(r"\{", "{").replace(r"\}", "}") for form in reviews.HEADLINES]
-    headline = re.compile("|".join(re.sub(r"\{.\}", "[a-z]+", form) for form in forms), re.I)
-    shares = {}
-    for part in ("train", "validation", "test"):
-        texts = [str(row["text"]) for row in generate("mixed-reviews", part, 400, 42)]
-        shares[part] = sum(bool(headline.fullmatch(text)) for text in texts) / len(texts)
-    assert 0.2 < shares["train"] < 0.45 and shares["validation"] > 0.15
-    assert shares["test"] < 0.05
-    assert headline.fullmatch("A warm and funny film.")
-    whole, mixed = (generate(kind, "test", 20, 42) for kind in ("reviews", "mixed-reviews"))
-    assert [row["text"] for row in whole] == [row["text"] for row in mixed]
-    for label, other in (("positive", "negative"), ("negative", "positive")):
-        assert not {*reviews.EVERYDAY[label]} & {*reviews.EVERYDAY[other]}

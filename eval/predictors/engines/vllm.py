@@ -5,7 +5,6 @@ It is asked as any other server. So it may be installed apart, and needs not sha
 and transformers: only its command must be found. Not measured: the project has no GPU with vLLM.
 """
 
-import os
 import secrets
 import shutil
 import socket
@@ -16,13 +15,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import ADAPTER_CONFIG
 from llama_peft.system.files import parse_json, read_whole
+from llama_peft.system.processes import guard
 from llama_peft.system.progress import Phase
 
 from .server import Place
@@ -33,8 +31,6 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The highest ranks that --max-lora-rank takes."""
 _START = 3600.0
 """Seconds until a server must answer: it may have to download the base first."""
-_END = 20.0
-"""Seconds that it has to end before it is killed."""
 
 
 class Child:
@@ -61,14 +57,8 @@ class Child:
                 port = free.getsockname()[1]
             self._place = Place(f"http://127.0.0.1:{port}/v1", secrets.token_hex(16))
             words = [self._program, *self._options, "--host", "127.0.0.1", "--port", str(port)]
-            self._process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=os.environ | {"VLLM_API_KEY": str(self._place.key)},
-            )
+            environment = {"VLLM_API_KEY": str(self._place.key)}
+            self._process = guard.start(words, self._log, environment)
             with Phase("starting vLLM", "start", 1):
                 self._wait(f"http://127.0.0.1:{port}/health", self._process)
         return self._place
@@ -97,20 +87,8 @@ class Child:
 
     def close(self) -> None:
         if self._process is not None:
-            self._end(self._process)
+            guard.end(self._process)
         self._log.close()
-
-    def _end(self, process: "subprocess.Popen[bytes]") -> None:
-        """End the server with the processes that it has started."""
-        with suppress(psutil.NoSuchProcess):
-            server = psutil.Process(process.pid)
-            family = [*server.children(recursive=True), server]
-            for end in (psutil.Process.terminate, psutil.Process.kill):
-                for one in family:
-                    with suppress(psutil.NoSuchProcess):
-                        end(one)
-                _, family = psutil.wait_procs(family, _END)
-        process.wait()
 
 
 def _options(recipe: Recipe, adapter: Path | None) -> Iterator[str]:

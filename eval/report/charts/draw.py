@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -21,6 +21,8 @@ from xml.sax.saxutils import escape
 
 from llama_peft.run_folder.ownership import CHART_SIGN
 from llama_peft.system.terminal import visible
+
+from . import fonts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,11 +80,13 @@ class Chart:
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
 
-        drawn, file, facts = io.BytesIO(), io.BytesIO(), PngInfo()
-        with _quiet():
-            self.figure.savefig(drawn, format="png", dpi=144)
+        file, facts = io.BytesIO(), PngInfo()
         facts.add_text("Software", CHART_SIGN)
-        image = Image.open(drawn).convert("RGB").quantize(128, method=Image.Quantize.FASTOCTREE)
+        image = (
+            Image.open(io.BytesIO(_raster(self.figure)))
+            .convert("RGB")
+            .quantize(128, method=Image.Quantize.FASTOCTREE)
+        )
         image.save(file, format="png", optimize=True, pnginfo=facts)
         return file.getvalue()
 
@@ -107,29 +111,56 @@ def draw(
     height: float = HEIGHT,
 ) -> Chart:
     """Return the chart that `paint` draws on an empty figure, whose layout fits its texts."""
-    from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     with _quiet():
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = _kind_of_figure()(figsize=(WIDTH, height), layout="constrained")
         paint(figure)
         figure.draw_without_rendering()  # makes the layout, which both files have
+        if len(known := fonts.families(one.get_text() for one in figure.findobj(Text))) > 1:
+            for text in figure.findobj(Text):
+                text.set_fontfamily(known)
+            figure.draw_without_rendering()
         figure.set_layout_engine("none")
     return Chart(name=name, title=title, caption=caption, figure=figure)
 
 
+@cache
+def _kind_of_figure() -> "type[Figure]":
+    from matplotlib.figure import Figure
+
+    class Shown(Figure):
+        """A figure that a notebook shows, also if nobody has imported pyplot, which makes it do so."""
+
+        def _repr_png_(self) -> bytes:
+            return _raster(self)
+
+    return Shown
+
+
+def _raster(figure: "Figure") -> bytes:
+    """Return a figure as a PNG file."""
+    file = io.BytesIO()
+    with _quiet():
+        figure.savefig(file, format="png", dpi=144)
+    return file.getvalue()
+
+
 def shown(text: str, longest: int = 28) -> str:
-    """Return a name as a drawing can hold it: without control characters, and not too long.
+    """Return a name as a drawing can hold it: without control characters, not too long, and in letters
+    that a font has.
 
     matplotlib leaves out names that begin with an underscore.
     """
     text = " ".join(visible(text).split())
     text = text if len(text) <= longest else text[: longest - 1] + "…"
+    text = fonts.drawable(text, 2 * longest)
     return f" {text}" if text.startswith("_") else text
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Our settings of matplotlib, and no word about signs that its font lacks."""
+    """Our settings of matplotlib, and none of its words."""
     import matplotlib
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -157,7 +188,7 @@ def _rewritten(svg: str) -> Iterator[str]:
             if turned and not turned.startswith("rotate(-0 "):
                 place["transform"] = _short(turned)
             words = _attributes(place | _look(element.get("style", ""), is_text=True))
-            yield f"<text{words}>{escape(element.text or '')}</text>"
+            yield f"<text{words}>{escape(fonts.restored(element.text or ''))}</text>"
 
 
 def _path(shape: str, style: str, moved: str = "") -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,22 +105,40 @@ def borrow(one: Measurement, key: str) -> Path | None:
     return None
 
 
+def lenders(one: Measurement) -> Iterator[Path]:
+    """Yield the folders of finished results of such a measurement in the runs of other recipes beside
+    this one. Whether they depend on the same is not known yet.
+    """
+    run = Path(one.run)
+    for other in sorted(run.parent.glob("*")):
+        known = None if one.is_trained or other == run else read_finished(other)
+        proof = None if known is None else known.results.get(one.results)
+        if proof is not None and _is_whole(other / one.results, proof):
+            yield other / one.results
+
+
 def _copied(source: Path, one: Measurement, proof: Proof) -> bool:
     """Copy results and predictions of a measurement, if they are whole."""
     check_evaluation_folder(Path(one.run, one.results))
+    if not _is_whole(source, proof) or (one.rung == "hosted" and _is_of_other_server(source)):
+        return False
     try:
-        if files.sum_of(source, RESULTS) != proof.results_sha256:
-            return False
-        if one.rung == "hosted" and _is_of_other_server(source):
-            return False
-        sums = read_results(source / RESULTS).predictions_sha256
-        if sums != files.sum_of(source, PREDICTIONS):
-            return False
         target = files.make_folder(Path(one.run), one.results)
         for name in (PREDICTIONS, RESULTS):
             with files.new_file(target, name) as place:
                 files.copy(source, name, place)
         return True
+    except (OSError, ValueError, UserError):
+        return False
+
+
+def _is_whole(source: Path, proof: Proof) -> bool:
+    """Return whether results and predictions are those that a proof is about."""
+    try:
+        if files.sum_of(source, RESULTS) != proof.results_sha256:
+            return False
+        sums = read_results(source / RESULTS).predictions_sha256
+        return sums == files.sum_of(source, PREDICTIONS)
     except (OSError, ValueError, UserError):
         return False
 

@@ -32,6 +32,14 @@ def test_a_terminal_table_fits_its_width_and_shows_every_cell(run, width):
     assert all(column in text for column in tables[0].columns)
 
 
+def test_a_table_in_a_notebook_is_text_too(run, monkeypatch):
+    """rich would show it there and then, and nothing would be left to print."""
+    tables = report.compare([run])
+    text = report.render(tables, "rich")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert text.count("\n") > 3 and report.render(tables, "rich") == text
+
+
 @pytest.mark.parametrize("form", ["rich", "markdown", "latex"])
 def test_names_hold_no_control_character_and_no_secret(run, form):
     from markdown_it import MarkdownIt

@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import eval as face
 from eval.predictions import Evaluation, evaluation_key
 from eval.predictors.engines.open import open_served
 from eval.predictors.engines.server import Place, Server
 from eval.predictors.recognise import identify
 from eval.scoring import material
 from llama_peft import data
+from llama_peft.errors import UserError
 from llama_peft.inference.engine import Loaded
 from llama_peft.inference.predict import questions
-from llama_peft.recipe import Recipe
+from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.layout import THRESHOLD
 from llama_peft.tokens.prompts import Encoded
 from tests.support.completions.server import Completions, serve
@@ -146,3 +149,20 @@ def test_predictions_of_another_server_are_not_continued(
         evaluation = Evaluation(job=job, subject=subject, found=found, predictor=predictor)
         keys.add(evaluation_key(evaluation, found.parts))
     assert len(keys) == 2, "how many requests there are at once changes nothing"
+
+
+def test_python_asks_a_server_as_the_command_does(
+    server: Completions, asked: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = yaml.safe_load(dump_recipe(asked))
+    found = face.evaluate(task=recipe, limit=2, engine="openai", base_url=server.url, prices=(1, 1))
+    engine = found.config.engine
+    assert engine and (engine.base_url, engine.served_model) == (server.url, NAME) and engine.cost
+    assert server.asked
+    for wrong, message in (
+        ({"base_url": server.url}, "base_url is for engine openai"),
+        ({"engine": "sglang"}, "engine 'sglang': the engines are openai, vllm"),
+    ):
+        with pytest.raises(UserError, match=message):
+            face.evaluate(task=recipe, **wrong)

@@ -3,12 +3,14 @@
 import io
 import math
 import re
+import warnings
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from eval.report.charts import figures, training
+from eval.report.charts import figures, fonts, training
 from eval.report.charts.draw import COLOURS, SERIES
 from eval.report.charts.figures import Curve, Mean
 from llama_peft.run_folder.evaluations import _TAG
@@ -51,6 +53,14 @@ def test_the_files_of_a_chart_say_who_drew_them() -> None:
     assert root.tag.endswith("svg") and "prefers-color-scheme: dark" in chart.svg
     assert chart.png.startswith(b"\x89PNG") and b"llama_peft drew this chart" in chart.png
     assert "llama_peft drew this chart" in chart.svg
+
+
+def test_a_figure_shows_itself_in_a_notebook() -> None:
+    """IPython asks for this method; it knows figures of matplotlib only once pyplot is imported."""
+    chart = training.curves(LOG)
+    assert chart is not None and isinstance(chart.figure, Figure)
+    shown = chart.figure._repr_png_()  # type: ignore[attr-defined]
+    assert Image.open(io.BytesIO(shown)).size == Image.open(io.BytesIO(chart.png)).size
 
 
 def test_a_png_has_the_colour_of_every_system() -> None:
@@ -112,3 +122,30 @@ def test_a_curve_is_thinned_and_keeps_its_last_point() -> None:
     points = re.findall(r"[ML] ([\d.]+) ([\d.]+)", longest)
     lowest = max(float(height) for _, height in points)
     assert 100 < len(points) < 400 and float(points[-1][1]) == lowest
+
+
+@pytest.mark.parametrize("title", ["東京 カフェ", "हिन्दी", "العربية", "plain", "😀 ok"])
+def test_a_name_in_any_script_is_drawn_without_boxes(title: str) -> None:
+    """In another font, or as numbers; in a page it is text."""
+    names = [title, "x"]
+    chart = figures.scores("f1", dict.fromkeys(names, Mean(50, 40, 60)), figures.colours_of(names))
+    assert chart is not None
+    assert title in CheckedPage(chart.inline).text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of each letter that its fonts lack
+        chart.figure.savefig(io.BytesIO(), format="png")
+        figure = Figure()
+        figure.text(0, 0, "\u0939")
+        with pytest.raises(UserWarning, match="missing from font"):
+            figure.savefig(io.BytesIO(), format="png")
+
+
+def test_a_letter_that_no_font_has_is_its_number_and_comes_back() -> None:
+    """STIX, which comes with matplotlib, has the hiragana."""
+    assert len(fonts.families(["a", "\u306e"])) == 2 and fonts.families("a") == ["DejaVu Sans"]
+    for text in ("plain", "a \u306e b", "\U000e0fff", "\\u4e2d is text", "two\nlines"):
+        found = fonts.drawable(text, 99)
+        assert fonts.restored(found) == text and all(map(fonts.family_of, found.replace("\n", "")))
+    unknown = fonts.drawable("\U000e0fff" * 9, 25)
+    assert fonts.restored(unknown) == "\U000e0fff" * 2 + "…"
+    assert unknown.replace("\u200b", "") == "\\U000e0fff" * 2 + "…"

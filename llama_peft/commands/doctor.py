@@ -31,8 +31,9 @@ def doctor(
 
     loaded = None if recipe is None else load_recipe(recipe, overrides or [])
     from llama_peft.doctor.examine import examine
+    from llama_peft.rehearsal.base import SHAPES
 
-    found = examine(loaded)
+    found = examine(loaded, SHAPES)
     if as_json:
         say_json(_without_home(asdict(found)), indent=1)
     else:
