@@ -19,6 +19,7 @@ from llama_peft.data.fingerprint import (
     content_sum,
     record_text,
     split_ids,
+    split_pieces,
     split_sum,
     split_text,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "mark_given",
     "record_text",
     "split_ids",
+    "split_pieces",
     "split_sum",
     "split_text",
     "with_fields",

@@ -88,7 +88,7 @@ def one(kind: str, count: int, step: str) -> dict[str, Any]:
 def _pass(recipe: Recipe, step: str) -> None:
     """Do what comes before the first step of a training."""
     dataset = data.load(recipe)
-    data.split_text(dataset)
+    data.split_sum(dataset)
     data.record_text(dataset)
     if step == "train":
         recipe = data.with_fields(with_labels(recipe, dataset), dataset)
