@@ -306,6 +306,20 @@ def verdict(
         say(*lines_of(judge(run)))
 
 
+@app.command(hidden=True)
+def rung(
+    name: str,
+    recipe: Path,
+    run: str,
+    results: str,
+    again: Annotated[bool, typer.Option()] = False,
+) -> None:
+    """Measure a rung of a ladder, as one of the processes of llama-peft run --processes."""
+    from .ladder.steps import measure_share
+
+    measure_share(name, recipe, run, results, again)
+
+
 @app.command()
 def wordnet() -> None:
     """Install WordNet, which METEOR needs for synonyms.
