@@ -94,16 +94,27 @@ def params(
 def estimate(
     recipe: RecipeName,
     overrides: Overrides = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Also what so many rows take before the first step. None is read.",
+            metavar="N",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Estimate the memory, disk and download that training takes.
 
     Rows of a file and of the generator are encoded. Others are taken as full.
     """
+    from llama_peft.model.room import for_rows
     from llama_peft.recipe import load_recipe
     from llama_peft.training.fit import expected
 
-    found = expected(load_recipe(recipe, overrides or []))
+    loaded = load_recipe(recipe, overrides or [])
+    found = expected(loaded, reads=rows is None)
+    many = None if rows is None else for_rows(loaded, rows)
     if as_json:
         say_json(
             {
@@ -114,6 +125,7 @@ def estimate(
                 "disk": {term.name: term.bytes for term in found.disk},
                 "disk_total": found.disk_total,
                 "download": found.download,
+                **({"rows": many._asdict()} if many else {}),
             },
             indent=1,
         )
@@ -126,6 +138,7 @@ def estimate(
     for term in found.disk:
         say(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
     say(f"{'download':<18} {found.download / 1e9:>8.3f} GB  unless it is already on this machine")
+    say(*(many.lines() if many else ()))
 
 
 app.command()(rehearse)

@@ -11,6 +11,8 @@ from llama_peft.data.examples import Example
 
 _LETTERS = 16
 """Letters of a short sum."""
+_TOGETHER = 8192
+"""Sums that are strings at a time: a string takes five times as much memory."""
 
 
 def split_ids(dataset: Dataset) -> dict[str, list[str]]:
@@ -41,15 +43,19 @@ def split_sum(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def record_text(dataset: Dataset) -> str:
-    """Return the text of a run's record of its data."""
+def record_pieces(dataset: Dataset) -> Iterator[str]:
+    """Yield the text of a run's record of its data, in pieces."""
     import numpy
 
-    # The lines of a text that is made at once: as strings they would take five times as much memory.
+    yield f"{content_sum(dataset)}\n"
     sums = numpy.unique(numpy.fromiter(map(str.encode, _asked_sums(dataset)), f"S{_LETTERS}"))
-    lines = numpy.full((len(sums), _LETTERS + 1), ord("\n"), numpy.uint8)
-    lines[:, :-1] = sums.view(numpy.uint8).reshape(-1, _LETTERS)
-    return f"{content_sum(dataset)}\n{lines.tobytes().decode()}"
+    for first in range(0, len(sums), _TOGETHER):
+        yield "".join(f"{one.decode()}\n" for one in sums[first : first + _TOGETHER].tolist())
+
+
+def record_text(dataset: Dataset) -> str:
+    """Return the text of a run's record of its data."""
+    return "".join(record_pieces(dataset))
 
 
 def asked_sums(dataset: Dataset) -> set[str]:

@@ -142,15 +142,16 @@ def check_room(recipe: Recipe, dataset: data.Dataset, fresh: bool) -> None:
     room.check_room(fitted, folder, encoded.widest(fitted))
 
 
-def expected(recipe: Recipe) -> Estimate:
+def expected(recipe: Recipe, reads: bool = True) -> Estimate:
     """Return what the training of a recipe will take here, and log what is chosen for auto.
 
-    Rows of a file or of the generator are encoded; those of the Hub and behind URLs are taken as full. Raises
-    UserError if there is no formula for the family of the base.
+    Rows of a file or of the generator are encoded; those of the Hub and behind URLs are taken as full,
+    and so are all if `reads` is False. Raises UserError if there is no formula for the family of the base.
     """
     widest = room.full_rows(recipe)
     place = str(recipe.dataset.path or recipe.dataset.parts.train)
-    if place == "tiny" or (data.is_file_name(place) and not data.is_url(place)):
+    is_here = place == "tiny" or (data.is_file_name(place) and not data.is_url(place))
+    if reads and is_here:
         dataset = data.load(recipe)
         recipe = data.with_fields(with_labels(recipe, dataset), dataset)
         widest = setup.encode(recipe, dataset).widest

@@ -164,7 +164,7 @@ def write_split(folder: Path, dataset: data.Dataset) -> None:
                 f"{folder}: the data are not those that its checkpoints were trained on; "
                 "bring the old data back, or add --fresh to train again"
             )
-    write_text(folder, DATA_SUMS, data.record_text(dataset))
+    write_text(folder, DATA_SUMS, data.record_pieces(dataset))
     write_text(folder, SPLIT, data.split_pieces(dataset))
 
 

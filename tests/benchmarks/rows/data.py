@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from llama_peft import data, tiny
 from llama_peft.recipe import Recipe
 from llama_peft.training import setup
 from llama_peft.training.fit import with_labels
+from llama_peft.training.rows import Row
 from tests.benchmarks import material, measure
 from tests.support.paths import ROOT
 
@@ -85,14 +87,17 @@ def one(kind: str, count: int, step: str) -> dict[str, Any]:
     }
 
 
-def _pass(recipe: Recipe, step: str) -> None:
-    """Do what comes before the first step of a training."""
+def _pass(recipe: Recipe, step: str) -> Mapping[str, Sequence[Row]]:
+    """Do what comes before the first step of a training, and return the rows of token ids."""
     dataset = data.load(recipe)
     data.split_sum(dataset)
-    data.record_text(dataset)
+    deque(data.record_pieces(dataset), maxlen=0)
     if step == "train":
         recipe = data.with_fields(with_labels(recipe, dataset), dataset)
-        setup.encode(recipe, dataset).widest(recipe)
+        encoded = setup.encode(recipe, dataset)
+        encoded.widest(recipe)
+        return encoded.rows
+    return {}
 
 
 def _written(folder: Path, kind: str, count: int) -> Recipe:
