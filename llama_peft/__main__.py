@@ -108,13 +108,13 @@ def estimate(
 
     Rows of a file and of the generator are encoded. Others are taken as full.
     """
-    from llama_peft.model.room import for_rows
     from llama_peft.recipe import load_recipe
+    from llama_peft.survey.rows import rows_cost
     from llama_peft.training.fit import expected
 
     loaded = load_recipe(recipe, overrides or [])
     found = expected(loaded, reads=rows is None)
-    many = None if rows is None else for_rows(loaded, rows)
+    many = None if rows is None else rows_cost(loaded, rows)
     if as_json:
         say_json(
             {

@@ -12,7 +12,6 @@ from llama_peft.model import backbone
 from llama_peft.model.counts import BadConfig, UncountedFamily, count
 from llama_peft.model.estimate import Batches, Estimate, estimate, full
 from llama_peft.model.estimate.choice import MARGIN, Choice, choose
-from llama_peft.model.estimate.rows import RowsCost, rows_cost
 from llama_peft.model.hub import read_config
 from llama_peft.recipe import Recipe
 from llama_peft.system.disk import free_disk
@@ -133,12 +132,6 @@ def for_machine(recipe: Recipe, batches: Batches | None = None) -> Estimate | No
         return None
     except BadConfig as error:
         raise UserError(f"{name}: {error}") from None
-
-
-def for_rows(recipe: Recipe, rows: int) -> RowsCost:
-    """Return what so many rows take before the first step. The base must have a formula."""
-    config = read_config(recipe.model.model_name_or_path, recipe.model.revision)
-    return rows_cost(recipe, config, rows, 4 if backbone.dtype_name(recipe) == "float32" else 2)
 
 
 def base_weights(recipe: Recipe) -> int | None:

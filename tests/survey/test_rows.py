@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pytest
 
 from llama_peft.data import fingerprint
-from llama_peft.model import room
 from llama_peft.recipe import Recipe
+from llama_peft.survey.rows import rows_cost
 from llama_peft.system.sequences import spool
 from tests.benchmarks.rows import data as benchmark
 
@@ -65,7 +65,7 @@ def test_what_is_said_of_millions_of_rows_holds_for_hundreds(
     small, large = (one.with_train({"packing": "none", "max_length": 1000}) for one in recipes)
     taken(small, spools)  # the first time everything takes longer
     first, last = taken(small, spools), taken(large, spools)
-    said = room.for_rows(small, many - few)
+    said = rows_cost(small, many - few)
     each = (last.tokens - first.tokens) / (1000 * (many - few))
     disk, seconds, held = (
         last.disk - first.disk,

@@ -5,11 +5,11 @@ tokens. The numbers are above what was measured on up to 60,000 texts of 27 toke
 on one core of an Intel Xeon server; `python -m tests.benchmarks --only data_rows` measures again.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from llama_peft.model import counts
-from llama_peft.model.estimate.batch import on_states
+from llama_peft.model import backbone, counts
+from llama_peft.model.estimate import on_states
+from llama_peft.model.hub import read_config
 from llama_peft.recipe import Recipe
 from llama_peft.system.formatting import duration
 
@@ -50,17 +50,20 @@ class RowsCost(NamedTuple):
         ]
 
 
-def rows_cost(recipe: Recipe, config: Mapping[str, object], rows: int, bytes_each: int) -> RowsCost:
+def rows_cost(recipe: Recipe, rows: int) -> RowsCost:
     """Return what so many rows take if each has `max_length` tokens, the most that it can have.
 
-    bytes_each: of a number of the states, 2 or 4. Raises counts.UncountedFamily and counts.BadConfig.
+    Raises counts.UncountedFamily and counts.BadConfig.
     """
     tokens = rows * recipe.train.max_length
-    hidden = counts.text_config(config).hidden_size
+    config = read_config(recipe.model.model_name_or_path, recipe.model.revision)
+    state = counts.text_config(config).hidden_size * (
+        4 if backbone.dtype_name(recipe) == "float32" else 2
+    )
     return RowsCost(
         memory=rows * MEMORY["text" if recipe.kind.has_labels else "question"],
         disk=tokens * DISK,
-        states=rows * hidden * bytes_each if on_states(recipe) else 0,
+        states=rows * state if on_states(recipe) else 0,
         seconds=tokens * SECONDS,
         why=f"{rows:,} rows, as if each had train.max_length {recipe.train.max_length:,} tokens",
     )
