@@ -43,7 +43,7 @@ def run(sizes: dict[str, Sequence[int]], encoded: int = ENCODED) -> dict[str, An
     for kind, counts in sizes.items():
         for count in counts:
             for step in ("validate", "train") if count <= encoded else ("validate",):
-                rows.append(_in_a_process(kind, count, step))
+                rows.append(in_a_process(kind, count, step))
     largest = {
         f"{kind}_peak_vs_fewest": _peaks(rows, kind)[-1] / _peaks(rows, kind)[0] for kind in sizes
     }
@@ -56,7 +56,8 @@ def _peaks(rows: Sequence[dict[str, Any]], kind: str) -> list[int]:
     return [row["peak_bytes"] for row in rows if (row["kind"], row["step"]) == (kind, "validate")]
 
 
-def _in_a_process(kind: str, count: int, step: str) -> dict[str, Any]:
+def in_a_process(kind: str, count: int, step: str) -> dict[str, Any]:
+    """Measure one number of rows in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.rows.data", kind, str(count), step]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
