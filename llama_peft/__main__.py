@@ -43,10 +43,18 @@ def train(
         bool, typer.Option(help="Start from the beginning, even if the run folder holds a run.")
     ] = False,
     processes: cli.Processes = 1,
+    share_base: Annotated[
+        bool,
+        typer.Option(
+            "--share-base", help="Let each of several processes keep only its part of the base."
+        ),
+    ] = False,
 ) -> None:
     """Train a recipe, or resume an interrupted run of it."""
     from llama_peft.survey.own_folder import load_in_own_folder
 
+    if share_base:
+        job.share_base(processes)
     loaded = load_in_own_folder(recipe, overrides or [])
     from llama_peft.training.processes.start import train_in
 

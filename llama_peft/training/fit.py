@@ -57,7 +57,8 @@ def train(
     with only_process(folder, "training", hold=job.is_main()), job.faults_held_back():
         if job.is_main():
             resume.bring_back(folder)
-        job.join(recipe.train.use_cpu)
+        job.join(use_cpu=not room.has_gpu(recipe))
+        _check_shared(recipe)
         preflight.check(recipe, long=True)
         dataset = data.load(recipe, given)
         recipe = data.with_fields(with_labels(recipe, dataset), dataset)
@@ -164,6 +165,15 @@ def expected(recipe: Recipe, reads: bool = True) -> Estimate:
     return found
 
 
+def _check_shared(recipe: Recipe) -> None:
+    """Raise UserError for what a process would compute alone on a base of which it has a part."""
+    if job.shares_base() and recipe.train.metric_for_best_model != "loss":
+        raise UserError(
+            "train.metric_for_best_model: with --share-base the first process cannot predict alone: set it "
+            "to loss, or leave --share-base away"
+        )
+
+
 def with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
     """Return the recipe with the labels of the data, so that the run folder names them, and says
     whether numbers mean them by their order.
@@ -189,6 +199,10 @@ def _fit(
     resumed = job.decided(lambda: newest_sealed(folder / CHECKPOINTS))
     resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
     attached = setup.attach(loaded, folder)
+    if job.shares_base() and not on_states(recipe):
+        from llama_peft.training.processes.shared_base import share_base
+
+        share_base(loaded.base, attached.model)
     rows = attached.rows["train"], attached.rows["validation"]
     step = same_step(recipe, resumed)
     with named_mistake("train"):
