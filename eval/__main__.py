@@ -281,6 +281,21 @@ def verdict(
         say(*lines_of(judge(run)))
 
 
+@app.command(hidden=True)
+def rung(
+    name: str,
+    recipe: Path,
+    run: str,
+    results: str,
+    lender: Annotated[list[Path] | None, typer.Option()] = None,
+    again: Annotated[bool, typer.Option()] = False,
+) -> None:
+    """Measure a rung of a ladder, as one of the processes of llama-peft run --processes."""
+    from .ladder.steps import measure_share
+
+    measure_share(name, recipe, run, results, lender or [], again)
+
+
 @app.command()
 def wordnet() -> None:
     """Install WordNet, which METEOR needs for synonyms.

@@ -43,10 +43,18 @@ def train(
         bool, typer.Option(help="Start from the beginning, even if the run folder holds a run.")
     ] = False,
     processes: cli.Processes = 1,
+    share_base: Annotated[
+        bool,
+        typer.Option(
+            "--share-base", help="Let each of several processes keep only its part of the base."
+        ),
+    ] = False,
 ) -> None:
     """Train a recipe, or resume an interrupted run of it."""
     from llama_peft.survey.own_folder import load_in_own_folder
 
+    if share_base:
+        job.share_base(processes)
     loaded = load_in_own_folder(recipe, overrides or [])
     from llama_peft.training.processes.start import train_in
 
@@ -94,6 +102,14 @@ def params(
 def estimate(
     recipe: RecipeName,
     overrides: Overrides = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Also what so many rows take before the first step. None is read.",
+            metavar="N",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Estimate the memory, disk and download that training takes.
@@ -101,9 +117,12 @@ def estimate(
     Rows of a file and of the generator are encoded. Others are taken as full.
     """
     from llama_peft.recipe import load_recipe
+    from llama_peft.survey.rows import rows_cost
     from llama_peft.training.fit import expected
 
-    found = expected(load_recipe(recipe, overrides or []))
+    loaded = load_recipe(recipe, overrides or [])
+    found = expected(loaded, reads=rows is None)
+    many = None if rows is None else rows_cost(loaded, rows)
     if as_json:
         say_json(
             {
@@ -114,6 +133,7 @@ def estimate(
                 "disk": {term.name: term.bytes for term in found.disk},
                 "disk_total": found.disk_total,
                 "download": found.download,
+                **({"rows": many._asdict()} if many else {}),
             },
             indent=1,
         )
@@ -126,6 +146,7 @@ def estimate(
     for term in found.disk:
         say(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
     say(f"{'download':<18} {found.download / 1e9:>8.3f} GB  unless it is already on this machine")
+    say(*(many.lines() if many else ()))
 
 
 app.command()(rehearse)

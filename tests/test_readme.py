@@ -1,5 +1,6 @@
 """The README and the pages behind it: commands exist, Python runs as it stands, keys and files are those of the code."""
 
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from eval.__main__ import app as eval_app
 from eval.metrics.catalogue import METRICS
 from llama_peft.__main__ import app
 from llama_peft.recipe import RECIPES, load_recipe
+from tests.benchmarks import table
 from tests.support import forked
 from tests.support.paths import ROOT
 
@@ -72,6 +74,12 @@ def test_python_example_runs(tmp_path: Path) -> None:
     forked.import_libraries()
     assert forked.ended(forked.fork(run, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
     assert "positive" in (tmp_path / "log").read_text().splitlines()[-1]
+
+
+def test_the_table_of_rows_is_what_was_measured() -> None:
+    found = json.loads((ROOT / "tests/benchmarks/results/rows.json").read_text("utf-8"))
+    page = table.ROWS_PAGE.read_text("utf-8")
+    assert f"<!-- {table.ROWS_MARK} -->\n{table.rows_markdown(found)}\n<!-- end -->" in page
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:

@@ -3,15 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llama_peft.data import Example, Rows
 from llama_peft.inference.predict import Prediction
+from llama_peft.recipe import dump_recipe, load_recipe
+from llama_peft.recipe.ladder import RUNGS
 from llama_peft.run_folder.ladder.finished import lenders
 from llama_peft.run_folder.ladder.rungs import Measurement
 from llama_peft.run_folder.ladder.whole import MODEL_FOLDER
-from llama_peft.run_folder.layout import BASELINES, BOTH_RESULTS
+from llama_peft.run_folder.layout import BASELINES, BOTH_RESULTS, RECIPE
 from llama_peft.run_folder.run import Run, open_run
-from llama_peft.system.files import is_file
+from llama_peft.system.files import is_file, write_text
 
 from .. import harness, report
 from ..job import Job, make_job
@@ -23,13 +26,31 @@ from . import forgetting as elsewhere
 from .verdict import Verdict, judge
 
 
-def measure(one: Measurement, given: Mapping[str, Rows], again: bool) -> None:
+def measure(one: Measurement, given: Mapping[str, Rows], again: bool, processes: int = 1) -> None:
     """Predict and score one measurement, whose training is finished, into its folder.
 
     given: rows from Python by part. again: whether to predict even if the folder holds the same, or
-    another run does.
+    another run does. processes: in how many; a baseline, a server and rows from Python are for this
+    one. Raises what `run_in` raises.
     """
-    harness.run(replace(_job(one), given=given), again=again, lenders=() if again else lenders(one))
+    others = [] if again else [*lenders(one)]
+    if processes == 1 or given or one.rung in (*BASELINES, "hosted"):
+        harness.run(replace(_job(one), given=given), again=again, lenders=others)
+        return
+    with TemporaryDirectory(prefix="llama-peft-") as place:
+        write_text(Path(place), RECIPE, dump_recipe(one.recipe))
+        words = ["rung", one.rung, str(Path(place, RECIPE)), one.run, one.results]
+        words += [f"--lender={other}" for other in others] + ["--again"] * again
+        harness.run_in(processes, [_job(one)], words)
+
+
+def measure_share(
+    name: str, recipe: Path, run: str, results: str, others: Sequence[Path], again: bool
+) -> None:
+    """Predict the share of one process of those that `measure` starts, which know the same others."""
+    rung = next(one for one in RUNGS if one == name)
+    one = Measurement(rung=rung, recipe=load_recipe(recipe), run=run, results=results)
+    harness.run(_job(one), again=again, lenders=others)
 
 
 def forgetting(run: Path) -> None:

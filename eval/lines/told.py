@@ -47,7 +47,7 @@ class Told:
             for name, own in pieces.items():
                 found, nothing = (getattr(line, name) for line in piece), _NOTHING[name]
                 own.append(piece_of([nothing if one is None else one for one in found]))
-        return cls({name: joined(own) for name, own in pieces.items()})
+        return cls({name: joined(pieces.pop(name)) for name in [*pieces]})
 
     @property
     def ids(self) -> Texts:

@@ -29,10 +29,11 @@ def check_unique(ids: Iterable[str], what: str) -> None:
 
 def check_match(predictions: Mapping[str, object], golds: Mapping[str, object]) -> None:
     """Raise ValueError unless both hold the same ids, and at least one."""
-    if isinstance(predictions, Column) and isinstance(golds, Column) and len(golds):
-        if are_same(predictions.ids, golds.ids):
-            return
-        predictions, golds = dict.fromkeys(predictions), dict.fromkeys(golds)
+    columns = [one.ids for one in (predictions, golds) if isinstance(one, Column)]
+    if len(columns) == 2 and len(golds) and are_same(*columns):
+        return
+    # To look up an id in a column takes a pass over all.
+    predictions, golds = dict.fromkeys(predictions), dict.fromkeys(golds)
     missing = [identity for identity in golds if identity not in predictions]
     extra = [identity for identity in predictions if identity not in golds]
     faults = []
@@ -56,6 +57,8 @@ def matched(
     check_match(predictions, golds)
     if isinstance(predictions, Column) and isinstance(golds, Column):
         return zip(aligned(predictions, golds.ids).values(), golds.values(), strict=True)
+    if isinstance(predictions, Column):
+        predictions = dict(predictions.items())
     return ((predictions[identity], gold) for identity, gold in golds.items())
 
 

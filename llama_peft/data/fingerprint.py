@@ -11,6 +11,8 @@ from llama_peft.data.examples import Example
 
 _LETTERS = 16
 """Letters of a short sum."""
+_TOGETHER = 8192
+"""Sums that are strings at a time: a string takes five times as much memory."""
 
 
 def split_ids(dataset: Dataset) -> dict[str, list[str]]:
@@ -18,25 +20,42 @@ def split_ids(dataset: Dataset) -> dict[str, list[str]]:
     return {part: [example.id for example in rows] for part, rows in dataset.parts.items()}
 
 
+def split_pieces(dataset: Dataset) -> Iterator[str]:
+    """Yield the text of split.json, the JSON of `split_ids`, in pieces: a million ids are large."""
+    for number, (part, rows) in enumerate(dataset.parts.items()):
+        yield f"{', ' if number else '{'}{json.dumps(part)}: ["
+        for place, example in enumerate(rows):
+            yield f"{', ' if place else ''}{json.dumps(example.id, ensure_ascii=False)}"
+        yield "]"
+    yield "}" if dataset.parts else "{}"
+
+
 def split_text(dataset: Dataset) -> str:
     """Return the text of split.json."""
-    return json.dumps(split_ids(dataset), ensure_ascii=False)
+    return "".join(split_pieces(dataset))
 
 
 def split_sum(dataset: Dataset) -> str:
     """Return the sha256 of split.json."""
-    return hashlib.sha256(split_text(dataset).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for piece in split_pieces(dataset):
+        digest.update(piece.encode())
+    return digest.hexdigest()
+
+
+def record_pieces(dataset: Dataset) -> Iterator[str]:
+    """Yield the text of a run's record of its data, in pieces."""
+    import numpy
+
+    yield f"{content_sum(dataset)}\n"
+    sums = numpy.unique(numpy.fromiter(map(str.encode, _asked_sums(dataset)), f"S{_LETTERS}"))
+    for first in range(0, len(sums), _TOGETHER):
+        yield "".join(f"{one.decode()}\n" for one in sums[first : first + _TOGETHER].tolist())
 
 
 def record_text(dataset: Dataset) -> str:
     """Return the text of a run's record of its data."""
-    import numpy
-
-    # The lines of a text that is made at once: as strings they would take five times as much memory.
-    sums = numpy.unique(numpy.fromiter(map(str.encode, _asked_sums(dataset)), f"S{_LETTERS}"))
-    lines = numpy.full((len(sums), _LETTERS + 1), ord("\n"), numpy.uint8)
-    lines[:, :-1] = sums.view(numpy.uint8).reshape(-1, _LETTERS)
-    return f"{content_sum(dataset)}\n{lines.tobytes().decode()}"
+    return "".join(record_pieces(dataset))
 
 
 def asked_sums(dataset: Dataset) -> set[str]:

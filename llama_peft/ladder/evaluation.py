@@ -18,8 +18,12 @@ from llama_peft.run_folder.run import Run
 class Evaluation(Protocol):
     """The functions of `eval/ladder/steps.py`."""
 
-    def measure(self, one: Measurement, given: Mapping[str, Rows], again: bool) -> None:
-        """Predict and score one measurement, whose training is finished, into its folder."""
+    def measure(
+        self, one: Measurement, given: Mapping[str, Rows], again: bool, processes: int = 1
+    ) -> None:
+        """Predict and score one measurement, whose training is finished, into its folder; in so many
+        processes, if a model of this machine predicts.
+        """
 
     def forgetting(self, run: Path) -> None:
         """Measure what the adapter of a run costs elsewhere."""

@@ -52,8 +52,7 @@ def run(
 
     evaluation: predicts and scores. fresh: train and measure again what is finished already. only:
     the name of one rung. given: rows from Python by part, as in `data.load`. pushes: whether a push
-    follows, which must be allowed. processes: in how many
-    each training runs; everything else runs in this one.
+    follows, which must be allowed. processes: in how many each model trains and predicts.
 
     Raises UserError before anything is trained if data, base, machine or folder do not allow it. A
     rung that cannot be measured is left out with a warning, unless it is the recipe's own training
@@ -107,7 +106,7 @@ def _measure(
     if not fresh and (other := borrow(one, key)) is not None:
         log.info("%s: the results are those of %s, which depend on the same", one.name, other)
         return True
-    evaluation.measure(one, given, again=fresh)
+    evaluation.measure(one, given, again=fresh, processes=processes)
     return True
 
 

@@ -5,12 +5,13 @@ The estimate is compared with the memory that is free, and `auto` becomes what f
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
-from llama_peft.model.counts import BadConfig, UncountedFamily, count
-from llama_peft.model.estimate import Batches, Estimate, estimate, full
+from llama_peft.model.counts import BadConfig, TextConfig, UncountedFamily, count, text_config
+from llama_peft.model.estimate import Batches, Estimate, Term, estimate, full, on_states
 from llama_peft.model.estimate.choice import MARGIN, Choice, choose
 from llama_peft.model.hub import read_config
 from llama_peft.recipe import Recipe
@@ -127,11 +128,35 @@ def for_machine(recipe: Recipe, batches: Batches | None = None) -> Estimate | No
     dtype, place = backbone.dtype_name(recipe), "cuda" if has_gpu(recipe) else "cpu"
     config = read_config(name, recipe.model.revision)
     try:
-        return estimate(recipe, config, dtype, place, batches, gpu_has_flash(), tree_kernel())
+        found = estimate(recipe, config, dtype, place, batches, gpu_has_flash(), tree_kernel())
+        shares = job.shares_base() and not on_states(recipe)
+        return _of_each(found, text_config(config), dtype) if shares else found
     except UncountedFamily:
         return None
     except BadConfig as error:
         raise UserError(f"{name}: {error}") from None
+
+
+def _of_each(found: Estimate, c: TextConfig, dtype: str) -> Estimate:
+    """Return the estimate of one of several processes that share the base out.
+
+    Each loads all of it, and then keeps its part of every block, and two blocks whole for a moment.
+    """
+    weights, *others = found.memory
+    blocks = weights.bytes - c.vocab_size * c.hidden_size * (4 if dtype == "float32" else 2)
+    kept = min(1.0, 1 / job.count() + 2 / c.num_hidden_layers)
+    saved = max(0, round(blocks * (1 - kept)))
+    whole = weights.bytes + others[-1].bytes
+    why = f"{weights.why}, of which each of {job.count()} processes keeps its part"
+    loading = max(0, whole - found.memory_total + saved)
+    terms = [Term("weights", weights.bytes - saved, why), *others[:-1]]
+    terms.append(Term("loading", loading, "what loading all of the base takes more than that"))
+    return replace(
+        found,
+        memory=(*terms, others[-1]),
+        smallest=max(found.smallest - saved, whole),
+        least=max(found.least - saved, whole),
+    )
 
 
 def base_weights(recipe: Recipe) -> int | None:

@@ -57,7 +57,8 @@ def train(
     with only_process(folder, "training", hold=job.is_main()), job.faults_held_back():
         if job.is_main():
             resume.bring_back(folder)
-        job.join(recipe.train.use_cpu)
+        job.join(use_cpu=not room.has_gpu(recipe))
+        _check_shared(recipe)
         preflight.check(recipe, long=True)
         dataset = data.load(recipe, given)
         recipe = data.with_fields(with_labels(recipe, dataset), dataset)
@@ -142,15 +143,16 @@ def check_room(recipe: Recipe, dataset: data.Dataset, fresh: bool) -> None:
     room.check_room(fitted, folder, encoded.widest(fitted))
 
 
-def expected(recipe: Recipe) -> Estimate:
+def expected(recipe: Recipe, reads: bool = True) -> Estimate:
     """Return what the training of a recipe will take here, and log what is chosen for auto.
 
-    Rows of a file or of the generator are encoded; those of the Hub and behind URLs are taken as full. Raises
-    UserError if there is no formula for the family of the base.
+    Rows of a file or of the generator are encoded; those of the Hub and behind URLs are taken as full,
+    and so are all if `reads` is False. Raises UserError if there is no formula for the family of the base.
     """
     widest = room.full_rows(recipe)
     place = str(recipe.dataset.path or recipe.dataset.parts.train)
-    if place == "tiny" or (data.is_file_name(place) and not data.is_url(place)):
+    is_here = place == "tiny" or (data.is_file_name(place) and not data.is_url(place))
+    if reads and is_here:
         dataset = data.load(recipe)
         recipe = data.with_fields(with_labels(recipe, dataset), dataset)
         widest = setup.encode(recipe, dataset).widest
@@ -161,6 +163,15 @@ def expected(recipe: Recipe) -> Estimate:
             f"{recipe.name}: there is no memory formula for the model family of its base"
         )
     return found
+
+
+def _check_shared(recipe: Recipe) -> None:
+    """Raise UserError for what a process would compute alone on a base of which it has a part."""
+    if job.shares_base() and recipe.train.metric_for_best_model != "loss":
+        raise UserError(
+            "train.metric_for_best_model: with --share-base the first process cannot predict alone: set it "
+            "to loss, or leave --share-base away"
+        )
 
 
 def with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
@@ -188,6 +199,10 @@ def _fit(
     resumed = job.decided(lambda: newest_sealed(folder / CHECKPOINTS))
     resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
     attached = setup.attach(loaded, folder)
+    if job.shares_base() and not on_states(recipe):
+        from llama_peft.training.processes.shared_base import share_base
+
+        share_base(loaded.base, attached.model)
     rows = attached.rows["train"], attached.rows["validation"]
     step = same_step(recipe, resumed)
     with named_mistake("train"):

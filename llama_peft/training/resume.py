@@ -164,8 +164,8 @@ def write_split(folder: Path, dataset: data.Dataset) -> None:
                 f"{folder}: the data are not those that its checkpoints were trained on; "
                 "bring the old data back, or add --fresh to train again"
             )
-    write_text(folder, DATA_SUMS, data.record_text(dataset))
-    write_text(folder, SPLIT, data.split_text(dataset))
+    write_text(folder, DATA_SUMS, data.record_pieces(dataset))
+    write_text(folder, SPLIT, data.split_pieces(dataset))
 
 
 def check_origin(folder: Path, resumed: Path | None, origin: Origin, base: str) -> None:

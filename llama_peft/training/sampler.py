@@ -6,9 +6,11 @@ epoch, so some rows come twice and others never. Here the order of an epoch is t
 process and after every restart.
 """
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy
 import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -24,7 +26,7 @@ class EpochOrder(Sampler[int]):
         self._trainer = trainer
         self._rows = trainer.train_dataset
         grouped = trainer.args.train_sampling_strategy == "group_by_length"
-        self._lengths = [len(row["input_ids"]) for row in self._rows] if grouped else None
+        self._lengths = _lengths(self._rows) if grouped else None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -43,10 +45,18 @@ class LongestFirst(Sampler[int]):
     """Gives rows by length, so that the batches of a validation have little padding."""
 
     def __init__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> None:
-        self._order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+        longest_first = numpy.argsort(
+            -numpy.array(_lengths(rows), dtype=numpy.int64), kind="stable"
+        )
+        self._order = array("q", longest_first.tobytes())
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._order)
+
+
+def _lengths(rows: Sequence[Mapping[str, Sequence[int]]]) -> "array[int]":
+    """Return the tokens of each row."""
+    return array("q", (len(row["input_ids"]) for row in rows))

@@ -16,6 +16,8 @@ def main() -> None:
     from rich.console import Console
     from transformers.utils import logging
 
+    from tests.rehearsal.__main__ import write_into
+
     from . import (
         convergence,
         decoding,
@@ -49,6 +51,8 @@ def main() -> None:
     if arguments.only == "rows":
         found = rows.run(dict.fromkeys(rows.SIZES, arguments.rows) if arguments.rows else None)
         console.print(table.rows(found), f"wrote {measure.write(found, arguments.output)}")
+        if arguments.page:
+            write_into(table.ROWS_PAGE, table.rows_markdown(found), table.ROWS_MARK)
         return
     if arguments.only == "lm_eval" and not arguments.lm_eval:
         raise SystemExit(
@@ -98,6 +102,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=1600, help="convergence: examples seen")
     parser.add_argument(
         "--rows", type=int, nargs="+", help="rows: how many; default: up to a million"
+    )
+    parser.add_argument(
+        "--page", action="store_true", help="rows: also put the table into its page"
     )
     parser.add_argument("--seeds", type=int, default=3, help="convergence, layers: how many")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")

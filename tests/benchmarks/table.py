@@ -4,6 +4,15 @@ from typing import Any
 
 from rich.table import Table
 
+from tests.support.paths import ROOT
+
+ROWS_OF = {"classification": "texts", "generative_qa": "questions"}
+ROWS_PAGE, ROWS_MARK = (
+    ROOT / ".docs/pages/memory.md",
+    "python -m tests.benchmarks --only rows --page",
+)
+"""Where the table of rows is, and the command that makes it."""
+
 
 def speed(found: dict[str, Any]) -> Table:
     """A row a contestant: median, and the least and most of the repeats."""
@@ -100,6 +109,29 @@ def rows(found: dict[str, Any]) -> Table:
             f"{above / row['rows']:,.0f}",
         )
     return table
+
+
+def rows_markdown(found: dict[str, Any]) -> str:
+    """What `rows` shows, for a page."""
+    lines = [
+        "| what | rows | peak memory | above the process | against the fewest rows | a row |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    fewest: dict[str, dict[str, Any]] = {}
+    for row in found["rows"]:
+        step, kind, _ = row["name"].split("/")
+        least = fewest.setdefault(f"{step}/{kind}", row)
+        above, seconds = (row[key] - row[f"base_{key}"] for key in ("peak_bytes", "cpu_seconds"))
+        cells = (
+            f"{step}, {ROWS_OF[kind]}",
+            f"{row['rows']:,}",
+            f"{row['peak_bytes'] / 1e6:,.0f} MB",
+            f"{above / 1e6:,.0f} MB",
+            f"{row['peak_bytes'] / least['peak_bytes']:.2f}",
+            f"{1000 * seconds / row['rows']:.2f} ms",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def data_rows(found: dict[str, Any]) -> Table:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,8 @@ from llama_peft.errors import Stopped, UserError
 from llama_peft.ladder import walk
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.ladder.finished import read_finished
-from llama_peft.run_folder.ladder.rungs import Measurement
-from llama_peft.run_folder.layout import LADDER, REPORT
+from llama_peft.run_folder.ladder.rungs import Measurement, measurements
+from llama_peft.run_folder.layout import LADDER, PREDICTIONS, REPORT
 from llama_peft.system.processes import launch
 from tests.support import forked
 from tests.support.runs import record_of
@@ -49,11 +50,13 @@ class Watched:
     def __init__(self, stop_at: str | None = None) -> None:
         self.stop_at, self.seen = stop_at, list[str]()
 
-    def measure(self, one: Measurement, given: Mapping[str, Rows], again: bool) -> None:
+    def measure(
+        self, one: Measurement, given: Mapping[str, Rows], again: bool, processes: int = 1
+    ) -> None:
         if one.results == self.stop_at:
             raise Stopped(2)
         self.seen.append(one.results)
-        steps.measure(one, given, again)
+        steps.measure(one, given, again, processes)
 
 
 ALL = [
@@ -153,16 +156,34 @@ def test_what_does_not_depend_on_the_learning_rate_is_shared(tmp_path: Path) -> 
     assert third.seen == ["zero-shot"]
 
 
-def test_only_the_training_runs_in_several_processes(
+def test_models_train_and_predict_in_several_processes_and_say_what_one_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rest is measured here; a mistake in one of them leaves a rung out, or ends the walk, as here."""
-    monkeypatch.setattr(launch, "_start", forked.Rank)
-    recipe = recipe_in(tmp_path, rungs=["majority", "tuned"], seeds=[], sizes=[])
+    """A mistake in one of them leaves a rung out, or ends the walk, as here."""
+    started = list[tuple[str, int]]()
+
+    def start(command: list[str], rank: int, *of: Any) -> forked.Rank:
+        started.append((" ".join(command[2:5]), rank))
+        return forked.Rank(command, rank, *of)
+
+    monkeypatch.setattr(launch, "_start", start)
+    recipe = recipe_in(
+        tmp_path, rungs=["majority", "zero-shot", "few-shot", "tuned"], seeds=[], sizes=[]
+    )
     watched = Watched()
     folder = walk.run(recipe, watched, processes=2)
-    assert watched.seen == ["ladder/majority", "tuned"]
+    assert watched.seen == ["ladder/majority", "zero-shot", "ladder/few-shot", "tuned"]
     assert record_of(folder).processes == 2
+    models = ["zero-shot", "few-shot", "tuned"]
+    assert [words for words, rank in started if rank and "rung" in words] == [
+        f"eval rung {name}" for name in models
+    ]
+    for one in measurements(recipe, 24)[1:]:
+        predictions = folder / one.results / PREDICTIONS
+        in_two = predictions.read_bytes()
+        predictions.unlink()
+        steps.measure(one, {}, again=True)
+        assert predictions.read_bytes() == in_two
     huge = recipe.with_train({"learning_rate": 1e30})
     with pytest.raises(UserError, match=r"step \d: .* is (nan|inf)"):
         walk.run(huge, watched, processes=2, fresh=True)

@@ -61,6 +61,8 @@ VARIANTS = [
     # Memory against time.
     *_on("squad squad-span", AGAIN),
     *_on("squad", AGAIN, DORA),
+    *_on("squad", AGAIN, "train.max_length=32768"),
+    *_on("squad", AGAIN, "train.max_length=16384", card="t4"),
     *_on("squad", "train.optim=paged_adamw_8bit"),
     *_on("squad", "train.optim=adamw_8bit"),
     *_on("squad", "train.optim=adafactor"),

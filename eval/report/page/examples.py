@@ -5,13 +5,15 @@ Texts that many examples share are written once: passages, and prompts around th
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from llama_peft.system.terminal import visible
 
 from ...lines import PredictionLine
 from ...metrics.catalogue import metrics_of
-from ...metrics.columns import IntArray, Texts, texts
+from ...metrics.columns import IntArray
 from ...metrics.ids import found
 from ...results import SystemResults
 from .part import Part, is_punctuation
@@ -20,7 +22,11 @@ _TEXT, _PASSAGE = "\ue000", "\ue001"
 """What stands for the text and for the passage in a prompt; `page.js` knows them too."""
 _MOST = 100_000
 """Examples of a part that are written as JSON, to see whether they have room; 20 MB are fewer."""
+_TOGETHER = 1024
+"""Examples that are Python objects at a time."""
 Columns = dict[str, list[object]]
+Pieces = dict[str, list[str]]
+"""The list of each column as JSON, in pieces without brackets."""
 
 
 class Store:
@@ -28,35 +34,107 @@ class Store:
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
+        self.size = 0
+        """Characters of all texts."""
 
     def number(self, text: str) -> int:
         """Return the number of a text; -1 if it is empty."""
-        return self._numbers.setdefault(text, len(self._numbers)) if text else -1
+        if text and text not in self._numbers:
+            self._numbers[text] = len(self._numbers)
+            self.size += len(text)
+        return self._numbers[text] if text else -1
 
-    @property
-    def texts(self) -> list[str]:
-        return [*self._numbers]
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
 
 
-def embedded(parts: Sequence[Part], largest: int) -> str:
-    """Return the examples of all parts as JSON for a page, with at most about `largest` bytes."""
+def embedded(parts: Sequence[Part], largest: int) -> Iterator[str]:
+    """Yield the examples of all parts as pieces of JSON for a page, at most about `largest` bytes."""
     room = largest // max(1, len(parts))
-    return f"[{','.join(_fitting(part, room) for part in parts)}]"
+    return _between("[]", (_fitting(part, room).json() for part in parts))
 
 
-def _fitting(part: Part, room: int) -> str:
-    """Return a part with as many examples, drawn at random, as there is room for."""
-    ids = part.first.told.ids
-    chosen: Sequence[int] = range(len(ids))
-    if len(ids) > _MOST:
+def _fitting(part: Part, room: int) -> "_Sample":
+    """Return as many examples of a part, drawn at random, as there is room for."""
+    chosen: Sequence[int] = range(len(part.first.lines))
+    if len(chosen) > _MOST:
         chosen = random.Random(0).sample(chosen, _MOST)
     while True:
-        chosen = sorted(chosen, key=lambda place: ids[place])
-        text = _as_json(_part(part, chosen))
-        if len(text) <= room or len(chosen) < 2:
-            return text
-        kept = int(0.95 * len(chosen) * room / len(text))
+        sample = _Sample(part, chosen)
+        sample.fill(room)
+        if sample.size <= room or len(chosen) < 2:
+            return sample
+        kept = int(0.95 * sample.examples * room / sample.size)
         chosen = random.Random(0).sample(chosen, max(1, min(kept, len(chosen) - 1)))
+
+
+class _Sample:
+    """Chosen examples of a part as JSON, of which a few are Python objects at a time."""
+
+    def __init__(self, part: Part, chosen: Sequence[int]) -> None:
+        ids, places = part.first.told.ids, np.array(chosen, dtype=np.int64)
+        places = places[np.argsort(ids[places], kind="stable")]
+        self._part, self._places = part, places
+        self._passages, self._frames = Store(), Store()
+        self._rows: Pieces = {}
+        self._said: list[tuple[SystemResults, IntArray, Pieces] | None] = []
+        """What each system said and where; None if it was evaluated on other examples."""
+        for system in part.systems.values():
+            own = found(system.told.ids, ids[places])
+            self._said.append(None if own is None else (system, own, {}))
+        self._facts = _as_json(_facts(part))[:-1]
+        self.examples, self._written = 0, len(self._facts)
+
+    @property
+    def size(self) -> int:
+        """Characters of what is written."""
+        return self._written + self._passages.size + self._frames.size
+
+    def fill(self, room: int) -> None:
+        """Write the examples in the order of their ids, and stop when they take more than `room`."""
+        while self.examples < len(self._places) and self.size <= room:
+            now = slice(self.examples, self.examples + _TOGETHER)
+            lines = [self._part.first.lines[place] for place in self._places[now].tolist()]
+            self._add(self._rows, _rows(lines, self._passages))
+            for system, places, pieces in filter(None, self._said):
+                self._add(pieces, _said(system, places[now], self._frames))
+            self.examples += len(lines)
+
+    def _add(self, pieces: Pieces, columns: Columns) -> None:
+        for name, values in columns.items():
+            text = _as_json(values)[1:-1]
+            pieces.setdefault(name, []).append(text)
+            self._written += len(text)
+
+    def json(self) -> Iterator[str]:
+        """Yield the pieces of the part."""
+        said = (["null"] if one is None else _object(one[2]) for one in self._said)
+        yield self._facts
+        yield ',"rows":'
+        yield from _object(self._rows)
+        yield ',"said":'
+        yield from _between("[]", said)
+        for name, store in (("passages", self._passages), ("frames", self._frames)):
+            yield f',"{name}":'
+            yield from _between("[]", ([_as_json(text)] for text in store))
+        yield "}"
+
+
+def _between(ends: str, items: Iterable[Iterable[str]]) -> Iterator[str]:
+    """Yield the pieces of items, with commas between them and brackets around them."""
+    yield ends[0]
+    for number, pieces in enumerate(items):
+        if number:
+            yield ","
+        yield from pieces
+    yield ends[1]
+
+
+def _object(columns: Pieces) -> Iterator[str]:
+    named = (
+        (f'"{name}":', *_between("[]", ([piece] for piece in its))) for name, its in columns.items()
+    )
+    return _between("{}", named)
 
 
 def _as_json(value: object) -> str:
@@ -65,23 +143,16 @@ def _as_json(value: object) -> str:
     return text.replace("<", "\\u003c").encode("utf-8", "replace").decode("utf-8")
 
 
-def _part(part: Part, chosen: Sequence[int]) -> dict[str, object]:
-    first, passages, frames = part.first, Store(), Store()
-    own = [first.lines[place] for place in chosen]
-    keys = texts(line.id for line in own)
-    said = [_said(system, keys, frames) for system in part.systems.values()]
+def _facts(part: Part) -> dict[str, object]:
+    """Return what is said of a part beside its examples."""
     return {
         "title": part.title,
-        "side": first.side,
-        "labels": first.labels,
+        "side": part.first.side,
+        "labels": part.first.labels,
         "metric": part.metric.name,
         "before": [*part.systems].index(part.before),
         "after": [*part.systems].index(part.after),
-        "examples": len(first.lines),
-        "rows": _rows(own, passages),
-        "said": said,
-        "passages": passages.texts,
-        "frames": frames.texts,
+        "examples": len(part.first.lines),
         "systems": [
             {"name": name, "scores": system.results.results[system.task]}
             for name, system in part.systems.items()
@@ -99,11 +170,8 @@ def _rows(lines: Sequence[PredictionLine], passages: Store) -> Columns:
     }
 
 
-def _said(system: SystemResults, keys: Texts, frames: Store) -> Columns | None:
-    """Return what a system said of each example; None if it was evaluated on others."""
-    places = found(system.told.ids, keys)
-    if places is None:
-        return None
+def _said(system: SystemResults, places: IntArray, frames: Store) -> Columns:
+    """Return what a system said of the examples that it has at these places."""
     own, right = [system.lines[place] for place in places.tolist()], _right(system, places)
     return {
         "prediction": [line.prediction for line in own],

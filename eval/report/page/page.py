@@ -324,21 +324,21 @@ def _template() -> "Template":
     return environment.get_template(_TEMPLATE)
 
 
-def render(page: Page) -> str:
-    """Return the text of the page."""
+def render(page: Page) -> Iterator[str]:
+    """Yield the text of the page in pieces: it may be large."""
     from markupsafe import Markup
 
     style = f"{_PALETTE.read_text('utf-8')}{(_FOLDER / 'page.css').read_text('utf-8')}"
     script = (_FOLDER / "page.js").read_text("utf-8")
     main = page.parts[0].systems[page.parts[0].after]
-    return _template().render(
+    return _template().generate(
         page=page,
         policy=Markup(
             f"{REPORT_POLICY}sha256-{_sum(style)}'; script-src 'sha256-{_sum(script)}'; {_NEVER}"
         ),
         style=Markup(style),
         script=Markup(script),
-        data=Markup(embedded(page.parts, LARGEST)),
+        data=map(Markup, embedded(page.parts, LARGEST)),
         main=main,
         inline={chart: Markup(chart.inline) for chart in _all_charts(page)},
         grids={part.title: [*grids(part)] for part in page.parts},

@@ -26,8 +26,10 @@ LAUNCHER, MISTAKES = "LLAMA_PEFT_LAUNCHER", "LLAMA_PEFT_MISTAKES"
 """The process that started this one, and the folder where it looks for a user's mistake."""
 NAME = "LLAMA_PEFT_NAME"
 """The name that begins each line, if several runs share the terminal."""
-_SHARES_BASE = {
-    "ACCELERATE_USE_FSDP": "FSDP",
+SHARES_BASE = "LLAMA_PEFT_SHARES_BASE"
+"""Whether each process keeps only its part of the base."""
+_FSDP = "ACCELERATE_USE_FSDP"
+_REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
@@ -35,6 +37,7 @@ _SHARES_BASE = {
 """What accelerate launch asks for, by its variable. Their checkpoints are shards that cannot be sealed
 here, they would mix the float32 head with the base's types, and a head alone hides its base.
 """
+_TRUE = "1", "true", "yes"
 _LONGEST_WAIT = timedelta(minutes=30)
 """For the other processes, as in Trainer: longer than any batch or checkpoint takes."""
 _HELD_BACK = 3.0
@@ -61,6 +64,20 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def shares_base() -> bool:
+    """Return whether each of several processes keeps only its part of the base."""
+    return count() > 1 and SHARES_BASE in os.environ
+
+
+def share_base(processes: int) -> None:
+    """Let each of so many processes, or of those of this job, keep only its part of the base."""
+    if max(processes, count()) == 1:
+        raise UserError(
+            "--share-base: a single process has nobody to share with: add --processes 2"
+        )
+    os.environ[SHARES_BASE] = "true"
+
+
 def is_launched() -> bool:
     """Return whether a command of ours started this process, and speaks for it."""
     return LAUNCHER in os.environ
@@ -80,14 +97,19 @@ def numbered_files(place: Path) -> Iterator[Path]:
 
 
 def join(use_cpu: bool) -> None:
-    """Meet the other processes of the job. Raises UserError if they were to share out the base."""
-    for name, meaning in _SHARES_BASE.items():
-        if os.environ.get(name, "false").lower() in ("1", "true", "yes"):
+    """Meet the other processes of the job. Raises UserError if a launch asks for what is not done here.
+
+    A launch with FSDP shares out the base as `training/processes/shared_base.py` does.
+    """
+    for name, meaning in _REFUSED.items():
+        if os.environ.get(name, "false").lower() in _TRUE:
             raise UserError(
-                f"{name}: this launch asks for {meaning}, which would share out the base, and here "
-                "each process holds all of it (8 billion weights take 6 GB in 4 bits): launch with "
-                "--processes, or with recipes/accelerate/ddp.yaml"
+                f"{name}: this launch asks for {meaning}, whose checkpoints are shards that cannot be "
+                "sealed here: launch with --processes 2, and with --share-base if the base is large, or "
+                "with recipes/accelerate/ddp.yaml or fsdp.yaml"
             )
+    if os.environ.pop(_FSDP, "false").lower() in _TRUE:
+        os.environ[SHARES_BASE] = "true"
     if count() > 1:
         from accelerate import PartialState
 

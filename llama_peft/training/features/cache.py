@@ -8,11 +8,15 @@ ids of their text, so a pass over fewer texts, or at one of several layers, need
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -60,6 +64,10 @@ ORDER = "order.json"
 """The sums of the texts' token ids, in the order of the shards."""
 
 
+Sums: TypeAlias = NDArray[numpy.bytes_]
+"""The sum of a text's token ids, 16 bytes each."""
+
+
 class FeatureRow(TypedDict):
     """The pooled state (D,) of a text, and what is learned of it."""
 
@@ -82,18 +90,19 @@ class States(Dataset[FeatureRow]):
     def __init__(self, rows: Sequence[Row], folder: Path, key: Key) -> None:
         self._rows = rows
         self._shards = [_mapped(path)[_name(key)] for path in _shards(folder)]
-        order = json.loads(read_text(folder, ORDER))
-        places = [(s, i) for s, shard in enumerate(self._shards) for i in range(len(shard))]
-        by_text = dict(zip(order, places, strict=True))
-        self._place = [by_text[text] for text in _texts(rows)]
+        self._starts = [0, *accumulate(map(len, self._shards))]
+        self._place = _places(_order(folder), _texts(rows))
+        """The number of each row's state among those of all shards."""
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> FeatureRow:
         row = self._rows[index]
-        shard, place = self._place[index]
-        return FeatureRow(ids=row["ids"], features=self._shards[shard][place], labels=row["labels"])
+        place = int(self._place[index])
+        shard = bisect_right(self._starts, place) - 1
+        features = self._shards[shard][place - self._starts[shard]]
+        return FeatureRow(ids=row["ids"], features=features, labels=row["labels"])
 
 
 class FeatureHead(nn.Module):
@@ -149,11 +158,11 @@ def compute(
 ) -> Path:
     """Return the folder of the sealed shards with the rows' states; missing states are computed."""
     texts, settings = _texts(rows), _settings(recipe, str(model.dtype))
-    known = _covering(cache, settings, set(texts), keys)
+    known = _covering(cache, settings, texts, keys)
     if known is not None:
         log.info("%s: features of %d texts are there already (%s)", part, len(rows), known)
         return known
-    own = sha256_of(json.dumps([keys, texts]))[:_WORD]
+    own = sha256_of(json.dumps([keys, _words(texts)]))[:_WORD]
     folder = make_folder(cache.parent, f"{cache.name}/{settings}-{own}")
     # Another run on the same texts waits, and then finds the states.
     with file_lock(folder.with_suffix(".lock")):
@@ -169,8 +178,9 @@ def compute(
         done = _finished(folder, groups)
         _check_disk(folder, (len(rows) - done) * len(keys), model)
         _fill(model, groups, folder, keys, done)
-        order = [texts[index] for group in groups for index in group.members]
-        write_text(folder, ORDER, json.dumps(order))
+        members = (index for group in groups for index in group.members)
+        order = texts[numpy.fromiter(members, numpy.int64)]
+        write_text(folder, ORDER, json.dumps(_words(order)))
         seal(folder, [ORDER, SUMS, *(path.name for path in _shards(folder))])
     return folder
 
@@ -188,19 +198,35 @@ def _settings(recipe: Recipe, dtype: str) -> str:
     return sha256_of(json.dumps(settings, sort_keys=True))[:_WORD]
 
 
-def _texts(rows: Sequence[Row]) -> list[str]:
+def _texts(rows: Iterable[Row]) -> Sums:
     """Return the sum of each text's token ids: these depend on the prompt and on max_length."""
-    return [sha256_of(json.dumps(row["input_ids"]))[:_WORD] for row in rows]
+    sums = (sha256_of(json.dumps(row["input_ids"]))[:_WORD].encode() for row in rows)
+    return numpy.fromiter(sums, f"S{_WORD}")
 
 
-def _covering(cache: Path, settings: str, texts: set[str], keys: tuple[Key, ...]) -> Path | None:
+def _words(sums: Sums) -> list[str]:
+    return [one.decode() for one in sums.tolist()]
+
+
+def _order(folder: Path) -> Sums:
+    """Return the sums of the texts whose states a folder holds, in their order."""
+    return numpy.array(json.loads(read_text(folder, ORDER)), f"S{_WORD}")
+
+
+def _places(order: Sums, texts: Sums) -> "NDArray[numpy.int64]":
+    """Return where each text stands in an order that has all of them; of equal ones the last."""
+    ranks = numpy.argsort(order, kind="stable")
+    return ranks[numpy.searchsorted(order, texts, "right", sorter=ranks) - 1]
+
+
+def _covering(cache: Path, settings: str, texts: Sums, keys: tuple[Key, ...]) -> Path | None:
     """Return a sealed folder that holds the states of all texts at all keys, if there is one."""
     inside(cache.parent, cache.name)
     names = {_name(key) for key in keys}
     for folder in sorted(cache.glob(f"{settings}-*/")):
         try:
             inside(cache, folder.name)
-            whole = texts <= set(json.loads(read_text(folder, ORDER))) and is_sealed(folder)
+            whole = bool(numpy.isin(texts, _order(folder)).all()) and is_sealed(folder)
             if whole and names <= _mapped(inside(folder, _shard_name(0))).keys():
                 return folder
         except (OSError, ValueError, TypeError, UserError, SafetensorError):

@@ -8,6 +8,7 @@ first with it.
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
+import numpy
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,7 +19,8 @@ from llama_peft.prefix_tree.batch import ROW_TOKENS
 from llama_peft.prefix_tree.mask import attention_inputs
 from llama_peft.prefix_tree.pack import TreeRow
 from llama_peft.recipe import Recipe
-from llama_peft.tokens.batches import batches, pad
+from llama_peft.system.sequences.views import Mapped
+from llama_peft.tokens.batches import pad
 from llama_peft.tokens.prompts import Encoded
 from llama_peft.training.rows import ClassificationRow as Row
 
@@ -46,18 +48,21 @@ class Group(NamedTuple):
     """What the model reads: a tree row, or the token ids of each text."""
 
 
-def grouped(recipe: Recipe, rows: Sequence[Row], model: PreTrainedModel) -> list[Group]:
-    """Return the rows in the order in which they are computed."""
+def grouped(recipe: Recipe, rows: Sequence[Row], model: PreTrainedModel) -> Sequence[Group]:
+    """Return the rows in the order in which they are computed; a group is made when it is read."""
+    lengths = numpy.fromiter((len(row["input_ids"]) for row in rows), numpy.int64)
     if recipe.head.features == "length_sorted":
-        named = [(str(i), row["input_ids"]) for i, row in enumerate(rows)]
-        return [
-            Group([int(name) for name, _ in batch], [ids for _, ids in batch])
-            for batch in batches(named, BATCH_SIZE)
-        ]
-    encoded = [Encoded(str(i), tuple(row["input_ids"])) for i, row in enumerate(rows)]
-    longest = max(len(row["input_ids"]) for row in rows)
-    trees = prefix_tree.pack(encoded, max(ROW_TOKENS, longest))
-    return [Group([int(name) for name in tree["ids"]], tree) for tree in trees]
+        order = numpy.argsort(-lengths, kind="stable")
+        firsts = range(0, len(order), BATCH_SIZE)
+
+        def batch(first: int) -> Group:
+            members = order[first : first + BATCH_SIZE].tolist()
+            return Group(members, [rows[member]["input_ids"] for member in members])
+
+        return Mapped(batch, firsts)
+    encoded = (Encoded(str(i), tuple(row["input_ids"])) for i, row in enumerate(rows))
+    trees = prefix_tree.pack(encoded, max(ROW_TOKENS, int(lengths.max())))
+    return Mapped(lambda tree: Group([int(name) for name in tree["ids"]], tree), trees)
 
 
 @torch.inference_mode()

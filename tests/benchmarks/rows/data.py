@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from llama_peft import data, tiny
 from llama_peft.recipe import Recipe
 from llama_peft.training import setup
 from llama_peft.training.fit import with_labels
+from llama_peft.training.rows import Row
 from tests.benchmarks import material, measure
 from tests.support.paths import ROOT
 
@@ -41,7 +43,7 @@ def run(sizes: dict[str, Sequence[int]], encoded: int = ENCODED) -> dict[str, An
     for kind, counts in sizes.items():
         for count in counts:
             for step in ("validate", "train") if count <= encoded else ("validate",):
-                rows.append(_in_a_process(kind, count, step))
+                rows.append(in_a_process(kind, count, step))
     largest = {
         f"{kind}_peak_vs_fewest": _peaks(rows, kind)[-1] / _peaks(rows, kind)[0] for kind in sizes
     }
@@ -54,7 +56,8 @@ def _peaks(rows: Sequence[dict[str, Any]], kind: str) -> list[int]:
     return [row["peak_bytes"] for row in rows if (row["kind"], row["step"]) == (kind, "validate")]
 
 
-def _in_a_process(kind: str, count: int, step: str) -> dict[str, Any]:
+def in_a_process(kind: str, count: int, step: str) -> dict[str, Any]:
+    """Measure one number of rows in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.rows.data", kind, str(count), step]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -85,14 +88,17 @@ def one(kind: str, count: int, step: str) -> dict[str, Any]:
     }
 
 
-def _pass(recipe: Recipe, step: str) -> None:
-    """Do what comes before the first step of a training."""
+def _pass(recipe: Recipe, step: str) -> Mapping[str, Sequence[Row]]:
+    """Do what comes before the first step of a training, and return the rows of token ids."""
     dataset = data.load(recipe)
-    data.split_text(dataset)
-    data.record_text(dataset)
+    data.split_sum(dataset)
+    deque(data.record_pieces(dataset), maxlen=0)
     if step == "train":
         recipe = data.with_fields(with_labels(recipe, dataset), dataset)
-        setup.encode(recipe, dataset).widest(recipe)
+        encoded = setup.encode(recipe, dataset)
+        encoded.widest(recipe)
+        return encoded.rows
+    return {}
 
 
 def _written(folder: Path, kind: str, count: int) -> Recipe:

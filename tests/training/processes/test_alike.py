@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from llama_peft.recipe import Recipe
 from llama_peft.system.files import read_json
+from llama_peft.system.processes import job
 from llama_peft.system.seal import SEAL
 from llama_peft.training import fit as training
+from llama_peft.training.processes import shared_base
 from llama_peft.training.trainer import SteadyTrainer
 from tests.support import forked
 
@@ -34,13 +37,24 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"lora": LORA, "train": {"packing": "prefix_tree", "max_length": 220}},
     ),
 }
+BITS = {"quantization": {"load_in_4bit": True}}
+SHARED: dict[str, tuple[str, dict[str, Any]]] = {
+    "labels": KINDS["labels"],
+    "spans under a head alone": ("extractive_qa", {}),
+    "computed again": (
+        "classification",
+        {"lora": {"r": 4, "use_dora": True}, "train": {"activation_checkpointing": True}},
+    ),
+    "answers in 4 bits": ("generative_qa", {**KINDS["answers in trees"][1], **BITS}),
+}
+"""Kinds that are trained with the base shared out, too."""
 
 
 def recipe_of(
     make_recipe: Callable[..., Recipe], base: Path, kind: str, folder: Path, **train: Any
 ) -> Recipe:
     """9 rows in steps of 4: the last step of an epoch has one row, for two processes."""
-    task, sections = KINDS[kind]
+    task, sections = (KINDS | SHARED)[kind]
     if task == "regression":
         rows = "".join(f"a text of {n} words,{n % 4}.5\n" for n in range(9))
         parts = {}
@@ -69,18 +83,22 @@ def runs(
     make_base: Callable[..., Path],
     make_recipe: Callable[..., Recipe],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str], tuple[Path, Path]]:
-    """Return the run of one process and that of two, of a kind. All are trained at once, in two forks."""
+) -> Callable[[str, str], tuple[Path, Path]]:
+    """Return the run of one process and that of two, of a kind. All are trained at once, in two forks, and
+    then those that share the base out.
+    """
     forked.import_libraries()
     folder, base = tmp_path_factory.mktemp("alike"), make_base()
     (folder / "one").mkdir()
     (folder / "two").mkdir()
-    batches = {"one": (4, 1), "two": (1, 2)}
+    (folder / "shared").mkdir()
+    batches = {"one": (4, 1), "two": (1, 2), "shared": (1, 2)}
+    kinds = {"one": KINDS | SHARED, "two": KINDS, "shared": SHARED}
 
     def recipes(place: str) -> list[Recipe]:
         size, pieces = batches[place]
         keys = {"per_device_train_batch_size": size, "gradient_accumulation_steps": pieces}
-        return [recipe_of(make_recipe, base, kind, folder / place, **keys) for kind in KINDS]
+        return [recipe_of(make_recipe, base, kind, folder / place, **keys) for kind in kinds[place]]
 
     def train(place: str) -> None:
         for recipe in recipes(place):
@@ -94,9 +112,15 @@ def runs(
     logs = ["rank-0.log", "rank-1.log", "log"]
     assert codes == [0, 0, 0], "\n".join((folder / log).read_text()[-3000:] for log in logs)
 
-    def of(kind: str) -> tuple[Path, Path]:
+    def share(hook: Callable[[], object], log: Path) -> int:
+        return forked.fork(lambda: (hook(), shared_for_sure(), train("shared")), log)
+
+    codes = forked.ranks(2, share, folder)
+    assert codes == [0, 0], "\n".join((folder / log).read_text()[-3000:] for log in logs)
+
+    def of(kind: str, place: str) -> tuple[Path, Path]:
         name = kind.replace(" ", "-")
-        return folder / "one" / name, folder / "two" / name
+        return folder / "one" / name, folder / place / name
 
     return of
 
@@ -110,6 +134,22 @@ def second_is_late() -> None:
         original(self, folder)
 
     SteadyTrainer._save_rng_state = save
+
+
+def shared_for_sure() -> None:
+    """In a process of two: the base is shared out, and each has half of every block's frozen weights."""
+    job.share_base(1)
+    original = shared_base.share_base
+
+    def share(base: Any, trained: Any) -> None:
+        original(base, trained)
+        blocks = base.get_decoder().layers.named_parameters()
+        for name, weight in blocks:
+            assert isinstance(weight, DTensor) != weight.requires_grad, name
+            if isinstance(weight, DTensor):
+                assert 2 * weight.to_local().numel() == weight.numel(), name
+
+    shared_base.share_base = share
 
 
 def history(run: Path) -> list[dict[str, float]]:
@@ -126,11 +166,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [*((kind, "two") for kind in KINDS), *((kind, "shared") for kind in SHARED)],
+)
 def test_the_trajectory_is_that_of_one_process(
-    runs: Callable[[str], tuple[Path, Path]], kind: str
+    runs: Callable[[str, str], tuple[Path, Path]], kind: str, place: str
 ) -> None:
-    one, two = runs(kind)
+    one, two = runs(kind, place)
     expected, found = history(one), history(two)
     assert [entry["step"] for entry in found] == [entry["step"] for entry in expected]
     compared = set()

@@ -10,8 +10,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from llama_peft.errors import UserError
-from llama_peft.model import backbone
+from llama_peft.model import backbone, room
 from llama_peft.recipe import Recipe
+from llama_peft.system.memory import gpu_kind
 from llama_peft.system.processes import job
 from llama_peft.training import fit as training
 from llama_peft.training.callbacks import StopOnSignal
@@ -24,19 +25,76 @@ FILES = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_accelerate_reads_every_key_of_our_files(file: Path) -> None:
     config = load_config_from_file(str(file))
-    assert config.distributed_type == "MULTI_GPU" and config.mixed_precision == "no"
+    kind = "FSDP" if file.stem == "fsdp" else "MULTI_GPU"
+    assert config.distributed_type == kind and config.mixed_precision == "no"
     assert config.num_processes == 2 * config.num_machines
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "PARALLELISM_CONFIG"])
+@pytest.mark.parametrize("name", ["DEEPSPEED", "PARALLELISM_CONFIG"])
 def test_what_would_share_out_the_base_is_refused_before_it_is_loaded(
     make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     monkeypatch.setattr(backbone, "load", None)
     recipe = make_recipe("classification", "tiny", train={"output_dir": str(tmp_path / "run")})
-    with pytest.raises(UserError, match=rf"ACCELERATE_USE_{name}: .* each process holds all of it"):
+    with pytest.raises(UserError, match=rf"ACCELERATE_USE_{name}: .* shards that cannot be sealed"):
         training.train(recipe)
+
+
+def test_a_launch_with_fsdp_shares_the_base_out_by_our_own_hand(
+    make_recipe: Callable[..., Recipe],
+    make_base: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """accelerate must not see it. Each process is estimated with its part, and never below what it loads."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv(job.SHARES_BASE, "")
+    monkeypatch.delenv(job.SHARES_BASE)
+    job.join(use_cpu=True)
+    assert "ACCELERATE_USE_FSDP" not in os.environ and not job.shares_base()
+    base = make_base(num_hidden_layers=12)
+    recipe = make_recipe(
+        "classification", base, lora={"r": 2}, train={"metric_for_best_model": "accuracy"}
+    )
+    alone = room.for_machine(recipe)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert job.shares_base()
+    shared = room.for_machine(recipe)
+    assert alone is not None and shared is not None
+    whole, part = alone.memory[0].bytes, shared.memory[0].bytes
+    assert whole / 4 < part < whole
+    assert whole + shared.memory[-1].bytes <= shared.smallest <= alone.smallest
+    monkeypatch.setattr(job, "join", lambda use_cpu: None)
+    with pytest.raises(UserError, match="metric_for_best_model: with --share-base"):
+        training.train(
+            recipe.model_copy(
+                update={
+                    "train": recipe.train.model_copy(update={"output_dir": str(tmp_path / "run")})
+                }
+            )
+        )
+
+
+def test_processes_meet_on_the_cpu_also_if_a_machine_has_nothing_else(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate would take a process that is not told so, and finds no GPU, for one alone."""
+
+    def join(use_cpu: bool) -> None:
+        raise UserError(f"meets on the CPU: {use_cpu}")
+
+    monkeypatch.setattr(job, "join", join)
+    recipe = make_recipe(
+        "classification", "tiny", train={"output_dir": str(tmp_path / "run"), "use_cpu": False}
+    )
+    with pytest.raises(UserError, match=f"CPU: {gpu_kind() is None}"):
+        training.train(recipe)
+
+
+def test_a_single_process_has_nobody_to_share_with() -> None:
+    with pytest.raises(UserError, match="add --processes 2"):
+        job.share_base(1)
 
 
 def test_a_launched_process_gets_a_signal_twice_and_still_ends_its_step(

@@ -13,7 +13,7 @@ import pytest
 from eval import report
 from eval.report.charts import Chart, figures, training
 from eval.report.charts.figures import Mean
-from eval.report.page import facts
+from eval.report.page import examples, facts
 from eval.report.page import page as pages
 from llama_peft.errors import UserError
 from llama_peft.run_folder.comparison import read_comparison
@@ -167,6 +167,12 @@ def test_what_is_pushed_holds_no_example_and_no_script(evil: Path, every_chart: 
     pushed = checked_report(evil, read_comparison(evil))
     assert "<script" not in pushed and "<template" not in pushed and CURVE in pushed
     assert embedded(text)[0]["rows"]["id"][0] == "<i>0" and "i&gt;0" not in pushed
+
+
+def test_a_few_examples_at_a_time_make_the_same_page(squad: Path, monkeypatch) -> None:
+    whole = written(squad)
+    monkeypatch.setattr(examples, "_TOGETHER", 2)
+    assert embedded(written(squad)) == embedded(whole)
 
 
 def test_a_page_that_would_be_too_large_shows_a_sample_and_says_so(run: Path, monkeypatch) -> None:
