@@ -119,6 +119,9 @@ def main() -> int:
         "--variants", action="store_true", help="rehearse the variants, record them, and show them"
     )
     parser.add_argument(
+        "--only", default="", help="rehearse only the variants with a setting that contains this"
+    )
+    parser.add_argument(
         "--estimate", action="store_true", help="compare the estimate of a training with each"
     )
     parser.add_argument("settings", nargs="*", help="section.key=value")
@@ -129,7 +132,7 @@ def main() -> int:
     started = time.monotonic()
     settings = tuple(arguments.settings)
     asked = (
-        VARIANTS
+        [one for one in VARIANTS if arguments.only in " ".join(one.settings)]
         if arguments.variants
         else [
             Variant(recipe, settings, card)
@@ -140,10 +143,13 @@ def main() -> int:
     named = list(rehearsed(asked, arguments.jobs))
     rows = [recorded.row(one) for one in named]
     complete = len(named) == len(asked)
+    if arguments.variants and arguments.only and complete:
+        rows = list(recorded.write_some("rehearsal_variants", rows))
     table = "\n".join(variants_table(rows) if arguments.variants else markdown(named, JUDGED))
     print(table)
     if arguments.variants and complete:
-        recorded.write("rehearsal_variants", rows)
+        if not arguments.only:
+            recorded.write("rehearsal_variants", rows)
         write_into(PAGE, table, MADE_BY["rehearsal_variants"])
     elif arguments.readme and complete:
         recorded.write("rehearsal", rows)

@@ -27,7 +27,7 @@ DECIDE = {
             "llama_peft/model/estimate/*.py",
             *(f"llama_peft/model/{name}.py" for name in ("counts", "heads", "lora", "quantize")),
             *(f"llama_peft/prefix_tree/{name}.py" for name in ("flex", "loss", "mask")),
-            "llama_peft/training/trainer.py",
+            *("llama_peft/system/compiling/*.py", "llama_peft/training/trainer.py"),
         )
     ),
     "llama_peft/model/backbone.py": ("load", "fast_dtype", "dtype_name"),
@@ -81,8 +81,27 @@ def row(found: Rehearsal) -> Row:
 def write(name: str, rows: Sequence[Row]) -> Path:
     """Write `results/<name>.json`, with the sum of the code that these rows are of."""
     recipes = sorted({row["recipe"] for row in rows})
+    return _write(name, code_sum(recipes), recipes, rows)
+
+
+def write_some(name: str, rows: Sequence[Row]) -> Sequence[Row]:
+    """Put rows in the place of those of the same settings, and return all rows.
+
+    The sum stays what it was: the other rows are of that code.
+    """
+    known = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    by_name = {_named(row): row for row in (*known["rows"], *rows)}
+    _write(name, known["code"], known["recipes"], list(by_name.values()))
+    return list(by_name.values())
+
+
+def _named(row: Row) -> tuple[str, ...]:
+    return (row["recipe"], row["card"], row["base"], *row["settings"])
+
+
+def _write(name: str, code: str, recipes: Sequence[str], rows: Sequence[Row]) -> Path:
     path = RESULTS / f"{name}.json"
-    found = {"name": name, "code": code_sum(recipes), "recipes": recipes, "rows": rows}
+    found = {"name": name, "code": code, "recipes": recipes, "rows": rows}
     path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return path
 

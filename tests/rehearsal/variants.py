@@ -14,6 +14,7 @@ from llama_peft.rehearsal.base import SHAPES
 BLOCKS = 2
 SMALL, BIG = "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-3B"
 EIGHT_BITS = "quantization.load_in_4bit=false", "quantization.load_in_8bit=true"
+COMPILED = "train.torch_compile=true"
 AGAIN, DORA = "train.activation_checkpointing=true", "lora.use_dora=true"
 
 
@@ -54,6 +55,8 @@ VARIANTS = [
     *_on("squad", "train.optim=paged_adamw_8bit"),
     *_on("squad", "train.optim=adamw_8bit"),
     *_on("squad", "train.optim=adafactor"),
+    # Compiled blocks.
+    *_on("squad sst2", COMPILED),
     # A larger base.
     *_on("squad-span", base=BIG),
 ]  # fmt: skip
