@@ -23,6 +23,7 @@ from llama_peft.system.memory import (
     gpu_available,
     gpu_has_flash,
     gpu_kind,
+    has_triton,
     tree_kernel,
 )
 from llama_peft.system.processes import job
@@ -125,6 +126,8 @@ def unpacked_hint(recipe: Recipe, found: Estimate, free: int) -> str | None:
 def for_machine(recipe: Recipe, batches: Batches | None = None) -> Estimate | None:
     """Return what the training will take here; None if the base's family has no formula."""
     name = recipe.model.model_name_or_path
+    if not has_triton():  # then blocks stay as they are
+        recipe = recipe.with_train({"torch_compile": False})
     dtype, place = backbone.dtype_name(recipe), "cuda" if has_gpu(recipe) else "cpu"
     config = read_config(name, recipe.model.revision)
     try:

@@ -11,8 +11,7 @@ The rows of a batch stand behind one another as one long row, because a kernel f
 one for several. Subtrees end within their row, so no query sees a key of another one.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,9 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from llama_peft.system.memory import is_out_of_memory
-
-log = logging.getLogger(__name__)
+from llama_peft.system.compiling.counted import Counted
 
 NAME = "flex_on_trees"
 BLOCK = 128
@@ -32,61 +29,31 @@ BLOCK = 128
 MOST = 3
 """Compilations in a run: training, validation, and one for what was not foreseen."""
 _NO_WINDOW = 2**30
+_OTHERWISE = "FlexAttention does not compile here (%s): tree rows are computed without it, which takes longer"
 _WARM = 37
 """Blocks of a first batch: a length that no other number of the model is taken for."""
 
 # Shapes: B rows of W tokens, K keys in all rows, N blocks of them, H heads, D head size.
 
 
-class Kernel:
+def _attend(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Tensor:
+    return of_torch.flex_attention(query, key, value, **options)
+
+
+class Kernel(Counted[Tensor]):
     """The compiled kernel, and how often it was compiled."""
 
     def __init__(self, backend: str = "inductor") -> None:
         """backend: the compiler of torch.compile."""
-        self.compilations = 0
-        self.refused = False
-        self._backend = backend
-        self._compiled: Callable[..., Tensor] | None = None
+        super().__init__(_attend, MOST, _OTHERWISE, backend)
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float
     ) -> Tensor | None:
         """Return the output (1, H, K, D), or None if the kernel does not compile."""
-        if self.refused:
-            return None
-        if self._compiled is None:
-            self._compiled = torch.compile(
-                of_torch.flex_attention, dynamic=True, fullgraph=True, backend=self._compile
-            )
-        try:
-            # The inputs have one type already, and each state of autocast would be compiled for.
-            with torch.autocast(query.device.type, enabled=False):
-                return self._compiled(
-                    query, key, value, block_mask=mask, scale=scale, enable_gqa=True
-                )
-        except Exception as error:  # compilers raise whatever they like
-            if is_out_of_memory(error):
-                raise
-            self._refuse(error)
-            return None
-
-    def _compile(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
-        from torch._dynamo.backends.registry import lookup_backend
-
-        if self.compilations == MOST:
-            raise RuntimeError(f"it would be compiled more than {MOST} times")
-        self.compilations += 1
-        compiled: Callable[..., object] = lookup_backend(self._backend)(graph, inputs)
-        return compiled
-
-    def _refuse(self, error: Exception) -> None:
-        self.refused = True
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        log.warning(
-            "FlexAttention does not compile here (%s): tree rows are computed without it, which takes "
-            "longer",
-            lines[0] if lines else type(error).__name__,
-        )
+        # The inputs have one type already, and each state of autocast would be compiled for.
+        with torch.autocast(query.device.type, enabled=False):
+            return self.compiled(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
 
 
 kernel = Kernel()
@@ -170,9 +137,13 @@ def attention(
 def _one_row(given_BHWD: Tensor) -> Tensor:
     """Return (1, H, K, D), in the order of memory that projections read, so that of the output.
 
-    It is a copy, also of one row: whatever is a view of something else would be compiled for.
+    It is a copy, also of one row: whatever is a view of something else would be compiled for. In a
+    compiled block nothing is, and the number of rows would be.
     """
-    return torch.cat(given_BHWD.transpose(1, 2).split(1), dim=1).transpose(1, 2)
+    given_BWHD = given_BHWD.transpose(1, 2)
+    if torch.compiler.is_compiling():
+        return given_BWHD.reshape(1, -1, *given_BWHD.shape[2:]).transpose(1, 2)
+    return torch.cat(given_BWHD.split(1), dim=1).transpose(1, 2)
 
 
 def _dense(mask: BlockMask, query: Tensor) -> Tensor:

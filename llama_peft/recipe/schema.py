@@ -248,6 +248,8 @@ class Train(Section):
     "prefix_tree computes what texts of a batch, or questions of a row, share once, without padding."
     activation_checkpointing: bool | Literal["auto"] = False
     "Compute activations again in the backward pass: 1.45 times as long. auto: if they do not fit."
+    torch_compile: bool = later(False)
+    "Compile each block of the base into fewer kernels. The first steps then take a minute longer."
     logging_steps: Count = 10
     "Steps between two points of the loss curve."
     eval_steps: EvalSteps | None = None

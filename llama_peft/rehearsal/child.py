@@ -100,6 +100,7 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     note = base.place_tokenizer(Path(recipe.model.model_name_or_path), request.tokenizer)
     given = rows.gather(recipe)
     recipe = with_fields(with_labels(recipe, given.dataset), given.dataset)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     fake_cuda.pretend(card)
     kept = [*fake_cuda.keep_whole(), kernels.replace_compiled()]  # noqa: F841
     kernels.replace_paged()

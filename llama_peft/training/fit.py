@@ -217,6 +217,10 @@ def _fit(
         resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
     _choose_by_score(trainer, loaded, attached, dataset)
     setup.check_tree_rows(loaded, attached, dataset)
+    if recipe.train.torch_compile and not on_states(recipe):
+        from llama_peft.system.compiling.blocks import compile_blocks
+
+        compile_blocks(loaded.base)
     earlier = read_spent(resumed)
     if resumed is not None:
         earlier = earlier._replace(resumed_at=(*earlier.resumed_at, step_of(resumed)))

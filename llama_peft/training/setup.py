@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 _OWN_KEYS = {
     "output_dir", "max_length", "doc_stride", "packing", "eval_steps", "save_total_limit",
     "early_stopping_patience", "early_stopping_threshold", "class_weights", "pos_weight",
+    "torch_compile",
 }  # fmt: skip
 """Keys of `train` that TrainingArguments does not have, or gets in another form."""
 
@@ -167,13 +168,9 @@ def trained_module(recipe: Recipe, base: "PreTrainedModel") -> "nn.Module":
     if recipe.lora is not None:
         adapted = add_lora(base, recipe.lora, recipe.kind.name, recipe)
         # PEFT would write its own card into each checkpoint, on top of a README.md of the user.
-        adapted.create_or_update_model_card = _write_nothing
+        adapted.create_or_update_model_card = lambda folder: None
         return adapted
     return _head_only(base, str(recipe.kind.head))
-
-
-def _write_nothing(folder: str) -> None:
-    pass
 
 
 def _head_only(model: "PreTrainedModel", name: str) -> "nn.Module":
@@ -211,6 +208,10 @@ def _features(
     """
     from llama_peft.training.features.cache import FeatureHead, cache_folder, states_of
 
+    if recipe.train.torch_compile:
+        from llama_peft.system.compiling.blocks import compile_blocks
+
+        compile_blocks(base)
     cache = cache_folder(folder)
     found: dict[str, Sequence[object]] = {
         part: states_of(recipe, base, part, its, cache) if its else [] for part, its in rows.items()

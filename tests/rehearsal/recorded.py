@@ -27,7 +27,7 @@ DECIDE = {
             "llama_peft/model/estimate/*.py",
             *(f"llama_peft/model/{name}.py" for name in ("counts", "heads", "lora", "quantize")),
             *(f"llama_peft/prefix_tree/{name}.py" for name in ("flex", "loss", "mask", "varlen")),
-            "llama_peft/training/trainer.py",
+            *("llama_peft/system/compiling/*.py", "llama_peft/training/trainer.py"),
         )
     ),
     "llama_peft/model/backbone.py": ("load", "fast_dtype", "dtype_name"),

@@ -25,10 +25,13 @@ SHAPE = {
     **{"num_attention_heads": 8, "num_key_value_heads": 2, "tie_word_embeddings": True},
 }
 """Of a base, of which there is only this config."""
+PLAIN = "tiny-sst2", "train.packing=prefix_tree"
+COMPILED = *PLAIN, "train.torch_compile=true"
 FORMS = (
     ("tiny-squad", "train.activation_checkpointing=true"),
     ("tiny-squad-span", "lora.lora_dropout=0.1"),
-    ("tiny-sst2", "train.packing=prefix_tree"),
+    PLAIN,
+    COMPILED,
     ("tiny-sst2", "lora=null", "dataset.name=reviews"),
     ("tiny-sst2", "train.per_device_train_batch_size=1", "train.per_device_eval_batch_size=1"),
 )
@@ -113,6 +116,22 @@ def test_the_estimate_is_what_a_rehearsal_holds(outcomes: list[Outcome], number:
     assert found is not None, outcomes[2 + number].fault
     said = sum(found.estimated.values())
     assert 0.98 * found.training_peak <= said <= 1.1 * found.training_peak, found.estimated
+
+
+def test_compiled_blocks_run_what_the_compiler_fused(outcomes: list[Outcome]) -> None:
+    """The same products by libraries, and few kernels between them; every form has as many blocks."""
+    plain, compiled = (
+        outcomes[2 + number].rehearsal
+        for number, form in enumerate(FORMS)
+        if form in (PLAIN, COMPILED)
+    )
+    assert plain is not None and compiled is not None, outcomes
+    before, after = (one.step("fullest step") for one in (plain, compiled))
+    assert sum(after.kernels.values()) < 0.7 * sum(before.kernels.values())
+    fused = [name for name in after.kernels if name.startswith("triton::")]
+    assert any("silu" in name for name in fused) and "aten::silu" not in after.kernels
+    assert after.kernels["bitsandbytes::gemm_4bit"] == before.kernels["bitsandbytes::gemm_4bit"]
+    assert after.flop == before.flop and after.peak < before.peak
 
 
 def test_no_step_multiplies_whole_matrices_on_an_old_gpu(outcomes: list[Outcome]) -> None:

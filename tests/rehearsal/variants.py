@@ -21,6 +21,7 @@ SHORT = (
     "eval.splits=[validation]",
 )
 """Generated rows: invented ones are all as long as they may be, and share nothing."""
+COMPILED = "train.torch_compile=true"
 AGAIN, DORA = "train.activation_checkpointing=true", "lora.use_dora=true"
 
 
@@ -66,6 +67,8 @@ VARIANTS = [
     *_on("squad", "train.optim=paged_adamw_8bit"),
     *_on("squad", "train.optim=adamw_8bit"),
     *_on("squad", "train.optim=adafactor"),
+    # Compiled blocks.
+    *_on("squad sst2", COMPILED),
     # A larger base.
     *_on("squad-span", base=BIG),
 ]  # fmt: skip

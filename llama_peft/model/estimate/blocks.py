@@ -3,8 +3,9 @@
 The tensors are counted one by one as the libraries make them, in bytes for each token. Autograd
 keeps, in the compute type: gate, up, their activation and their product (the input of an adapted
 down_proj), the rotated queries, keys, values and the attention's output, the normed inputs of
-adapted layers, and r numbers of each adapter. The norms' inputs are kept in float32. A test
-compares the sums with what a rehearsal and a CPU hold.
+adapted layers, and r numbers of each adapter. The norms' inputs are kept in float32. A compiled
+block keeps neither these nor the activation of gate: its backward pass makes them again from what
+they were made of. A test compares the sums with what a rehearsal and a CPU hold.
 """
 
 from typing import NamedTuple
@@ -65,18 +66,26 @@ class Blocks:
     def on_gpu(self) -> bool:
         return self.device.kind == "cuda"
 
+    @property
+    def is_compiled(self) -> bool:
+        """Return whether the blocks are compiled for a GPU. On a CPU this changes less."""
+        return self.recipe.train.torch_compile and self.on_gpu
+
     def kept(self, batch: Batch) -> list[int]:
         """Return the bytes that a token has in each tensor that one block keeps."""
         c, size = self.c, self.device.size
+        factors, wide = (2, size) if self.is_compiled else (3, 4)
         norms = dict.fromkeys(c.family.norms, c.hidden_size)
         norms |= dict(zip(c.family.head_norms, (self.queries, self.keys), strict=False))
         lora = self.recipe.lora
         whole = tuple(lora.modules_to_save or ()) if lora is not None else ()
         trained = [width for norm, width in norms.items() if norm.endswith(whole)]
         return [
-            *[size * c.intermediate_size] * 3,
+            *[size * c.intermediate_size] * factors,
             size * self.queries,  # the attention's output
-            *(4 * width for width in (*norms.values(), *trained)),  # what a trained one multiplies
+            *(
+                wide * width for width in (*norms.values(), *trained)
+            ),  # what a trained one multiplies
             *(self._attention(batch) if self.on_gpu else self._attention_on_cpu(batch)),
             self._scores(batch),
             *self._adapters(),
@@ -204,7 +213,9 @@ class Blocks:
 
         That is in the MLP, whose product with up is the widest: down_proj's weight is unpacked
         while the product's gradient is made, or later that gradient becomes those of both factors.
-        Gemma's blocks end in a norm. Beside these are gradients of the block's output.
+        Gemma's blocks end in a norm. Beside these are gradients of the block's output. One kernel
+        of a compiled block reads that product's gradient as two parts, of down_proj and of its
+        adapter, and writes those of both factors.
         """
         size, tokens, inner = self.device.size, batch.tokens, self.c.intermediate_size
         unpacked = size * inner * self.c.hidden_size if self.is_packed else 0
@@ -213,6 +224,9 @@ class Blocks:
         scores = self._weights(batch) - 4 * widest  # of the MLP, nothing is left by then
         varlen = self._varlen(batch) - (3 + ("down_proj" in self.adapted)) * widest
         most = max(unpacked + widest, 2 * widest, norm, scores, varlen)
+        if self.is_compiled:
+            most = max(3 * widest + max(widest, unpacked), norm, scores, varlen)
+            return most + 8 * size * self.c.hidden_size * tokens
         return most + 2 * size * self.c.hidden_size * tokens
 
     def final_norm(self, batch: Batch) -> int:
@@ -224,6 +238,7 @@ class Blocks:
 
         Activation and up are there, and their product or an unpacked weight; an adapter adds its
         own output, before and after it is scaled. The residual, its norm and casts are beside them.
+        A compiled block multiplies activation and up in the place of one of them.
         """
         size, tokens, inner = self.device.size, batch.tokens, self.c.intermediate_size
         widest = size * inner * tokens
@@ -236,7 +251,8 @@ class Blocks:
         dora = 0
         if self.dora:
             dora = max(self.norms_of_weights() + 2 * widest, 4 * widest + self.scaled(batch))
-        most = max(3 * widest, 2 * widest + unpacked, lora, attention, dora)
+        factors = (2 if self.is_compiled else 3) * widest
+        most = max(factors, 2 * widest + unpacked, lora, attention, dora)
         return most + hidden + self.masks(batch)
 
     def _weights(self, batch: Batch) -> int:

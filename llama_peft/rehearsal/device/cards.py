@@ -33,6 +33,13 @@ class Card(NamedTuple):
         """Whether torch has flash attention for it."""
         return self.major >= 8
 
+    @property
+    def threads(self) -> int:
+        """Threads that a multiprocessor holds, by the table in CUDA's programming guide."""
+        return {(7, 5): 1024, (7, 0): 2048, (8, 0): 2048, (9, 0): 2048}.get(
+            (self.major, self.minor), 1536
+        )
+
     def holds(self, peak: int) -> bool:
         """Return whether a run fits whose tensors take `peak` bytes."""
         return peak * (1 + SPARE) + CONTEXT <= self.memory

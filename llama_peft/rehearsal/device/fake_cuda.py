@@ -13,6 +13,7 @@ import os
 import runpy
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -90,6 +91,9 @@ def pretend(card: Card) -> None:
         multi_processor_count=card.processors,
         total_memory=card.memory,
         gcnArchName="",
+        regs_per_multiprocessor=65_536,
+        max_threads_per_multi_processor=card.threads,
+        warp_size=32,
     )
     answers = {
         "is_available": True,
@@ -112,12 +116,14 @@ def pretend(card: Card) -> None:
     )
     for name, answer in {**answers, **dict.fromkeys(nothing)}.items():
         replace(torch.cuda, name, lambda *_, answer=answer, **__: answer)
+    torch.cuda._get_device_properties = lambda *_: properties  # a CPU build has no such function
     replace(torch.cuda, "get_rng_state", lambda *_: torch.empty(16, dtype=torch.uint8))
     replace(torch.random, "fork_rng", lambda *_, **__: contextlib.nullcontext())
     replace(torch.version, "cuda", "12.8")
     replace(memory, "has_triton", lambda: True)  # it comes with torch for GPUs
 
 
+@cache
 def keep_whole() -> "list[torch.library.Library]":
     """Keep operations whole that a GPU computes with one kernel, and return what must stay alive.
 

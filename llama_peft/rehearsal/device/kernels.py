@@ -5,6 +5,7 @@ written down here, with the place in the library's source that says so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from llama_peft.rehearsal.device import replace
+from llama_peft.rehearsal.device import inductor, replace
 from llama_peft.rehearsal.device.values import really, value_of
 
 _UNPACKED_FROM = 5
@@ -156,11 +157,13 @@ and five backward.
 
 def _flex_pairs(query: Tensor, *others: object) -> int:
     """Return the pairs of all heads, times the head size, in the blocks that are computed."""
-    blocks = others[-1]
-    assert isinstance(blocks, Tensor)
-    counts = value_of(blocks)
-    assert counts is not None
-    return really(lambda: int(counts.sum())) * _FLEX_BLOCK**2 * query.shape[1] * query.shape[3]
+    count = 0
+    for blocks in others[-2:]:
+        if isinstance(blocks, Tensor):
+            counts = value_of(blocks)
+            assert counts is not None
+            count += really(lambda counts=counts: int(counts.sum()))
+    return count * _FLEX_BLOCK**2 * query.shape[1] * query.shape[3]
 
 
 _FLEX_BLOCK = 128
@@ -184,18 +187,18 @@ def _blocks(query_starts: Tensor, key_starts: Tensor) -> int:
 def _define_flex() -> "torch.library.Library":
     """Define FlexAttention as one operation, and its derivative. Return what must stay alive."""
     library = torch.library.Library("llama_peft", "DEF")
-    library.define("flex_attention(Tensor q, Tensor k, Tensor v, Tensor b) -> (Tensor, Tensor)")
+    given, made = "Tensor q, Tensor k, Tensor v", "(Tensor, Tensor, Tensor)"
+    library.define(f"flex_attention({given}, Tensor b, Tensor? w) -> (Tensor, Tensor)")
     library.define(
-        "flex_attention_backward(Tensor q, Tensor k, Tensor v, Tensor sums, Tensor b)"
-        " -> (Tensor, Tensor, Tensor)"
+        f"flex_attention_backward({given}, Tensor o, Tensor s, Tensor g, Tensor b, Tensor? w) -> {made}"
     )
 
-    def forward(query: Tensor, key: Tensor, _: Tensor, __: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(query: Tensor, *_: object) -> tuple[Tensor, Tensor]:
         sums = query.new_empty(query.shape[:3], dtype=torch.float32)
         return torch.empty_like(query), sums
 
     def backward(
-        query: Tensor, key: Tensor, value: Tensor, _: Tensor, __: Tensor
+        query: Tensor, key: Tensor, value: Tensor, *_: object
     ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
@@ -216,19 +219,20 @@ class _Flex(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         blocks: Tensor,
+        whole: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        output, sums = torch.ops.llama_peft.flex_attention(query, key, value, blocks)
-        ctx.save_for_backward(query, key, value, output, sums, blocks)
+        output, sums = torch.ops.llama_peft.flex_attention(query, key, value, blocks, whole)
+        ctx.save_for_backward(query, key, value, output, sums, blocks, whole)
         return output, sums
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, _: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, _, sums, blocks = ctx.saved_tensors
-        torch.empty_like(sums)
-        inputs = query, key, value, sums, blocks
-        return (*torch.ops.llama_peft.flex_attention_backward(*inputs), None)
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        *kept, b, w = ctx.saved_tensors
+        torch.empty_like(kept[-1])
+        inputs = *kept, gradient, b, w
+        return (*torch.ops.llama_peft.flex_attention_backward(*inputs), None, None)
 
 
 def _flex_attention(
@@ -241,14 +245,13 @@ def _flex_attention(
     return_aux: object = None,
     **__: object,
 ) -> object:
+    whole = None
     if block_mask is None:  # decoding adds its mask to the scores, so every block is computed
         rows, columns = (-(-one.shape[2] // _FLEX_BLOCK) for one in (query, key))
         blocks = torch.full((rows,), columns, dtype=torch.int32, device=query.device)
-    elif block_mask.full_kv_num_blocks is None:
-        blocks = block_mask.kv_num_blocks
     else:
-        blocks = torch.stack([block_mask.kv_num_blocks, block_mask.full_kv_num_blocks])
-    output, sums = _Flex.apply(query, key, value, blocks)
+        blocks, whole = block_mask.kv_num_blocks, block_mask.full_kv_num_blocks
+    output, sums = _Flex.apply(query, key, value, blocks, whole)
     if return_lse:
         return output, sums
     return output if return_aux is None else (output, SimpleNamespace(lse=sums))
@@ -280,25 +283,27 @@ def replace_paged() -> None:
     replace(functional, "fill", lambda tensor, value: tensor.fill_(value))
 
 
+@cache
 def replace_compiled() -> "torch.library.Library":
-    """Replace kernels that are compiled on the machine: FlexAttention's and Triton's.
+    """Replace kernels that are compiled on the machine: FlexAttention's and Triton's, for the whole process.
 
     Returns what must stay alive.
 
-    `torch.compile` compiles nothing, so a compiled block counts the kernels of its parts.
+    FlexAttention is one kernel in a compiled block, too; for what else `torch.compile` gets there
+    is `inductor`.
     """
     import torch.nn.attention.flex_attention as flex
     import transformers.integrations.flex_attention as transformers_flex
     import trl.kernels.chunked_logprob as chunked
 
-    from llama_peft.prefix_tree import flex as tree_flex
     from llama_peft.prefix_tree import varlen
+    from llama_peft.system.compiling.counted import Counted
 
-    replace(tree_flex.Kernel, "_refuse", _fails)
+    replace(Counted, "_refuse", _fails)
     replace(varlen, "_refuse", lambda error: _fails(None, error))
     for module in (flex, transformers_flex):
         replace(module, "flex_attention", _flex_attention)
-    replace(torch, "compile", lambda function=None, **_: function or (lambda inner: inner))
+    inductor.replace_compiler()
     replace(chunked, "_TRITON_AVAILABLE", True)
     for name in ("_forward_kernel", "_backward_kernel"):
         replace(chunked, name, _InPlace())
