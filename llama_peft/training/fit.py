@@ -167,7 +167,13 @@ def expected(recipe: Recipe, reads: bool = True) -> Estimate:
 
 def _check_shared(recipe: Recipe) -> None:
     """Raise UserError for what a process would compute alone on a base of which it has a part."""
-    if job.shares_base() and recipe.train.metric_for_best_model != "loss":
+    if not job.shares_base():
+        return
+    if recipe.train.torch_compile:
+        raise UserError(
+            "train.torch_compile: blocks that --share-base cuts are not compiled: leave one of them away"
+        )
+    if recipe.train.metric_for_best_model != "loss":
         raise UserError(
             "train.metric_for_best_model: with --share-base the first process cannot predict alone: set it "
             "to loss, or leave --share-base away"

@@ -54,9 +54,7 @@ def test_a_launch_with_fsdp_shares_the_base_out_by_our_own_hand(
     job.join(use_cpu=True)
     assert "ACCELERATE_USE_FSDP" not in os.environ and not job.shares_base()
     base = make_base(num_hidden_layers=12)
-    recipe = make_recipe(
-        "classification", base, lora={"r": 2}, train={"metric_for_best_model": "accuracy"}
-    )
+    recipe = make_recipe("classification", base, lora={"r": 2})
     alone = room.for_machine(recipe)
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert job.shares_base()
@@ -66,14 +64,10 @@ def test_a_launch_with_fsdp_shares_the_base_out_by_our_own_hand(
     assert whole / 4 < part < whole
     assert whole + shared.memory[-1].bytes <= shared.smallest <= alone.smallest
     monkeypatch.setattr(job, "join", lambda use_cpu: None)
-    with pytest.raises(UserError, match="metric_for_best_model: with --share-base"):
-        training.train(
-            recipe.model_copy(
-                update={
-                    "train": recipe.train.model_copy(update={"output_dir": str(tmp_path / "run")})
-                }
-            )
-        )
+    where = {"output_dir": str(tmp_path / "run")}
+    for refused in ({"metric_for_best_model": "accuracy"}, {"torch_compile": True}):
+        with pytest.raises(UserError, match=f"train.{next(iter(refused))}: .*--share-base"):
+            training.train(recipe.with_train({**where, **refused}))
 
 
 def test_processes_meet_on_the_cpu_also_if_a_machine_has_nothing_else(
