@@ -287,13 +287,12 @@ def rung(
     recipe: Path,
     run: str,
     results: str,
-    lender: Annotated[list[Path] | None, typer.Option()] = None,
     again: Annotated[bool, typer.Option()] = False,
 ) -> None:
     """Measure a rung of a ladder, as one of the processes of llama-peft run --processes."""
     from .ladder.steps import measure_share
 
-    measure_share(name, recipe, run, results, lender or [], again)
+    measure_share(name, recipe, run, results, again)
 
 
 @app.command()

@@ -90,7 +90,10 @@ def shared_key(evaluation: Evaluation, read: str) -> str | None:
         "labels": predictor.labels,
         "eval": recipe.eval.model_dump(exclude={"limit", "splits"}),
         "batch": recipe.train.per_device_eval_batch_size,
+        "use_cpu": recipe.train.use_cpu,  # what it cost depends on that
         **{key: base[key] for key in ("quantization", "dtype", "attention", "prompt")},
+        # Of several labels, `read` has the prompt about the first, and others may be cut.
+        **({"lengths": base["lengths"]} if recipe.kind.side == "label_sets" else {}),
     }
     return _digest(settings, read)
 

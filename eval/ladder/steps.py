@@ -31,26 +31,25 @@ def measure(one: Measurement, given: Mapping[str, Rows], again: bool, processes:
 
     given: rows from Python by part. again: whether to predict even if the folder holds the same, or
     another run does. processes: in how many; a baseline, a server and rows from Python are for this
-    one. Raises what `run_in` raises.
+    one. Several predict whatever other runs hold: each would look for itself, and wait for one that
+    found something else. Raises what `run_in` raises.
     """
-    others = [] if again else [*lenders(one)]
     if processes == 1 or given or one.rung in (*BASELINES, "hosted"):
+        others = () if again else lenders(one)
         harness.run(replace(_job(one), given=given), again=again, lenders=others)
         return
     with TemporaryDirectory(prefix="llama-peft-") as place:
         write_text(Path(place), RECIPE, dump_recipe(one.recipe))
         words = ["rung", one.rung, str(Path(place, RECIPE)), one.run, one.results]
-        words += [f"--lender={other}" for other in others] + ["--again"] * again
+        words += ["--again"] * again
         harness.run_in(processes, [_job(one)], words)
 
 
-def measure_share(
-    name: str, recipe: Path, run: str, results: str, others: Sequence[Path], again: bool
-) -> None:
-    """Predict the share of one process of those that `measure` starts, which know the same others."""
+def measure_share(name: str, recipe: Path, run: str, results: str, again: bool) -> None:
+    """Predict the share of one process of those that `measure` starts."""
     rung = next(one for one in RUNGS if one == name)
     one = Measurement(rung=rung, recipe=load_recipe(recipe), run=run, results=results)
-    harness.run(_job(one), again=again, lenders=others)
+    harness.run(_job(one), again=again)
 
 
 def forgetting(run: Path) -> None:

@@ -17,13 +17,16 @@ from llama_peft.data import TextExample
 from llama_peft.errors import Stopped, UserError
 from llama_peft.model import backbone, room
 from llama_peft.model.fingerprint import base_fingerprint
+from llama_peft.model.hub import read_config
+from llama_peft.model.quantize import packed_form
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.ladder.whole import MODEL_FOLDER, WholeRecord, read_whole, write_whole
 from llama_peft.run_folder.layout import CHECKPOINTS
 from llama_peft.system import files
+from llama_peft.system.disk import free_disk
 from llama_peft.system.files import sha256_of, sum_of
 from llama_peft.system.lock import only_process
-from llama_peft.system.memory import is_out_of_memory, peak_memory
+from llama_peft.system.memory import available, is_out_of_memory, peak_memory
 from llama_peft.system.progress import Phase
 from llama_peft.training.callbacks import SealCheckpoints, StopOnSignal, show_progress
 from llama_peft.training.checkpoints import Origin, newest_sealed, read_origin, read_spent
@@ -40,6 +43,8 @@ _PART = 0.1
 """The share of all steps between two validations."""
 _BYTES = 16
 """Of each weight: itself, its gradient and the two averages of AdamW, in float32."""
+_ON_DISK = 28
+"""Of each weight: two checkpoints with the averages of AdamW, and the result."""
 _LONGEST = 512
 """Tokens of a text; later ones are cut."""
 
@@ -81,13 +86,14 @@ def _forget(folder: Path, origin: Origin, fresh: bool) -> None:
 
 def _fit(recipe: Recipe, dataset: data.Dataset, folder: Path, origin: Origin) -> None:
     started, earlier = time.monotonic(), read_spent(newest_sealed(folder / CHECKPOINTS))
+    _check_base(recipe, folder)
     tokenizer = backbone.load_tokenizer(recipe.model)
-    trainer = _trainer(recipe, dataset, tokenizer, folder)
-    trainer.add_callback(SealCheckpoints(1, started, earlier, origin))
     stop = StopOnSignal()
-    trainer.add_callback(stop)
     resumed = newest_sealed(folder / CHECKPOINTS)
     try:
+        trainer = _trainer(recipe, dataset, tokenizer, folder)
+        trainer.add_callback(SealCheckpoints(1, started, earlier, origin))
+        trainer.add_callback(stop)
         with Phase("training", "step") as phase:
             show_progress(trainer, phase)
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
@@ -187,19 +193,27 @@ def _model(
     ]
     backbone.check_loading(name, {**info, "missing_keys": missing, "unexpected_keys": []}, None)
     model.config.pad_token_id = tokenizer.pad_token_id
-    _check_memory(recipe, model.num_parameters())
     return model.to(backbone.place_of(recipe))
 
 
-def _check_memory(recipe: Recipe, weights: int) -> None:
-    """Raise UserError if a whole training cannot fit. On a CPU the weights are loaded already."""
-    needed = weights * (_BYTES if room.has_gpu(recipe) else _BYTES - 4)
-    free = room.free_memory(recipe)
-    if needed > free:
-        raise UserError(
-            f"{recipe.model.model_name_or_path}: to train all of its {weights:,} weights takes at "
-            f"least {room.gb(needed)}, but {room.gb(free)} are free"
-        )
+def _check_base(recipe: Recipe, folder: Path) -> None:
+    """Raise UserError for a base whose weights are packed, or too many, before they are loaded."""
+    name = recipe.model.model_name_or_path
+    if form := packed_form(read_config(name, recipe.model.revision)):
+        raise UserError(f"{name}: its weights are packed ({form}), so they cannot all be trained")
+    weights = room.base_weights(recipe)
+    if weights is None:  # those of encoders are not counted, and few
+        return
+    for what, each, free in (
+        ("memory", _BYTES, room.free_memory(recipe)),
+        ("memory to load it", 4, available()),
+        ("disk", _ON_DISK, free_disk(folder)),
+    ):
+        if weights * each > free:
+            raise UserError(
+                f"{name}: to train all of its {weights:,} weights takes at least "
+                f"{room.gb(weights * each)} of {what}, but {room.gb(free)} are free"
+            )
 
 
 def _encoded(

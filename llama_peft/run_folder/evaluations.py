@@ -110,7 +110,10 @@ def _check_same_settings(run: Path, zero_shot: Results, tuned: Results) -> None:
     before, after = zero_shot.settings, tuned.settings
     said = before.model_fields_set & after.model_fields_set
     for key in _COMPARABLE:
-        if key in said and getattr(before, key) != getattr(after, key):
+        one, other = getattr(before, key), getattr(after, key)
+        if key == "dtype" and None in (one, other):
+            continue  # version 0.1.0 named it only if the recipe did
+        if key in said and one != other:
             raise UserError(
                 f"{run / ZERO_SHOT_RESULTS}: zero-shot was evaluated with another {key} than the "
                 f"tuned model; {_again(run, ZERO_SHOT_RESULTS)}"

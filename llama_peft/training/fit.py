@@ -167,7 +167,7 @@ def expected(recipe: Recipe, reads: bool = True) -> Estimate:
 
 def _check_shared(recipe: Recipe) -> None:
     """Raise UserError for what a process would compute alone on a base of which it has a part."""
-    if not job.shares_base():
+    if not job.shares_base() or on_states(recipe):
         return
     if recipe.train.torch_compile:
         raise UserError(

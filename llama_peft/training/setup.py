@@ -208,10 +208,6 @@ def _features(
     """
     from llama_peft.training.features.cache import FeatureHead, cache_folder, states_of
 
-    if recipe.train.torch_compile:
-        from llama_peft.system.compiling.blocks import compile_blocks
-
-        compile_blocks(base)
     cache = cache_folder(folder)
     found: dict[str, Sequence[object]] = {
         part: states_of(recipe, base, part, its, cache) if its else [] for part, its in rows.items()

@@ -11,7 +11,7 @@ from eval import evaluate
 from llama_peft import tiny
 from llama_peft.errors import UserError
 from llama_peft.ladder import whole
-from llama_peft.model import room
+from llama_peft.model import backbone, room
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.ladder.rungs import measurements
 from llama_peft.run_folder.ladder.whole import MODEL_FOLDER, read_whole
@@ -98,6 +98,17 @@ def test_the_base_is_trained_whole_where_the_memory_holds_it(
     assert full.is_trained
     assert full.recipe.lora is None
     assert full.recipe.model.model_name_or_path == own.model.model_name_or_path
+    monkeypatch.setattr(backbone, "from_pretrained", None)  # nothing is loaded for this
     monkeypatch.setattr(room, "free_memory", lambda recipe: 100_000)
     with pytest.raises(UserError, match=r"all of its [\d,]+ weights takes at least"):
+        whole.train(full.recipe)
+    monkeypatch.undo()
+    monkeypatch.setattr(whole, "free_disk", lambda folder: 100_000)
+    with pytest.raises(UserError, match=r"of disk, but 0.0 GB are free"):
+        whole.train(full.recipe)
+    config = Path(str(own.model.model_name_or_path)) / "config.json"
+    known = json.loads(config.read_text())
+    known["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.write_text(json.dumps(known))
+    with pytest.raises(UserError, match=r"its weights are packed \(4bit\)"):
         whole.train(full.recipe)

@@ -26,7 +26,10 @@ DECIDE = {
             *("llama_peft/rehearsal/device/*.py", "llama_peft/rehearsal/device/*.cpp"),
             "llama_peft/model/estimate/*.py",
             *(f"llama_peft/model/{name}.py" for name in ("counts", "heads", "lora", "quantize")),
-            *(f"llama_peft/prefix_tree/{name}.py" for name in ("flex", "loss", "mask", "varlen")),
+            *(
+                f"llama_peft/prefix_tree/{name}.py"
+                for name in ("flex", "loss", "mask", "segments", "varlen")
+            ),
             *("llama_peft/system/compiling/*.py", "llama_peft/training/trainer.py"),
         )
     ),

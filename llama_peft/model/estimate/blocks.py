@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llama_peft.model import counts
 from llama_peft.model.counts import TextConfig
-from llama_peft.model.estimate.batch import Batch, trains_trees, uses_varlen
+from llama_peft.model.estimate.batch import Batch, on_states, trains_trees, uses_varlen
 from llama_peft.recipe import Recipe
 from llama_peft.system.memory import TreeKernel
 
@@ -69,7 +69,8 @@ class Blocks:
     @property
     def is_compiled(self) -> bool:
         """Return whether the blocks are compiled for a GPU. On a CPU this changes less."""
-        return self.recipe.train.torch_compile and self.on_gpu
+        asked = self.recipe.train.torch_compile and not on_states(self.recipe)
+        return asked and self.on_gpu
 
     def kept(self, batch: Batch) -> list[int]:
         """Return the bytes that a token has in each tensor that one block keeps."""

@@ -6,6 +6,7 @@ training: one line says what happened, and the caller takes the plain way from t
 
 import logging
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import torch
@@ -40,7 +41,7 @@ class Counted(Generic[Output]):
         """
         self.compilations = 0
         self.refused = False
-        self._function, self._most, self._otherwise = function, most, otherwise
+        self._function, self._most, self._otherwise = _own(function), most, otherwise
         self._backend, self._options = backend, options
         self._compiled: Callable[..., Output] | None = None
 
@@ -89,3 +90,15 @@ class Counted(Generic[Output]):
         reason = getattr(error, "inner_exception", error)  # what stopped a backend
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
         log.warning(self._otherwise, lines[0] if lines else type(reason).__name__)
+
+
+def _own(function: Callable[..., Output]) -> Callable[..., Output]:
+    """Return a copy of a function. torch counts compilations by the code of a function, over all of a
+    process: those of an earlier training would count among those of this one.
+    """
+    if not isinstance(function, FunctionType):
+        return function
+    parts = function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    copy = FunctionType(function.__code__.replace(), *parts)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy

@@ -180,3 +180,17 @@ def test_flex_attention_is_a_part_of_a_compiled_block(
             assert all((each - expected)[real].abs().max() < 1e-4 for each in (found, again))
     assert not said(caplog) and one.compilations == 1
     assert not flex.kernel.refused
+
+
+def _named(given: Tensor, name: str) -> Tensor:
+    """What is compiled for each name."""
+    return given * len(name)
+
+
+def test_each_training_of_a_process_counts_its_own_compilations() -> None:
+    """torch counts those of a function's code, of which every training has a copy."""
+    given = torch.ones(2)
+    for _ in range(3):
+        one = Counted(_named, MOST, "%s", "eager")
+        found = [one.compiled(given, "x" * length) for length in range(MOST - 1)]
+        assert all(each is not None for each in found) and one.compilations == MOST - 1
