@@ -287,8 +287,10 @@ class Blocks:
         """
         lora = self.recipe.lora
         if lora is not None and lora.trainable_token_indices is not None:
-            # All logits at once, and a copy of the embedding with the trained tokens in it.
-            return self.c.vocab_size * (12 * batch.labels + self.device.size * self.c.hidden_size)
+            # All logits at once, and a copy of the embedding with the trained tokens in it; then the
+            # gradient of the logits, and that of the copy.
+            copy = self.device.size * self.c.hidden_size
+            return self.c.vocab_size * max(12 * batch.labels + copy, 4 * batch.labels + 2 * copy)
         columns, positions = TILE
         tile = self.device.size * min(batch.labels, positions) * columns
         return tile + 2 * 4 * batch.labels * self.c.hidden_size

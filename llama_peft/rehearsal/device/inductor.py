@@ -69,7 +69,8 @@ def replace_compiler() -> None:
     def compile(
         function: Run | None = None, *, backend: Compiler | None = None, **options: bool
     ) -> Run:
-        if function is blocks._forward and backend is not None:
+        code = getattr(function, "__code__", None)  # each training has a copy of the function
+        if code == blocks._forward.__code__ and backend is not None:
             return _under_modes(compiles, function, backend, options)
         return function or (lambda inner: inner)
 
