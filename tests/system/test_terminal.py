@@ -150,9 +150,7 @@ sys.stdout.flush()
     ],
     ids=["before", "after", "no stop"],
 )
-def test_a_stop_ends_well_if_the_reader_of_a_pipe_has_ended(
-    order: str, ends_well: bool
-) -> None:
+def test_a_stop_ends_well_if_the_reader_of_a_pipe_has_ended(order: str, ends_well: bool) -> None:
     """Ctrl-C behind `| tee log` ends tee before us or after us. `| head` still ends the command."""
     done = subprocess.run([sys.executable, "-c", BROKEN.format(order)], cwd=ROOT)
     assert (done.returncode == 0) == ends_well
