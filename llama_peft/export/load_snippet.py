@@ -206,14 +206,16 @@ def _adapter_lines(run: PushedRun) -> list[str]:
         "from transformers import AutoTokenizer",
         f"model = {name}.from_pretrained({place}{arguments})",
     ]
-    if run.is_embedded:  # the adapter cannot name a folder of every machine
+    if run.is_embedded or run.folder is not None:
+        # The adapter cannot name a folder of every machine. One that was not pushed names the base as the
+        # recipe does: by another folder than this one's, perhaps, or by a branch.
         name = f"AutoModelFor{recipe.kind.library_class}"
         mapped = "".join(f", {one}" for one in _arguments(run) if one == _MAPPING)
         opened = [
             *_embedded(run),
             "from peft import PeftModel",
             f"from transformers import AutoTokenizer, {name}",
-            f"base = {name}.from_pretrained(MODEL_DIR{arguments})",
+            f"base = {name}.from_pretrained({_base(run)}{arguments})",
             f"model = PeftModel.from_pretrained(base, {place}{mapped}).eval()",
         ]
     return [
@@ -237,8 +239,8 @@ def _base(run: PushedRun) -> str:
     name = run.recipe.model.model_name_or_path
     if run.is_embedded:
         return "MODEL_DIR"
-    if run.commit is None:
-        return literal(str(Path(name).resolve()))
+    if run.commit is None or (run.folder is not None and Path(name).is_dir()):
+        return literal(str(Path(name).resolve()))  # also of a base of the Hub that was copied
     return f"{literal(name)}, revision={literal(run.commit)}"
 
 

@@ -9,9 +9,11 @@ import json
 import logging
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TextIO
 
@@ -112,24 +114,49 @@ def interrupt(text: str) -> None:
     Not by logging or print: the signal may have come in the middle of one of their lines.
     """
     before = "" if _above is None else "\n"  # the bar stays there, and goes on below
-    os.write(2, f"{before}{_name}{printable(text)}\n".encode())
+    with suppress(OSError):  # an error here would end the step
+        os.write(2, f"{before}{_name}{printable(text)}\n".encode())
+
+
+_is_stopping = False
+"""Whether a signal has asked for an end: then no line is worth an error."""
 
 
 def leave_closed() -> None:
-    """From now on print nothing where a terminal was that has been closed: it would be an error."""
+    """From now on print nothing where a terminal was that has been closed, or a pipe to a program that
+    has ended. Ctrl-C ends the `tee` of `... | tee log` too, perhaps a little later than this call.
+    """
+    global _is_stopping
+    _is_stopping = True
     for stream in (1, 2):
-        try:
-            os.write(stream, b"")
-        except OSError:
+        if _is_closed(stream):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
+def _is_closed(stream: int) -> bool:
+    """Return whether nobody can read what is written to a stream any more."""
+    try:
+        os.write(stream, b"")
+    except OSError:
+        return True
+    if sys.platform == "win32":
+        return False
+    asked = select.poll()  # Linux writes nothing into a broken pipe without an error
+    asked.register(stream, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))
 
 
 def _print(text: str, stream: TextIO) -> None:
     """Print a text, above the bar if one is shown where the stream goes."""
-    if _above is not None and (stream is sys.stderr or stream.isatty()):
-        _above(text)
-    else:
-        print(text, file=stream)
+    try:
+        if _above is not None and (stream is sys.stderr or stream.isatty()):
+            _above(text)
+        else:
+            print(text, file=stream, flush=_is_stopping)
+    except OSError:
+        if not _is_stopping:
+            raise
+        leave_closed()
 
 
 def listed(names: Iterable[str]) -> str:

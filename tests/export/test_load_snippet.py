@@ -137,29 +137,65 @@ def test_the_lines_decode_a_span_as_we_do(threshold: float | None) -> None:
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
-def test_the_lines_of_a_run_on_a_base_in_a_folder_give_its_scores(
+def test_the_lines_of_a_run_in_a_folder_name_its_own_base(
     make_base: Callable[..., Path],
     make_recipe: Callable[..., Recipe],
     tmp_path: Path,
     lora: dict[str, int] | None,
 ) -> None:
-    """Law 12, where nothing was pushed."""
+    """The adapter of a run on a base of the Hub names a branch, and knows of no copy of the base."""
+    copy = make_base()
+    for name, base in (("me/base", '"me/base", revision="c0ffee"'), (str(copy), f'"{copy}"')):
+        run = load_snippet.PushedRun(
+            recipe=make_recipe("classification", name, lora=lora),
+            repo_id="",
+            commit="c0ffee",
+            reader=None,
+            packs_head=False,
+            prompt="A text.",
+            pad_id=0,
+            folder=tmp_path,
+        )
+        text = "\n".join(load_snippet.snippet(run).lines)
+        assert f"AutoModelForSequenceClassification.from_pretrained({base}, " in text
+        assert lora is None or f"AutoTokenizer.from_pretrained({base})" in text
+        assert ("revision" in text) == ("revision" in base)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_the_lines_of_a_run_on_a_base_in_a_folder_give_its_scores(
+    make_base: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lora: dict[str, int] | None,
+) -> None:
+    """Law 12, where nothing was pushed. The lines work in every folder, and with a base that was moved."""
+    base = make_base()
+    monkeypatch.chdir(base.parent)
     train = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "learning_rate": 0.01}
-    recipe = make_recipe("classification", make_base(), lora=lora, train=train)
+    recipe = make_recipe("classification", base.name, lora=lora, train=train)
     run = fit.train(recipe)
-    introduction, lines = load_snippet.of_folder(open_run(run))
-    assert introduction.startswith("With transformers") and "revision" not in "".join(lines)
-    if lora is None:  # the card leaves the rest to whoever reads the head
-        asked = f"tokenizer({self_check.TEXT!r}, return_tensors='pt')"
-        lines += [
-            "from transformers import AutoTokenizer",
-            f"tokenizer = AutoTokenizer.from_pretrained({recipe.model.model_name_or_path!r})",
-            f"scores = model(**{asked}).logits.softmax(-1)",
-        ]
-    names: dict[str, Any] = {}
-    exec("\n".join(lines), names)
     (reply,) = predict(run, [self_check.TEXT])
-    assert names["scores"][0].tolist() == pytest.approx([*reply.probabilities.values()], abs=1e-4)
+    for moved in (None, tmp_path / "moved"):
+        monkeypatch.chdir(base.parent)
+        if moved is not None:
+            base.rename(moved)
+        introduction, lines = load_snippet.of_folder(open_run(run, moved and str(moved)))
+        assert introduction.startswith("With transformers") and "revision" not in "".join(lines)
+        if lora is None:  # the card leaves the rest to whoever reads the head
+            asked = f"tokenizer({self_check.TEXT!r}, return_tensors='pt')"
+            lines += [
+                "from transformers import AutoTokenizer",
+                f"tokenizer = AutoTokenizer.from_pretrained({str(moved or base)!r})",
+                f"scores = model(**{asked}).logits.softmax(-1)",
+            ]
+        monkeypatch.chdir(tmp_path)
+        names: dict[str, Any] = {}
+        exec("\n".join(lines), names)
+        assert names["scores"][0].tolist() == pytest.approx(
+            [*reply.probabilities.values()], abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", ["generative", "span"])

@@ -128,6 +128,39 @@ def test_warnings_and_tracebacks_are_printable() -> None:
         assert TOKEN not in done.stderr
 
 
+BROKEN = """
+import os, signal, sys
+from llama_peft.system import terminal
+reads, writes = os.pipe()
+os.dup2(writes, 1), os.dup2(writes, 2), os.close(writes)
+{}
+terminal.interrupt("stopping at the end of this step")
+terminal.say("a result")
+terminal.complain("a message")
+sys.stdout.flush()
+"""
+
+
+@pytest.mark.parametrize(
+    ("order", "ends_well"),
+    [
+        ("os.close(reads), terminal.leave_closed()", True),
+        ("terminal.leave_closed(), os.close(reads)", True),
+        ("os.close(reads)", False),
+    ],
+    ids=["before", "after", "no stop"],
+)
+def test_a_stop_ends_well_if_the_reader_of_a_pipe_has_ended(order: str, ends_well: bool) -> None:
+    """Ctrl-C behind `| tee log` ends tee before us or after us. `| head` still ends the command."""
+    done = subprocess.run([sys.executable, "-c", BROKEN.format(order)], cwd=ROOT)
+    assert (done.returncode == 0) == ends_well
+
+
+def test_a_stop_leaves_an_open_pipe_as_it_is() -> None:
+    done = in_a_process("import signal; cli.leave_closed(); signal.raise_signal(signal.SIGINT)")
+    assert done.returncode == 130 and done.stderr.startswith("stopped; to continue: ")
+
+
 def test_a_value_in_an_error_forges_no_line() -> None:
     evil = ascii(f"a\nerror: forged {TOKEN}")
     done = in_a_process(

@@ -20,9 +20,9 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from llama_peft.run_folder.ownership import CHART_SIGN
-from llama_peft.system.terminal import visible
 
 from . import fonts
+from .names import Names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,6 +52,8 @@ class Chart:
     caption: str
     """What it shows and how it is read; also its text for who cannot see it."""
     figure: "Figure"
+    names: Names
+    """Those in the figure."""
 
     def renamed(self, name: str) -> "Chart":
         """The same drawing under another name."""
@@ -100,29 +102,32 @@ class Chart:
         file = io.StringIO()
         with _quiet():
             self.figure.savefig(file, format="svg", transparent=True)
-        return "".join(_rewritten(file.getvalue()))
+        return "".join(_rewritten(file.getvalue(), self.names))
 
 
 def draw(
     name: str,
     title: str,
     caption: str,
-    paint: "Callable[[Figure], None]",
+    paint: "Callable[[Figure, Names], None]",
     height: float = HEIGHT,
 ) -> Chart:
-    """Return the chart that `paint` draws on an empty figure, whose layout fits its texts."""
+    """Return the chart that `paint` draws on an empty figure, whose layout fits its texts.
+
+    It takes the texts of names from its second argument.
+    """
     from matplotlib.text import Text
 
     with _quiet():
         figure = _kind_of_figure()(figsize=(WIDTH, height), layout="constrained")
-        paint(figure)
+        paint(figure, names := Names())
         figure.draw_without_rendering()  # makes the layout, which both files have
         if len(known := fonts.families(one.get_text() for one in figure.findobj(Text))) > 1:
             for text in figure.findobj(Text):
                 text.set_fontfamily(known)
             figure.draw_without_rendering()
         figure.set_layout_engine("none")
-    return Chart(name=name, title=title, caption=caption, figure=figure)
+    return Chart(name=name, title=title, caption=caption, figure=figure, names=names)
 
 
 @cache
@@ -146,18 +151,6 @@ def _raster(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
-def shown(text: str, longest: int = 28) -> str:
-    """Return a name as a drawing can hold it: without control characters, not too long, and in letters
-    that a font has.
-
-    matplotlib leaves out names that begin with an underscore.
-    """
-    text = " ".join(visible(text).split())
-    text = text if len(text) <= longest else text[: longest - 1] + "…"
-    text = fonts.drawable(text, 2 * longest)
-    return f" {text}" if text.startswith("_") else text
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Our settings of matplotlib, and none of its words."""
@@ -169,7 +162,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _rewritten(svg: str) -> Iterator[str]:
+def _rewritten(svg: str, names: Names) -> Iterator[str]:
     """Yield the elements of matplotlib's drawing without identifiers, styles and references."""
     root = ElementTree.fromstring(svg)
     marks = {one.get("id", ""): one for one in root.iter(_tag("path"))}
@@ -188,7 +181,7 @@ def _rewritten(svg: str) -> Iterator[str]:
             if turned and not turned.startswith("rotate(-0 "):
                 place["transform"] = _short(turned)
             words = _attributes(place | _look(element.get("style", ""), is_text=True))
-            yield f"<text{words}>{escape(fonts.restored(element.text or ''))}</text>"
+            yield f"<text{words}>{escape(names.text(element.text or ''))}</text>"
 
 
 def _path(shape: str, style: str, moved: str = "") -> str:

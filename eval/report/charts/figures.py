@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...metrics.columns import FloatArray
-from .draw import HEIGHT, INK, RULE, SERIES, SOFT, Chart, draw, shown
+from .draw import HEIGHT, INK, RULE, SERIES, SOFT, Chart, draw
+from .names import Names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,14 +50,14 @@ def colours_of(names: Sequence[str]) -> Colours:
 def scores(metric: str, means: Mapping[str, Mean], colours: Colours) -> Chart | None:
     """The main score of each system with its interval, the first system at the top."""
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: "Figure", names: Names) -> None:
         axes = figure.add_subplot()
         for row, (name, mean) in enumerate(means.items()):
             axes.plot(
                 [mean.low, mean.high], [row, row], color=colours[name], linewidth=3, alpha=0.45
             )
             axes.plot([mean.value], [row], "o", color=colours[name], markersize=8)
-        axes.set_yticks(range(len(means)), [shown(name, 27) for name in means], color=INK)
+        axes.set_yticks(range(len(means)), [names.shown(name, 27) for name in means], color=INK)
         axes.set_ylim(len(means) - 0.5, -0.5)
         axes.grid(False, axis="y")
         axes.spines["left"].set_visible(False)
@@ -75,12 +76,12 @@ def cost(
     """The score against the seconds to train. Systems of unknown cost are left out."""
     known = {name: means[name] for name in means if name in seconds}
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: "Figure", names: Names) -> None:
         axes = figure.add_subplot()
         for name, mean in known.items():
             at, colour = max(seconds[name], least), colours[name]
             axes.plot([at, at], [mean.low, mean.high], color=colour, linewidth=3, alpha=0.4)
-            axes.plot([at], [mean.value], "o", color=colour, markersize=8, label=shown(name))
+            axes.plot([at], [mean.value], "o", color=colour, markersize=8, label=names.shown(name))
         axes.set_xscale("log")
         axes.set_xlim(least / 2, 2 * max(*seconds.values(), 10 * least))
         axes.minorticks_off()
@@ -115,14 +116,14 @@ def learning_curve(
 ) -> Chart | None:
     """The score by the number of training examples, with the band of its 95 % interval."""
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: "Figure", names: Names) -> None:
         axes = figure.add_subplot()
         for name, points in lines.items():
             sizes, colour = [*points], colours[name]
             low, high = [one.low for one in points.values()], [one.high for one in points.values()]
             values = [one.value for one in points.values()]
             axes.fill_between(sizes, low, high, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(sizes, values, "o-", color=colour, markersize=5, label=shown(name))
+            axes.plot(sizes, values, "o-", color=colour, markersize=5, label=names.shown(name))
         axes.set_xscale("log")
         axes.minorticks_off()
         ticks = sorted({size for points in lines.values() for size in points})
@@ -142,7 +143,7 @@ def confusion(
 ) -> Chart | None:
     """Counts by what is true (rows) and predicted (columns); shades are shares of a row."""
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: "Figure", names: Names) -> None:
         axes = figure.add_subplot()
         for row, counts in enumerate(rows.values()):
             for column, count in enumerate(counts):
@@ -153,12 +154,12 @@ def confusion(
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
         axes.grid(False)
         is_named = len(columns) <= _MOST_LABELS
-        texts = [shown(text, 12) for text in columns] if is_named else []
+        texts = [names.shown(text, 12) for text in columns] if is_named else []
         turned = 40 if is_named and len(columns) > 3 else 0
         axes.set_xticks(
             range(len(texts)), texts, rotation=turned, ha="right" if turned else "center"
         )
-        own = [shown(text, 12) for text in rows] if is_named else []
+        own = [names.shown(text, 12) for text in rows] if is_named else []
         axes.set_yticks(range(len(own)), own)
         axes.set(xlabel="predicted", ylabel="true")
 
@@ -182,14 +183,14 @@ def reliability(
     bins: by system, the examples, the mean probability and the accuracy of each bin.
     """
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: "Figure", names: Names) -> None:
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
         for name, (counts, confidences, accuracies) in bins.items():
             kept = [i for i, count in enumerate(counts) if count]
             sizes = [20 + 160 * counts[i] / (sum(counts) or 1) for i in kept]
             x, y = [confidences[i] for i in kept], [accuracies[i] for i in kept]
-            axes.plot(x, y, color=colours[name], linewidth=1, alpha=0.5, label=shown(name))
+            axes.plot(x, y, color=colours[name], linewidth=1, alpha=0.5, label=names.shown(name))
             axes.scatter(x, y, s=sizes, color=colours[name], alpha=0.85, linewidths=0)
         axes.set(
             xlim=(-0.02, 1.04), ylim=(-0.04, 1.06), xlabel="mean probability", ylabel="accuracy"
@@ -208,9 +209,9 @@ def reliability(
 def coverage(curves: Mapping[str, Curve], colours: Colours) -> Chart | None:
     """What is right of the surest predictions, by the share that is kept."""
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: "Figure", names: Names) -> None:
         axes = figure.add_subplot()
-        _lines(axes, curves, colours)
+        _lines(axes, names, curves, colours)
         axes.set(
             xlim=(0, 1.02), xlabel="share of predictions kept, the surest first", ylabel="right"
         )
@@ -223,9 +224,9 @@ def coverage(curves: Mapping[str, Curve], colours: Colours) -> Chart | None:
 def threshold(curves: Mapping[str, Curve], colours: Colours) -> Chart | None:
     """F1 by the threshold above which a question is left unanswered; the used one is marked."""
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: "Figure", names: Names) -> None:
         axes = figure.add_subplot()
-        _lines(axes, curves, colours)
+        _lines(axes, names, curves, colours)
         axes.set(
             xlim=(-0.02, 1.02), xlabel="threshold on the probability of no answer", ylabel="f1"
         )
@@ -247,7 +248,7 @@ def by_kind(
 ) -> Chart | None:
     """The mean F1 by kind of question. kinds: how many questions each kind has. means: by system."""
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: "Figure", names: Names) -> None:
         axes = figure.add_subplot()
         width = 0.6 / max(1, len(means) - 1) if len(means) > 1 else 0.0
         for number, (system, own) in enumerate(means.items()):
@@ -257,10 +258,10 @@ def by_kind(
                 axes.plot(
                     [at, at], [own[kind].low, own[kind].high], color=colour, linewidth=3, alpha=0.4
                 )
-                named = shown(system) if place == 0 else None
+                named = names.shown(system) if place == 0 else None
                 axes.plot([at], [own[kind].value], "o", color=colour, markersize=6, label=named)
         axes.set_xticks(
-            range(len(kinds)), [f"{shown(kind, 10)}\n{n:,}" for kind, n in kinds.items()]
+            range(len(kinds)), [f"{names.shown(kind, 10)}\n{n:,}" for kind, n in kinds.items()]
         )
         axes.set(xlim=(-0.5, len(kinds) - 0.5), ylim=(-4, 104), ylabel="f1")
         axes.grid(False, axis="x")
@@ -272,12 +273,12 @@ def by_kind(
     return draw(name, title, caption, paint)
 
 
-def _lines(axes: "Axes", curves: Mapping[str, Curve], colours: Colours) -> None:
+def _lines(axes: "Axes", names: Names, curves: Mapping[str, Curve], colours: Colours) -> None:
     for name, curve in curves.items():
         step = 1 + len(curve.x) // _MOST_POINTS
         x, y = [*reversed(curve.x[::-1][::step])], [*reversed(curve.y[::-1][::step])]
         mark = "o" if len(x) == 1 else ""
-        axes.plot(x, y, marker=mark, color=colours[name], label=shown(name))
+        axes.plot(x, y, marker=mark, color=colours[name], label=names.shown(name))
         if curve.chosen is not None:
             axes.axvline(curve.chosen, color=colours[name], linewidth=1, linestyle=(0, (4, 3)))
     axes.spines["left"].set_color(RULE)

@@ -1,41 +1,19 @@
 """Fonts for names in any script: installed ones beside matplotlib's own, and where none has a letter, its
-number in place of a box.
-
-A number is written as Python would, \\u4e2d, behind a sign of no width. `restored` knows it by that sign, so
-that text which stays text, as in an SVG, has the letter.
+number in place of a box, written as Python would: \\u4e2d.
 """
 
-import re
 from collections.abc import Iterable
 from functools import cache
 
-_SIGN = "\u200b"
-"""The zero-width space. `terminal.visible` leaves none in a name."""
-_NUMBER = re.compile(_SIGN + r"(?:\\u([0-9a-f]{4})|\\U([0-9a-f]{8}))")
 _OWN = "DejaVu Sans"
 """What matplotlib brings with it."""
 _BOXES = ("Last Resort", "Adobe Blank")
 """The beginnings of the names of fonts that have a box, or nothing, for every letter."""
 
 
-def drawable(text: str, longest: int) -> str:
-    """Return a text in letters that some font here has. If numbers make it longer than `longest`, its end
-    is left out.
-    """
-    letters = [one if one == "\n" or family_of(one) else _number(one) for one in text]
-    if "".join(letters) == text or len("".join(letters)) <= longest:
-        return "".join(letters)
-    kept = ""
-    for letter in letters:
-        if len(kept + letter) >= longest:
-            break
-        kept += letter
-    return f"{kept}…"
-
-
-def restored(text: str) -> str:
-    """Return a text with the letters that `drawable` has written as numbers."""
-    return _NUMBER.sub(lambda found: chr(int(found[1] or found[2], 16)), text)
+def drawable(text: str) -> list[str]:
+    """Return the letters of a text, with numbers for those that no font here has."""
+    return [one if family_of(one) else _number(one) for one in text]
 
 
 def families(texts: Iterable[str]) -> list[str]:
@@ -82,4 +60,4 @@ def _letters(file: str) -> frozenset[int]:
 
 def _number(letter: str) -> str:
     code = ord(letter)
-    return _SIGN + (f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}")
+    return f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"

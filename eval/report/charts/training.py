@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .draw import BAD, SERIES, SOFT, Chart, draw
+from .names import Names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,15 +72,15 @@ def curves(history: Log, resumed_at: Sequence[int] = ()) -> Chart | None:
         return None
     broken = sum(len(one.broken) for lines in panels.values() for one in lines.values())
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: "Figure", _names: Names) -> None:
         ratios = [1.6 if title == "loss" else 1.0 for title in panels]
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=ratios)
         for axes, (title, lines) in zip(grid[:, 0], panels.items(), strict=True):
             _panel(axes, title, lines, resumed_at)
         grid[-1, 0].set_xlabel("step")
-        handles, names = grid[0, 0].get_legend_handles_labels()
-        if len(names) > 1:
-            figure.legend(handles, names, loc="outside lower center", ncols=3, handlelength=1.4)
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        if len(labels) > 1:
+            figure.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=1.4)
 
     return draw(
         "training",

@@ -8,11 +8,13 @@ from xml.etree import ElementTree
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from eval.report.charts import figures, fonts, training
 from eval.report.charts.draw import COLOURS, SERIES
 from eval.report.charts.figures import Curve, Mean
+from eval.report.charts.names import Names
 from llama_peft.run_folder.evaluations import _TAG
 from tests.support.html import CheckedPage
 from tests.support.paths import ROOT
@@ -140,12 +142,36 @@ def test_a_name_in_any_script_is_drawn_without_boxes(title: str) -> None:
             figure.savefig(io.BytesIO(), format="png")
 
 
-def test_a_letter_that_no_font_has_is_its_number_and_comes_back() -> None:
+def test_a_letter_that_no_font_has_is_its_number() -> None:
     """STIX, which comes with matplotlib, has the hiragana."""
     assert len(fonts.families(["a", "\u306e"])) == 2 and fonts.families("a") == ["DejaVu Sans"]
-    for text in ("plain", "a \u306e b", "\U000e0fff", "\\u4e2d is text", "two\nlines"):
-        found = fonts.drawable(text, 99)
-        assert fonts.restored(found) == text and all(map(fonts.family_of, found.replace("\n", "")))
-    unknown = fonts.drawable("\U000e0fff" * 9, 25)
-    assert fonts.restored(unknown) == "\U000e0fff" * 2 + "…"
-    assert unknown.replace("\u200b", "") == "\\U000e0fff" * 2 + "…"
+    for text in ("plain", "a \u306e b", "\\u4e2d is text"):
+        assert fonts.drawable(text) == [*text]
+    assert fonts.drawable("a\U000e0fff") == ["a", "\\U000e0fff"]
+
+
+UNKNOWN = [chr(0xE0F00 + number) for number in range(12)]
+"""Letters that no font has, whatever is installed."""
+ALIKE = ["".join(UNKNOWN[:10]) + one for one in UNKNOWN[10:]]
+
+
+def test_a_name_without_a_font_is_whole_in_a_page() -> None:
+    """A browser may have its letters. Twelve stand in a matrix, and there they are twelve letters."""
+    chart = figures.confusion("c", "s", ALIKE, {one: [1, 1] for one in ALIKE})
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", chart.inline)
+    assert [words.count(one) for one in ALIKE] == [2, 2], "across and down"
+    drawn = {one.get_text() for one in chart.figure.findobj(Text)} - {"1", "", *words}
+    assert len(drawn) == 2 and all(len(one) <= 24 for one in drawn)
+
+
+def test_two_names_are_never_shown_alike() -> None:
+    """Neither in a page nor as a picture, by whatever they are cut; and one is always shown as itself."""
+    names = Names()
+    long = [f"a name that is cut {number}" for number in range(12)]
+    many = [*ALIKE, *long, UNKNOWN[0], f"\\U{ord(UNKNOWN[0]):08x}", "_a", " _a", "a b", "a  b"]
+    drawn = [names.shown(name, 12) for name in many]
+    assert drawn == [names.shown(name, 12) for name in many]
+    texts = [names.text(one) for one in drawn]
+    assert len({*drawn}) == len({*texts}) == len(many)
+    assert all(len(one) <= 12 for one in texts) and all(len(one) <= 24 for one in drawn)
+    assert texts[:2] == ALIKE and texts[2] == "a name that…" and drawn[1].endswith("…2")
