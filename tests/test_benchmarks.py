@@ -176,14 +176,17 @@ def test_rows_are_measured_by_what_the_commands_take(
         app([*map(str, words)], standalone_mode=False)
         return cost
 
+    prepared = {"microseconds_a_row": 2.0, "peak_bytes": 3, "bytes_before": 1}
+    monkeypatch.setattr(rows.data, "in_a_process", lambda *_: prepared)
     monkeypatch.setattr(rows, "measured", here)
     monkeypatch.setattr(rows, "FEWEST", 8)
     found = rows.run({"classification": (9,)})
     assert [row["name"] for row in found["rows"]] == [
-        f"{command}/classification/9" for command in ("score", "compare", "html")
+        f"{command}/classification/9" for command in ("prepare", "score", "compare", "html")
     ]
-    assert all(row["written_bytes"] > 1000 for row in found["rows"] if "compare" not in row["name"])
-    assert table.rows(found).row_count == 3
+    written = [row["written_bytes"] > 1000 for row in found["rows"]]
+    assert written == [False, True, False, True]
+    assert table.rows(found).row_count == 4
     asked = next(rows._commands("generative_qa", 21, tmp_path))
     assert asked[2].read_text("utf-8").count("\n") == 21
 

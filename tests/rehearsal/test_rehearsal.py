@@ -25,15 +25,22 @@ SHAPE = {
     **{"num_attention_heads": 8, "num_key_value_heads": 2, "tie_word_embeddings": True},
 }
 """Of a base, of which there is only this config."""
-PLAIN = "tiny-sst2", "train.packing=prefix_tree"
+HALF = "model.dtype=null"
+"""As a base of 16 bits, which the demo is too small for."""
+PLAIN = "tiny-sst2", HALF, "train.packing=prefix_tree"
 COMPILED = *PLAIN, "train.torch_compile=true"
 FORMS = (
     ("tiny-squad", "train.activation_checkpointing=true"),
     ("tiny-squad-span", "lora.lora_dropout=0.1"),
     PLAIN,
     COMPILED,
-    ("tiny-sst2", "lora=null", "dataset.name=reviews"),
-    ("tiny-sst2", "train.per_device_train_batch_size=1", "train.per_device_eval_batch_size=1"),
+    ("tiny-sst2", HALF, "lora=null", "dataset.name=reviews"),
+    (
+        "tiny-sst2",
+        HALF,
+        "train.per_device_train_batch_size=1",
+        "train.per_device_eval_batch_size=1",
+    ),
 )
 """Recipes with settings, of each way to train."""
 TWICE = """

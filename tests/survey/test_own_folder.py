@@ -8,19 +8,19 @@ from llama_peft.recipe import dump_recipe, load_recipe
 from llama_peft.survey.own_folder import folder_name, load_in_own_folder
 from tests.support.runs import write_record
 
-RATE = "train.learning_rate=1e-3"
+RATE = "train.learning_rate=3e-3"
 
 
 @pytest.mark.parametrize(
     ("overrides", "name"),
     [
         ([], None),
-        ([RATE], "tiny-sst2+learning_rate=0.001"),
-        (["train.learning_rate=0.001"], "tiny-sst2+learning_rate=0.001"),
-        (["train.max_steps=5", RATE], "tiny-sst2+learning_rate=0.001+max_steps=5"),
-        ([RATE, "train.max_steps=5"], "tiny-sst2+learning_rate=0.001+max_steps=5"),
+        ([RATE], "tiny-sst2+learning_rate=0.003"),
+        (["train.learning_rate=0.003"], "tiny-sst2+learning_rate=0.003"),
+        (["train.max_steps=5", RATE], "tiny-sst2+learning_rate=0.003+max_steps=5"),
+        ([RATE, "train.max_steps=5"], "tiny-sst2+learning_rate=0.003+max_steps=5"),
         (["train.seed=1"], "tiny-sst2+train.seed=1"),  # dataset.seed is another key
-        (["train.learning_rate=2e-3"], "tiny-sst2"),  # the recipe says so anyway
+        (["train.learning_rate=1e-3"], "tiny-sst2"),  # the recipe says so anyway
         ([RATE, "train.output_dir=here"], None),
     ],
 )
@@ -55,7 +55,7 @@ def test_every_name_is_one_that_windows_takes_and_unique() -> None:
 
 
 @pytest.mark.parametrize(
-    "earlier", ["tiny-sst2+1742203459", "tiny-sst2-learning_rate-1e-3", "tiny-sst2"]
+    "earlier", ["tiny-sst2+1742203459", "tiny-sst2-learning_rate-3e-3", "tiny-sst2"]
 )
 def test_a_run_of_an_earlier_name_stays_in_use(
     earlier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -69,7 +69,7 @@ def test_a_run_of_an_earlier_name_stays_in_use(
     (folder / "recipe.yaml").write_text(dump_recipe(kept), "utf-8")
     assert load_in_own_folder("tiny-sst2", [RATE]).run_folder == folder.as_posix()
     other = load_in_own_folder("tiny-sst2", [RATE, "train.max_steps=5"]).run_folder
-    assert other == "runs/tiny-sst2+learning_rate=0.001+max_steps=5"
+    assert other == "runs/tiny-sst2+learning_rate=0.003+max_steps=5"
 
 
 def test_a_value_that_a_user_wrote_does_not_stand_for_auto(
