@@ -29,7 +29,9 @@ def write_evaluation(
     }
     results = {
         "results": {f"sst2-head_{part}": classification_results(said, GOLDS, LABELS)},
-        "configs": {f"sst2-head_{part}": {"labels": LABELS, "dtype": "bfloat16", "max_length": 512}},
+        "configs": {
+            f"sst2-head_{part}": {"labels": LABELS, "dtype": "bfloat16", "max_length": 512}
+        },
         "config": {"recipe": "sst2-head", "model_kind": kind, **facts},
         "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
         "git_hash": "0123abc",
