@@ -71,7 +71,7 @@ def replace_compiler() -> None:
     ) -> Run:
         code = getattr(function, "__code__", None)  # each training has a copy of the function
         if code == blocks._forward.__code__ and backend is not None:
-            return _under_modes(compiles, function, backend, options)
+            return _under_modes(compiles, function, backend, options)  # type: ignore[arg-type]  # it has code
         return function or (lambda inner: inner)
 
     replace(torch, "compile", compile)
