@@ -91,7 +91,7 @@ def lines_of(found: Verdict, more: Sequence[Table] = ()) -> list[str]:
 def _job(one: Measurement) -> Job:
     """Return what is evaluated: a finished run, or a model that needs no training of ours."""
     recipe, output = one.recipe, Path(one.run, one.results)
-    if one.is_whole:
+    if one.trains_all_weights:
         model = str(Path(recipe.run_folder, MODEL_FOLDER))
         return make_job(recipe, model, None, None, None, output, [], "classifier")
     if one.rung == "hosted":

@@ -97,7 +97,7 @@ def _measure(
     """Train and measure one rung; return False if this is finished already."""
     if one.is_trained:
         reset_peak()
-        fit = whole.train if one.is_whole else partial(train_in, processes)
+        fit = whole.train if one.trains_all_weights else partial(train_in, processes)
         fit(one.recipe, fresh=fresh, given=given)
         free_memory()
     key = key_of(one, content)

@@ -74,7 +74,7 @@ def main() -> None:
         for task in (short_rows.classify(128), short_rows.spans(32)):
             if arguments.only in (None, task.name):
                 found = short_rows.run(base, task, arguments.repeats)
-                path = measure.write(found, arguments.output)
+                path = measure.write(found, arguments.output / "short_rows")
                 console.print(table.speed(found), table.ratios(found), f"wrote {path}")
         for name, benchmark in {"decoding": decoding, "training": training}.items():
             if arguments.only in (None, name):

@@ -66,7 +66,7 @@ def key_of(one: Measurement, content: str) -> str:
 def record_of(one: Measurement) -> TrainingRecord | WholeRecord:
     """Return the record of a trained measurement. Raises UserError if it is not trained yet."""
     folder = Path(one.recipe.run_folder)
-    if not one.is_whole:
+    if not one.trains_all_weights:
         return read_record(folder)
     record = read_whole(folder)
     if record is None:
@@ -113,14 +113,14 @@ def lenders(one: Measurement) -> Iterator[Path]:
     for other in sorted(run.parent.glob("*")):
         known = None if one.is_trained or other == run else read_finished(other)
         proof = None if known is None else known.results.get(one.results)
-        if proof is not None and _is_whole(other / one.results, proof):
+        if proof is not None and _is_lendable(other / one.results, proof):
             yield other / one.results
 
 
 def _copied(source: Path, one: Measurement, proof: Proof) -> bool:
     """Copy results and predictions of a measurement, if they are whole."""
     check_evaluation_folder(Path(one.run, one.results))
-    if not _is_whole(source, proof) or (one.rung == "hosted" and _is_of_other_server(source)):
+    if not _is_lendable(source, proof) or (one.rung == "hosted" and _is_of_other_server(source)):
         return False
     try:
         target = files.make_folder(Path(one.run), one.results)
@@ -132,8 +132,8 @@ def _copied(source: Path, one: Measurement, proof: Proof) -> bool:
         return False
 
 
-def _is_whole(source: Path, proof: Proof) -> bool:
-    """Return whether results and predictions are those that a proof is about."""
+def _is_lendable(source: Path, proof: Proof) -> bool:
+    """Return whether results, and their predictions too, are those that a proof is about."""
     try:
         if files.sum_of(source, RESULTS) != proof.results_sha256:
             return False

@@ -58,7 +58,7 @@ class Measurement:
         return self.rung in TRAINED
 
     @property
-    def is_whole(self) -> bool:
+    def trains_all_weights(self) -> bool:
         return self.rung in WHOLE
 
     @property
