@@ -145,7 +145,7 @@ def lent(lenders: Iterable[Path], key: str | None, examples: Sequence[Example]) 
         try:
             results = read_results(folder / RESULTS)
             lines = read_lines(folder / PREDICTIONS)
-            told = Told.of(lines, ("id",))
+            told = Told.of(lines, ())
         except (OSError, ValueError, UserError):
             continue
         ids = texts(example.id for example in examples)

@@ -237,7 +237,7 @@ def _system(folder: Path, task: str, results: Results, lines: Lines, told: Told)
     if not parts or task not in results.configs:
         raise ValueError(f"{task} has no {'predictions' if not parts else 'configs'}")
     if len(parts) < len(told.parts):
-        own = np.flatnonzero(np.isin(told.splits, parts))
+        own = np.sort(np.concatenate([told.of_part(part) for part in parts]))
         lines, told = lines.at(own), told.at(own)
     system = SystemResults(
         folder=folder,

@@ -229,11 +229,10 @@ def score(
     side: what is predicted. no_answer: the phrase that a model writes for it. temperature: that of
     the lines' probabilities. Raises ValueError unless predictions match the examples id for id.
     """
-    told = Told.of(lines, ("id", "prediction", "probabilities", "no_answer_probability"))
+    told = Told.of(lines, ("prediction", "probabilities", "no_answer_probability"))
     ids = texts(example.id for example in examples)
     said, right = told.predictions.held, held(gold(example, labels) for example in examples)
-    units = Column[str](ids, held(group_of(example) or "" for example in examples))
-    groups = units.at(np.flatnonzero(units.held != ""))
+    groups = Column[str](ids, held(group_of(example) or "" for example in examples)).known("")
     confidence = told.probabilities if len(told.probabilities) == len(told.ids) else None
     before = None
     if confidence is not None and temperature is not None:
@@ -281,11 +280,9 @@ def finish(
     job.output.mkdir(parents=True, exist_ok=True)
     names = {part: task_name(job.recipe.name, part) for part in found.parts}
     with spooled(job.output, lines) as kept:
-        told = Told.of(kept, ("id", "split"))
+        told = Told.of(kept, ("split",))
         scores = {
-            name: _score_part(
-                job, found, kept.at(np.flatnonzero(told.splits == part)), part, threshold
-            )
+            name: _score_part(job, found, kept.at(told.of_part(part)), part, threshold)
             for part, name in names.items()
         }
         ordered = kept.at(np.argsort(told.ids, kind="stable"))

@@ -6,6 +6,7 @@ million rows holds a few of them at a time.
 
 import json
 import weakref
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,12 +65,12 @@ def read_lines(path: Path) -> Lines:
     What a line holds is checked when it is read.
     """
     file = open_regular(inside(path.parent, path.name))
-    starts, start = [], 0
+    starts, start = array("q"), 0
     for raw in file:
         if raw != b"\n":
             starts.append(start)
         start += len(raw)
-    return Lines(file, np.array(starts, dtype=np.int64))
+    return Lines(file, np.frombuffer(starts, dtype=np.int64))
 
 
 @contextmanager

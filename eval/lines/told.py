@@ -4,10 +4,13 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+
+from llama_peft.system.sequences.arrays import LongArray
 
 from ..metrics.columns import (
     Column,
+    Filling,
+    Flags,
     Held,
     IntArray,
     Lists,
@@ -15,14 +18,12 @@ from ..metrics.columns import (
     Value,
     cut,
     held,
-    joined,
-    piece_of,
+    texts,
 )
 from ..metrics.measure import Said
 from .line import PredictionLine
 
 _NOTHING: Mapping[str, object] = {
-    "id": "",
     "split": "",
     "prediction": "",
     "gold": "",
@@ -36,31 +37,35 @@ _NOTHING: Mapping[str, object] = {
 class Told:
     """Columns of lines, in the order of the lines. Raises ValueError for values of several types."""
 
-    def __init__(self, held: Mapping[str, Held]) -> None:
+    def __init__(self, ids: Texts, held: Mapping[str, Held]) -> None:
+        self.ids = ids
         self._held = held
 
     @classmethod
     def of(cls, lines: Iterable[PredictionLine], names: Iterable[str] = _NOTHING) -> "Told":
-        """Return what lines say, or only the fields of these names. The lines are read once."""
-        pieces: dict[str, list[Held]] = {name: [] for name in names}
+        """Return what lines say: their ids, and the fields of these names. They are read once."""
+        columns = {name: Filling() for name in names}
+        ids: list[Texts] = []
         for piece in cut(lines):
-            for name, own in pieces.items():
+            ids.append(texts(line.id for line in piece))
+            for name, own in columns.items():
                 found, nothing = (getattr(line, name) for line in piece), _NOTHING[name]
-                own.append(piece_of([nothing if one is None else one for one in found]))
-        return cls({name: joined(pieces.pop(name)) for name in [*pieces]})
+                own.add([nothing if one is None else one for one in found])
+        every = np.concatenate([texts([]), *ids])
+        return cls(texts(every), {name: columns.pop(name).held() for name in [*columns]})
 
-    @property
-    def ids(self) -> Texts:
-        return self._texts("id")
+    @cached_property
+    def _splits(self) -> Column[str]:
+        return Column(self.ids, self._held["split"])
 
-    @property
-    def splits(self) -> Texts:
-        return self._texts("split")
+    def of_part(self, part: str) -> IntArray:
+        """Return the places of the lines that belong to a part of the data."""
+        return self._splits.of(part)
 
     @cached_property
     def parts(self) -> list[str]:
         """The parts of the data that the lines belong to."""
-        return sorted({*Column(self.ids, self.splits).values()})
+        return sorted({*self._splits.values()})
 
     @cached_property
     def predictions(self) -> Column[Said]:
@@ -73,13 +78,12 @@ class Told:
     @cached_property
     def groups(self) -> Column[str]:
         """The groups of the examples that were not drawn alone."""
-        groups = self._texts("group")
-        return _known(Column(self.ids, groups), groups != "")
+        return Column[str](self.ids, self._held["group"]).known("")
 
     @cached_property
     def units(self) -> Column[str]:
         """The group of each example, or its own id if it was drawn alone."""
-        pairs = Column[str](self.ids, self._texts("group")).items()
+        pairs = Column[str](self.ids, self._held["group"]).items()
         return Column(self.ids, held(group or f"id {id_}" for id_, group in pairs))
 
     @cached_property
@@ -87,25 +91,20 @@ class Told:
         """The probabilities of the labels, of the lines that hold some."""
         lists = self._held["probabilities"]
         assert isinstance(lists, Lists), "each line has a list"
-        return _known(Column(self.ids, lists), np.diff(lists.ends, prepend=0) > 0)
+        return _known(Column(self.ids, lists), np.diff(lists.ends[:], prepend=0) > 0)
 
     @cached_property
     def no_answer_probabilities(self) -> Column[float]:
         """The probabilities of no answer, of the lines that hold one."""
         held = self._held["no_answer_probability"]
-        assert isinstance(held, np.ndarray), "each line has a number"
-        return _known(Column(self.ids, held), held == held)  # nothing is NaN, which is not itself
+        assert isinstance(held, LongArray), "each line has a number"
+        return _known(Column(self.ids, held), ~np.isnan(held[:]))
 
     def at(self, places: IntArray) -> "Told":
         """Return what the lines at these places say."""
         every = {name: Column(self.ids, held).at(places).held for name, held in self._held.items()}
-        return Told(every)
-
-    def _texts(self, name: str) -> Texts:
-        held = self._held[name]
-        assert isinstance(held, np.ndarray), "texts are not lists"
-        return held  # type: ignore[return-value]
+        return Told(self.ids[places], every)
 
 
-def _known(column: Column[Value], is_known: NDArray[np.bool_]) -> Column[Value]:
+def _known(column: Column[Value], is_known: Flags) -> Column[Value]:
     return column if is_known.all() else column.at(np.flatnonzero(is_known))

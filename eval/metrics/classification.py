@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .columns import FloatArray, IntArray, rows, texts
+from .columns import FloatArray, Floats, IntArray, rows, texts
 from .evidence import CORRELATION, Evidence, Scores
 from .ids import matched
 
@@ -22,9 +22,9 @@ def confusion(
     predictions: Mapping[str, str], golds: Mapping[str, str], labels: Sequence[str]
 ) -> IntArray:
     """Counts by reference (rows) and prediction (columns); the last column is for no label."""
-    codes = _codes(predictions, golds, labels).astype(np.int64)
     counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
-    np.add.at(counts, (codes[:, 0], codes[:, 1]), 1)
+    for piece in _codes(predictions, golds, labels).pieces():
+        np.add.at(counts, tuple(piece.T.astype(np.int64)), 1)
     return counts
 
 
@@ -45,13 +45,14 @@ def classification_evidence(
             *(_of_each(code_K, counts_RK, size) for code_K in (hit_K, predicted_K, gold_K))
         )
 
-    codes = _codes(predictions, golds, labels)
-    correct = (codes[:, 0] == codes[:, 1]).astype(np.float64)
     return Evidence(
         ids=texts(golds),
-        rows=codes,
+        rows=_codes(predictions, golds, labels),
         statistic=statistic,
-        vectors={"accuracy": correct, "unparsable": (codes[:, 1] == size).astype(np.float64)},
+        vectors={
+            "accuracy": lambda rows_NC: (rows_NC[:, 0] == rows_NC[:, 1]).astype(np.float64),
+            "unparsable": lambda rows_NC: (rows_NC[:, 1] == size).astype(np.float64),
+        },
         bounds={"matthews_correlation": CORRELATION},
     )
 
@@ -117,7 +118,7 @@ def ratio(top: FloatArray, bottom: FloatArray, otherwise: float = 0.0) -> FloatA
 
 def _codes(
     predictions: Mapping[str, str], golds: Mapping[str, str], labels: Sequence[str]
-) -> FloatArray:
+) -> Floats:
     """(examples, 2): the numbers of reference and prediction; no label is one past the last."""
     pairs = matched(predictions, golds)
     if len(set(labels)) != len(labels):

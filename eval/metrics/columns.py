@@ -2,7 +2,8 @@
 
 A column is a Mapping like a dict, so every metric takes either, and gives the same numbers to the
 last bit. It is read in the order in which it was filled, some rows at a time; to look up a single
-id takes a pass over all.
+id takes a pass over all. Numbers of many rows lie on disk, and of texts that are few, as labels and
+the names of passages are, a row holds only which one it is.
 """
 
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
@@ -12,24 +13,53 @@ from typing import Generic, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_peft.system.sequences.arrays import PIECE, LongArray
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Floats = LongArray[np.float64]
 Texts = np.ndarray[tuple[int], np.dtypes.StringDType]
 """Texts as UTF-8: 16 bytes each and, if they are longer than 15, their own bytes."""
-Flat = Texts | FloatArray
 
-PIECE = 8192
-"""Rows that are Python objects at a time."""
 _TEXT = np.dtypes.StringDType()
+_FEW = 16
+"""Different texts that are always few."""
+_ROWS_A_TEXT = 4
+"""Rows that each of more different texts must have."""
 
 Value = TypeVar("Value", covariant=True)
 Any_ = TypeVar("Any_")
 
 
+class Coded:
+    """Texts of which there are few."""
+
+    def __init__(self, names: Sequence[str], codes: NDArray[np.unsignedinteger]) -> None:
+        self._names = names
+        self._codes = codes
+        """The place of each text among the names."""
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def __getitem__(self, rows: slice | IntArray) -> "Coded":
+        return Coded(self._names, self._codes[rows])
+
+    def tolist(self) -> list[str]:
+        """Return the texts."""
+        return [self._names[code] for code in self._codes.tolist()]
+
+    def are(self, text: str) -> Flags:
+        """Return for each text whether it is this one."""
+        own = self._names.index(text) if text in self._names else len(self._names)
+        return self._codes == own
+
+
 class Lists:
     """Lists of texts or of numbers, one behind the other."""
 
-    def __init__(self, flat: Flat, ends: IntArray) -> None:
+    def __init__(self, flat: "Texts | Coded | Floats", ends: LongArray[np.int64]) -> None:
         self.flat = flat
         self.ends = ends
         """Where each list ends in `flat`."""
@@ -39,8 +69,7 @@ class Lists:
 
     def __iter__(self) -> Iterator[object]:
         start = 0
-        for first in range(0, len(self.ends), PIECE):
-            ends = self.ends[first : first + PIECE]
+        for ends in self.ends.pieces():
             flat = self.flat[start : ends[-1]].tolist()
             bounds = [0, *(ends - start).tolist()]
             yield from (flat[i:j] for i, j in pairwise(bounds))
@@ -48,14 +77,15 @@ class Lists:
 
     def at(self, order: IntArray) -> "Lists":
         """Return the lists at these places."""
-        starts = np.append(0, self.ends)[order]
-        sizes = self.ends[order] - starts
+        starts = np.append(0, self.ends[:])[order]
+        sizes = self.ends[:][order] - starts
         ends = sizes.cumsum()
         places = np.repeat(starts - (ends - sizes), sizes) + np.arange(sizes.sum())
-        return Lists(self.flat[places], ends)
+        return Lists(_at(self.flat, places), LongArray.of(ends))
 
 
-Held = Texts | FloatArray | Lists
+Held = Texts | Coded | Floats | Lists
+Flat = TypeVar("Flat", Texts, Coded, Floats, "Texts | Coded | Floats")
 
 
 class Column(Mapping[str, Value], Generic[Value]):
@@ -90,8 +120,16 @@ class Column(Mapping[str, Value], Generic[Value]):
 
     def at(self, order: IntArray) -> "Column[Value]":
         """Return the rows at these places."""
-        held = self.held.at(order) if isinstance(self.held, Lists) else self.held[order]
-        return Column(self.ids[order], held)
+        return Column(self.ids[order], _at(self.held, order))
+
+    def of(self, text: str) -> IntArray:
+        """Return the places of a text."""
+        return np.flatnonzero(are(self.held, text))
+
+    def known(self, nothing: str) -> "Column[Value]":
+        """Return the rows that hold another text than this one."""
+        is_nothing = are(self.held, nothing)
+        return self.at(np.flatnonzero(~is_nothing)) if is_nothing.any() else self
 
 
 class _Values(ValuesView[Value]):
@@ -119,13 +157,25 @@ def _each(held: Held) -> Iterator[object]:
     return chain.from_iterable(piece.tolist() for piece in pieces)
 
 
+def _at(held: Any_, places: IntArray) -> Any_:
+    """Return what is held at these places."""
+    found = held.at(places) if isinstance(held, Lists | LongArray) else held[places]  # type: ignore[index]
+    return cast("Any_", found)
+
+
+def are(held: Held, text: str) -> Flags:
+    """Return for each of the texts whether it is this one."""
+    return held.are(text) if isinstance(held, Coded) else cast("Flags", held == text)
+
+
 def texts(values: "Iterable[str] | NDArray[np.generic]") -> Texts:
     """Return texts as an array."""
     if isinstance(values, Column):
         return values.ids
     if isinstance(values, np.ndarray):
         return cast("Texts", values)
-    return cast("Texts", held(values))
+    pieces = [np.array(piece, dtype=_TEXT) for piece in cut(values)]
+    return cast("Texts", np.concatenate(pieces) if pieces else np.array([], dtype=_TEXT))
 
 
 def held(values: Iterable[object]) -> Held:
@@ -133,7 +183,10 @@ def held(values: Iterable[object]) -> Held:
 
     Raises ValueError if they are not of one type, or cannot be written as UTF-8.
     """
-    return joined([piece_of(piece) for piece in cut(values)])
+    filling = Filling()
+    for piece in cut(values):
+        filling.add(piece)
+    return filling.held()
 
 
 def cut(values: Iterable[Any_]) -> Iterator[list[Any_]]:
@@ -143,39 +196,92 @@ def cut(values: Iterable[Any_]) -> Iterator[list[Any_]]:
         yield piece
 
 
-def piece_of(values: Sequence[object]) -> Held:
-    """Return a few values of one type as an array. Raises ValueError as `held`."""
-    if all(isinstance(one, str) for one in values):
-        return np.array(values, dtype=_TEXT)
-    if all(isinstance(one, float) for one in values):
-        return np.array(values, dtype=np.float64)
-    lists = [one for one in values if isinstance(one, list)]
-    flat = piece_of([*chain.from_iterable(lists)])
-    if len(lists) < len(values) or isinstance(flat, Lists):
-        raise ValueError("the values are of several types")
-    return Lists(flat, np.cumsum([len(one) for one in lists]))
+class Filling:
+    """What a column will hold, while it grows."""
+
+    def __init__(self) -> None:
+        self._texts: _Texts | None = None
+        self._floats: Floats | None = None
+        self._lists: tuple[Filling, LongArray[np.int64]] | None = None
+        self._flat = 0
+
+    def add(self, values: Sequence[object]) -> None:
+        """Add a few values. Raises ValueError as `held`."""
+        if not values:
+            return
+        if all(isinstance(one, str) for one in values):
+            self._texts = self._texts or _Texts()
+            self._texts.add(cast("Sequence[str]", values))
+        elif all(isinstance(one, float) for one in values):
+            self._floats = self._floats or LongArray(np.float64)
+            self._floats.append(np.array(values))
+        elif all(isinstance(one, list) for one in values):
+            self._add_lists(cast("Sequence[list[object]]", values))
+        else:
+            raise ValueError("the values are of several types")
+
+    def _add_lists(self, values: "Sequence[list[object]]") -> None:
+        filling, ends = self._lists = self._lists or (Filling(), LongArray(np.int64))
+        flat = [*chain.from_iterable(values)]
+        if flat and isinstance(flat[0], list):
+            raise ValueError("the values are of several types")
+        filling.add(flat)
+        ends.append(self._flat + np.cumsum([len(one) for one in values]))
+        self._flat += len(flat)
+
+    def held(self) -> Held:
+        """Return all values."""
+        found: list[Held] = []
+        if self._texts is not None:
+            found.append(self._texts.held())
+        if self._floats is not None:
+            found.append(self._floats)
+        if self._lists is not None:
+            flat = self._lists[0].held()
+            assert not isinstance(flat, Lists), "lists of lists are refused"
+            found.append(Lists(flat, self._lists[1]))
+        if len(found) > 1:
+            raise ValueError("the values are of several types")
+        return found[0] if found else texts([])
 
 
-def joined(parts: Sequence[Held]) -> Held:
-    """Return one array for those of all pieces. Raises ValueError as `held`."""
-    lists = [one for one in parts if isinstance(one, Lists)]
-    flats = [one for one in parts if not isinstance(one, Lists)]
-    if not lists:
-        return _end_to_end(flats)
-    if flats:
-        raise ValueError("the values are of several types")
-    starts = np.cumsum([0, *(len(one.flat) for one in lists)])
-    ends = [one.ends + start for one, start in zip(lists, starts[:-1], strict=True)]
-    return Lists(_end_to_end([one.flat for one in lists if len(one.flat)]), np.concatenate(ends))
+class _Texts:
+    """Texts, while they grow: as numbers of those that occurred, as long as these are few."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] | None = {}
+        self._pieces: list[Texts] | list[NDArray[np.uint32]] = []
+        self._rows = 0
+
+    def add(self, values: Sequence[str]) -> None:
+        self._rows += len(values)
+        numbers = self._numbers
+        if numbers is None:
+            self._pieces.append(np.array(values, dtype=_TEXT))  # type: ignore[arg-type]
+            return
+        codes = [numbers.setdefault(one, len(numbers)) for one in values]
+        self._pieces.append(np.array(codes, dtype=np.uint32))  # type: ignore[arg-type]
+        if len(numbers) > max(_FEW, self._rows // _ROWS_A_TEXT):
+            names = np.array([*numbers], dtype=_TEXT)
+            self._pieces = [names[codes] for codes in self._pieces]
+            self._numbers = None
+
+    def held(self) -> Texts | Coded:
+        if self._numbers is None:
+            return cast("Texts", np.concatenate(self._pieces))
+        names = texts(self._numbers).tolist()  # raises ValueError for what cannot be written
+        kind = np.min_scalar_type(
+            len(names)
+        )  # one more than the codes: for a text that is not there
+        return Coded(names, np.concatenate(self._pieces).astype(kind))
 
 
-def _end_to_end(parts: Sequence[Flat]) -> Flat:
-    if len({one.dtype for one in parts}) > 1:
-        raise ValueError("the values are of several types")
-    return np.concatenate(parts) if parts else np.array([], dtype=_TEXT)
-
-
-def rows(values: Iterable[Iterable[float]], count: int, width: int) -> FloatArray:
+def rows(values: Iterable[Iterable[float]], count: int, width: int) -> Floats:
     """Return (count, width): the numbers of each row. Raises ValueError if there are others."""
-    flat = np.fromiter(chain.from_iterable(values), dtype=np.float64, count=count * width)
-    return flat.reshape(count, width)
+    found: Floats = LongArray(np.float64, width)
+    for piece in cut(values):
+        flat = np.fromiter(chain.from_iterable(piece), np.float64, len(piece) * width)
+        found.append(flat.reshape(len(piece), width))
+    if len(found) != count:
+        raise ValueError(f"there are {len(found)} rows, and should be {count}")
+    return found

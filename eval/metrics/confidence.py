@@ -16,9 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_peft.system.sequences.arrays import LongArray
+
 from .catalogue import COVERAGES
 from .classification import ratio
-from .columns import FloatArray, IntArray, Texts, rows, texts
+from .columns import FloatArray, Floats, IntArray, Texts, rows, texts
 from .evidence import LOSS, Evidence, Scores
 from .ids import matched
 
@@ -62,13 +64,16 @@ def _each_once(chances: Sequence[float], labels: Sequence[str]) -> Sequence[floa
     return chances
 
 
-def _evidence(ids: Texts, rows_NC: FloatArray, labels: Sequence[str]) -> Evidence:
-    squares_N, losses_N = _squares_and_losses(rows_NC)
+def _evidence(ids: Texts, rows_NC: Floats, labels: Sequence[str]) -> Evidence:
     return Evidence(
         ids=ids,
         rows=rows_NC,
         statistic=_confidence,
-        vectors={"brier_score": squares_N, "log_loss": losses_N},
+        vectors={
+            "brier_score": lambda rows_NC: _squares_and_losses(rows_NC)[0],
+            "log_loss": lambda rows_NC: _squares_and_losses(rows_NC)[1],
+        },
+        is_even=True,
         bounds={"brier_score": (0.0, 1.0 if len(labels) == 2 else 2.0), "log_loss": LOSS},
     )
 
@@ -138,7 +143,7 @@ def reliability(
     """The bins of `ece`: examples, their mean highest probability, and their accuracy, as
     `reliability_<name>_per_bin`. An empty bin has 0 for all three.
     """
-    bins = _binned(confidence_evidence(probabilities, golds, labels).rows)
+    bins = _binned(confidence_evidence(probabilities, golds, labels).rows[:])
     size = np.bincount(bins.bin_K, minlength=_BINS).astype(np.float64)
     each_K = (bins.chance_K, bins.right_K)
     sums = [np.bincount(bins.bin_K, weights=one_K, minlength=_BINS) for one_K in each_K]
@@ -162,7 +167,7 @@ def fit_temperature(evidence: Evidence) -> float:
     (expected logit - logit of the reference), changes its sign once: bisection finds it. The logs
     of probabilities take the place of the logits z, from which they differ by a constant.
     """
-    rows_KC = evidence.rows
+    rows_KC = evidence.rows[:]
     logs_KL = np.log(np.maximum(rows_KC[:, 1:], np.finfo(np.float64).tiny))
     size = logs_KL.shape[1]
     own_K = logs_KL[rows_KC[:, :1] == np.arange(size)]
@@ -187,7 +192,7 @@ def ranking_scores(
 
     They have no intervals: each resample would take as long as all the other scores together.
     """
-    rows_KC = confidence_evidence(probabilities, golds, labels).rows
+    rows_KC = confidence_evidence(probabilities, golds, labels).rows[:]
     asked = range(len(labels)) if len(labels) > 2 else [len(labels) - 1]
     ranked = np.array([ranking(rows_KC[:, 1 + label], rows_KC[:, 0] == label) for label in asked])
     names = ("roc_auc", "average_precision")
@@ -254,8 +259,9 @@ def selective_evidence(
     kept = [f"{name}_at_coverage_{share}" for name in names for share in COVERAGES]
     return Evidence(
         ids=ids,
-        rows=np.stack([sureness, *scores.values()], axis=1),
+        rows=LongArray.of(np.stack([sureness, *scores.values()], axis=1)),
         statistic=statistic,
+        is_even=True,
         bounds=dict.fromkeys(kept, (0.0, best)),
     )
 

@@ -10,15 +10,16 @@ cannot have, for example because it holds no unanswerable question; such values 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .columns import FloatArray, Texts
+from .columns import FloatArray, Floats, IntArray, Texts
 from .ids import are_same, places
 
 Scores = Callable[[FloatArray], dict[str, FloatArray]]
 Statistic = Callable[[FloatArray], Scores]
+Vector = Callable[[FloatArray], FloatArray]
 Bounds = tuple[float, float]
 """The lowest and the highest value that a score can have; they may be infinite."""
 
@@ -32,21 +33,34 @@ class Evidence:
     """What the scores of one system need to know of each example."""
 
     ids: Texts
-    rows: FloatArray
+    rows: Floats
     """One row for each example, in the order of `ids`."""
     statistic: Statistic
-    vectors: Mapping[str, FloatArray] = field(default_factory=dict)
-    """For each metric that is a mean over the examples: the value of each example, or NaN if the mean
-    leaves it out.
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+    """For each metric that is a mean over the examples: what maps rows_NC to the value of each example,
+    or NaN if the mean leaves it out.
+    """
+    is_even: bool = False
+    """Whether a random part of many examples tells how far the scores scatter. It does not where a
+    few of the examples count much, as those of a rare label do.
     """
     bounds: Mapping[str, Bounds] = field(default_factory=dict)
     """The bounds of the metrics that do not run from 0 to 1."""
+
+    def vector(self, name: str) -> FloatArray:
+        """The value of each example of a metric that is their mean."""
+        return self.vectors[name](self.rows[:])
+
+    def at(self, places: IntArray) -> "Evidence":
+        """The evidence of the examples at these places."""
+        return replace(self, ids=self.ids[places], rows=self.rows.at(places))
 
 
 def scores_of(evidence: Evidence) -> dict[str, float]:
     """Each metric on the examples as they are; without those that no example contributes to."""
     ones = np.ones((1, len(evidence.rows)))
-    values = {name: float(v[0]) for name, v in evidence.statistic(evidence.rows)(ones).items()}
+    scores = evidence.statistic(evidence.rows[:])(ones)
+    values = {name: float(value[0]) for name, value in scores.items()}
     return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
@@ -57,12 +71,4 @@ def in_order(evidence: Evidence, ids: Texts) -> Evidence:
     if not are_same(evidence.ids, ids):
         raise ValueError("a paired test needs both systems on the same examples, each once")
     order = places(evidence.ids, ids)
-    if order is None:
-        return evidence
-    return Evidence(
-        ids=ids,
-        rows=evidence.rows[order],
-        statistic=evidence.statistic,
-        vectors={name: vector[order] for name, vector in evidence.vectors.items()},
-        bounds=evidence.bounds,
-    )
+    return evidence if order is None else evidence.at(order)

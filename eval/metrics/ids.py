@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from .columns import Column, IntArray, Texts
+from .columns import Column, IntArray, Texts, texts
 
 Said = TypeVar("Said")
 Right = TypeVar("Right")
@@ -19,7 +19,7 @@ Right = TypeVar("Right")
 def check_unique(ids: Iterable[str], what: str) -> None:
     """Raise ValueError if an id occurs twice; `what` names the list in the message."""
     if isinstance(ids, np.ndarray):
-        ordered = np.sort(ids)
+        ordered = in_rising_order(texts(ids))
         ids = ordered[:-1][ordered[1:] == ordered[:-1]]
         ids = [*ids, *ids]  # each of these occurs more than once
     twice = [identity for identity, count in Counter(ids).items() if count > 1]
@@ -84,11 +84,16 @@ def found(ids: Texts, wanted: Texts) -> IntArray | None:
     return places if np.array_equal(ids[places], wanted) else None
 
 
+def in_rising_order(ids: Texts) -> Texts:
+    """Return the ids in rising order: themselves, if they are."""
+    return ids if (ids[1:] >= ids[:-1]).all() else texts(np.sort(ids))
+
+
 def are_same(ids: Texts, others: Texts) -> bool:
     """Return whether both hold the same ids, in any order."""
     if ids is others or np.array_equal(ids, others):
         return True
-    return len(ids) == len(others) and np.array_equal(np.sort(ids), np.sort(others))
+    return len(ids) == len(others) and np.array_equal(in_rising_order(ids), in_rising_order(others))
 
 
 def _some(ids: Collection[str]) -> str:

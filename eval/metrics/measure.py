@@ -98,7 +98,7 @@ def classification_results(
         results |= ranking_scores(probabilities, golds, labels)
         chances = (max(own) for own, _ in matched(probabilities, golds))
         sure = np.fromiter(chances, dtype=np.float64, count=len(golds))
-        evidence = selective_evidence(main.ids, sure, {"accuracy": main.vectors["accuracy"]})
+        evidence = selective_evidence(main.ids, sure, {"accuracy": main.vector("accuracy")})
         results |= _with_intervals(scores_of(evidence), evidence, groups)
         results |= reliability(probabilities, golds, labels)
     if before is not None:
@@ -180,7 +180,7 @@ def _answered_evidence(
     likely. texts: the answers before a threshold removed some.
     """
     found = squad_evidence(texts, golds)
-    scores = {name: found.vectors[name] for name in ("exact", "f1")}
+    scores = {name: found.vector(name) for name in ("exact", "f1")}
     chances = (-one for one, _ in matched(no_answer_probabilities, golds))
     sureness = np.fromiter(chances, dtype=np.float64, count=len(golds))
     return selective_evidence(found.ids, sureness, scores, best=100.0)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .classification import label_scores, ratio
-from .columns import FloatArray, rows, texts
+from .columns import FloatArray, Floats, rows, texts
 from .confidence import ranking
 from .evidence import CORRELATION, LOSS, Evidence, Scores
 from .ids import matched
@@ -30,10 +30,11 @@ def label_set_evidence(predictions: Sets, golds: Sets, labels: Sequence[str]) ->
 
     Raises ValueError unless predictions and references have the same ids and known labels.
     """
-    flags = _flags(predictions, golds, labels)
-    right = (flags[:, : len(labels)] == flags[:, len(labels) :]).all(axis=1).astype(np.float64)
     return Evidence(
-        ids=texts(golds), rows=flags, statistic=_set_scores, vectors={"subset_accuracy": right}
+        ids=texts(golds),
+        rows=_flags(predictions, golds, labels),
+        statistic=_set_scores,
+        vectors={"subset_accuracy": lambda rows_NC: _are_all_right(rows_NC).astype(np.float64)},
     )
 
 
@@ -41,7 +42,7 @@ def label_set_lists(
     predictions: Sets, golds: Sets, labels: Sequence[str]
 ) -> dict[str, list[float]]:
     """Precision, recall, F1 and the number of references, each as a list in the order of labels."""
-    gold_KL, predicted_KL = np.hsplit(_flags(predictions, golds, labels), 2)
+    gold_KL, predicted_KL = np.hsplit(_flags(predictions, golds, labels)[:], 2)
     support = gold_KL.sum(axis=0)
     hits = (gold_KL * predicted_KL).sum(axis=0)
     each = (*label_scores(hits, predicted_KL.sum(axis=0), support), support.astype(np.int64))
@@ -91,13 +92,14 @@ def number_evidence(predictions: Mapping[str, float], golds: Mapping[str, float]
     Raises ValueError unless predictions and references have the same ids.
     """
     pairs = ((gold, said) for said, gold in matched(predictions, golds))
-    numbers = rows(pairs, len(golds), 2)
-    errors = np.abs(numbers[:, 0] - numbers[:, 1])
     return Evidence(
         ids=texts(golds),
-        rows=numbers,
+        rows=rows(pairs, len(golds), 2),
         statistic=_number_scores,
-        vectors={"mae": errors, "mse": errors**2},
+        vectors={
+            "mae": lambda rows_NC: np.abs(rows_NC[:, 0] - rows_NC[:, 1]),
+            "mse": lambda rows_NC: (rows_NC[:, 0] - rows_NC[:, 1]) ** 2,
+        },
         bounds={
             "mae": LOSS,
             "mse": LOSS,
@@ -167,7 +169,7 @@ def _set_scores(rows_KC: FloatArray) -> Scores:
     gold_KL, predicted_KL = np.hsplit(rows_KC, 2)
     both_KL = gold_KL * predicted_KL
     own = label_scores(*(part.sum(axis=1) for part in (both_KL, predicted_KL, gold_KL)))[2]
-    right_K = (gold_KL == predicted_KL).all(axis=1)
+    right_K = _are_all_right(rows_KC)
     sample_K = np.where(rows_KC.sum(axis=1) == 0, 1.0, own)
 
     def scores(counts_RK: FloatArray) -> dict[str, FloatArray]:
@@ -189,7 +191,12 @@ def _set_scores(rows_KC: FloatArray) -> Scores:
     return scores
 
 
-def _flags(predictions: Sets, golds: Sets, labels: Sequence[str]) -> FloatArray:
+def _are_all_right(rows_KC: FloatArray) -> NDArray[np.bool_]:
+    gold_KL, predicted_KL = np.hsplit(rows_KC, 2)
+    return (gold_KL == predicted_KL).all(axis=1)
+
+
+def _flags(predictions: Sets, golds: Sets, labels: Sequence[str]) -> Floats:
     """(examples, 2 labels): 1 for each label of the reference, then of the prediction."""
     pairs = matched(predictions, golds)
     known = set(labels)
@@ -208,4 +215,4 @@ def _chances(
     chances = (own for own, _ in matched(probabilities, golds))
     flags = ([label in gold for label in labels] for gold in golds.values())
     size = len(golds), len(labels)
-    return rows(chances, *size), rows(flags, *size) > 0
+    return rows(chances, *size)[:], rows(flags, *size)[:] > 0

@@ -20,8 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llama_peft.system.sequences.arrays import LongArray
+
 from .columns import FloatArray, Texts, rows, texts
-from .evidence import Evidence, Scores, scores_of
+from .evidence import Evidence, Scores, Vector, scores_of
 from .ids import check_match, matched
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -56,7 +58,7 @@ def _answer_vectors(
         for text, own in matched(predictions, golds)
         for said, normal in [(normalise(text), normal_golds(own))]
     )
-    exact, f1, answerable = np.ascontiguousarray(rows(values, len(golds), 3).T)
+    exact, f1, answerable = np.ascontiguousarray(rows(values, len(golds), 3)[:].T)
     return AnswerVectors(texts(golds), exact, f1, answerable)
 
 
@@ -88,8 +90,9 @@ def squad_scores(
             result[f"{prefix}total"] = total
     if no_answer_probabilities is not None:
         silent_score = len(golds) - answerable
-        for name, gains in (("exact", evidence.rows[:, 4]), ("f1", evidence.rows[:, 5])):
-            best = _best_threshold(silent_score, gains, evidence.rows[:, 0], silent=0.0)
+        rows_NC = evidence.rows[:]
+        for name, gains in (("exact", rows_NC[:, 4]), ("f1", rows_NC[:, 5])):
+            best = _best_threshold(silent_score, gains, rows_NC[:, 0], silent=0.0)
             result |= {f"best_{name}": scores[f"best_{name}"], f"best_{name}_thresh": best}
     return result
 
@@ -120,13 +123,13 @@ def squad_evidence(
     else:
         probabilities = np.zeros(len(raw.ids))
     rows = np.stack([probabilities, raw.answerable, chosen.exact, chosen.f1, *columns], axis=1)
-    vectors = _group_vectors(chosen)
     return Evidence(
         ids=raw.ids,
-        rows=rows,
+        rows=LongArray.of(rows),
         statistic=_statistic,
-        vectors=vectors,
-        bounds=dict.fromkeys((*vectors, "best_exact", "best_f1"), (0.0, 100.0)),
+        vectors=_VECTORS,
+        bounds=dict.fromkeys((*_VECTORS, "best_exact", "best_f1"), (0.0, 100.0)),
+        is_even=True,
     )
 
 
@@ -283,14 +286,22 @@ def _statistic(rows_KC: FloatArray) -> Scores:
     return scores
 
 
-def _group_vectors(chosen: AnswerVectors) -> dict[str, FloatArray]:
-    """The scores of each example, over all and by group; NaN marks the other group's questions."""
-    groups = {"": True, "HasAns_": chosen.answerable > 0, "NoAns_": chosen.answerable == 0}
-    return {
-        f"{prefix}{name}": np.where(group, 100 * vector, np.nan)
-        for prefix, group in groups.items()
-        for name, vector in (("exact", chosen.exact), ("f1", chosen.f1))
-    }
+def _vector(column: int, answerable: float | None) -> Vector:
+    """What gives the score in a column of each example; NaN for those of the other group."""
+
+    def vector(rows_NC: FloatArray) -> FloatArray:
+        own = True if answerable is None else rows_NC[:, 1] == answerable
+        return np.where(own, 100 * rows_NC[:, column], np.nan)
+
+    return vector
+
+
+_VECTORS = {
+    f"{prefix}{name}": _vector(column, answerable)
+    for prefix, answerable in (("", None), ("HasAns_", 1.0), ("NoAns_", 0.0))
+    for name, column in (("exact", 2), ("f1", 3))
+}
+"""The scores of each example, over all and by group."""
 
 
 def _share(part: FloatArray, whole: FloatArray) -> FloatArray:

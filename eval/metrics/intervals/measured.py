@@ -10,6 +10,11 @@ any sum of scores is the sum of squares of the same sum of deviations. Both kind
 The resamples depend on the names of the units alone. So each metric of each run sees the same ones,
 whichever other metrics are computed, and the order of the examples does not matter.
 
+Of very many units, a random part is resampled, where a part tells how the scores scatter: the
+variance of a score over m of n units, times m / n, is that over all (the m out of n bootstrap: Bickel,
+Götze and van Zwet 1997, "Resampling fewer than n observations", section 2). 20,000 units tell a
+standard deviation to 0.5 %, and 1,000 resamples, to 2 %.
+
 Shapes: S runs, N examples, U units, D deviations, R resamples, K distinct rows.
 """
 
@@ -22,7 +27,7 @@ from numpy.typing import NDArray
 from ..catalogue import METRICS
 from ..columns import Column, FloatArray, IntArray, Texts, texts
 from ..evidence import SHARE, Bounds, Evidence, in_order
-from ..ids import aligned, are_same
+from ..ids import aligned, are_same, in_rising_order
 
 _LOWER_IS_BETTER = {metric.name for metric in METRICS if not metric.higher_is_better}
 _RESAMPLES = 1000
@@ -30,6 +35,8 @@ _CHUNK = 100
 """The most resamples that are in memory at a time, and"""
 _DRAWN = 1_200_000
 """the most values of all of them: 100 x 12,000 distinct rows of float64 are 10 MB."""
+_MOST_UNITS = 20_000
+"""Units that are resampled, of evidence that is even."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,12 +117,12 @@ class Metrics(Mapping[str, Measured]):
         is_deterministic: bool = False,
     ) -> None:
         ones = np.ones((1, len(unit_N)))
-        scores = [run.statistic(run.rows)(ones) for run in runs]
+        scores = [run.statistic(run.rows[:])(ones) for run in runs]
         every = {name: np.array([float(one[name][0]) for one in scores]) for name in scores[0]}
         self._scores = {name: own_S for name, own_S in every.items() if not np.isnan(own_S).any()}
         self._runs, self._unit_N, self._is_deterministic = runs, unit_N, is_deterministic
         is_drawn = scores[0].keys() - runs[0].vectors
-        self._resampled = _resampled(runs, unit_N, resamples) if is_drawn else {}
+        self._deviations = _resampled(runs, unit_N, resamples) if is_drawn else {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._scores)
@@ -126,10 +133,10 @@ class Metrics(Mapping[str, Measured]):
     def __getitem__(self, name: str) -> Measured:
         runs, scores_S, values_SN = self._runs, self._scores[name], None
         if name in runs[0].vectors:
-            values_SN = np.array([run.vectors[name] for run in runs])
+            values_SN = np.array([run.vector(name) for run in runs])
             deviations_SD = _of_means(values_SN, self._unit_N)
         else:
-            deviations_SD = _of_resamples(self._resampled[name], int(self._unit_N.max()) + 1)
+            deviations_SD = self._deviations[name]
         return Measured(
             scores_S=scores_S,
             deviations_SD=deviations_SD,
@@ -153,7 +160,7 @@ def measured_metrics(
     groups: the group of an example by its id; an example without one is a unit of its own. Raises
     ValueError unless the runs are of the same examples.
     """
-    ids = texts(np.sort(runs[0].ids))
+    ids = in_rising_order(runs[0].ids)
     unit_N = units_of(ids, groups or {})
     return Metrics([in_order(run, ids) for run in runs], unit_N, resamples, is_deterministic)
 
@@ -175,12 +182,16 @@ def _of_means(values_SN: FloatArray, unit_N: IntArray) -> FloatArray:
     counted_N = ~np.isnan(values_SN[0])
     if not counted_N.any() or (np.isnan(values_SN) == counted_N).any():
         raise ValueError("the runs of a system must count the same examples, and at least one")
-    values_SN = values_SN[:, counted_N]
-    residuals_SN = (values_SN - values_SN.mean(axis=1, keepdims=True)) / values_SN.shape[1]
-    counted = unit_N[counted_N]
     size = int(unit_N.max()) + 1
-    sums = [np.bincount(counted, weights=each_N, minlength=size) for each_N in residuals_SN]
-    return np.array(sums, dtype=np.float64) * _widened(int(np.count_nonzero(np.bincount(counted))))
+    if not counted_N.all():
+        values_SN, unit_N = values_SN[:, counted_N], unit_N[counted_N]
+    residuals_SN = values_SN - values_SN.mean(axis=1, keepdims=True)
+    residuals_SN /= values_SN.shape[1]
+    sums_SU = np.empty((len(residuals_SN), size))
+    for sums_U, each_N in zip(sums_SU, residuals_SN, strict=True):
+        sums_U[:] = np.bincount(unit_N, weights=each_N, minlength=size)
+    sums_SU *= _widened(int(np.count_nonzero(np.bincount(unit_N))))
+    return sums_SU
 
 
 def _widened(units: int) -> float:
@@ -199,13 +210,28 @@ def _of_resamples(values_SR: FloatArray, units: int) -> FloatArray:
 
 
 def _resampled(runs: Sequence[Evidence], unit_N: IntArray, resamples: int) -> dict[str, FloatArray]:
-    """Each metric (S, R) on the same resamples of the units."""
+    """The deviations of each metric (S, R) on the same resamples of the units."""
+    units, scale = int(unit_N.max()) + 1, 1.0
+    if units > _MOST_UNITS and runs[0].is_even:
+        places, unit_N = _some_units(unit_N, _MOST_UNITS)
+        runs, scale = [run.at(places) for run in runs], np.sqrt(_MOST_UNITS / units)
+        units = _MOST_UNITS
     each = [_resampled_run(run, unit_N, resamples) for run in runs]
-    return {name: np.array([one[name] for one in each]) for name in each[0]}
+    values = {name: np.array([one[name] for one in each]) for name in each[0]}
+    return {name: scale * _of_resamples(its_SR, units) for name, its_SR in values.items()}
+
+
+def _some_units(unit_N: IntArray, count: int) -> tuple[IntArray, IntArray]:
+    """The places of the examples of so many units, always the same ones, and the unit of each."""
+    units = int(unit_N.max()) + 1
+    is_drawn_U = np.zeros(units, dtype=np.bool_)
+    is_drawn_U[np.random.default_rng(0).choice(units, count, replace=False)] = True
+    places = np.flatnonzero(is_drawn_U[unit_N])
+    return places, (np.cumsum(is_drawn_U) - 1)[unit_N[places]]
 
 
 def _resampled_run(run: Evidence, unit_N: IntArray, resamples: int) -> dict[str, FloatArray]:
-    rows_KC, row_N = _distinct(run.rows)
+    rows_KC, row_N = _distinct(run.rows[:])
     scores = run.statistic(rows_KC)
     parts = [scores(counts_RK) for counts_RK in _draws(row_N, unit_N, resamples)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

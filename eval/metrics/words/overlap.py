@@ -31,13 +31,14 @@ To add a metric, compute its rows in a function like `_official` and add that fu
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..columns import FloatArray, rows
 from ..columns import texts as ids_of
-from ..evidence import Evidence, Scores
+from ..evidence import Evidence, Scores, Vector
 from ..ids import check_match, matched
 from ..squad_v2 import is_answerable, normal_golds, normalise, word_f1
 from .unicode_tokens import Tokeniser, need_characters, need_unicode, tokens
@@ -72,7 +73,7 @@ def overlap_evidences(predictions: Mapping[str, str], golds: Golds) -> Iterator[
 def corpus_bleu(texts: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
     """BLEU of all texts together, 0 to 1."""
     counts, ones = map(_bleu_counter(), texts, golds), np.ones((1, len(texts)))
-    return float(_bleu_scores(ones, rows(counts, len(texts), _BLEU_COUNTS))[0])
+    return float(_bleu_scores(ones, rows(counts, len(texts), _BLEU_COUNTS)[:])[0])
 
 
 def bleu_signature(tokeniser: str = "13a") -> str:
@@ -105,19 +106,20 @@ def _evidence(
         return found
 
     each = ((is_answerable(own), *row(text, own)) for text, own in matched(predictions, golds))
-    rows_NC = rows(each, len(golds), 1 + len(row("", ())))
-    vectors = {name: rows_NC[:, column] for column, name in enumerate(names, start=1)}
-    only_answerable = {
-        f"HasAns_{name}": np.where(rows_NC[:, 0] > 0, vector, np.nan)
-        for name, vector in vectors.items()
-    }
+    vectors = dict(chain.from_iterable(_vectors(name, n) for n, name in enumerate(names, start=1)))
     return Evidence(
         ids=ids_of(golds),
-        rows=rows_NC,
+        rows=rows(each, len(golds), 1 + len(row("", ()))),
         statistic=statistic,
-        vectors={**vectors, **only_answerable},
+        vectors=vectors,
         bounds=dict.fromkeys(_PERCENTAGES, (0.0, 100.0)),
+        is_even=True,
     )
+
+
+def _vectors(name: str, column: int) -> Iterator[tuple[str, Vector]]:
+    yield name, lambda rows_NC: rows_NC[:, column]
+    yield f"HasAns_{name}", lambda rows_NC: np.where(rows_NC[:, 0] > 0, rows_NC[:, column], np.nan)
 
 
 def _means(

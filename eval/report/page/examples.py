@@ -13,7 +13,7 @@ from llama_peft.system.terminal import visible
 
 from ...lines import PredictionLine
 from ...metrics.catalogue import metrics_of
-from ...metrics.columns import IntArray
+from ...metrics.columns import FloatArray, IntArray
 from ...metrics.ids import found
 from ...results import SystemResults
 from .part import Part, is_punctuation
@@ -77,11 +77,11 @@ class _Sample:
         self._part, self._places = part, places
         self._passages, self._frames = Store(), Store()
         self._rows: Pieces = {}
-        self._said: list[tuple[SystemResults, IntArray, Pieces] | None] = []
-        """What each system said and where; None if it was evaluated on other examples."""
+        self._systems: list[_System | None] = []
+        """What each system said; None if it was evaluated on other examples."""
         for system in part.systems.values():
             own = found(system.told.ids, ids[places])
-            self._said.append(None if own is None else (system, own, {}))
+            self._systems.append(None if own is None else _System(system, own))
         self._facts = _as_json(_facts(part))[:-1]
         self.examples, self._written = 0, len(self._facts)
 
@@ -96,8 +96,8 @@ class _Sample:
             now = slice(self.examples, self.examples + _TOGETHER)
             lines = [self._part.first.lines[place] for place in self._places[now].tolist()]
             self._add(self._rows, _rows(lines, self._passages))
-            for system, places, pieces in filter(None, self._said):
-                self._add(pieces, _said(system, places[now], self._frames))
+            for system in filter(None, self._systems):
+                self._add(system.pieces, system.said(now, self._frames))
             self.examples += len(lines)
 
     def _add(self, pieces: Pieces, columns: Columns) -> None:
@@ -108,7 +108,7 @@ class _Sample:
 
     def json(self) -> Iterator[str]:
         """Yield the pieces of the part."""
-        said = (["null"] if one is None else _object(one[2]) for one in self._said)
+        said = (["null"] if one is None else _object(one.pieces) for one in self._systems)
         yield self._facts
         yield ',"rows":'
         yield from _object(self._rows)
@@ -118,6 +118,42 @@ class _Sample:
             yield f',"{name}":'
             yield from _between("[]", ([_as_json(text)] for text in store))
         yield "}"
+
+
+class _System:
+    """What one system said of the chosen examples."""
+
+    def __init__(self, system: SystemResults, places: IntArray) -> None:
+        """places: where the chosen examples are among its lines."""
+        self._system, self._places = system, places
+        self.pieces: Pieces = {}
+        metric = metrics_of(system.side)[0]
+        sign = 1.0 if metric.higher_is_better else -1.0
+        self._right = sign * self._values(metric.name)
+        """1 for each prediction that is right and 0 for the others; of a number, minus its error."""
+        self._score = self._values("f1") if system.side == "answers" else self._right
+
+    def _values(self, metric: str) -> FloatArray:
+        divided = 100 if self._system.side == "answers" else 1
+        return self._system.evidence.vector(metric)[self._places] / divided
+
+    def said(self, now: slice, frames: Store) -> Columns:
+        """Return what it said of some of the examples."""
+        own = [self._system.lines[place] for place in self._places[now].tolist()]
+        return {
+            "prediction": [line.prediction for line in own],
+            "right": _rounded(self._right[now]),
+            "score": _rounded(self._score[now]),
+            "sure": [_sure(line) for line in own],
+            "raw": [None if line.raw == line.prediction else line.raw for line in own],
+            "start": [line.start for line in own],
+            "frame": [frames.number(_frame(line)) for line in own],
+            "hollow": [int(_is_hollow(line, self._system)) for line in own],
+        }
+
+
+def _rounded(values: FloatArray) -> list[object]:
+    return [round(value, 4) for value in values.tolist()]
 
 
 def _between(ends: str, items: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -170,38 +206,9 @@ def _rows(lines: Sequence[PredictionLine], passages: Store) -> Columns:
     }
 
 
-def _said(system: SystemResults, places: IntArray, frames: Store) -> Columns:
-    """Return what a system said of the examples that it has at these places."""
-    own, right = [system.lines[place] for place in places.tolist()], _right(system, places)
-    return {
-        "prediction": [line.prediction for line in own],
-        "right": right,
-        "score": _values(system, places, "f1") if system.side == "answers" else right,
-        "sure": [_sure(line) for line in own],
-        "raw": [None if line.raw == line.prediction else line.raw for line in own],
-        "start": [line.start for line in own],
-        "frame": [frames.number(_frame(line)) for line in own],
-        "hollow": [int(_is_hollow(line, system)) for line in own],
-    }
-
-
 def _is_hollow(line: PredictionLine, system: SystemResults) -> bool:
     """Whether an answer is punctuation only, which is scored as an abstention."""
     return system.side == "answers" and is_punctuation(str(line.prediction))
-
-
-def _right(system: SystemResults, places: IntArray) -> list[object]:
-    """Return 1 for each prediction that is right and 0 for the others; of a number, minus its error."""
-    metric = metrics_of(system.side)[0]
-    return _values(system, places, metric.name, 1.0 if metric.higher_is_better else -1.0)
-
-
-def _values(
-    system: SystemResults, places: IntArray, metric: str, sign: float = 1.0
-) -> list[object]:
-    values = system.evidence.vectors[metric][places].tolist()
-    divided = 100 if system.side == "answers" else 1
-    return [round(sign * value / divided, 4) for value in values]
 
 
 def _sure(line: PredictionLine) -> float | None:

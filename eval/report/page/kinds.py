@@ -79,10 +79,10 @@ def _natural(found: Mapping[str, int]) -> Callable[[str], tuple[int, str]]:
 
 
 def _means(system: SystemResults, kinds: Column[str], counts: Mapping[str, int]) -> dict[str, Mean]:
-    values_N = in_order(system.evidence, kinds.ids).vectors["f1"]
+    values_N = in_order(system.evidence, kinds.ids).vector("f1")
     units, found = aligned(system.told.units, kinds.ids), {}
     for kind in counts:
-        own = np.flatnonzero(kinds.held == kind)
+        own = kinds.of(kind)
         groups = [*units.at(own).values()]
         mean = mean_over_seeds(measured_means(values_N[None, own], groups, bounds=(0.0, 100.0)))
         bounds = mean.interval

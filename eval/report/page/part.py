@@ -122,7 +122,7 @@ def confused(system: SystemResults) -> list[tuple[str, str, int]]:
 
 def _label_counts(system: SystemResults) -> dict[str, list[int]]:
     """For each label: in how many texts it is right, missed, and given by mistake."""
-    gold_NL, given_NL = np.hsplit(system.evidence.rows > 0, 2)
+    gold_NL, given_NL = np.hsplit(system.evidence.rows[:] > 0, 2)
     kinds = (gold_NL & given_NL, gold_NL & ~given_NL, given_NL & ~gold_NL)
     counts_LK = np.stack([kind_NL.sum(axis=0) for kind_NL in kinds], axis=1)
     return dict(zip(system.labels, counts_LK.tolist(), strict=True))
@@ -137,7 +137,7 @@ def _answer_counts(system: SystemResults) -> tuple[list[str], dict[str, list[int
     columns = ["answered right", "answered wrong", "no answer", "punctuation only"]
     rows = {"answerable": [0] * 4, "unanswerable": [0] * 4}
     pairs = matched(system.texts, system.gold_lists)
-    for (said, gold), exact in zip(pairs, system.evidence.vectors["exact"], strict=True):
+    for (said, gold), exact in zip(pairs, system.evidence.vector("exact"), strict=True):
         column = 2 if not said else 3 if is_punctuation(said) else 0 if exact else 1
         rows["answerable" if any(gold) else "unanswerable"][column] += 1
     kept = 4 if any(row[3] for row in rows.values()) else 3
@@ -213,9 +213,9 @@ def _surest(system: SystemResults) -> Curve | None:
     if len(sureness) < len(system.lines) or (sureness == sureness[0]).all():
         return None
     if system.side == "labels":
-        right = system.evidence.vectors["accuracy"]
+        right = system.evidence.vector("accuracy")
     elif system.side == "answers":
-        right = system.evidence_of(system.before).vectors["exact"] / 100
+        right = system.evidence_of(system.before).vector("exact") / 100
     else:
         return None
     curve = selective_curve(sureness, right)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 from llama_peft.errors import UserError
-from llama_peft.system.sequences.spool import check_disk, scratch
+from llama_peft.system.sequences.nameless import check_disk, scratch
 
 if TYPE_CHECKING:
     import fsspec

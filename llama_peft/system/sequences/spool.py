@@ -5,19 +5,14 @@ file is removed by the system when nobody uses the list, or when the process end
 """
 
 import io
-import os
 import pickle
-import shutil
-import sys
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import repeat
-from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from llama_peft.errors import UserError
-from llama_peft.system.formatting import disk_space
+from llama_peft.system.sequences.nameless import Nameless
 from llama_peft.system.sequences.views import View
 
 Item = TypeVar("Item")
@@ -25,26 +20,6 @@ _IN_MEMORY = 4 << 20
 """Bytes of a list that stay in memory."""
 _TOGETHER = 256
 """Items that are read at once."""
-_RESERVE = 100_000_000
-"""Bytes of disk that stay free."""
-
-
-def scratch() -> str:
-    """Return the folder for temporary files that may be large. /tmp is often a part of the memory."""
-    on_disk = Path("/var/tmp")
-    if "TMPDIR" in os.environ or not os.access(on_disk, os.W_OK):
-        return tempfile.gettempdir()
-    return str(on_disk)
-
-
-def check_disk(what: str, needed: int) -> None:
-    """Raise UserError if the disk has no room for so many more bytes. what: what they are of."""
-    free = shutil.disk_usage(scratch()).free
-    if needed + _RESERVE > free:
-        raise UserError(
-            f"{what}: the rows do not fit on the disk of {scratch()} ({disk_space(free)} are free): "
-            "make room, or set TMPDIR to a folder that has room"
-        )
 
 
 class Spool(View[Item]):
@@ -53,8 +28,7 @@ class Spool(View[Item]):
     def __init__(self, items: Iterable[Item] = ()) -> None:
         self._ends = array("q")
         self._tail = bytearray()
-        self._written = 0
-        self._file: IO[bytes] | None = None
+        self._file = Nameless("data")
         self._start, self._held, self._last = 0, memoryview(b""), 0
         """The bytes that were read last, where they start, and the number of the last item."""
         self.extend(items)
@@ -67,9 +41,10 @@ class Spool(View[Item]):
             raise UserError(
                 f"data: row {len(self) + 1} holds a value that is no text, number or short list of them: {error}"
             ) from error
-        self._ends.append(self._written + len(self._tail))
+        self._ends.append(len(self._file) + len(self._tail))
         if len(self._tail) > _IN_MEMORY:
-            self._write()
+            self._file.append(self._tail)
+            self._tail = bytearray()
 
     def extend(self, items: Iterable[Item]) -> None:
         """Add items."""
@@ -103,23 +78,8 @@ class Spool(View[Item]):
             yield from map(pickle.load, repeat(raw, len(ends)))
 
     def _bytes(self, start: int, stop: int) -> bytes:
-        held = self._tail[max(0, start - self._written) : max(0, stop - self._written)]
-        if self._file is None or start >= self._written:
+        written = len(self._file)
+        held = self._tail[max(0, start - written) : max(0, stop - written)]
+        if start >= written:
             return bytes(held)
-        return self._read(start, min(stop, self._written) - start) + bytes(held)
-
-    def _read(self, start: int, count: int) -> bytes:
-        assert self._file is not None, "items were written"
-        if sys.platform != "win32":  # a copy of this process may read at the same time
-            return os.pread(self._file.fileno(), count, start)
-        self._file.seek(start)
-        return self._file.read(count)
-
-    def _write(self) -> None:
-        check_disk("data", len(self._tail))
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=scratch(), buffering=0)  # noqa: SIM115
-        self._file.seek(self._written)
-        self._file.write(self._tail)
-        self._written += len(self._tail)
-        self._tail = bytearray()
+        return self._file.read(start, min(stop, written) - start) + bytes(held)

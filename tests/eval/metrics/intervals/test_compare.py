@@ -25,6 +25,7 @@ from eval.metrics.intervals import (
     randomisation,
 )
 from eval.metrics.words.overlap import overlap_evidences
+from llama_peft.system.sequences.arrays import LongArray
 from tests.support.questions import Golds
 
 LABELS = ["a", "b", "c"]
@@ -94,7 +95,7 @@ def test_every_mean_is_the_mean_of_its_vector(written: tuple[dict[str, str], Gol
     found = [squad_v2.squad_evidence(answers, golds, chance), *overlap_evidences(answers, golds)]
     for evidence in found:
         scores = scores_of(evidence)
-        means = {name: float(np.nanmean(vector)) for name, vector in evidence.vectors.items()}
+        means = {name: float(np.nanmean(evidence.vector(name))) for name in evidence.vectors}
         assert means == pytest.approx({name: scores[name] for name in means})
     closed, drawn = (
         measured_metrics([one])["HasAns_f1"] for one in (found[0], replace(found[0], vectors={}))
@@ -115,17 +116,11 @@ def test_a_metric_does_not_depend_on_the_others_nor_on_the_order() -> None:
             return lambda counts_RK: {"f1_macro": scores(counts_RK)["f1_macro"]}
 
         places = np.arange(len(evidence.ids), dtype=np.float64)[:, None]
-        return replace(
-            evidence, rows=np.hstack([places, evidence.rows]), statistic=statistic, vectors={}
-        )
+        rows = LongArray.of(np.hstack([places, evidence.rows[:]]))
+        return replace(evidence, rows=rows, statistic=statistic, vectors={})
 
     def backwards(evidence: Evidence) -> Evidence:
-        return replace(
-            evidence,
-            ids=evidence.ids[::-1],
-            rows=evidence.rows[::-1],
-            vectors={name: vector[::-1] for name, vector in evidence.vectors.items()},
-        )
+        return evidence.at(np.arange(len(evidence.ids))[::-1])
 
     whole = paired(first, second)
     found = paired(alone(first), alone(second))["f1_macro"]
