@@ -59,6 +59,8 @@ _PACKAGES = (
     "scikit-learn", "scipy",
 )  # fmt: skip
 
+_SCORED = ("split", "prediction", "probabilities", "no_answer_probability")
+"""What a score needs of a line."""
 _ENDS = re.compile(r"^(?:\W|(?:the|an?)\b)+|\W+$", re.IGNORECASE)
 """Articles and punctuation around an answer."""
 
@@ -217,6 +219,7 @@ def lines_of(
 
 
 def score(
+    told: Told,
     lines: Sequence[PredictionLine],
     examples: Sequence[Example],
     labels: Sequence[str],
@@ -226,11 +229,12 @@ def score(
 ) -> Scores:
     """Return the scores of one part, each with its interval.
 
-    side: what is predicted. no_answer: the phrase that a model writes for it. temperature: that of
-    the lines' probabilities. Raises ValueError unless predictions match the examples id for id.
+    told: what the lines say. side: what is predicted. no_answer: the phrase that a model writes for
+    it. temperature: that of the lines' probabilities. Raises ValueError unless predictions match the
+    examples id for id.
     """
-    told = Told.of(lines, ("prediction", "probabilities", "no_answer_probability"))
     ids = texts(example.id for example in examples)
+    ids = told.ids if np.array_equal(ids, told.ids) else ids
     said, right = told.predictions.held, held(gold(example, labels) for example in examples)
     groups = Column[str](ids, held(group_of(example) or "" for example in examples)).known("")
     confidence = told.probabilities if len(told.probabilities) == len(told.ids) else None
@@ -280,10 +284,11 @@ def finish(
     job.output.mkdir(parents=True, exist_ok=True)
     names = {part: task_name(job.recipe.name, part) for part in found.parts}
     with spooled(job.output, lines) as kept:
-        told = Told.of(kept, ("split",))
+        told = Told.of(kept, _SCORED)
         scores = {
-            name: _score_part(job, found, kept.at(told.of_part(part)), part, threshold)
+            name: _score_part(job, found, told.at(places), kept.at(places), part, threshold)
             for part, name in names.items()
+            for places in [told.of_part(part)]
         }
         ordered = kept.at(np.argsort(told.ids, kind="stable"))
         write_text(job.output, PREDICTIONS, ordered.texts())
@@ -318,13 +323,14 @@ def finish(
 def _score_part(
     job: Job,
     found: Material,
+    told: Told,
     lines: Lines,
     part: str,
     threshold: Threshold | None,
 ) -> Scores:
     side, no_answer = job.recipe.kind.side, job.recipe.prompt.no_answer
     temperature = None if threshold is None else threshold.temperature
-    return score(lines, found.parts[part], found.labels, side, no_answer, temperature)
+    return score(told, lines, found.parts[part], found.labels, side, no_answer, temperature)
 
 
 def _settings(

@@ -12,6 +12,7 @@ of scikit-learn.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .columns import FloatArray, Floats, IntArray, rows, texts
 from .evidence import CORRELATION, Evidence, Scores
@@ -39,8 +40,8 @@ def classification_evidence(
     size = len(labels)
 
     def statistic(rows_KC: FloatArray) -> Scores:
-        gold_K, predicted_K = rows_KC.T.astype(np.int64)
-        hit_K = np.where(gold_K == predicted_K, gold_K, size)
+        gold_K, predicted_K = rows_KC.T.astype(np.min_scalar_type(size))
+        hit_K = np.where(gold_K == predicted_K, gold_K, gold_K.dtype.type(size))
         return lambda counts_RK: _scores(
             *(_of_each(code_K, counts_RK, size) for code_K in (hit_K, predicted_K, gold_K))
         )
@@ -88,7 +89,7 @@ def _scores(hits: FloatArray, predicted: FloatArray, support: FloatArray) -> dic
     }
 
 
-def _of_each(code_K: IntArray, counts_RK: FloatArray, size: int) -> FloatArray:
+def _of_each(code_K: NDArray[np.unsignedinteger], counts_RK: FloatArray, size: int) -> FloatArray:
     """How often each label occurs in each resample (R, labels); `size` is the code of no label."""
     counts = [np.bincount(code_K, weights=own, minlength=size + 1) for own in counts_RK]
     return np.array(counts, dtype=np.float64)[:, :size]

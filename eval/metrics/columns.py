@@ -6,9 +6,9 @@ id takes a pass over all. Numbers of many rows lie on disk, and of texts that ar
 the names of passages are, a row holds only which one it is.
 """
 
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from itertools import chain, islice, pairwise, repeat
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -274,6 +274,15 @@ class _Texts:
             len(names)
         )  # one more than the codes: for a text that is not there
         return Coded(names, np.concatenate(self._pieces).astype(kind))
+
+
+def in_pieces(
+    rows_KC: FloatArray, each: Callable[[FloatArray], Sequence[NDArray[Any]]]
+) -> "list[NDArray[Any]]":
+    """Return the arrays that a function makes of the rows, one by one, without all between them."""
+    starts = range(0, max(1, len(rows_KC)), PIECE)
+    found = [each(rows_KC[first : first + PIECE]) for first in starts]
+    return [np.concatenate(own) for own in zip(*found, strict=True)]
 
 
 def rows(values: Iterable[Iterable[float]], count: int, width: int) -> Floats:

@@ -20,7 +20,7 @@ from llama_peft.system.sequences.arrays import LongArray
 
 from .catalogue import COVERAGES
 from .classification import ratio
-from .columns import FloatArray, Floats, IntArray, Texts, rows, texts
+from .columns import FloatArray, Floats, Texts, in_pieces, rows, texts
 from .evidence import LOSS, Evidence, Scores
 from .ids import matched
 
@@ -89,8 +89,8 @@ def _squares_and_losses(rows_KC: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _confidence(rows_KC: FloatArray) -> Scores:
-    squares_K, losses_K = _squares_and_losses(rows_KC)
-    bins = _binned(rows_KC)
+    squares_K, losses_K = in_pieces(rows_KC, _squares_and_losses)
+    bins = Bins(*in_pieces(rows_KC, _binned))
 
     def scores(counts_RK: FloatArray) -> dict[str, FloatArray]:
         total_R = counts_RK.sum(axis=1)
@@ -106,7 +106,7 @@ def _confidence(rows_KC: FloatArray) -> Scores:
 class Bins(NamedTuple):
     """What calibration needs to know of each example."""
 
-    bin_K: IntArray
+    bin_K: NDArray[np.int8]
     chance_K: FloatArray
     """Its highest probability."""
     right_K: FloatArray
@@ -133,7 +133,7 @@ def _binned(rows_KC: FloatArray) -> Bins:
     chances_KL = rows_KC[:, 1:]
     chosen_K = chances_KL.argmax(axis=1)
     chance_K = np.take_along_axis(chances_KL, chosen_K[:, None], axis=1)[:, 0]
-    bin_K = np.clip(np.ceil(chance_K * _BINS) - 1, 0, _BINS - 1).astype(np.int64)
+    bin_K = np.clip(np.ceil(chance_K * _BINS) - 1, 0, _BINS - 1).astype(np.int8)
     return Bins(bin_K, chance_K, (rows_KC[:, 0] == chosen_K).astype(np.float64))
 
 
@@ -143,7 +143,8 @@ def reliability(
     """The bins of `ece`: examples, their mean highest probability, and their accuracy, as
     `reliability_<name>_per_bin`. An empty bin has 0 for all three.
     """
-    bins = _binned(confidence_evidence(probabilities, golds, labels).rows[:])
+    rows_KC = confidence_evidence(probabilities, golds, labels).rows[:]
+    bins = Bins(*in_pieces(rows_KC, _binned))
     size = np.bincount(bins.bin_K, minlength=_BINS).astype(np.float64)
     each_K = (bins.chance_K, bins.right_K)
     sums = [np.bincount(bins.bin_K, weights=one_K, minlength=_BINS) for one_K in each_K]
@@ -192,9 +193,10 @@ def ranking_scores(
 
     They have no intervals: each resample would take as long as all the other scores together.
     """
-    rows_KC = confidence_evidence(probabilities, golds, labels).rows[:]
+    known_NC = confidence_evidence(probabilities, golds, labels).rows
     asked = range(len(labels)) if len(labels) > 2 else [len(labels) - 1]
-    ranked = np.array([ranking(rows_KC[:, 1 + label], rows_KC[:, 0] == label) for label in asked])
+    gold_N = known_NC.column(0)
+    ranked = np.array([ranking(known_NC.column(1 + label), gold_N == label) for label in asked])
     names = ("roc_auc", "average_precision")
     known = {name: one[~np.isnan(one)] for name, one in zip(names, ranked.T, strict=True)}
     return {name: float(one.mean()) for name, one in known.items() if one.size}
@@ -207,13 +209,18 @@ def ranking(chance_K: FloatArray, is_gold_K: NDArray[np.bool_]) -> tuple[float, 
     example of the label, or of the rest.
     """
     order = np.argsort(-chance_K, kind="stable")
-    ordered = chance_K[order]
+    ordered, right = chance_K[order], is_gold_K[order]
+    del order  # these arrays are large
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    hits = is_gold_K[order].cumsum()[ends].astype(np.float64)
+    del ordered
+    hits = right.cumsum()[ends].astype(np.float64)
     misses = ends + 1 - hits
     if not hits[-1]:
         return np.nan, np.nan
-    average = (np.diff(hits, prepend=0) * hits / (hits + misses)).sum() / hits[-1]
+    average = np.diff(hits, prepend=0)
+    average *= hits
+    average /= ends + 1
+    average = average.sum() / hits[-1]
     if not misses[-1]:
         return np.nan, float(average)
     area = np.trapezoid(np.append(0, hits), np.append(0, misses)) / (hits[-1] * misses[-1])
@@ -246,7 +253,10 @@ def selective_evidence(
             for name, own in kept.items():
                 coverage_RT, mean_RT, weight_RT = own(counts_RK)
                 ending = "" if len(names) == 1 else f"_{name}"
-                result[f"aurc{ending}"] = (weight_RT * (1 - mean_RT / best)).sum(axis=1)
+                risk_RT = mean_RT / best
+                np.subtract(1, risk_RT, out=risk_RT)
+                risk_RT *= weight_RT
+                result[f"aurc{ending}"] = risk_RT.sum(axis=1)
                 for share in COVERAGES:
                     # The tolerance is for 0.95 * n that is a whole number.
                     first_R = (coverage_RT >= share / 100 - 1e-9).argmax(axis=1)
@@ -288,15 +298,23 @@ def _kept(
     order = np.lexsort((score_K, -sureness_K))  # by score too: sums must not depend on the order
     ordered = sureness_K[order]
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    score_K = score_K[order]
+    score_K, are_alone = score_K[order], len(ends) == len(order)
+
+    def summed(values_RK: FloatArray) -> FloatArray:
+        sums_RK = values_RK.cumsum(axis=1)
+        return sums_RK if are_alone else sums_RK[:, ends]
 
     def kept(counts_RK: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         own_RK = counts_RK[:, order]
-        number_RT = own_RK.cumsum(axis=1)[:, ends]
+        number_RT = summed(own_RK)
         own_RK *= score_K
-        sum_RT = own_RK.cumsum(axis=1)[:, ends]
+        mean_RT = summed(own_RK)
+        del own_RK  # these arrays are large
+        np.divide(mean_RT, number_RT, out=mean_RT, where=number_RT > 0)
         total_R1 = counts_RK.sum(axis=1, keepdims=True)
-        weight_RT = np.diff(number_RT, axis=1, prepend=0) / total_R1
-        return number_RT / total_R1, ratio(sum_RT, number_RT), weight_RT
+        weight_RT = np.diff(number_RT, axis=1, prepend=0)
+        weight_RT /= total_R1
+        number_RT /= total_R1
+        return number_RT, mean_RT, weight_RT
 
     return kept

@@ -49,7 +49,7 @@ class Evidence:
 
     def vector(self, name: str) -> FloatArray:
         """The value of each example of a metric that is their mean."""
-        return self.vectors[name](self.rows[:])
+        return np.concatenate([self.vectors[name](piece) for piece in self.rows.pieces()])
 
     def at(self, places: IntArray) -> "Evidence":
         """The evidence of the examples at these places."""

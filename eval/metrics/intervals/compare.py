@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evidence import Evidence
-from ..ids import are_same
+from ..evidence import Evidence, in_order
+from ..ids import are_same, in_rising_order
 from .exact import mcnemar, randomisation
-from .measured import Measured, measured_metrics
+from .measured import Measured, Metrics, measured_metrics, units_of
 from .spread import LEVEL, Interval, Spread, interval_around, spread_of
 
 
@@ -136,7 +136,9 @@ def paired(
     """
     if not are_same(first.ids, second.ids):
         raise ValueError("a paired test needs both systems on the same examples, each once")
-    one, other = measured_metrics([first], groups), measured_metrics([second], groups)
+    ids = in_rising_order(first.ids)
+    unit_N = units_of(ids, groups or {})
+    one, other = (Metrics([in_order(system, ids)], unit_N) for system in (first, second))
     found = {name: difference(one[name], other[name]) for name in one if name in other}
     return {name: its for name, its in found.items() if np.isfinite(its.interval.high)}
 

@@ -3,7 +3,7 @@
 So scores of a million rows take the memory of what is computed at a time, not of all that is known.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from math import prod
 from typing import Generic, TypeVar
 
@@ -75,13 +75,10 @@ class LongArray(Generic[Number]):
         """Yield all rows in order, some at a time."""
         return (self[first : first + PIECE] for first in range(0, self._size, PIECE))
 
+    def column(self, number: int) -> NDArray[Number]:
+        """Return one column of all rows."""
+        return np.concatenate([self[:0][:, number], *(piece[:, number] for piece in self.pieces())])
+
     def at(self, places: NDArray[np.int64]) -> "LongArray[Number]":
         """Return the rows at these places."""
         return LongArray.of(self[places])
-
-
-def filled(rows: Iterable[NDArray[Number]], into: LongArray[Number]) -> LongArray[Number]:
-    """Append pieces to an array, and return it."""
-    for piece in rows:
-        into.append(piece)
-    return into

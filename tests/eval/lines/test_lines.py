@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from eval import scoring
-from eval.lines import PredictionLine, before_threshold, read_lines, spooled
+from eval.lines import PredictionLine, Told, before_threshold, read_lines, spooled
 from eval.metrics import columns, confidence, measure
 from eval.metrics.intervals import measured
 from eval.metrics.measure import TaskResults, texts_of
 from llama_peft.data import Answer, Example, QuestionExample, TextExample
 from llama_peft.inference.predict import tempered, tempered_each
+from llama_peft.system.sequences import arrays
 from llama_peft.tasks import Side
 
 LABELS = ("no", "maybe", "certainly yes")
@@ -107,7 +108,9 @@ def test_lines_on_disk_score_as_those_in_memory_to_the_last_bit(side: Side, tmp_
     expected = plain_score(lines, examples, side, "unanswerable", temperature)
     with spooled(tmp_path, iter(lines)) as kept:
         assert [*kept] == lines and kept[7] == lines[7]
-        found = scoring.score(kept, examples, LABELS, side, "unanswerable", temperature)
+        found = scoring.score(
+            Told.of(kept), kept, examples, LABELS, side, "unanswerable", temperature
+        )
     assert found == expected and len(found) > 5
     assert not [*tmp_path.iterdir()], "nothing is left behind"
 
@@ -128,14 +131,16 @@ def test_a_row_takes_hundreds_of_bytes_at_the_most(
     draws = measured._draws
     monkeypatch.setattr(measured, "_DRAWN", 1)
     monkeypatch.setattr(measured, "_draws", lambda rows, units, _: draws(rows, units, 2))
-    monkeypatch.setattr(columns, "PIECE", 50)
+    for module in (arrays, columns):
+        monkeypatch.setattr(module, "PIECE", 50)
+    monkeypatch.setattr(arrays, "_IN_MEMORY", 1_000)
     monkeypatch.setattr(confidence, "_BLOCK", 50)
     peaks, sizes = [], (500, 2500)
     for size in sizes:
         examples, lines = material("labels", size)
         with spooled(tmp_path, iter(lines)) as kept:
             tracemalloc.start()
-            scoring.score(kept, examples, LABELS, "labels")
+            scoring.score(Told.of(kept), kept, examples, LABELS, "labels")
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-    assert (peaks[1] - peaks[0]) / (sizes[1] - sizes[0]) < 750
+    assert (peaks[1] - peaks[0]) / (sizes[1] - sizes[0]) < 400

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from eval.metrics import columns, measure, squad_v2
-from eval.metrics.columns import Column, held, texts
+from eval.metrics.columns import Coded, Column, held, texts
 from eval.metrics.ids import check_match, check_unique, matched
 from eval.metrics.intervals import measured, paired
 from eval.metrics.measure import TaskResults
+from llama_peft.system.sequences import arrays
 
 LABELS = ["no", "maybe", "certainly yes"]
 WORDS = ["the", "red", "house", "of", "Paris", "in", "1990", "日本"]
@@ -19,7 +20,9 @@ WORDS = ["the", "red", "house", "of", "Paris", "in", "1990", "日本"]
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "PIECE", 7)
+    for module in (arrays, columns):
+        monkeypatch.setattr(module, "PIECE", 7)
+    monkeypatch.setattr(arrays, "_IN_MEMORY", 100)
 
 
 def as_column(values: Mapping[str, Any]) -> Column[Any]:
@@ -48,6 +51,23 @@ def test_a_column_holds_what_a_dict_holds(make: Callable[[Any], Any], count: int
     keys = [[*plain][place] for place in order]
     assert dict(column.at(order).items()) == {key: plain[key] for key in keys}
     assert [*column.each("x").values()] == ["x"] * count
+
+
+def test_texts_that_are_few_are_held_as_numbers_of_them() -> None:
+    names = [f"a passage of more than fifteen letters, {n}" for n in range(20)]
+    for values, is_coded in (
+        (names[:12] * 20, True),
+        (names * 2, False),
+        ([*map(str, range(999))], False),
+    ):
+        column = as_column({str(n): v for n, v in enumerate(values)})
+        assert isinstance(column.held, Coded) is is_coded and [*column.values()] == values
+        assert column.of(values[3]).tolist() == [n for n, v in enumerate(values) if v == values[3]]
+        assert not len(column.of("unknown")) and column.known("unknown") is column
+        rest = column.known(values[0])
+        assert [*rest.values()] == [v for v in values if v != values[0]]
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        held(["\ud800"] * 9)
 
 
 def test_values_of_several_types_are_refused() -> None:

@@ -8,7 +8,7 @@ import pytest
 from llama_peft.data import Answer, QuestionExample, TextExample
 from llama_peft.data.examples import FieldsExample
 from llama_peft.errors import UserError
-from llama_peft.system.sequences import spool
+from llama_peft.system.sequences import nameless, spool
 from llama_peft.system.sequences.spool import Spool
 from llama_peft.system.sequences.views import Chosen, Joined, Mapped
 
@@ -61,7 +61,7 @@ def test_items_take_no_memory() -> None:
 
 def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "_IN_MEMORY", 10)
-    monkeypatch.setattr(spool, "_RESERVE", 1 << 60)
+    monkeypatch.setattr(nameless, "_RESERVE", 1 << 60)
     with pytest.raises(UserError, match=r"do not fit on the disk of .*: make room, or set TMPDIR"):
         Spool(["a" * 100])
 
