@@ -9,6 +9,8 @@ import numpy as np
 from ..columns import FloatArray, IntArray
 
 _SWAPS = 2000
+_DRAWN = 300_000
+"""Values that are in memory at a time."""
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -33,11 +35,14 @@ def randomisation(difference_N: FloatArray, unit_N: IntArray) -> float:
     """
     sums_U = np.bincount(np.unique(unit_N, return_inverse=True)[1], weights=difference_N)
     size_K, count_K = np.unique(np.abs(sums_U[sums_U != 0]), return_counts=True)
-    kept_RK = np.random.default_rng(0).binomial(count_K, 0.5, size=(_SWAPS, len(count_K)))
-    swapped = (2.0 * kept_RK - count_K) @ size_K
-    # The tolerance is for sums in another order.
-    beyond = np.sum(np.abs(swapped) >= abs(sums_U.sum()) - 1e-9)
-    return float(1 + beyond) / (1 + len(swapped))
+    generator, least = np.random.default_rng(0), abs(sums_U.sum()) - 1e-9
+    together, beyond = max(1, _DRAWN // max(1, len(count_K))), 0
+    for first in range(0, _SWAPS, together):
+        size = (min(together, _SWAPS - first), len(count_K))
+        swapped = (2.0 * generator.binomial(count_K, 0.5, size=size) - count_K) @ size_K
+        # The tolerance is for sums in another order.
+        beyond += int(np.sum(np.abs(swapped) >= least))
+    return (1 + beyond) / (1 + _SWAPS)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from llama_peft.system.sequences.nameless import Nameless
 from llama_peft.system.terminal import visible
 
 from ...lines import PredictionLine
@@ -25,8 +26,33 @@ _MOST = 100_000
 _TOGETHER = 1024
 """Examples that are Python objects at a time."""
 Columns = dict[str, list[object]]
-Pieces = dict[str, list[str]]
-"""The list of each column as JSON, in pieces without brackets."""
+
+
+class _Pieces:
+    """The list of each column as JSON, in pieces without brackets, which wait in a file."""
+
+    def __init__(self) -> None:
+        self._file = Nameless("examples")
+        self._places: dict[str, list[tuple[int, int]]] = {}
+
+    def add(self, columns: Columns) -> int:
+        """Add some rows, and return how many characters they take."""
+        written = 0
+        for name, values in columns.items():
+            text = _as_json(values)[1:-1]
+            raw = text.encode()
+            self._places.setdefault(name, []).append((len(self._file), len(raw)))
+            self._file.append(raw)
+            written += len(text)
+        return written
+
+    def json(self) -> Iterator[str]:
+        """Yield the pieces of the object of all columns."""
+        return _between("{}", (self._column(name) for name in self._places))
+
+    def _column(self, name: str) -> Iterator[str]:
+        yield f'"{name}":'
+        yield from _between("[]", ([self._file.read(*one).decode()] for one in self._places[name]))
 
 
 class Store:
@@ -76,7 +102,7 @@ class _Sample:
         places = places[np.argsort(ids[places], kind="stable")]
         self._part, self._places = part, places
         self._passages, self._frames = Store(), Store()
-        self._rows: Pieces = {}
+        self._rows = _Pieces()
         self._systems: list[_System | None] = []
         """What each system said; None if it was evaluated on other examples."""
         for system in part.systems.values():
@@ -95,23 +121,17 @@ class _Sample:
         while self.examples < len(self._places) and self.size <= room:
             now = slice(self.examples, self.examples + _TOGETHER)
             lines = [self._part.first.lines[place] for place in self._places[now].tolist()]
-            self._add(self._rows, _rows(lines, self._passages))
+            self._written += self._rows.add(_rows(lines, self._passages))
             for system in filter(None, self._systems):
-                self._add(system.pieces, system.said(now, self._frames))
+                self._written += system.pieces.add(system.said(now, self._frames))
             self.examples += len(lines)
-
-    def _add(self, pieces: Pieces, columns: Columns) -> None:
-        for name, values in columns.items():
-            text = _as_json(values)[1:-1]
-            pieces.setdefault(name, []).append(text)
-            self._written += len(text)
 
     def json(self) -> Iterator[str]:
         """Yield the pieces of the part."""
-        said = (["null"] if one is None else _object(one.pieces) for one in self._systems)
+        said = (["null"] if one is None else one.pieces.json() for one in self._systems)
         yield self._facts
         yield ',"rows":'
-        yield from _object(self._rows)
+        yield from self._rows.json()
         yield ',"said":'
         yield from _between("[]", said)
         for name, store in (("passages", self._passages), ("frames", self._frames)):
@@ -126,7 +146,7 @@ class _System:
     def __init__(self, system: SystemResults, places: IntArray) -> None:
         """places: where the chosen examples are among its lines."""
         self._system, self._places = system, places
-        self.pieces: Pieces = {}
+        self.pieces = _Pieces()
         metric = metrics_of(system.side)[0]
         sign = 1.0 if metric.higher_is_better else -1.0
         self._right = sign * self._values(metric.name)
@@ -164,13 +184,6 @@ def _between(ends: str, items: Iterable[Iterable[str]]) -> Iterator[str]:
             yield ","
         yield from pieces
     yield ends[1]
-
-
-def _object(columns: Pieces) -> Iterator[str]:
-    named = (
-        (f'"{name}":', *_between("[]", ([piece] for piece in its))) for name, its in columns.items()
-    )
-    return _between("{}", named)
 
 
 def _as_json(value: object) -> str:
