@@ -25,6 +25,8 @@ _CHANGES = (
     "os.chown", "os.utime",
 )  # fmt: skip
 _DEVICES = (Path("/dev"), Path("/proc"))
+_CHARTS = tuple(Path.home() / folder / "matplotlib" for folder in (".config", ".cache"))
+"""What matplotlib makes for its settings and its list of fonts when it is loaded."""
 _SPOOLED = ("llama_peft.data.examples", "llama_peft.tokens.prompts", "llama_peft.prefix_tree")
 """Rows that the process itself has put into a file without a name."""
 _PICKLED = (
@@ -101,7 +103,7 @@ class Guard:
     def _may_write(self, real: Path) -> bool:
         if real.is_relative_to(self.kept):
             return False
-        return any(real.is_relative_to(folder) for folder in (*self.own, *_DEVICES))
+        return any(real.is_relative_to(folder) for folder in (*self.own, *_DEVICES, *_CHARTS))
 
     def _foreign(self, name: object) -> bool:
         return isinstance(name, str) and any(
