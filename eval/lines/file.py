@@ -1,12 +1,11 @@
 """Many lines of predictions.jsonl, which stay on disk.
 
-In memory is only where each begins. A line is read when it is asked for, so a report or a score of a
-million rows holds a few of them at a time.
+A line is read when it is asked for, so a report or a score of a million rows holds a few of them at a
+time.
 """
 
 import json
 import weakref
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import BinaryIO, overload
 import numpy as np
 
 from llama_peft.system.files import append, inside, open_regular, scratch
+from llama_peft.system.sequences.arrays import LongArray
 
-from ..metrics.columns import IntArray
+from ..metrics.columns import IntArray, cut
 from .line import PredictionLine
 
 _SPOOL = "lines.jsonl"
@@ -25,8 +25,12 @@ _SPOOL = "lines.jsonl"
 class Lines(Sequence[PredictionLine]):
     """Lines of an open file, in any order."""
 
-    def __init__(self, file: BinaryIO, starts: IntArray, among: "Lines | None" = None) -> None:
-        """among: the lines that these are some of. The file is closed when none of them is used."""
+    def __init__(
+        self, file: BinaryIO, starts: LongArray[np.int64], among: "Lines | None" = None
+    ) -> None:
+        """starts: where each begins. among: the lines that these are some of. The file is closed when
+        none of them is used.
+        """
         self._file, self._starts, self._among = file, starts, among
         if among is None:
             weakref.finalize(self, file.close)
@@ -40,19 +44,22 @@ class Lines(Sequence[PredictionLine]):
     def __getitem__(self, place: slice) -> "Lines": ...
     def __getitem__(self, place: int | slice) -> "PredictionLine | Lines":
         if isinstance(place, slice):
-            return Lines(self._file, self._starts[place], self)
-        return PredictionLine.model_validate_json(self._text(int(self._starts[place])))
+            return Lines(self._file, LongArray.of(self._starts[place]), self)
+        number = range(len(self))[place]
+        return PredictionLine.model_validate_json(
+            self._text(int(self._starts[number : number + 1][0]))
+        )
 
     def __iter__(self) -> Iterator[PredictionLine]:
         return map(PredictionLine.model_validate_json, self.texts())
 
     def at(self, places: IntArray) -> "Lines":
         """Return the lines at these places."""
-        return Lines(self._file, self._starts[places], self)
+        return Lines(self._file, self._starts.at(places), self)
 
     def texts(self) -> Iterator[str]:
         """Yield the lines as they are written."""
-        return (self._text(start) for start in map(int, self._starts))
+        return (self._text(start) for own in self._starts.pieces() for start in own.tolist())
 
     def _text(self, start: int) -> str:
         self._file.seek(start)
@@ -65,12 +72,18 @@ def read_lines(path: Path) -> Lines:
     What a line holds is checked when it is read.
     """
     file = open_regular(inside(path.parent, path.name))
-    starts, start = array("q"), 0
+    starts: LongArray[np.int64] = LongArray(np.int64)
+    for some in cut(_starts(file)):
+        starts.append(np.array(some))
+    return Lines(file, starts)
+
+
+def _starts(file: BinaryIO) -> Iterator[int]:
+    start = 0
     for raw in file:
         if raw != b"\n":
-            starts.append(start)
+            yield start
         start += len(raw)
-    return Lines(file, np.frombuffer(starts, dtype=np.int64))
 
 
 @contextmanager

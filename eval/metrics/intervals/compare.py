@@ -154,16 +154,17 @@ def _exact_p(first: Measured, second: Measured) -> float | None:
     if is_plain and first.is_right_or_wrong and second.is_right_or_wrong:
         wins, losses, _ = _win_counts(first, second) or (0, 0, 0)
         return mcnemar(wins, losses)
-    counted_N = first.counted_N
-    difference_N = (second.values_SN - first.values_SN)[0, counted_N]
-    return randomisation(difference_N, first.unit_N[counted_N])
+    difference_SN = first.counted(second.values_SN - first.values_SN)
+    return randomisation(difference_SN[0], first.counted(first.unit_N))
 
 
 def _win_counts(first: Measured, second: Measured) -> WinCounts | None:
     """By the mean over the runs."""
     if first.values_SN is None or second.values_SN is None:
         return None
-    gain_N = (second.values_SN.mean(axis=0) - first.values_SN.mean(axis=0))[first.counted_N]
-    gain_N = gain_N if first.higher_is_better else -gain_N
+    gain_N = first.counted(second.values_SN.mean(axis=0))
+    gain_N -= first.counted(first.values_SN.mean(axis=0))
     wins, losses, ties = (int(np.sum(found)) for found in (gain_N > 0, gain_N < 0, gain_N == 0))
+    if not first.higher_is_better:
+        wins, losses = losses, wins
     return WinCounts(wins=wins, losses=losses, ties=ties)

@@ -20,15 +20,18 @@ Shapes: S runs, N examples, U units, D deviations, R resamples, K distinct rows.
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..catalogue import METRICS
-from ..columns import Column, FloatArray, IntArray, Texts, texts
+from ..columns import PIECE, Column, FloatArray, IntArray, Texts, texts
 from ..evidence import SHARE, Bounds, Evidence, in_order
 from ..ids import aligned, are_same, in_rising_order
 
+Any_ = TypeVar("Any_", bound=np.generic)
 _LOWER_IS_BETTER = {metric.name for metric in METRICS if not metric.higher_is_better}
 _RESAMPLES = 1000
 _CHUNK = 100
@@ -58,23 +61,27 @@ class Measured:
     def runs(self) -> int:
         return len(self.scores_S)
 
-    @property
+    @cached_property
     def counted_N(self) -> NDArray[np.bool_]:
         """Whether the score counts an example."""
         if self.values_SN is None:
             return np.ones(len(self.unit_N), dtype=np.bool_)
         return ~np.isnan(self.values_SN[0])
 
-    @property
+    @cached_property
     def units(self) -> int:
         """The number of units with examples that the score counts."""
-        return int(np.count_nonzero(np.bincount(self.unit_N[self.counted_N])))
+        return int(np.count_nonzero(np.bincount(self.counted(self.unit_N))))
 
-    @property
+    @cached_property
     def is_right_or_wrong(self) -> bool:
         """Whether each example has the lowest or the highest value."""
         values = self.values_SN
-        return values is not None and bool(np.isin(values[:, self.counted_N], self.bounds).all())
+        return values is not None and bool(np.isin(self.counted(values), self.bounds).all())
+
+    def counted(self, values: NDArray[Any_]) -> NDArray[Any_]:
+        """Return values (..., N) of the examples that the score counts."""
+        return values if self.counted_N.all() else values[..., self.counted_N]
 
 
 def measured_means(
@@ -262,9 +269,14 @@ def _draws(row_N: IntArray, unit_N: IntArray, resamples: int) -> Iterator[FloatA
     units, size = int(unit_N.max()) + 1, int(row_N.max()) + 1
     room = min(_CHUNK, _DRAWN // max(units, size))
     chunk = max(1, room - room % 4 if room > 4 else room)
+    together = len(row_N) if size > PIECE else PIECE  # where a piece would cost as much as all
+    pieces = [slice(first, first + together) for first in range(0, len(row_N), together)]
     for start in range(0, resamples, chunk):
         counts_RK = np.empty((min(chunk, resamples - start), size))
         for own_K in counts_RK:
             drawn_U = np.bincount(generator.integers(units, size=units), minlength=units)
-            own_K[:] = np.bincount(row_N, weights=drawn_U[unit_N], minlength=size)
+            own_K[:] = 0
+            for some in pieces:
+                drawn = drawn_U[unit_N[some]]
+                own_K += np.bincount(row_N[some], weights=drawn, minlength=size)
         yield counts_RK

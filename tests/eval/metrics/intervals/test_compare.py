@@ -16,6 +16,7 @@ from eval.metrics.intervals import (
     Interval,
     WinCounts,
     difference,
+    exact,
     holm,
     intervals,
     mcnemar,
@@ -253,6 +254,15 @@ def test_several_runs_of_a_metric_that_is_no_mean() -> None:
     together = mean_over_seeds(measured_metrics(runs)["f1_macro"]).interval
     assert alone is not None and together is not None
     assert together.high - together.low > alone.high - alone.low
+
+
+def test_swaps_are_the_same_however_many_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = np.random.default_rng(4)
+    arguments = draws.normal(0.1, 1, size=300), draws.integers(60, size=300)
+    whole = randomisation(*arguments)
+    assert 0.001 < whole < 0.9
+    monkeypatch.setattr(exact, "_DRAWN", 100)
+    assert randomisation(*arguments) == whole
 
 
 def test_holm() -> None:
