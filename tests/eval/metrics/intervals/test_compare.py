@@ -258,7 +258,7 @@ def test_several_runs_of_a_metric_that_is_no_mean() -> None:
 
 def test_swaps_are_the_same_however_many_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = np.random.default_rng(4)
-    arguments = draws.normal(0.1, 1, size=300), draws.integers(60, size=300)
+    arguments = draws.normal(0.05, 1, size=300), draws.integers(60, size=300)
     whole = randomisation(*arguments)
     assert 0.001 < whole < 0.9
     monkeypatch.setattr(exact, "_DRAWN", 100)
