@@ -37,6 +37,12 @@ class Curve(NamedTuple):
     y: Sequence[float] | FloatArray
     chosen: float | None = None
 
+    def thinned(self) -> "Curve":
+        """As many of the points, to the last, as a line needs."""
+        step = 1 + len(self.x) // _MOST_POINTS
+        x, y = ([*reversed(own[::-1][::step])] for own in (self.x, self.y))
+        return Curve(x, y, self.chosen)
+
 
 Colours = Mapping[str, str]
 """The colour of each system by its name."""
@@ -275,10 +281,9 @@ def by_kind(
 
 def _lines(axes: "Axes", names: Names, curves: Mapping[str, Curve], colours: Colours) -> None:
     for name, curve in curves.items():
-        step = 1 + len(curve.x) // _MOST_POINTS
-        x, y = [*reversed(curve.x[::-1][::step])], [*reversed(curve.y[::-1][::step])]
-        mark = "o" if len(x) == 1 else ""
-        axes.plot(x, y, marker=mark, color=colours[name], label=names.shown(name))
+        few = curve.thinned()
+        mark = "o" if len(few.x) == 1 else ""
+        axes.plot(few.x, few.y, marker=mark, color=colours[name], label=names.shown(name))
         if curve.chosen is not None:
             axes.axvline(curve.chosen, color=colours[name], linewidth=1, linestyle=(0, (4, 3)))
     axes.spines["left"].set_color(RULE)

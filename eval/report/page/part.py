@@ -219,7 +219,7 @@ def _surest(system: SystemResults) -> Curve | None:
     else:
         return None
     curve = selective_curve(sureness, right)
-    return Curve(curve.coverage, curve.score)
+    return Curve(curve.coverage, curve.score).thinned()
 
 
 def _thresholds(system: SystemResults) -> Curve | None:
@@ -229,4 +229,4 @@ def _thresholds(system: SystemResults) -> Curve | None:
         return None
     limits, scores = threshold_curve(system.before, system.gold_lists, known)
     used = system.results.configs[system.task].no_answer_threshold
-    return Curve(limits, scores, used) if len(limits) > 1 else None
+    return Curve(limits, scores, used).thinned() if len(limits) > 1 else None
