@@ -5,6 +5,7 @@ Each function returns None if there is nothing to draw. Systems keep their colou
 
 import math
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...metrics.columns import FloatArray
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.patches import Patch
 
 _MOST_POINTS = 200
-"""Points of a line, about."""
+"""The most points of a line."""
 _MOST_LABELS = 12
 """Labels whose names and counts have room in a confusion matrix."""
 
@@ -39,7 +40,7 @@ class Curve(NamedTuple):
 
     def thinned(self) -> "Curve":
         """As many of the points, to the last, as a line needs."""
-        step = 1 + len(self.x) // _MOST_POINTS
+        step = max(1, ceil(len(self.x) / _MOST_POINTS))
         x, y = ([*reversed(own[::-1][::step])] for own in (self.x, self.y))
         return Curve(x, y, self.chosen)
 
