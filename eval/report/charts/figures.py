@@ -5,7 +5,6 @@ Each function returns None if there is nothing to draw. Systems keep their colou
 
 import math
 from collections.abc import Mapping, Sequence
-from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...metrics.columns import FloatArray
@@ -40,7 +39,7 @@ class Curve(NamedTuple):
 
     def thinned(self) -> "Curve":
         """As many of the points, to the last, as a line needs."""
-        step = max(1, ceil(len(self.x) / _MOST_POINTS))
+        step = max(1, math.ceil(len(self.x) / _MOST_POINTS))
         x, y = ([*reversed(own[::-1][::step])] for own in (self.x, self.y))
         return Curve(x, y, self.chosen)
 
