@@ -244,8 +244,7 @@ def _here_with(recipe: Recipe, shape: Mapping[str, object]) -> str:
     """Return in a few words whether a recipe could run on a base of this config.json."""
     with TemporaryDirectory(prefix="llama-peft-") as folder:
         files.write_text(Path(folder), "config.json", json.dumps(shape))
-        base = recipe.model.model_copy(update={"model_name_or_path": folder})
-        placed = recipe.model_copy(update={"model": base})
+        placed = recipe.changed(model={"model_name_or_path": folder})
         counted = counts.count(shape).base
         weights = Weights([], counted, 2 * counted, shape)
         return _here(placed, preflight.problems(placed, weights, long=True))[0]

@@ -205,13 +205,8 @@ def _portable_recipe(recipe: Recipe, commit: str | None) -> Recipe:
             "parts": parts.model_copy(update=named),
         }
     )
-    return recipe.model_copy(
-        update={
-            "model": recipe.model.model_copy(update={"revision": commit} if commit else {}),
-            "dataset": dataset,
-            "train": recipe.train.model_copy(update={"output_dir": None}),
-        }
-    )
+    named = {"revision": commit} if commit else {}
+    return recipe.changed(model=named, dataset=dataset, train={"output_dir": None})
 
 
 def _is_path(name: str) -> bool:

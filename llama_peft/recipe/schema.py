@@ -360,9 +360,25 @@ class Recipe(Section):
         """Return the batch size of validation. Tree rows are large, so it is that of training."""
         return self.train_batch_size if self.packs_rows else self.train.per_device_eval_batch_size
 
+    def changed(self, **values: Mapping[str, object] | Section | str | None) -> "Recipe":
+        """Return the recipe with other values: `changed(train={"seed": 2}, lora=None)`.
+
+        A mapping holds values of a section. Nothing is checked again.
+        """
+        update: dict[str, object] = dict(values)
+        for name, its in values.items():
+            if isinstance(its, Mapping):
+                update[name] = getattr(self, name).model_copy(update=dict(its))
+        return self.model_copy(update=update)
+
     def with_train(self, values: Mapping[str, float | bool | str]) -> "Recipe":
         """Return the recipe with other values of `train`."""
-        return self.model_copy(update={"train": self.train.model_copy(update=dict(values))})
+        return self.changed(train=values)
+
+    def in_float32(self) -> "Recipe":
+        """Return the recipe whose base is loaded as it is: not packed, and in float32."""
+        unpacked = {"load_in_4bit": False, "load_in_8bit": False}
+        return self.changed(model={"dtype": "float32"}, quantization=unpacked)
 
     @property
     def run_folder(self) -> str:

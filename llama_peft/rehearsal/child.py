@@ -94,9 +94,10 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
 
     recipe = load_recipe(request.recipe, [*request.settings, f"train.output_dir={folder / 'run'}"])
     if request.base is not None:
-        recipe = _on(recipe, request.base)
+        recipe = recipe.changed(model={"model_name_or_path": request.base})
     named = recipe.model.model_name_or_path
-    recipe = _on(recipe, base.place_base(recipe.model, folder / "base"))
+    placed = base.place_base(recipe.model, folder / "base")
+    recipe = recipe.changed(model={"model_name_or_path": str(placed)})
     note = base.place_tokenizer(Path(recipe.model.model_name_or_path), request.tokenizer)
     given = rows.gather(recipe)
     recipe = with_fields(with_labels(recipe, given.dataset), given.dataset)
@@ -149,12 +150,6 @@ def _estimated(recipe: "Recipe", dtype: str, batches: "Batches", flash: bool) ->
     except UncountedFamily:
         return {}
     return {term.name: term.bytes for term in found.memory if term.name != "libraries"}
-
-
-def _on(recipe: "Recipe", name: object) -> "Recipe":
-    """Return the recipe on another base."""
-    model = recipe.model.model_copy(update={"model_name_or_path": str(name)})
-    return recipe.model_copy(update={"model": model})
 
 
 def _fault(error: Exception, stage: str) -> Fault:

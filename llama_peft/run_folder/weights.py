@@ -146,7 +146,7 @@ def load_tuned(run: Run, full_precision: bool = False) -> TunedModel:
 
     Raises UserError if the base at hand is not the one that the run was trained on.
     """
-    recipe = _in_float32(run.recipe) if full_precision else run.recipe
+    recipe = run.recipe.in_float32() if full_precision else run.recipe
     preflight.check_named(recipe, False, run.folder)
     found = base_fingerprint(recipe)
     if found != run.record.base_fingerprint:
@@ -179,16 +179,6 @@ def _check_unchanged(run: Run) -> None:
             f"{run.folder}: this run is being trained again, or was just now; use it when the "
             "training has ended"
         )
-
-
-def _in_float32(recipe: Recipe) -> Recipe:
-    unquantized = {"load_in_4bit": False, "load_in_8bit": False}
-    return recipe.model_copy(
-        update={
-            "quantization": recipe.quantization.model_copy(update=unquantized),
-            "model": recipe.model.model_copy(update={"dtype": "float32"}),
-        }
-    )
 
 
 def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":

@@ -100,7 +100,7 @@ def load(recipe: Recipe, encoded: Encoded, dataset: data.Dataset, folder: Path) 
 
         texts = cast("dict[str, Sequence[ClassificationRow]]", rows)
         head = choose(recipe, base, texts, folder)
-        recipe = recipe.model_copy(update={"head": head})
+        recipe = recipe.changed(head=head)
         base = backbone.load(recipe, recipe.kind.name, len(dataset.labels))
     origin = Origin(base_fingerprint(recipe), *sums)
     return Loaded(recipe=recipe, encoder=encoder, rows=rows, base=base, origin=origin)
