@@ -23,7 +23,7 @@ from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder import layout
 from llama_peft.run_folder.record import read_record
 from llama_peft.run_folder.run import open_run
-from tests.support.eval.jobs import changed, job_for, lines_of
+from tests.support.eval.jobs import job_for, lines_of
 
 
 def test_zero_shot_and_tuned_answer_the_same_examples(
@@ -95,8 +95,7 @@ def test_results_record_what_a_run_was_trained_with(
 ) -> None:
     """Evaluated on another recipe, a run keeps its own prompt, and the results say so."""
     recipe, folder = class_run
-    prompt = recipe.prompt.model_copy(update={"template": "Another: {text}"})
-    other = recipe.model_copy(update={"name": "other", "prompt": prompt})
+    other = recipe.changed(name="other", prompt={"template": "Another: {text}"})
     found = harness.run(job_for(other, folder, tmp_path / "out"))
     assert found.configs["other"].prompt["template"] == recipe.prompt.template
 
@@ -212,7 +211,7 @@ def test_parts_from_python_replace_those_of_the_recipe(
         {"text": "A fine, warm film", "label": "positive"},
         {"text": "Dull", "label": "negative"},
     ]
-    shots = changed(recipe, "eval", num_fewshot=2)
+    shots = recipe.changed(eval={"num_fewshot": 2})
     for its, model in ((recipe, folder), (shots, base)):
         job = job_for(its, model, tmp_path / f"out-{len(str(model))}", given={"test": rows})
         results = harness.run(job)

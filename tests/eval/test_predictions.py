@@ -30,7 +30,7 @@ from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder import layout
 from llama_peft.run_folder.results import ModelConfig
 from tests.support import forked
-from tests.support.eval.jobs import changed, job_for
+from tests.support.eval.jobs import job_for
 
 
 def die_after(further: int) -> None:
@@ -228,8 +228,8 @@ def test_predictions_of_another_prompt_are_no_use(
     """The tokenizer, the worked examples, and how the model computes belong to what is resumed."""
     base = make_base()
     recipe = make_recipe("generative_qa", base, lora={"r": 2}, eval={"num_fewshot": 1})
-    others = [recipe, changed(recipe, "model", attn_implementation="eager")]
-    others += [changed(recipe, "head", pooling="mean"), changed(recipe, "dataset", seed=3)]
+    others = [recipe, recipe.changed(model={"attn_implementation": "eager"})]
+    others += [recipe.changed(head={"pooling": "mean"}), recipe.changed(dataset={"seed": 3})]
     keys = [key_of(other, base, tmp_path) for other in others]
     encoded = json.loads((base / "tokenizer.json").read_text())
     encoded["normalizer"] = {"type": "Lowercase"}

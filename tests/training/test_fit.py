@@ -104,9 +104,7 @@ def test_finished_run_is_not_trained_again(run_of: Callable[..., tuple[Recipe, P
 
 def test_a_folder_of_another_recipe_is_refused(run_of: Callable[..., tuple[Recipe, Path]]) -> None:
     recipe, folder = run_of(*CASES[0])
-    other = recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"learning_rate": 1.0})}
-    )
+    other = recipe.changed(train={"learning_rate": 1.0})
     with pytest.raises(UserError, match=r"another recipe.*learning_rate: 1\.0"):
         training.train(other)
     assert runs.record_of(folder).steps == 2
@@ -125,7 +123,7 @@ def test_resume_is_bit_identical(
 
     def four_steps(folder: Path) -> Recipe:
         keys = {"max_steps": 4, "eval_steps": 1, "output_dir": str(folder), "save_total_limit": 9}
-        return recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+        return recipe.changed(train=keys)
 
     whole = training.train(four_steps(tmp_path / "whole"))
     cut = tmp_path / "cut"
@@ -162,7 +160,7 @@ def test_resume_in_a_later_epoch_takes_up_its_order(
             "save_total_limit": 9,
             "per_device_train_batch_size": 8,
         }
-        return recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+        return recipe.changed(train=keys)
 
     whole = training.train(seven_steps(tmp_path / "whole"))
     state = json.loads((whole / "checkpoints/checkpoint-5/trainer_state.json").read_text())
@@ -267,7 +265,7 @@ def test_second_process_on_a_run_folder_is_refused(
 
     recipe, _ = run_of(*CASES[0])
     keys = {"output_dir": str(tmp_path / "held")}
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+    recipe = recipe.changed(train=keys)
     (tmp_path / "held").mkdir()
     (tmp_path / "held/.holder").write_text("4711")
     with FileLock(tmp_path / "held/.lock"), pytest.raises(UserError, match="process 4711"):

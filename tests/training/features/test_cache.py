@@ -103,16 +103,12 @@ def test_same_key_is_computed_once_and_another_key_again(
         cache.compute(recipe, model, "train", rows, tmp_path, (key,))
         return bool(calls)
 
-    def changed(section: str, **keys: Any) -> Recipe:
-        part = getattr(recipe, section).model_copy(update=keys)
-        return recipe.model_copy(update={section: part})
-
     assert computed() and not computed()
-    assert not computed(changed("train", learning_rate=1.0)), "what no state depends on"
-    assert computed(changed("head", pooling="mean"))
-    assert computed(changed("head", layer=2))
-    assert computed(changed("head", features="length_sorted"))
-    assert computed(changed("quantization", load_in_4bit=True))
+    assert not computed(recipe.changed(train={"learning_rate": 1.0})), "what no state depends on"
+    assert computed(recipe.changed(head={"pooling": "mean"}))
+    assert computed(recipe.changed(head={"layer": 2}))
+    assert computed(recipe.changed(head={"features": "length_sorted"}))
+    assert computed(recipe.changed(quantization={"load_in_4bit": True}))
     assert not computed(rows=rows[3:1:-1]), "states are found by the text"
     assert computed(rows=[*rows, {**rows[0], "input_ids": (7, 9, 7)}])
     other = [{**rows[0], "input_ids": (*rows[0]["input_ids"], 5)}, *rows[1:]]
