@@ -22,7 +22,7 @@ from llama_peft.run_folder.layout import (
     RECIPE,
     SPLIT,
 )
-from llama_peft.run_folder.record import TrainingRecord, write_record
+from llama_peft.run_folder.record import TrainingRecord, first_fault, write_record
 from llama_peft.run_folder.run import Run
 from llama_peft.system import files
 from llama_peft.system.numbers import Finite, Probability, first_not_finite
@@ -323,9 +323,7 @@ def _check_numbers(folder: Path) -> None:
         numbers = _Numbers.model_validate(files.read_json(folder, ADAPTER_CONFIG))
         tensors = load_file(files.inside(folder, ADAPTER_WEIGHTS))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise _refused(folder / ADAPTER_CONFIG, f"{place}: {first['msg']}") from None
+        raise _refused(folder / ADAPTER_CONFIG, first_fault(error, "the file")) from None
     except (OSError, ValueError) as error:
         raise _refused(folder / ADAPTER_CONFIG, str(error)) from None
     except SafetensorError as error:
