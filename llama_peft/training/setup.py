@@ -19,7 +19,7 @@ from llama_peft.tasks import LOWER_IS_BETTER
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training.checkpoints import Origin
 from llama_peft.training.resume import recipe_sum
-from llama_peft.training.rows import ClassificationRow, Row, collator, encode_part, widest
+from llama_peft.training.rows import ClassificationRow, Row, collator, encode_part, fitting, widest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -220,7 +220,7 @@ def check_tree_rows(loaded: Loaded, attached: Attached, dataset: data.Dataset) -
 
     With a wrong mask the training would run without an error.
     """
-    recipe, encoder, model = loaded.recipe, loaded.encoder, attached.model
+    recipe = loaded.recipe
     if recipe.packs_batches and not on_states(recipe):
         _check_batch(loaded, attached)
     if not recipe.packs_rows:
@@ -229,11 +229,8 @@ def check_tree_rows(loaded: Loaded, attached: Attached, dataset: data.Dataset) -
 
     # The first questions share a few passages, so their row has branches.
     examples = [one for one in dataset.parts["train"][:6] if isinstance(one, QuestionExample)]
-    encoded = list(encoder.encode(examples))
-    limit = recipe.train.max_length
-    fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
-    if fitting:
-        found = self_check(model, fitting, limit)
+    if fitted := list(fitting(recipe, loaded.encoder, examples)):
+        found = self_check(attached.model, fitted, recipe.train.max_length)
         log.info("self-check: the loss is %.5f as a tree, and %.5f one by one", *found)
 
 
@@ -270,19 +267,18 @@ def build_trainer(
 
     arguments = training_arguments(recipe, bool(validation_rows), folder) | dict(step or {})
     callbacks = _callbacks(recipe, bool(arguments["load_best_model_at_end"]), folder)
+    parts = {"model": model, "data_collator": collate, "callbacks": callbacks}
     if recipe.kind.head is None:
-        rows = train_rows, validation_rows
-        trainer = _answer_trainer(recipe, model, encoder, *rows, collate, arguments, callbacks)
+        arguments["max_length"] = recipe.train.max_length
+        trainer = _answer_trainer(arguments, train_rows, validation_rows, encoder, **parts)
     else:
         trainer = SteadyTrainer(
-            model=model,
             args=_on_one_gpu(TrainingArguments(**arguments)),
-            data_collator=collate,
             train_dataset=train_rows,
             eval_dataset=validation_rows or None,
-            callbacks=callbacks,
+            **parts,
         )
-        trainer.weigh(weights)
+    trainer.weigh(weights)
     trainer.computes_in = backbone.dtype_name(recipe)
     return trainer
 
@@ -298,14 +294,11 @@ def _on_one_gpu(arguments: "Arguments") -> "Arguments":
 
 
 def _answer_trainer(
-    recipe: Recipe,
-    model: "nn.Module",
-    encoder: PromptEncoder,
+    arguments: Mapping[str, object],
     train_rows: Sequence[object],
     validation_rows: Sequence[object],
-    collate: Callable[..., Mapping[str, object]],
-    arguments: Mapping[str, object],
-    callbacks: "list[TrainerCallback]",
+    encoder: PromptEncoder,
+    **parts: object,
 ) -> "SteadyTrainer":
     """Return TRL's SFTTrainer for questions and answers, with a float32 adapter."""
     from trl import SFTConfig
@@ -313,20 +306,13 @@ def _answer_trainer(
     from llama_peft.training.tree_trainer import TreeDataset, TreeTrainer
 
     trainer = TreeTrainer(
-        model=model,
         args=_on_one_gpu(
-            SFTConfig(
-                **arguments,
-                max_length=recipe.train.max_length,
-                packing=False,
-                dataset_kwargs={"skip_prepare_dataset": True},
-            )
+            SFTConfig(**arguments, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
         ),
-        data_collator=collate,
         train_dataset=TreeDataset(train_rows),
         eval_dataset=TreeDataset(validation_rows) if validation_rows else None,
         processing_class=encoder.tokenizer,
-        callbacks=callbacks,
+        **parts,
     )
     for parameter in trainer.model.parameters():
         # SFTTrainer has just cast the adapter to bfloat16, where small updates vanish.
@@ -342,11 +328,10 @@ def _callbacks(recipe: Recipe, keeps_best: bool, folder: Path) -> "list[TrainerC
 
     callbacks: list[TrainerCallback] = [CheckOptimizer(), FindBest(), History(folder / HISTORY)]
     if recipe.train.early_stopping_patience is not None and keeps_best:
-        patience, least = (
-            recipe.train.early_stopping_patience,
-            recipe.train.early_stopping_threshold,
+        train = recipe.train
+        callbacks.append(
+            EarlyStoppingCallback(train.early_stopping_patience, train.early_stopping_threshold)
         )
-        callbacks.append(EarlyStoppingCallback(patience, least))
     return callbacks
 
 
