@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from llama_peft.errors import UserError
 from llama_peft.rehearsal import ENDED, OUTCOME, PRINTED, REQUEST, Request
 from llama_peft.rehearsal.device import fake_cuda, replace
-from llama_peft.rehearsal.device.cards import card_named
+from llama_peft.rehearsal.device.cards import Card, card_named
 from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
 from llama_peft.system import files
 
@@ -89,7 +89,7 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     from llama_peft.model import backbone
     from llama_peft.recipe import load_recipe
     from llama_peft.rehearsal import base, rows, steps
-    from llama_peft.rehearsal.device import kernels, mode, watch
+    from llama_peft.rehearsal.device import mode, watch
     from llama_peft.training.fit import with_labels
 
     recipe = load_recipe(request.recipe, [*request.settings, f"train.output_dir={folder / 'run'}"])
@@ -98,16 +98,10 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     named = recipe.model.model_name_or_path
     placed = base.place_base(recipe.model, folder / "base")
     recipe = recipe.changed(model={"model_name_or_path": str(placed)})
-    note = base.place_tokenizer(Path(recipe.model.model_name_or_path), request.tokenizer)
+    note = base.place_tokenizer(placed, request.tokenizer)
     given = rows.gather(recipe)
     recipe = with_fields(with_labels(recipe, given.dataset), given.dataset)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
-    fake_cuda.pretend(card)
-    kept = [*fake_cuda.keep_whole(), kernels.replace_compiled()]  # noqa: F841
-    kernels.replace_paged()
-    base.replace_apply()
-    base.replace_unpacking()
-    replace(backbone, "from_pretrained", base.build)
+    kept = _pretend(card, folder)  # noqa: F841
     stages = steps.Stages(mode.Rehearsal(watch.Watch()))
     with mode.rehearsing(stages.mode):
         dtype = backbone.dtype_name(recipe)
@@ -135,6 +129,22 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
         seconds=time.monotonic() - started,
     )
     return Outcome(rehearsal=found)
+
+
+def _pretend(card: Card, folder: Path) -> list[object]:
+    """Make this process believe in a card, and return what must stay alive as long as it does."""
+    from llama_peft.model import backbone
+    from llama_peft.rehearsal import base
+    from llama_peft.rehearsal.device import kernels
+
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
+    fake_cuda.pretend(card)
+    kept = [*fake_cuda.keep_whole(), kernels.replace_compiled()]
+    kernels.replace_paged()
+    base.replace_apply()
+    base.replace_unpacking()
+    replace(backbone, "from_pretrained", base.build)
+    return kept
 
 
 def _estimated(recipe: "Recipe", dtype: str, batches: "Batches", flash: bool) -> dict[str, int]:
