@@ -132,7 +132,7 @@ def classify_rows(
     order: Sequence[int],
     pad_id: int,
     batch_size: int,
-    side: Side = "labels",
+    side: Side,
 ) -> Iterator[list[Prediction]]:
     """Yield what the model says of each row of token ids.
 
