@@ -8,7 +8,6 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +30,6 @@ from llama_peft.run_folder import layout
 from llama_peft.run_folder.results import ModelConfig
 from tests.support import forked
 from tests.support.eval.jobs import job_for
-
-
-def die_after(further: int) -> None:
-    """In a child: kill -9 while it predicts, after `further` more predictions have reached the file."""
-    plain, done = unfinished._stored, count()
-
-    def deadly(*of: Any) -> Any:
-        if next(done) == further:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return plain(*of)
-
-    unfinished._stored = deadly
 
 
 def named(kind: str, predict: Any) -> Predictor:
@@ -186,7 +173,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
     partial = cut.output / layout.UNFINISHED_PREDICTIONS
     rng, kept = random.Random(0), [0]
     for _ in range(10):
-        hook = functools.partial(die_after, rng.randrange(12))
+        hook = functools.partial(forked.die_after, rng.randrange(12))
         code, text = forked.run(words, tmp_path / "log", "eval", hook)
         assert code == -signal.SIGKILL, text
         kept.append(partial.read_text().count('"more": false'))

@@ -15,7 +15,7 @@ from llama_peft.system import seal
 from llama_peft.training import checkpoints
 from llama_peft.training import fit as training
 from tests.support import runs
-from tests.support.trainings import hurt, recipe_of, weights
+from tests.support.trainings import hurt, lose_power, recipe_of, weights
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +141,8 @@ def test_a_resumed_run_records_what_all_its_starts_took(
         keys = {"eval_steps": 1, "logging_steps": 1}
         return recipe_of(make_recipe, base, "classification", folder, **keys)
 
-    def fail(trainer: Any, inputs: dict[str, Any]) -> None:
-        if trainer.state.global_step == 2:
-            raise RuntimeError("the power goes out")
-
     whole = runs.record_of(training.train(recipe(tmp_path / "whole")))
-    hurt(monkeypatch, fail)
+    hurt(monkeypatch, lose_power)
     with pytest.raises(RuntimeError, match="power"):
         training.train(recipe(tmp_path / "cut"))
     monkeypatch.undo()
