@@ -209,7 +209,8 @@ class _Trial:
         ]
         together = replace(self.evaluation.predictor, predict=self._predict)
         size = self.job.recipe.train.per_device_eval_batch_size
-        found = predict(together, asked, self.job.output / UNFINISHED_VALIDATION, self.key, size)
+        partial = self.job.output / UNFINISHED_VALIDATION
+        found = [*predict(together, asked, partial, self.key, size)]
         said: dict[str, Said] = {
             one.id: list(one.prediction) if isinstance(one.prediction, tuple) else one.prediction
             for one in found[-len(self.examples) :]

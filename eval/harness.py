@@ -28,7 +28,7 @@ from . import trained_on
 from .fewshot import with_best_number, worked_examples
 from .job import Job
 from .lines import spooled
-from .predictions import Evaluation, Lent, evaluation_key, lent, predicted, read_sum, shared_key
+from .predictions import Evaluation, Lent, evaluation_key, lent, predict, read_sum, shared_key
 from .predictors.costs import Meter
 from .predictors.engines.open import open_served
 from .predictors.open import as_trained, open_predictor
@@ -171,7 +171,7 @@ def _measured(evaluation: Evaluation, meter: Meter, key: str) -> Iterator[Predic
     job = evaluation.job
     size = job.recipe.train.per_device_eval_batch_size
     partial = job.output / UNFINISHED_PREDICTIONS
-    return predicted(meter.measured, evaluation.found.examples, partial, key, size)
+    return predict(meter.measured, evaluation.found.examples, partial, key, size)
 
 
 def _spent(meter: Meter, subject: Subject, other: Lent | None) -> tuple[int | None, Costs]:

@@ -32,6 +32,11 @@ from tests.support import forked
 from tests.support.eval.jobs import job_for
 
 
+def predicted(*what: Any) -> list[Prediction]:
+    """Predict all; by default in batches of 32."""
+    return [*predict(*what, *([32] if len(what) < 5 else []))]
+
+
 def named(kind: str, predict: Any) -> Predictor:
     config = ModelConfig(model_kind=kind, recipe="small")
     return Predictor(config=config, labels=(), predict=predict, prompt=str)
@@ -63,7 +68,7 @@ def test_predictions_that_do_not_match_id_for_id_are_refused(
 
     predictor = named("oracle", answer)
     with pytest.raises(UserError, match="predictions"):
-        predict(predictor, examples, tmp_path / "partial", "key")
+        predicted(predictor, examples, tmp_path / "partial", "key")
 
 
 def test_what_was_predicted_before_a_crash_is_not_predicted_again(
@@ -86,15 +91,15 @@ def test_what_was_predicted_before_a_crash_is_not_predicted_again(
     partial = tmp_path / "partial"
     broken = named("oracle", crashing)
     with pytest.raises(KeyboardInterrupt):
-        predict(broken, examples, partial, "key")
+        predicted(broken, examples, partial, "key")
     with partial.open("a") as file:
         file.write('{"id": "torn')
     whole = replace(broken, predict=counting)
-    found = predict(whole, examples, partial, "key")
+    found = predicted(whole, examples, partial, "key")
     assert sorted(asked) == sorted(e.id for e in examples), "each was asked once"
     assert {prediction.id for prediction in found} == set(asked)
     asked.clear()
-    predict(whole, examples, partial, "another key")
+    predicted(whole, examples, partial, "another key")
     assert len(asked) == len(examples), "predictions of another key are no use"
 
 
@@ -109,14 +114,14 @@ def test_a_batch_that_was_cut_off_is_predicted_again_as_a_whole(
         asked.append([example.id for example in todo])
         return oracle(todo, batch_size)
 
-    expected = predict(named("oracle", counting), examples, partial, "key", 4)
+    expected = predicted(named("oracle", counting), examples, partial, "key", 4)
     lines = partial.read_text().splitlines(keepends=True)
     more = [json.loads(line[9:])["more"] for line in lines[1:]]
     assert more == [True, True, True, False] * 4
     for kept in range(len(lines)):
         partial.write_text("".join(lines[: 1 + kept]))
         asked.clear()
-        found = predict(named("oracle", counting), examples, partial, "key", 4)
+        found = predicted(named("oracle", counting), examples, partial, "key", 4)
         whole = kept // 4 * 4
         (piece,) = unfinished.pieces(examples, 16)
         assert asked == ([[example.id for example in piece[whole:]]] if whole < 16 else [])
@@ -136,7 +141,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_what_is_done(
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
             yield batch
 
-    found = predict(named("oracle", limited), examples, tmp_path / "partial", "key", 8)
+    found = predicted(named("oracle", limited), examples, tmp_path / "partial", "key", 8)
     assert sizes == [8, 4, 2]
     assert [prediction.id for prediction in found] == [example.id for example in examples]
 
@@ -145,14 +150,14 @@ def test_out_of_memory_halves_the_batch_and_keeps_what_is_done(
         yield
 
     with pytest.raises(UserError, match="one example at a time"):
-        predict(named("oracle", hopeless), examples, tmp_path / "partial", "other", 8)
+        predicted(named("oracle", hopeless), examples, tmp_path / "partial", "other", 8)
 
     def broken(todo: Sequence[Example], batch_size: int) -> Iterator[list[Prediction]]:
         raise RuntimeError("a bug of ours")
         yield
 
     with pytest.raises(RuntimeError, match="a bug"):
-        predict(named("oracle", broken), examples, tmp_path / "partial", "other", 8)
+        predicted(named("oracle", broken), examples, tmp_path / "partial", "other", 8)
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_bytes(
@@ -252,10 +257,10 @@ def test_a_line_that_no_evaluation_wrote_is_computed_again(
     """Its sum is right: a sum has no key."""
     examples = data.load(make_recipe("extractive_qa", "tiny")).parts["test"]
     predictor, partial = named("oracle", oracle), tmp_path / "partial"
-    whole = predict(predictor, examples, partial, "key")
+    whole = predicted(predictor, examples, partial, "key")
     begin, *_ = partial.read_text().splitlines(keepends=True)
     partial.write_text(f"{begin}{unfinished._checksum(text)} {text}\n")
-    assert predict(predictor, examples, partial, "key") == whole
+    assert predicted(predictor, examples, partial, "key") == whole
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "loop"])
@@ -272,5 +277,5 @@ def test_unfinished_predictions_are_a_file_of_their_folder(
     else:
         place.symlink_to(outside if kind == "link" else place)
     with pytest.raises(UserError, match="partial"):
-        predict(named("oracle", oracle), examples, place, "key")
+        predicted(named("oracle", oracle), examples, place, "key")
     assert outside.read_text() == "precious"
