@@ -73,7 +73,7 @@ def test_earlier_questions_of_the_passage_are_the_examples(
 
 
 def test_worked_examples_are_not_for_runs(class_run: tuple[Recipe, Path], tmp_path: Path) -> None:
-    job = make_job(None, str(class_run[1]), None, None, None, tmp_path, ["eval.num_fewshot=1"])
+    job = make_job(model=str(class_run[1]), output=tmp_path, overrides=["eval.num_fewshot=1"])
     with pytest.raises(UserError, match="for models that are not fine-tuned"):
         harness.run(job)
 

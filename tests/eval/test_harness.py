@@ -56,7 +56,7 @@ def test_a_file_of_the_user_s_is_evaluated_whole(
     file = tmp_path / "mine.csv"
     file.write_text('text,label\n"A fine, warm film",positive\nDull,negative\nGood,1\n')
     order = ["dataset.label_positions=true"]
-    job = make_job(None, str(folder), str(file), None, None, tmp_path / "out", order)
+    job = make_job(model=str(folder), data_file=str(file), output=tmp_path / "out", overrides=order)
     results = harness.run(job)
     assert results.n_samples["small"].effective == results.n_samples["small"].original == 3
     golds = [line["gold"] for line in lines_of(tmp_path / "out")]
@@ -81,11 +81,12 @@ def test_a_run_takes_only_overrides_of_the_evaluation(
     span_run: tuple[Recipe, Path], tmp_path: Path
 ) -> None:
     _, folder = span_run
-    arguments = (None, str(folder), None, None, None, tmp_path / "short")
+    words = {"model": str(folder), "output": tmp_path / "short"}
     for fixed in ("prompt.template=x {text}", "train.max_length=4", "model.dtype=float16"):
         with pytest.raises(UserError, match=r"fixed this key; only these can be set now: eval\."):
-            make_job(*arguments, [fixed])
-    job = make_job(*arguments, ["eval.max_answer_length=1", "train.per_device_eval_batch_size=4"])
+            make_job(**words, overrides=[fixed])
+    short = ["eval.max_answer_length=1", "train.per_device_eval_batch_size=4"]
+    job = make_job(**words, overrides=short)
     harness.run(job)
     assert max(len(line["raw"].split()) for line in lines_of(tmp_path / "short")) <= 1
 

@@ -72,7 +72,7 @@ def test_predictions_are_those_of_an_evaluation(
     own = tmp_path / "run"
     shutil.copytree(run, own)  # an evaluation may keep a threshold there
     truth, asked = labelled(run, tmp_path)
-    harness.run(make_job(None, str(own), str(truth), None, None, tmp_path / "out", []))
+    harness.run(make_job(model=str(own), data_file=str(truth), output=tmp_path / "out"))
     lines = (tmp_path / "out/predictions.jsonl").read_text("utf-8").splitlines()
     evaluated = {line["id"]: line for line in map(json.loads, lines)}
     found = predicted(own, asked)

@@ -110,8 +110,8 @@ def test_recipes_walk_end_to_end_in_4bit(
     assert recipe.quantization.load_in_4bit
     assert not {*recipe.dataset.parts.given().values()} & {*UNLABELLED.get(name, [])}
     train(recipe)
-    zero = harness.run(make_job(name, None, None, None, None, tmp_path / "zero", overrides))
-    tuned = harness.run(make_job(None, str(run), None, None, None, tmp_path / "tuned", []))
+    zero = harness.run(make_job(name, output=tmp_path / "zero", overrides=overrides))
+    tuned = harness.run(make_job(model=str(run), output=tmp_path / "tuned"))
     assert zero.results.keys() == tuned.results.keys()
     measured = [part for part in recipe.eval.splits if part != "validation"]
     assert len(zero.results) == len(measured)

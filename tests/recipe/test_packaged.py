@@ -94,8 +94,8 @@ def test_real_recipes_walk_end_to_end_in_4bit(
     recipe = load_recipe(name, overrides)
     assert recipe.quantization.load_in_4bit
     train(recipe)
-    zero = harness.run(make_job(name, None, None, None, None, tmp_path / "zero", overrides))
-    tuned = harness.run(make_job(None, str(run), None, None, None, tmp_path / "tuned", []))
+    zero = harness.run(make_job(name, output=tmp_path / "zero", overrides=overrides))
+    tuned = harness.run(make_job(model=str(run), output=tmp_path / "tuned"))
     assert zero.results.keys() == tuned.results.keys()
     assert set(zero.results) == ({name, f"{name}_official"} if "sst2" in name else {name})
     trainable = runs.record_of(run).parameters.trainable
