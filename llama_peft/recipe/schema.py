@@ -361,15 +361,10 @@ class Recipe(Section):
         return self.train_batch_size if self.packs_rows else self.train.per_device_eval_batch_size
 
     def changed(self, **values: Mapping[str, object] | Section | str | None) -> "Recipe":
-        """Return the recipe with other values: `changed(train={"seed": 2}, lora=None)`.
-
-        A mapping holds values of a section. Nothing is checked again.
-        """
-        update: dict[str, object] = dict(values)
-        for name, its in values.items():
-            if isinstance(its, Mapping):
-                update[name] = getattr(self, name).model_copy(update=dict(its))
-        return self.model_copy(update=update)
+        """Return the recipe with other values, unchecked. A mapping holds values of a section."""
+        inner = {name: dict(its) for name, its in values.items() if isinstance(its, Mapping)}
+        made = {name: getattr(self, name).model_copy(update=its) for name, its in inner.items()}
+        return self.model_copy(update=values | made)
 
     def with_train(self, values: Mapping[str, float | bool | str]) -> "Recipe":
         """Return the recipe with other values of `train`."""
