@@ -66,9 +66,9 @@ class States(Dataset[FeatureRow]):
 
     def __init__(self, rows: Sequence[Row], folder: Path, key: Key) -> None:
         self._rows = rows
-        self._shards = shards.states(folder, key)
+        self._shards = shards.states(folder, key.name)
         self._starts = [0, *accumulate(map(len, self._shards))]
-        self._place = shards.places(folder, shards.texts(rows))
+        self._place = shards.places(folder, _texts(rows))
         """The number of each row's state among those of all shards."""
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ def compute(
     keys: tuple[Key, ...],
 ) -> Path:
     """Return the folder of the sealed shards with the rows' states; missing states are computed."""
-    texts, settings = shards.texts(rows), _settings(recipe, str(model.dtype))
+    texts, settings = _texts(rows), _settings(recipe, str(model.dtype))
     known = _covering(cache, settings, texts, keys)
     if known is not None:
         log.info("%s: features of %d texts are there already (%s)", part, len(rows), known)
@@ -172,13 +172,17 @@ def _settings(recipe: Recipe, dtype: str) -> str:
     return sha256_of(json.dumps(settings, sort_keys=True))[:WORD]
 
 
+def _texts(rows: Sequence[Row]) -> Sums:
+    return shards.sums_of(row["input_ids"] for row in rows)
+
+
 def _covering(cache: Path, settings: str, texts: Sums, keys: tuple[Key, ...]) -> Path | None:
     """Return a sealed folder that holds the states of all texts at all keys, if there is one."""
     inside(cache.parent, cache.name)
     for folder in sorted(cache.glob(f"{settings}-*/")):
         try:
             inside(cache, folder.name)
-            if shards.holds(folder, texts, keys):
+            if shards.holds(folder, texts, {key.name for key in keys}):
                 return folder
         except (OSError, ValueError, TypeError, UserError, SafetensorError):
             continue
@@ -231,7 +235,9 @@ def _fill(
             held.append(pooled(model, group, keys))
             if seen in limits:
                 parts = map(torch.cat, zip(*held, strict=True))
-                states = {key: its.to(model.dtype) for key, its in zip(keys, parts, strict=True)}
+                states = {
+                    key.name: its.to(model.dtype) for key, its in zip(keys, parts, strict=True)
+                }
                 shards.write(folder, number, states)
                 held, number = [], number + 1
             phase.reach(seen)

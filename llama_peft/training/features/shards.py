@@ -6,7 +6,7 @@ order.json                      the sums of the texts' token ids, in the order o
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,8 +29,6 @@ from llama_peft.system.files import (
     write_text,
 )
 from llama_peft.system.seal import SEAL, is_sealed, seal
-from llama_peft.training.features.states import Key
-from llama_peft.training.rows import ClassificationRow as Row
 
 SUMS, ORDER = "sums.json", "order.json"
 WORD = 16
@@ -39,9 +37,9 @@ Sums: TypeAlias = NDArray[numpy.bytes_]
 """The sum of a text's token ids, 16 bytes each."""
 
 
-def texts(rows: Iterable[Row]) -> Sums:
+def sums_of(texts: Iterable[Sequence[int]]) -> Sums:
     """Return the sum of each text's token ids: these depend on the prompt and on max_length."""
-    sums = (sha256_of(json.dumps(row["input_ids"]))[:WORD].encode() for row in rows)
+    sums = (sha256_of(json.dumps(ids))[:WORD].encode() for ids in texts)
     return numpy.fromiter(sums, f"S{WORD}")
 
 
@@ -57,19 +55,19 @@ def places(folder: Path, texts: Sums) -> "NDArray[numpy.int64]":
     return ranks[numpy.searchsorted(order, texts, "right", sorter=ranks) - 1]
 
 
-def states(folder: Path, key: Key) -> list[Tensor]:
-    """Return the states of each shard, memory-mapped."""
-    return [_mapped(path)[_name(key)] for path in _shards(folder)]
+def states(folder: Path, name: str) -> list[Tensor]:
+    """Return the states of this name in each shard, memory-mapped."""
+    return [_mapped(path)[name] for path in _shards(folder)]
 
 
-def holds(folder: Path, texts: Sums, keys: Iterable[Key]) -> bool:
-    """Return whether a folder is whole, with the states of all texts at all keys.
+def holds(folder: Path, texts: Sums, names: set[str]) -> bool:
+    """Return whether a folder is whole, with the states of all texts by all names.
 
     Raises what the libraries raise for a damaged one.
     """
     if not numpy.isin(texts, _order(folder)).all() or not is_sealed(folder):
         return False
-    return {_name(key) for key in keys} <= _mapped(inside(folder, _shard_name(0))).keys()
+    return names <= _mapped(inside(folder, _shard_name(0))).keys()
 
 
 def clear(folder: Path) -> None:
@@ -103,10 +101,6 @@ def _mapped(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def _name(key: Key) -> str:
-    return f"layer {key.layer}, {key.pooling}"
-
-
 def finished(folder: Path, limits: Iterable[int]) -> int:
     """Return how many texts the whole shards hold; shards after the first gap are removed.
 
@@ -136,10 +130,10 @@ def _sums(folder: Path) -> JsonObject:
     return sums if isinstance(sums, dict) else {}
 
 
-def write(folder: Path, number: int, states: Mapping[Key, Tensor]) -> None:
-    """Write a shard: (N, D) for each key."""
+def write(folder: Path, number: int, states: Mapping[str, Tensor]) -> None:
+    """Write a shard: (N, D) for each name."""
     name = _shard_name(number)
-    tensors = {_name(key): its.cpu().contiguous() for key, its in states.items()}
+    tensors = {key: its.cpu().contiguous() for key, its in states.items()}
     with new_file(folder, name) as partial:
         save_file(tensors, partial)
         sums = _sums(folder) | {name: sha256(partial)}
