@@ -50,6 +50,14 @@ class EncodedLike(Protocol):
     def completion(self) -> tuple[int, ...]: ...
 
 
+class Example(NamedTuple):
+    """An example as token ids."""
+
+    id: str
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...] = ()
+
+
 class TreeRow(TypedDict):
     """One row; `ids` and `starts` have an entry per example, the other lists one per token."""
 

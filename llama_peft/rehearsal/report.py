@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llama_peft.rehearsal.device.cards import CONTEXT, SPARE, card_named
+from llama_peft.system.formatting import memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +132,8 @@ def text(found: Rehearsal) -> list[str]:
     return [
         *lines,
         "",
-        f"{gb(found.peak)} of tensors at most, and {gb(CONTEXT)} of context and {SPARE:.0%} between blocks: this "
-        f"{fits} into {gb(card.memory)}. Nothing ran on a GPU: time, values and fragmentation stay unseen.",
+        f"{memory(found.peak)} of tensors at most, and {memory(CONTEXT)} of context and {SPARE:.0%} between blocks: this "
+        f"{fits} into {memory(card.memory)}. Nothing ran on a GPU: time, values and fragmentation stay unseen.",
     ]
 
 
@@ -153,11 +154,6 @@ def _step_text(step: Step) -> list[str]:
 def size_of(step: Step) -> str:
     """Return what a step reads at once."""
     return f"{step.rows} x {step.tokens} tokens" if step.tokens else f"{step.rows} states"
-
-
-def gb(size: int) -> str:
-    """Return a size in GB."""
-    return f"{size / 1e9:.2f} GB"
 
 
 def mb(size: int) -> str:

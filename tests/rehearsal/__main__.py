@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 
 from llama_peft.rehearsal import Fault, Rehearsal, Request, rehearse
 from llama_peft.rehearsal.device.cards import card_named
-from llama_peft.rehearsal.report import gb, size_of
+from llama_peft.rehearsal.report import size_of
+from llama_peft.system.formatting import memory
 from tests.rehearsal import recorded
 from tests.rehearsal.recorded import Row
 from tests.rehearsal.variants import BIG, VARIANTS, Variant, first_blocks
@@ -86,7 +87,7 @@ def against_estimates(found: list[Rehearsal]) -> Iterator[str]:
     for one in found:
         said, held = sum(one.estimated.values()), one.training_peak
         named = " ".join([one.recipe, *one.settings])
-        yield f"| {named} | {one.card} | {one.dtype} | {gb(said)} | {gb(held)} | {said / held:.3f} |"
+        yield f"| {named} | {one.card} | {one.dtype} | {memory(said)} | {memory(held)} | {said / held:.3f} |"
 
 
 def markdown(found: Sequence[Rehearsal], cards: Sequence[str]) -> list[str]:
@@ -106,7 +107,7 @@ def markdown(found: Sequence[Rehearsal], cards: Sequence[str]) -> list[str]:
                     card_named(one.card).title,
                     one.dtype,
                     size_of(step),
-                    gb(one.peak),
+                    memory(one.peak),
                     f"{sum(step.kernels.values()):,}",
                     *(word if fair else "-" for word, fair in zip(held, same, strict=True)),
                 ]
@@ -128,7 +129,7 @@ def variants_table(rows: Sequence[Row]) -> Iterator[str]:
         if row["base"] == BIG:
             named += f" ({BIG.rpartition('/')[2]})"
         ratio = f"{row['estimated'] / row['held']:.3f}"
-        cells = named, card_named(row["card"]).title, row["dtype"], gb(row["peak"]), ratio
+        cells = named, card_named(row["card"]).title, row["dtype"], memory(row["peak"]), ratio
         yield f"| {' | '.join(cells)} | {row['kernels']:,} | {', '.join(row['attention'])} |"
 
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from hypothesis import strategies as st
@@ -23,7 +22,7 @@ from transformers import (
 
 from llama_peft.prefix_tree import varlen
 from llama_peft.prefix_tree.mask import install, mask_rule
-from llama_peft.prefix_tree.pack import EncodedLike, TreeRow, collate, pack
+from llama_peft.prefix_tree.pack import EncodedLike, Example, TreeRow, collate, pack
 
 VOCABULARY = 96
 WINDOW = 6  # shorter than any row, and than most prompts
@@ -33,14 +32,6 @@ TOLERANCE = 1e-5
 MODELS = ("llama-sdpa", "llama-eager", "gemma2-eager", "gemma3-sdpa", "gemma3-eager")
 VARLEN = ("llama-varlen", "gemma3-varlen")
 """The same on tree rows as sequences, which only training computes."""
-
-
-class Example(NamedTuple):
-    """An example as token ids."""
-
-    id: str
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...] = ()
 
 
 def plain_rows(examples: Iterable[EncodedLike]) -> list[TreeRow]:

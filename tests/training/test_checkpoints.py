@@ -30,7 +30,8 @@ def folder_of(path: Path) -> Path:
         (path / name).write_bytes(bytes(range(200)))
     step = int(path.name[11:])
     (path / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": 99}))
-    checkpoints.write_spent(path, checkpoints.Spent(), checkpoints.Origin(None, None, None))
+    nothing = checkpoints.Spent(), checkpoints.Origin(), checkpoints.Sharing()
+    checkpoints.write_spent(path, *nothing)
     seal.seal(path)
     return path
 
@@ -148,7 +149,8 @@ def test_a_resumed_run_records_what_all_its_starts_took(
     monkeypatch.undo()
     path = checkpoints.newest_sealed(tmp_path / "cut/checkpoints")
     assert path is not None
-    checkpoints.write_spent(path, checkpoints.Spent(1000.0, 2**49), checkpoints.read_origin(path))
+    kept = checkpoints.read_origin(path), checkpoints.read_sharing(path)
+    checkpoints.write_spent(path, checkpoints.Spent(1000.0, 2**49), *kept)
     seal.seal(path)
     cut = runs.record_of(training.train(recipe(tmp_path / "cut")))
     assert cut.train_loss == pytest.approx(whole.train_loss, rel=1e-6)
