@@ -1,6 +1,5 @@
 """The recipes on data sets of the Hub walk end to end on folders of the same form, with rows made up here."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +80,6 @@ def hub_folder(folder: Path, recipe: str, config: str | None) -> Path:
     card = {"configs": [{"config_name": each, "data_files": files} for each in configs]}
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
     return folder
-
-
-@pytest.fixture(scope="module")
-def base(make_base: Callable[..., Path]) -> Path:
-    return make_base()
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -22,11 +22,6 @@ from tests.support import forked, runs
 from tests.support.trainings import recipe_of, weights
 
 
-@pytest.fixture(scope="module")
-def base(make_base: Callable[..., Path]) -> Path:
-    return make_base()
-
-
 def words_of(recipe: Recipe, folder: Path) -> list[str]:
     path = folder / "recipe.yaml"
     path.write_text(dump_recipe(recipe))

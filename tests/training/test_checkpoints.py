@@ -18,11 +18,6 @@ from tests.support import runs
 from tests.support.trainings import hurt, lose_power, recipe_of, weights
 
 
-@pytest.fixture(scope="module")
-def base(make_base: Callable[..., Path]) -> Path:
-    return make_base()
-
-
 def folder_of(path: Path) -> Path:
     """A sealed checkpoint whose records are right; its other files are never loaded here."""
     path.mkdir(parents=True)

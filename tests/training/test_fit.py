@@ -286,11 +286,6 @@ def test_a_fresh_start_removes_evaluations_of_the_old_weights(
     assert {name for name in left if (run / name).exists()} == {"zero-shot/results.json"}
 
 
-@pytest.fixture(scope="module")
-def base(make_base: Callable[..., Path]) -> Path:
-    return make_base()
-
-
 def test_a_mended_recipe_follows_a_first_try_that_trained_nothing(
     make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path
 ) -> None:

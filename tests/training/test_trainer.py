@@ -26,11 +26,6 @@ from tests.support.trainings import autocast, hurt, recipe_of, weights
 TASKS = ["classification", "extractive_qa", "generative_qa"]
 
 
-@pytest.fixture(scope="module")
-def base(make_base: Callable[..., Path]) -> Path:
-    return make_base()
-
-
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("task", TASKS)
 def test_out_of_memory_does_the_same_step_in_smaller_pieces(
