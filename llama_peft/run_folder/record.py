@@ -16,7 +16,16 @@ from llama_peft.run_folder.layout import (
     WEIGHTS_SUFFIX,
 )
 from llama_peft.system.files import read_summed, write_summed
-from llama_peft.system.numbers import Count, Finite, NotNegative, Positive, Sha256, Step, Version
+from llama_peft.system.numbers import (
+    Count,
+    Finite,
+    NotNegative,
+    Positive,
+    Sha256,
+    Step,
+    Version,
+    first_fault,
+)
 from llama_peft.system.seal import damaged
 
 VERSION = 1
@@ -29,12 +38,6 @@ class Stored(BaseModel):
     model_config = ConfigDict(
         strict=True, frozen=True, extra="allow", protected_namespaces=(), populate_by_name=True
     )
-
-
-def first_fault(error: ValidationError, whole: str = "") -> str:
-    """Return in one line what is refused first. whole: what to call values that are no object."""
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"
 
 
 class Parameters(Stored):

@@ -8,10 +8,18 @@ from pydantic import AfterValidator, AliasChoices, Field, JsonValue, TypeAdapter
 
 from llama_peft.recipe.fields import later
 from llama_peft.run_folder.layout import RESULTS
-from llama_peft.run_folder.record import Dropped, Stored, first_fault
+from llama_peft.run_folder.record import Dropped, Stored
 from llama_peft.run_folder.threshold import LabelThresholds, Temperature
 from llama_peft.system.files import read_summed, write_summed
-from llama_peft.system.numbers import Count, Finite, Interval, NotNegative, Step, Version
+from llama_peft.system.numbers import (
+    Count,
+    Finite,
+    Interval,
+    NotNegative,
+    Step,
+    Version,
+    first_fault,
+)
 
 VERSION = 1
 """The newest form of the file that this package reads."""

@@ -19,10 +19,17 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from llama_peft.errors import UserError
 from llama_peft.model.backbone import first_line
 from llama_peft.run_folder.layout import ADAPTER_WEIGHTS, SPENT
-from llama_peft.run_folder.record import first_fault
 from llama_peft.system.files import inside, read_json, read_text
 from llama_peft.system.memory import is_out_of_memory
-from llama_peft.system.numbers import Count, Finite, NotNegative, Step, first_not_finite, is_finite
+from llama_peft.system.numbers import (
+    Count,
+    Finite,
+    NotNegative,
+    Step,
+    first_fault,
+    first_not_finite,
+    is_finite,
+)
 from llama_peft.system.seal import SEAL
 
 if TYPE_CHECKING:

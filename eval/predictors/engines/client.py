@@ -15,8 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationErro
 
 from llama_peft.errors import UserError
 from llama_peft.run_folder.ladder.rungs import SERVER
-from llama_peft.run_folder.record import first_fault
-from llama_peft.system.numbers import Count
+from llama_peft.system.numbers import Count, first_fault
 
 log = logging.getLogger(__name__)
 
