@@ -291,7 +291,7 @@ def answer_rows(
             input_ids=one.prompt + one.completion,
             labels=(IGNORE_INDEX,) * len(one.prompt) + one.completion,
         )
-        for one in fitting(recipe, encoder, examples)
+        for one in _fitting(recipe, encoder, examples)
     )
 
 
@@ -299,20 +299,18 @@ def tree_rows(
     recipe: Recipe, encoder: PromptEncoder, part: str, examples: Sequence[QuestionExample]
 ) -> Sequence[TreeRow]:
     """Return the examples that fit, packed as prefix trees."""
-    rows = prefix_tree.pack(fitting(recipe, encoder, examples), recipe.train.max_length)
+    rows = prefix_tree.pack(_fitting(recipe, encoder, examples), recipe.train.max_length)
     if rows:
         log.info("%s: prefix trees: %s", part, prefix_tree.packing(rows))
     return rows
 
 
-def fitting(
+def _fitting(
     recipe: Recipe, encoder: PromptEncoder, examples: Sequence[QuestionExample]
 ) -> Iterator[Encoded]:
-    """Yield the prompts and answers that fit a row."""
+    encoded = encoder.encode(examples)
     limit = recipe.train.max_length
-    for one in encoder.encode(examples):
-        if len(one.prompt) + len(one.completion) <= limit:
-            yield one
+    return (one for one in encoded if len(one.prompt) + len(one.completion) <= limit)
 
 
 def classification_batch(

@@ -19,7 +19,7 @@ from llama_peft.tasks import LOWER_IS_BETTER
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training.checkpoints import Origin
 from llama_peft.training.resume import recipe_sum
-from llama_peft.training.rows import ClassificationRow, Row, collator, encode_part, fitting, widest
+from llama_peft.training.rows import ClassificationRow, Row, collator, encode_part, widest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -220,7 +220,7 @@ def check_tree_rows(loaded: Loaded, attached: Attached, dataset: data.Dataset) -
 
     With a wrong mask the training would run without an error.
     """
-    recipe = loaded.recipe
+    recipe, encoder, model = loaded.recipe, loaded.encoder, attached.model
     if recipe.packs_batches and not on_states(recipe):
         _check_batch(loaded, attached)
     if not recipe.packs_rows:
@@ -229,8 +229,11 @@ def check_tree_rows(loaded: Loaded, attached: Attached, dataset: data.Dataset) -
 
     # The first questions share a few passages, so their row has branches.
     examples = [one for one in dataset.parts["train"][:6] if isinstance(one, QuestionExample)]
-    if fitted := list(fitting(recipe, loaded.encoder, examples)):
-        found = self_check(attached.model, fitted, recipe.train.max_length)
+    encoded = list(encoder.encode(examples))
+    limit = recipe.train.max_length
+    fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
+    if fitting:
+        found = self_check(model, fitting, limit)
         log.info("self-check: the loss is %.5f as a tree, and %.5f one by one", *found)
 
 
