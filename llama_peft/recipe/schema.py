@@ -8,7 +8,7 @@ keys that do not fit together.
 # ruff: noqa: RUF012  (pydantic copies a default, so it may be a list or a dict)
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic.fields import FieldInfo
 
@@ -50,7 +50,7 @@ from llama_peft.recipe.fields import (
     later,
 )
 from llama_peft.recipe.ladder import Ladder
-from llama_peft.recipe.model_sections import Head, Lora, Model, Quantization, Section
+from llama_peft.recipe.model_sections import Head, Lora, Model, Quantization, Section, section_of
 from llama_peft.recipe.strict_yaml import KeyPath
 from llama_peft.tasks import TASKS, NamedTask, TaskKind
 
@@ -379,13 +379,6 @@ class Recipe(Section):
     def run_folder(self) -> str:
         """Return the folder that the run is written to."""
         return self.train.output_dir or f"runs/{self.name}"
-
-
-def section_of(annotation: object) -> type[Section] | None:
-    """Return the section that a key of this type holds, or None."""
-    options = get_args(annotation) or (annotation,)
-    sections = (item for item in options if isinstance(item, type) and issubclass(item, Section))
-    return next(sections, None)
 
 
 def fields(section: type[Section] = Recipe, above: KeyPath = ()) -> dict[KeyPath, FieldInfo]:
