@@ -78,15 +78,15 @@ def evaluate(
         file = str(data) if isinstance(data, str | Path) else None
         job = make_job(
             task,
-            None if model is None else str(model),
-            file,
-            list(splits) or None,
-            limit,
-            None if output is None else Path(output),
-            list(overrides),
-            kind,
-            base,
-            chosen_engine(engine, base_url, served_model, concurrency, prices),
+            model=None if model is None else str(model),
+            data_file=file,
+            splits=splits,
+            limit=limit,
+            output=None if output is None else Path(output),
+            overrides=overrides,
+            kind=kind,
+            base=base,
+            engine=chosen_engine(engine, base_url, served_model, concurrency, prices),
         )
         if data is not None and file is None:
             folder = job.output if output else job.output.with_name(f"{job.output.name}-rows")
@@ -117,7 +117,7 @@ def score(
         file = Path(predictions)
         folder = Path(output) if output else scores_folder(file)
         truth = None if data is None else str(data)
-        job = make_job(task, None, truth, None, None, folder, list(overrides))
+        job = make_job(task, data_file=truth, output=folder, overrides=overrides)
         return score_file(job, file, None)
 
 

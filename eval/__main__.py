@@ -135,15 +135,15 @@ def run(
     jobs = [
         make_job(
             task,
-            name,
-            data,
-            split,
-            limit,
-            _inside(output, name, models),
-            overrides or [],
-            kind,
-            base,
-            choice,
+            model=name,
+            data_file=data,
+            splits=split,
+            limit=limit,
+            output=_inside(output, name, models),
+            overrides=overrides or (),
+            kind=kind,
+            base=base,
+            engine=choice,
         )
         for name in models
     ]
@@ -239,7 +239,7 @@ def score(
     from .predictions_file import score_file, scores_folder
 
     folder = output or scores_folder(predictions)
-    job = make_job(task, None, data, split, None, folder, overrides or [])
+    job = make_job(task, data_file=data, splits=split, output=folder, overrides=overrides or ())
     score_file(job, predictions, no_answer_probabilities)
     _print_table([folder])
 

@@ -24,7 +24,6 @@ from .job import Job
 from .metrics.evidence import scores_of
 from .metrics.measure import Said, evidence_of
 from .predictions import Evaluation, evaluation_key, predict
-from .predictors.lm_head import with_num_fewshot
 from .predictors.predictor import Predictor
 from .scoring import Material, gold, recipe_parts, sample
 
@@ -97,11 +96,15 @@ def with_best_number(evaluation: Evaluation, again: bool) -> Evaluation:
     trial = _Trial(evaluation)
     earlier = None if again else _earlier(evaluation.job, trial.key)
     choice = earlier or trial.choice()
-    job = evaluation.job
-    job = replace(job, recipe=with_num_fewshot(job.recipe, choice.chosen))
+    job = _with(evaluation.job, choice.chosen)
     chosen = predictor.with_shots(choice.chosen, worked_examples(job, evaluation.found))
     config = chosen.config.model_copy(update={"fewshot_choice": choice})
     return replace(evaluation, job=job, predictor=replace(chosen, config=config))
+
+
+def _with(job: Job, wanted: int) -> Job:
+    """Return the job with so many worked examples."""
+    return replace(job, recipe=job.recipe.changed(eval={"num_fewshot": wanted}))
 
 
 def _earlier(job: Job, key: str) -> FewShotChoice | None:
@@ -140,9 +143,8 @@ class _Trial:
         kinds = {"answers": 2, "numbers": 4}.get(self.job.recipe.kind.side, len(plain.labels))
         cut = self._cut(plain)
         for wanted in (rounds * kinds for rounds in _ROUNDS):
-            job = replace(self.job, recipe=with_num_fewshot(self.job.recipe, wanted))
             assert plain.with_shots is not None
-            found = plain.with_shots(wanted, worked_examples(job, self.found))
+            found = plain.with_shots(wanted, worked_examples(_with(self.job, wanted), self.found))
             if self._cut(found) > cut:
                 self.left_out[str(wanted)] = "the prompts are too long for the model"
             else:
@@ -207,7 +209,8 @@ class _Trial:
         ]
         together = replace(self.evaluation.predictor, predict=self._predict)
         size = self.job.recipe.train.per_device_eval_batch_size
-        found = predict(together, asked, self.job.output / UNFINISHED_VALIDATION, self.key, size)
+        partial = self.job.output / UNFINISHED_VALIDATION
+        found = [*predict(together, asked, partial, self.key, size)]
         said: dict[str, Said] = {
             one.id: list(one.prediction) if isinstance(one.prediction, tuple) else one.prediction
             for one in found[-len(self.examples) :]

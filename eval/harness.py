@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import chain, islice
@@ -14,10 +14,9 @@ from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction
 from llama_peft.model import backbone
 from llama_peft.model.room import check_processes
-from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import RESULTS, UNFINISHED, UNFINISHED_PREDICTIONS
 from llama_peft.run_folder.ownership import check_evaluation_folder
-from llama_peft.run_folder.results import ModelConfig, Results, read_results
+from llama_peft.run_folder.results import Costs, ModelConfig, Results, read_results
 from llama_peft.system.files import remove_file
 from llama_peft.system.lock import only_process
 from llama_peft.system.memory import peak_memory, reset_peak
@@ -29,7 +28,7 @@ from . import trained_on
 from .fewshot import with_best_number, worked_examples
 from .job import Job
 from .lines import spooled
-from .predictions import Evaluation, evaluation_key, lent, predicted, read_sum, shared_key
+from .predictions import Evaluation, Lent, evaluation_key, lent, predict, read_sum, shared_key
 from .predictors.costs import Meter
 from .predictors.engines.open import open_served
 from .predictors.open import as_trained, open_predictor
@@ -61,47 +60,28 @@ def run(
     started = time.monotonic()
     reset_peak()
     subject = subject or identify_job(job)
-    job = replace(job, recipe=_recipe(job, subject))
-    found = material(job)
-    settled = with_fields(job.recipe, found.dataset)
-    if subject.run is not None and settled != job.recipe:
-        raise UserError(
-            f"{subject.run.folder}: this run reads one text, but dataset.columns.text names several "
-            "columns that the data have: keep one of them"
-        )
-    job = replace(job, recipe=settled)
+    job, found = _with_examples(job, subject)
     seen = None
     if subject.run is not None:
-        strict = job.data_file is None
-        seen = trained_on.check(subject.run, found, job.recipe, strict)
+        seen = trained_on.check(subject.run, found, job.recipe, strict=job.data_file is None)
     opened = _open(job, subject, found)
     evaluation = Evaluation(job=job, subject=subject, found=found, predictor=opened)
     with closing(opened), only_process(job.output, "evaluating", not processes.is_launched()):
         evaluation = with_best_number(evaluation, again)
         job, predictor = evaluation.job, evaluation.predictor
-        meter = Meter(predictor)
         validation = validation_examples(evaluation)
         read = read_sum(predictor, found.parts)
         key = evaluation_key(evaluation, found.parts, validation, read)
         if not again and (finished := _finished(job.output, key)):
             log.info("%s: this evaluation is finished already", job.output)
             return finished
-        if predictor.length is not None:
-            length = predictor.length
-            spans = predictor.fits_threshold and not job.recipe.eval.fit_no_answer_threshold
-            if lost := too_long(found.examples, length, job.recipe, spans):
-                log.warning("%s", lost)
+        _warn_of_length(evaluation)
+        meter = Meter(predictor)
         meter.fit()
         threshold = fitted_threshold(evaluation, validation)
-        size = job.recipe.train.per_device_eval_batch_size
-        partial = job.output / UNFINISHED_PREDICTIONS
         shared = shared_key(evaluation, read)
         other = lent(lenders, shared, found.examples)
-        predictions = (
-            predicted(meter.measured, found.examples, partial, key, size)
-            if other is None
-            else other.predictions
-        )
+        predictions = _measured(evaluation, meter, key) if other is None else other.predictions
         if processes.is_launched() and not processes.is_main():
             deque(predictions, maxlen=0)  # they are in its file then
             return None
@@ -109,6 +89,7 @@ def run(
         _show(evaluation, found.examples[:show], first)
         lines = lines_of(chain(first, predictions), found, threshold, predictor.prompt)
         with spooled(job.output, lines) as kept:
+            peak, costs = _spent(meter, subject, other)
             results = finish(
                 job,
                 found,
@@ -116,10 +97,8 @@ def run(
                 _config(meter, seen, key, shared),
                 started=started,
                 threshold=threshold,
-                peak_memory_bytes=_peak(predictor, subject)
-                if other is None
-                else other.results.peak_memory_bytes,
-                costs=meter.costs(subject) if other is None else other.results.costs,
+                peak_memory_bytes=peak,
+                costs=costs,
                 dtype=_dtype(job, subject),
             )
         if not processes.is_launched():  # else the others may still read it
@@ -160,8 +139,48 @@ def identify_job(job: Job) -> Subject:
     return identify(job.model, job.recipe, job.kind, job.base, job.engine is not None)
 
 
-def _peak(predictor: Predictor, subject: Subject) -> int | None:
-    return None if predictor.remote else peak_memory(of_gpu=subject.baseline is None)
+def _with_examples(job: Job, subject: Subject) -> tuple[Job, Material]:
+    """Return the job with the recipe that reads its data, and the examples. A run keeps what its
+    training fixed.
+    """
+    recipe = mark_given(job.recipe, job.given or ())
+    if subject.run is not None:
+        recipe = as_trained(recipe, subject.run)
+    found = material(replace(job, recipe=recipe))
+    settled = with_fields(recipe, found.dataset)
+    if subject.run is not None and settled != recipe:
+        raise UserError(
+            f"{subject.run.folder}: this run reads one text, but dataset.columns.text names several "
+            "columns that the data have: keep one of them"
+        )
+    return replace(job, recipe=settled), found
+
+
+def _warn_of_length(evaluation: Evaluation) -> None:
+    """Log how many right answers are longer than what the model may answer."""
+    predictor, recipe = evaluation.predictor, evaluation.job.recipe
+    if predictor.length is None:
+        return
+    spans = predictor.fits_threshold and not recipe.eval.fit_no_answer_threshold
+    if lost := too_long(evaluation.found.examples, predictor.length, recipe, spans):
+        log.warning("%s", lost)
+
+
+def _measured(evaluation: Evaluation, meter: Meter, key: str) -> Iterator[Prediction]:
+    """Yield the prediction of each example, measured."""
+    job = evaluation.job
+    size = job.recipe.train.per_device_eval_batch_size
+    partial = job.output / UNFINISHED_PREDICTIONS
+    return predict(meter.measured, evaluation.found.examples, partial, key, size)
+
+
+def _spent(meter: Meter, subject: Subject, other: Lent | None) -> tuple[int | None, Costs]:
+    """Return the peak of the memory, and the other costs; those of who has lent its predictions."""
+    if other is not None:
+        return other.results.peak_memory_bytes, other.results.costs
+    here = meter.predictor.remote is None
+    peak = peak_memory(of_gpu=subject.baseline is None) if here else None
+    return peak, meter.costs(subject)
 
 
 def _config(meter: Meter, seen: dict[str, int] | None, key: str, shared: str | None) -> ModelConfig:
@@ -192,12 +211,6 @@ def _open(job: Job, subject: Subject, found: Material) -> Predictor:
         return open_predictor(subject, job.recipe, found.labels, shots)
     parts = recipe_parts(job, found) | found.dataset.parts
     return open_predictor(subject, job.recipe, found.labels, parts=parts)
-
-
-def _recipe(job: Job, subject: Subject) -> Recipe:
-    """Return the recipe of an evaluation: a run keeps what its training fixed."""
-    recipe = mark_given(job.recipe, job.given or ())
-    return recipe if subject.run is None else as_trained(recipe, subject.run)
 
 
 def _finished(output: Path, key: str) -> Results | None:

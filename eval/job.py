@@ -55,13 +55,13 @@ class Job:
 
 
 def make_job(
-    task: Source | None,
-    model: str | None,
-    data_file: str | None,
-    splits: list[str] | None,
-    limit: int | None,
-    output: Path | None,
-    overrides: list[str],
+    task: Source | None = None,
+    model: str | None = None,
+    data_file: str | None = None,
+    splits: Sequence[str] | None = None,
+    limit: int | None = None,
+    output: Path | None = None,
+    overrides: Sequence[str] = (),
     kind: Kind | None = None,
     base: str | None = None,
     engine: EngineChoice | None = None,

@@ -187,25 +187,15 @@ def predict(
     examples: Sequence[Example],
     partial: Path,
     key: str,
-    batch_size: int = 32,
-    name: str | None = None,
-) -> list[Prediction]:
-    """Return one prediction for each example, in their order. Those in the file `partial` are not
-    computed again, and several processes of one command share out the others. name: what progress
-    calls the work; None takes the kind of the predictor. Raises UserError as `unfinished.predictions`.
-    """
-    return [*predicted(predictor, examples, partial, key, batch_size, name)]
-
-
-def predicted(
-    predictor: Predictor,
-    examples: Sequence[Example],
-    partial: Path,
-    key: str,
-    batch_size: int = 32,
+    batch_size: int,
     name: str | None = None,
 ) -> Iterator[Prediction]:
-    """Yield what `predict` returns, while only one portion is in memory."""
+    """Yield one prediction for each example, in their order, while only one portion is in memory.
+
+    Those in the file `partial` are not computed again, and several processes of one command share out
+    the others. name: what progress calls the work; None takes the kind of the predictor. Raises
+    UserError as `unfinished.predictions`.
+    """
     named = name or predictor.kind
     share = Share(processes.rank(), processes.count()) if processes.is_launched() else ALONE
     portions = predictions(predictor.predict, examples, partial, key, batch_size, named, share)

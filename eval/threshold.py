@@ -93,7 +93,7 @@ def _fitted(evaluation: Evaluation, validation: Sequence[Example]) -> Threshold 
     size = job.recipe.train.per_device_eval_batch_size
     name = f"{predictor.kind}, validation"
     found = predict(predictor, validation, partial, key, size, name)
-    threshold = _fit(found, validation, predictor)
+    threshold = _fit([*found], validation, predictor)
     run = evaluation.subject.run
     if run is not None and is_main() and not job.fetched and job.engine is None:
         _keep(run, job.recipe, validation, threshold)

@@ -5,7 +5,7 @@ text, because rich alone takes three times as long to load as all the rest.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,6 +23,11 @@ from llama_peft.rehearsal.command import rehearse
 from llama_peft.serving.command import serve
 from llama_peft.system.processes import job
 from llama_peft.system.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llama_peft.model.estimate import Estimate
 
 app = typer.Typer(
     help="Fine-tune a small Llama or Gemma in 4-bit for classification or question answering.",
@@ -124,29 +129,35 @@ def estimate(
     found = expected(loaded, reads=rows is None)
     many = None if rows is None else rows_cost(loaded, rows)
     if as_json:
-        say_json(
-            {
-                "memory": {term.name: term.bytes for term in found.memory},
-                "memory_total": found.memory_total,
-                "memory_smallest": found.smallest,
-                "batches": found.batches,
-                "disk": {term.name: term.bytes for term in found.disk},
-                "disk_total": found.disk_total,
-                "download": found.download,
-                **({"rows": many._asdict()} if many else {}),
-            },
-            indent=1,
-        )
+        say_json(_as_json(found) | ({"rows": many._asdict()} if many else {}), indent=1)
         return
-    for term in found.memory:
-        say(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
+    say(*_lines(found), *(many.lines() if many else ()))
+
+
+def _as_json(found: "Estimate") -> dict[str, object]:
+    return {
+        "memory": {term.name: term.bytes for term in found.memory},
+        "memory_total": found.memory_total,
+        "memory_smallest": found.smallest,
+        "batches": found.batches,
+        "disk": {term.name: term.bytes for term in found.disk},
+        "disk_total": found.disk_total,
+        "download": found.download,
+    }
+
+
+def _lines(found: "Estimate") -> "Iterator[str]":
+    """Yield an estimate as a table: what, how much, why."""
     most = f"at most on {found.where}, for {found.batches}"
-    say(f"{'memory':<18} {found.memory_total / 1e9:>8.3f} GB  {most}")
-    say(f"{'':<18} {found.smallest / 1e9:>8.3f} GB  if batches are split down to one row")
-    for term in found.disk:
-        say(f"{term.name:<18} {term.bytes / 1e9:>8.3f} GB  {term.why}")
-    say(f"{'download':<18} {found.download / 1e9:>8.3f} GB  unless it is already on this machine")
-    say(*(many.lines() if many else ()))
+    rows = [
+        *((term.name, term.bytes, term.why) for term in found.memory),
+        ("memory", found.memory_total, most),
+        ("", found.smallest, "if batches are split down to one row"),
+        *((term.name, term.bytes, term.why) for term in found.disk),
+        ("download", found.download, "unless it is already on this machine"),
+    ]
+    for name, size, why in rows:
+        yield f"{name:<18} {size / 1e9:>8.3f} GB  {why}"
 
 
 app.command()(rehearse)

@@ -81,22 +81,11 @@ def run(app: typer.Typer) -> None:
     """Run an app on the words of the command line, and exit.
 
     The exit code is 2 after a user's mistake and if disk or memory is full, 1 if another process of
-    the work has died, 130 after Ctrl-C, 143 after SIGTERM, 129 if its
-    terminal was closed. A command without words is a mistake too: it shows the help. Any other
+    the work has died, 130 after Ctrl-C, 143 after SIGTERM, 129 if its terminal was
+    closed. A command without words is a mistake too: it shows the help. Any other
     exception is a defect of this package and is raised.
     """
-    _quiet_logs()
-    job.follow_launcher()
-    set_programs(_programs())
-    # What the libraries make while they are imported is no garbage, and looking for some takes a
-    # fifth of a short command's time.
-    gc.set_threshold(50_000, 20, 50)
-    for stream in (sys.stdout, sys.stderr):
-        # A character that the terminal cannot show is written as its number.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    for number in stop_signals():
-        signal.signal(number, _stop)
+    _set_up()
     try:
         words = _words()
         # Calling the app itself would put typer's excepthook in place of ours.
@@ -133,6 +122,22 @@ def run(app: typer.Typer) -> None:
             "its pattern finds no end: use the tokenizer of a base that you trust"
         )
         sys.exit(2)
+
+
+def _set_up() -> None:
+    """Make this process one of a command line: its log, its terminal, its signals."""
+    _quiet_logs()
+    job.follow_launcher()
+    set_programs(_programs())
+    # What the libraries make while they are imported is no garbage, and looking for some takes a
+    # fifth of a short command's time.
+    gc.set_threshold(50_000, 20, 50)
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal cannot show is written as its number.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for number in stop_signals():
+        signal.signal(number, _stop)
 
 
 def complain_of(error: UserError, word: str = "error") -> None:

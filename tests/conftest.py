@@ -94,6 +94,12 @@ def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def base(make_base: Callable[..., Path]) -> Path:
+    """A small random base, which no test changes."""
+    return make_base()
+
+
+@pytest.fixture(scope="session")
 def make_recipe() -> Callable[..., Recipe]:
     """A recipe of a task on a base, small and on the CPU; keyword arguments are sections of their own."""
     return small.make_recipe

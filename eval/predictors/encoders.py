@@ -252,9 +252,7 @@ def _label_order(config: PreTrainedConfig, labels: tuple[str, ...], recipe: Reci
     )
 
 
-def _load(
-    auto: type, recipe: Recipe, pad_id: int, adapter: Adapter | None = None
-) -> PreTrainedModel:
+def _load(auto: type, recipe: Recipe, pad_id: int, adapter: Adapter | None) -> PreTrainedModel:
     """Load a model. Every weight must be there; weights without a place (a pooler) are not used."""
     place, dtype = backbone.place_of(recipe), getattr(torch, backbone.dtype_name(recipe))
     name = backbone.source(recipe.model)

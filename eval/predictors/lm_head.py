@@ -60,7 +60,7 @@ def open_lm_head(
     name = f"{shown} {'verbalizer' if has_labels else 'generative'}"
 
     def with_shots(wanted: int, chosen: Shots | None) -> Predictor:
-        other = with_num_fewshot(recipe, wanted)
+        other = recipe.changed(eval={"num_fewshot": wanted})
         return open_lm_head(engine, other, labels, way, config, chosen)
 
     source = recipe.eval.fewshot_from if shots else None
@@ -73,12 +73,6 @@ def open_lm_head(
         with_shots=with_shots,
         length=lambda answer: len(asked.encoder.answer(answer)),
     )
-
-
-def with_num_fewshot(recipe: Recipe, wanted: int) -> Recipe:
-    """Return the recipe with another number of worked examples."""
-    chosen = recipe.eval.model_copy(update={"num_fewshot": wanted})
-    return recipe.model_copy(update={"eval": chosen})
 
 
 @dataclass(frozen=True, kw_only=True)

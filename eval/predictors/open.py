@@ -68,15 +68,10 @@ def as_trained(recipe: Recipe, run: Run) -> Recipe:
 
     These are the name, the data, the section `eval` and the batch size.
     """
-    own = run.written
     size = {"per_device_eval_batch_size": recipe.train.per_device_eval_batch_size}
-    chosen = {
-        "name": recipe.name,
-        "dataset": recipe.dataset,
-        "eval": recipe.eval,
-        "train": own.train.model_copy(update=size),
-    }
-    return own.model_copy(update=chosen)
+    return run.written.changed(
+        name=recipe.name, dataset=recipe.dataset, eval=recipe.eval, train=size
+    )
 
 
 def _open_run(run: Run, recipe: Recipe, labels: tuple[str, ...]) -> Predictor:
@@ -86,7 +81,7 @@ def _open_run(run: Run, recipe: Recipe, labels: tuple[str, ...]) -> Predictor:
             f"task's labels are {', '.join(labels)}"
         )
     loaded = load_tuned(run)
-    tuned = replace(loaded, recipe=loaded.recipe.model_copy(update={"eval": recipe.eval}))
+    tuned = replace(loaded, recipe=loaded.recipe.changed(eval=recipe.eval))
     return _of_tuned(tuned, run_config(run, recipe))
 
 
@@ -132,8 +127,7 @@ def _open_adapter(
             f"{adapter.folder}: the head of this adapter has {adapter.num_labels} labels, but "
             f"{_outputs(labels)}"
         )
-    base = on_base(recipe, adapter.base, adapter.revision)
-    base = base.model_copy(update={"head": adapter.head})
+    base = on_base(recipe, adapter.base, adapter.revision).changed(head=adapter.head)
     if kind.head is not None and adapter.is_librarys:
         from .encoders import open_classifier, open_reader
 
@@ -156,7 +150,7 @@ def _open_adapter(
     tokenizer = backbone.load_tokenizer(base.model)
     # The adapter's task, because a span head answers a generative task with spans of the passage.
     tuned = TunedModel(
-        recipe=base if kind is base.kind else base.model_copy(update={"task": kind.name}),
+        recipe=base if kind is base.kind else base.changed(task=kind.name),
         labels=labels,
         model=model,
         encoder=PromptEncoder(tokenizer, base.prompt),

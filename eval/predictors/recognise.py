@@ -144,7 +144,7 @@ def on_base(recipe: Recipe, model: str, revision: str | None = None) -> Recipe:
     revision: of the new base, if it is not the recipe's revision.
     """
     named = {"model_name_or_path": model, "revision": revision or recipe.model.revision}
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update=named)})
+    return recipe.changed(model=named)
 
 
 def _is_baseline(model: str) -> bool:

@@ -84,7 +84,7 @@ def examine(recipe: Recipe | None, shapes: Shapes) -> Report:
     return Report(
         blockers=list(dict.fromkeys(blockers)),
         facts=facts,
-        bases={name: _state(name, found) for name, found in weights.items() if name != "tiny"},
+        bases={name: _state(found) for name, found in weights.items() if name != "tiny"},
         recipes=[_fit(one, weights[one.model.model_name_or_path], shapes) for one in recipes],
     )
 
@@ -109,7 +109,7 @@ def _facts(recipe: Recipe) -> Iterator[Fact]:
     built = f"CUDA {seen.cuda}" if seen.cuda else "ROCm" if seen.rocm else "no CUDA"
     yield Fact(name="torch", found=f"{seen.torch}, built for {built}")
     yield _gpu(seen, trouble)
-    yield Fact(name="type", found=_type(seen, trouble))
+    yield Fact(name="type", found=_type(trouble))
     yield Fact(name="memory", found=_memory(trouble))
     yield _packing(trouble)
     yield from _disks(Path(recipe.run_folder))
@@ -130,7 +130,7 @@ def _gpu(seen: preflight.Machine, trouble: str | None) -> Fact:
     return Fact(name="GPU", found=f"{seen.usable}{can}")
 
 
-def _type(seen: preflight.Machine, trouble: str | None) -> str:
+def _type(trouble: str | None) -> str:
     """Return the type that a base computes in, and why."""
     import torch
 
@@ -219,7 +219,7 @@ def _libraries() -> Fact:
     return Fact(name="libraries", found=f"{len(wrong)} are wrong", blocker=blocker)
 
 
-def _state(name: str, weights: Weights) -> str:
+def _state(weights: Weights) -> str:
     if weights.problems:
         return "; ".join(weights.problems)
     if weights.download:
@@ -244,8 +244,7 @@ def _here_with(recipe: Recipe, shape: Mapping[str, object]) -> str:
     """Return in a few words whether a recipe could run on a base of this config.json."""
     with TemporaryDirectory(prefix="llama-peft-") as folder:
         files.write_text(Path(folder), "config.json", json.dumps(shape))
-        base = recipe.model.model_copy(update={"model_name_or_path": folder})
-        placed = recipe.model_copy(update={"model": base})
+        placed = recipe.changed(model={"model_name_or_path": folder})
         counted = counts.count(shape).base
         weights = Weights([], counted, 2 * counted, shape)
         return _here(placed, preflight.problems(placed, weights, long=True))[0]

@@ -106,7 +106,7 @@ def push(
     return Pushed(repo_id=target.repo_id, files=sizes, commit_url=url, card=text)
 
 
-def prepare(run: Run, folder: Path, repo_id: str, eval_results: bool = False) -> Bundle:
+def prepare(run: Run, folder: Path, repo_id: str, eval_results: bool) -> Bundle:
     """Stage a run into an empty folder, with its card, and search all files for secrets."""
     bundle = stage(run, folder)
     model = bundle.recipe.model

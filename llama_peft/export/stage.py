@@ -21,13 +21,12 @@ from pydantic import JsonValue
 
 from llama_peft.data import is_file_name
 from llama_peft.errors import UserError
+from llama_peft.export.report import check_markup, checked_report
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.comparison import Comparison, write_comparison
 from llama_peft.run_folder.evaluations import (
     Evaluations,
-    check_markup,
     checked_comparison,
-    checked_report,
     damaged,
     is_evaluated,
     read_evaluations,
@@ -148,7 +147,7 @@ def _stage_evaluations(run: Run, folder: Path, found: Evaluations) -> Comparison
     """
     comparison = checked_comparison(run.folder)
     texts = [found.zero_shot.model_dump(mode="json"), found.tuned.model_dump(mode="json")]
-    names = _machine_paths(run, [text for value in texts for text in _strings(value)])
+    names = _quoted_paths(run, [text for value in texts for text in _strings(value)])
     replace = _replacement(names)
     for name, results in ((ZERO_SHOT, found.zero_shot), (TUNED, found.tuned)):
         (folder / name).mkdir()
@@ -205,20 +204,15 @@ def _portable_recipe(recipe: Recipe, commit: str | None) -> Recipe:
             "parts": parts.model_copy(update=named),
         }
     )
-    return recipe.model_copy(
-        update={
-            "model": recipe.model.model_copy(update={"revision": commit} if commit else {}),
-            "dataset": dataset,
-            "train": recipe.train.model_copy(update={"output_dir": None}),
-        }
-    )
+    named = {"revision": commit} if commit else {}
+    return recipe.changed(model=named, dataset=dataset, train={"output_dir": None})
 
 
 def _is_path(name: str) -> bool:
     return name.startswith("~/") or Path(name).is_absolute()
 
 
-def _machine_paths(run: Run, texts: list[str]) -> dict[str, str]:
+def _quoted_paths(run: Run, texts: list[str]) -> dict[str, str]:
     """The paths that results and report may quote, each with the name that replaces it."""
     recipe, folder = run.written, run.folder
     given = [recipe.dataset.path, *recipe.dataset.parts.given().values(), recipe.train.output_dir]

@@ -79,8 +79,8 @@ def open_batch(run: Run, data: str, split: str | None, overrides: Sequence[str])
         raise UserError(f"--split {split}: {data} is not a data set on the Hub; leave --split out")
     recipe = load_recipe(run.folder / RECIPE, overrides)
     inputs = load_inputs(recipe, data, split)
-    trained = {"model": run.recipe.model, "head": run.recipe.head}
-    return Batch(run=run, recipe=recipe.model_copy(update=trained), inputs=inputs)
+    recipe = recipe.changed(model=run.recipe.model, head=run.recipe.head)
+    return Batch(run=run, recipe=recipe, inputs=inputs)
 
 
 def replies(batch: Batch, place: Path | None = None) -> Iterator[Row]:
@@ -97,9 +97,7 @@ def replies(batch: Batch, place: Path | None = None) -> Iterator[Row]:
 
 def _replies(batch: Batch, place: Path, key: str) -> Iterator[Row]:
     loaded, recipe, inputs = load(batch.run), batch.recipe, batch.inputs
-    tuned = replace(
-        loaded.tuned, recipe=loaded.tuned.recipe.model_copy(update={"eval": recipe.eval})
-    )
+    tuned = replace(loaded.tuned, recipe=loaded.tuned.recipe.changed(eval=recipe.eval))
     size = recipe.train.per_device_eval_batch_size
     fields = rows.FIELDS[batch.run.recipe.kind.name]
     every = predictions(partial(predict, tuned), inputs.examples, place, key, size, "predictions")

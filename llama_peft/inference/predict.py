@@ -7,13 +7,13 @@ The longest examples come first, so that a batch that does not fit in memory fai
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from llama_peft.data import Example, QuestionExample, TextExample
-from llama_peft.inference.engine import Engine, Loaded
+from llama_peft.inference.engine import Engine, Loaded, Written
 from llama_peft.recipe import Eval, Recipe
 from llama_peft.run_folder.self_check import input_ids
 from llama_peft.run_folder.threshold import UNFITTED, Threshold
@@ -132,7 +132,7 @@ def classify_rows(
     order: Sequence[int],
     pad_id: int,
     batch_size: int,
-    side: Side = "labels",
+    side: Side,
 ) -> Iterator[list[Prediction]]:
     """Yield what the model says of each row of token ids.
 
@@ -310,15 +310,12 @@ def write_answers(
         written = engine.write(prompts, most)
         requests = [(prompt.prompt, encoder.no_answer) for prompt in prompts]
         scores: Sequence[float | None] | None = engine.loglikelihoods(requests)
-        scores = scores or [None] * len(prompts)
+        said = _parsed(written, recipe)
         raws = {id_: one.text for id_, one in written.items()}
-        said = {id_: parse_answer(raw, recipe.prompt.no_answer) for id_, raw in raws.items()}
         if instead:
-            first = encoder.no_answer[0]
-            silent = [prompt for prompt in prompts if written[prompt.id].ids[:1] == (first,)]
-            others = engine.write(silent, most, not_first=first)
-            found = {i: parse_answer(x.text, recipe.prompt.no_answer) for i, x in others.items()}
-            raws = said | found
+            begins = encoder.no_answer[0]
+            silent = [prompt for prompt in prompts if written[prompt.id].ids[:1] == (begins,)]
+            raws = said | _parsed(engine.write(silent, most, not_first=begins), recipe)
         yield [
             Prediction(
                 id=prompt.id,
@@ -326,8 +323,12 @@ def write_answers(
                 no_answer_probability=None if score is None else math.exp(score),
                 raw=raws[prompt.id],
             )
-            for prompt, score in zip(prompts, scores, strict=True)
+            for prompt, score in zip(prompts, scores or [None] * len(prompts), strict=True)
         ]
+
+
+def _parsed(written: Mapping[str, Written], recipe: Recipe) -> dict[str, str]:
+    return {id_: parse_answer(one.text, recipe.prompt.no_answer) for id_, one in written.items()}
 
 
 def _prompts(

@@ -82,23 +82,36 @@ def predictions(
             portion = examples[first : first + PORTION]
             found = kept.take(portion)
             phase.skip(len(found))
-            cut = pieces(portion, _PIECE * batch_size)
-            own = cut[share.rank :: share.of]
+            own = pieces(portion, _PIECE * batch_size)[share.rank :: share.of]
             for piece in own:
                 for batch in missing.of(piece, found):
                     kept.write(batch)
                     phase.advance(len(batch))
-            mine = {example.id for piece in own for example in piece}
-            awaited = {example.id for example in portion} - mine - {one.id for one in found}
-            while awaited:
-                time.sleep(_LOOK)
-                new = [one for one in kept.take(portion) if one.id in awaited]
-                awaited -= {one.id for one in new}
-                found += new
-                phase.advance(len(new))
+            for others in _awaited(kept, portion, own, found):
+                found += others
+                phase.advance(len(others))
             check_ids([one.id for one in found], [example.id for example in portion], name)
             by_id = {one.id: one for one in found}
             yield [by_id[example.id] for example in portion]
+
+
+def _awaited(
+    kept: "_Kept",
+    portion: Sequence[Example],
+    own: Sequence[Sequence[Example]],
+    found: Sequence[Prediction],
+) -> Iterator[list[Prediction]]:
+    """Yield what other processes predict of a portion, as it comes, until nothing is missing.
+
+    own: the pieces of this process.
+    """
+    here = {example.id for piece in own for example in piece} | {one.id for one in found}
+    missing = {example.id for example in portion} - here
+    while missing:
+        time.sleep(_LOOK)
+        new = [one for one in kept.take(portion) if one.id in missing]
+        missing -= {one.id for one in new}
+        yield new
 
 
 def pieces(portion: Sequence[Example], size: int) -> list[list[Example]]:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def validation_score(
-    tuned: TunedModel, examples: Sequence[Example], states_ND: "Tensor | None" = None
+    tuned: TunedModel, examples: Sequence[Example], states_ND: "Tensor | None"
 ) -> float:
     """Return the score that `train.metric_for_best_model` names.
 
-    states_ND: what the head reads of each example, if it was computed before.
+    states_ND: what the head reads of each example; None unless it was computed before.
     """
     import torch
 

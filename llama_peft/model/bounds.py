@@ -1,4 +1,4 @@
-"""Bounds on what the files of strangers ask for: their size, those in a config, and regular expressions.
+"""Bounds on what the files of strangers ask for: their size, numbers, and regular expressions.
 
 PEFT and transformers read names of modules as regular expressions, and some expressions take for
 ever on a name. A plain name costs nothing. Anything else is tried once on every name of the model,
@@ -9,10 +9,14 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llama_peft.errors import UserError
 from llama_peft.system import limits
-from llama_peft.system.files import open_regular
+from llama_peft.system.files import inside, open_regular, read_json
+from llama_peft.system.numbers import Finite, Probability, check_finite, first_fault
 
 _NAME = re.compile(r"[\w.-]+")
 _ENDS = r"(.*\.)?({})$"
@@ -33,6 +37,12 @@ _NAMES_IN_LISTS = ("target_modules", "exclude_modules")
 _PARTS = ("embed_tokens", "lm_head")
 """Names that PEFT matches alone, in any model."""
 
+_COPY = "use another copy of it"
+_RANKED = {"lora_A", "lora_embedding_A"}
+"""Tensors with one row for each rank."""
+_Rank = Annotated[int, Field(ge=1, le=10**6)]
+_Alpha = Annotated[Finite, Field(ge=0, le=10**6)]
+
 _CONFIG_BYTES = 10_000_000
 _MOST_BYTES = 200_000_000
 """The most bytes of a file of settings; a large tokenizer takes 35 MB."""
@@ -45,6 +55,22 @@ _MOST = {
 """The most that a config may say, by its keys: transformers builds as many blocks, labels, numbers."""
 _SKIPPED = ("modules_to_not_convert", "llm_int8_skip_modules")
 """The keys of a quantisation that transformers reads as expressions."""
+
+
+class _Numbers(BaseModel):
+    """The numbers of an adapter's config that change its size or its output."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    r: _Rank = 8
+    lora_alpha: _Alpha = 8
+    lora_dropout: Probability = 0.0
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
+
+    @property
+    def largest_rank(self) -> int:
+        return max(self.r, *(self.rank_pattern or {}).values(), 1)
 
 
 def read_config(file: Path) -> dict[str, object]:
@@ -155,3 +181,35 @@ def _try(texts: Sequence[str], form: str, names: Sequence[str], place: str) -> N
             f"{place}: {texts[0][:80]!r}{more} cannot be used as a pattern ({error}): "
             "write the names of the modules instead"
         ) from None
+
+
+def check_numbers(folder: Path, config: str, weights: str) -> None:
+    """Raise UserError unless an adapter's config and weights hold numbers within their ranges, and
+    its config asks for no larger rank than its weights have.
+
+    config, weights: the names of the two files in the folder.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        numbers = _Numbers.model_validate(read_json(folder, config))
+        tensors = load_file(inside(folder, weights))
+    except ValidationError as error:
+        raise _refused(folder / config, first_fault(error, "the file")) from None
+    except (OSError, ValueError) as error:
+        raise _refused(folder / config, str(error)) from None
+    except SafetensorError as error:
+        raise _refused(folder / weights, str(error)) from None
+    ranks = [
+        len(one) for name, one in tensors.items() if one.dim() and {*name.split(".")} & _RANKED
+    ]
+    most = max(ranks or [size for one in tensors.values() for size in one.shape], default=0)
+    if numbers.largest_rank > most:
+        reason = f"it asks for rank {numbers.largest_rank}, and its weights have {most}"
+        raise _refused(folder / config, reason)
+    check_finite(tensors, f"{folder / weights}: its weights are not numbers", _COPY)
+
+
+def _refused(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: this adapter cannot be used: {reason}; {_COPY}")

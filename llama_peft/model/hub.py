@@ -30,7 +30,7 @@ class Weights(NamedTuple):
     """What its config.json says; empty if it has none, as an adapter."""
 
 
-def read_config(name: str, revision: str = "main") -> dict[str, object]:
+def read_config(name: str, revision: str) -> dict[str, object]:
     """Return a model's config.json. Raises UserError if it cannot be read."""
     path = Path(source_of(name))
     file = path / "config.json" if path.is_dir() else _download_config(name, revision)

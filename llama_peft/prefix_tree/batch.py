@@ -11,12 +11,12 @@ optimizer steps are those of the padded batch, in another order of summation.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
-from llama_peft.prefix_tree.pack import TreeRow, collate, pack
+from llama_peft.prefix_tree.pack import Example, TreeRow, collate, pack
 from llama_peft.prefix_tree.segments import Segments
 
 ROW_TOKENS = 1024
@@ -39,12 +39,6 @@ class Packed(TypedDict):
     segments: NotRequired[Segments]
 
 
-class _Example(NamedTuple):
-    id: str
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...] = ()
-
-
 def paths(row: TreeRow) -> list[list[int]]:
     """Return the indices of the tokens of each example of a row, in the order of `ids`."""
     ends = row["subtree_end"]
@@ -60,7 +54,7 @@ def packed(texts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1)
     multiple: of it the width of the tree rows is.
     """
     padded = len(texts) * max(map(len, texts))
-    trees = _rows([_Example(str(i), tuple(text)) for i, text in enumerate(texts)])
+    trees = _rows([Example(str(i), tuple(text)) for i, text in enumerate(texts)])
     batch = collate(trees, pad_token_id, multiple)
     if batch["input_ids"].numel() > WORTH * padded:
         return None
@@ -73,7 +67,7 @@ def packed(texts: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1)
     )
 
 
-def _rows(examples: Sequence[_Example]) -> Sequence[TreeRow]:
+def _rows(examples: Sequence[Example]) -> Sequence[TreeRow]:
     """Return the tree rows with the least padding: as few as hold all, of about equal width."""
     total = len(pack(examples, sum(len(one.prompt) for one in examples))[0]["input_ids"])
     longest = max(len(one.prompt) for one in examples)

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from llama_peft.prefix_tree.loss import answer_logits
 from llama_peft.prefix_tree.mask import Masks, attention_inputs, by_layer_type, dense_mask
-from llama_peft.prefix_tree.pack import TreeRow, collate, pack
+from llama_peft.prefix_tree.pack import Example, TreeRow, collate, pack
 from llama_peft.system.numbers import check_scores
 
 # Shapes: K keys in the cache, Q queries of a step (one for each unfinished branch), V vocabulary.
@@ -33,12 +33,6 @@ class PromptLike(Protocol):
     def id(self) -> str: ...
     @property
     def prompt(self) -> tuple[int, ...]: ...
-
-
-class _Request(NamedTuple):
-    id: str
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...] = ()
 
 
 class _Branches(NamedTuple):
@@ -68,7 +62,7 @@ def greedy(
     Rows get wider if a prompt is longer than `max_tokens_per_row`: a setting for speed must not
     decide which prompts can be answered.
     """
-    requests = [_Request(p.id, tuple(p.prompt)) for p in prompts]
+    requests = [Example(p.id, tuple(p.prompt)) for p in prompts]
     for row in _rows(requests, max_tokens_per_row):
         written = _decode(model, row, sorted(stop_token_ids), max_new_tokens, not_first)
         yield from zip(row["ids"], written, strict=True)
@@ -82,7 +76,7 @@ def loglikelihoods(
     max_tokens_per_row: int = 2048,
 ) -> list[float]:
     """Return log p(continuation | prompt) of each (prompt, continuation); each is a branch."""
-    branches = [_Request(str(i), tuple(p), tuple(c)) for i, (p, c) in enumerate(requests)]
+    branches = [Example(str(i), tuple(p), tuple(c)) for i, (p, c) in enumerate(requests)]
     scores = [0.0] * len(branches)
     for row in _rows(branches, max_tokens_per_row):
         lengths = [row["subtree_end"][s] - s - 1 for s in row["starts"]]
@@ -92,7 +86,7 @@ def loglikelihoods(
     return scores
 
 
-def _rows(requests: Sequence[_Request], max_tokens_per_row: int) -> Sequence[TreeRow]:
+def _rows(requests: Sequence[Example], max_tokens_per_row: int) -> Sequence[TreeRow]:
     longest = max((len(r.prompt) + len(r.completion) for r in requests), default=0)
     return pack(requests, max(max_tokens_per_row, longest))
 

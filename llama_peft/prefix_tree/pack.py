@@ -16,8 +16,8 @@ give this row:
 The tree is laid out depth first, and end[k] is the index after the last descendant of k. `mask.py`
 draws which tokens see each other. Positions are depths in the tree, so rotary embeddings see every
 branch as if it stood alone. The predecessor of a label in the row is also its predecessor in its
-branch, so the usual shift by one is right. Rows of one example each (`plain_rows`) are the plain
-twin: they give the same loss and the same gradients, and they take more tokens.
+branch, so the usual shift by one is right. Rows of one example each are the plain twin: they give the
+same loss and the same gradients, and they take more tokens.
 """
 
 from bisect import bisect_left, insort
@@ -48,6 +48,14 @@ class EncodedLike(Protocol):
     def prompt(self) -> tuple[int, ...]: ...
     @property
     def completion(self) -> tuple[int, ...]: ...
+
+
+class Example(NamedTuple):
+    """An example as token ids."""
+
+    id: str
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...] = ()
 
 
 class TreeRow(TypedDict):
@@ -117,11 +125,6 @@ def _sorted(examples: Iterable[EncodedLike]) -> Iterator[EncodedLike]:
 
 def _prompt(example: EncodedLike) -> tuple[int, ...]:
     return example.prompt[:-1]
-
-
-def plain_rows(examples: Iterable[EncodedLike]) -> list[TreeRow]:
-    """Return one row per example, in the order given: the plain twin of `pack`."""
-    return [_row([example], _tree([example], range(1))) for example in examples]
 
 
 def packing(rows: Iterable[TreeRow]) -> Packing:

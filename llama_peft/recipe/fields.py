@@ -39,10 +39,9 @@ Value = TypeVar("Value")
 
 
 def later(default: Value) -> Value:
-    """Return the default of a key that version 0.1.0 does not know.
+    """Return the default of a key that is written only if it has another value.
 
-    A recipe is written without it while it has its default, so that recipes of finished runs keep
-    their text.
+    So recipes and records that do not need a key that version 0.1.0 does not know keep their text.
     """
     field: Value = Field(default=default, exclude_if=lambda value: value == default)
     return field

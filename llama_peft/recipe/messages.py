@@ -10,7 +10,8 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 from pydantic_core import ErrorDetails
 
 from llama_peft.recipe.checks import Fault
-from llama_peft.recipe.schema import fields, section_of
+from llama_peft.recipe.model_sections import section_of
+from llama_peft.recipe.schema import fields
 from llama_peft.recipe.strict_yaml import KeyPath
 
 _TYPE_NAMES: dict[object, str] = {

@@ -1,6 +1,6 @@
 """The keys of a recipe about the model: the base, how it is stored, the adapter and the head."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +17,13 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+
+def section_of(annotation: object) -> type[Section] | None:
+    """Return the section that a key of this type holds, or None."""
+    options = get_args(annotation) or (annotation,)
+    sections = (item for item in options if isinstance(item, type) and issubclass(item, Section))
+    return next(sections, None)
 
 
 class Model(Section):

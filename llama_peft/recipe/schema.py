@@ -8,7 +8,7 @@ keys that do not fit together.
 # ruff: noqa: RUF012  (pydantic copies a default, so it may be a list or a dict)
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic.fields import FieldInfo
 
@@ -50,7 +50,7 @@ from llama_peft.recipe.fields import (
     later,
 )
 from llama_peft.recipe.ladder import Ladder
-from llama_peft.recipe.model_sections import Head, Lora, Model, Quantization, Section
+from llama_peft.recipe.model_sections import Head, Lora, Model, Quantization, Section, section_of
 from llama_peft.recipe.strict_yaml import KeyPath
 from llama_peft.tasks import TASKS, NamedTask, TaskKind
 
@@ -360,21 +360,25 @@ class Recipe(Section):
         """Return the batch size of validation. Tree rows are large, so it is that of training."""
         return self.train_batch_size if self.packs_rows else self.train.per_device_eval_batch_size
 
+    def changed(self, **values: Mapping[str, object] | Section | str | None) -> "Recipe":
+        """Return the recipe with other values, unchecked. A mapping holds values of a section."""
+        inner = {name: dict(its) for name, its in values.items() if isinstance(its, Mapping)}
+        made = {name: getattr(self, name).model_copy(update=its) for name, its in inner.items()}
+        return self.model_copy(update=values | made)
+
     def with_train(self, values: Mapping[str, float | bool | str]) -> "Recipe":
         """Return the recipe with other values of `train`."""
-        return self.model_copy(update={"train": self.train.model_copy(update=dict(values))})
+        return self.changed(train=values)
+
+    def in_float32(self) -> "Recipe":
+        """Return the recipe whose base is loaded as it is: not packed, and in float32."""
+        unpacked = {"load_in_4bit": False, "load_in_8bit": False}
+        return self.changed(model={"dtype": "float32"}, quantization=unpacked)
 
     @property
     def run_folder(self) -> str:
         """Return the folder that the run is written to."""
         return self.train.output_dir or f"runs/{self.name}"
-
-
-def section_of(annotation: object) -> type[Section] | None:
-    """Return the section that a key of this type holds, or None."""
-    options = get_args(annotation) or (annotation,)
-    sections = (item for item in options if isinstance(item, type) and issubclass(item, Section))
-    return next(sections, None)
 
 
 def fields(section: type[Section] = Recipe, above: KeyPath = ()) -> dict[KeyPath, FieldInfo]:

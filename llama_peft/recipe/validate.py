@@ -6,7 +6,8 @@ from pydantic import ValidationError
 
 from llama_peft.recipe import messages
 from llama_peft.recipe.checks import Fault, pair_faults
-from llama_peft.recipe.schema import Recipe, Section, section_of
+from llama_peft.recipe.model_sections import Section, section_of
+from llama_peft.recipe.schema import Recipe
 from llama_peft.recipe.strict_yaml import KeyPath
 
 _REQUIRED_MODEL = {"model_name_or_path": "tiny"}

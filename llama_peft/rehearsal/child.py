@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from llama_peft.errors import UserError
 from llama_peft.rehearsal import ENDED, OUTCOME, PRINTED, REQUEST, Request
 from llama_peft.rehearsal.device import fake_cuda, replace
-from llama_peft.rehearsal.device.cards import card_named
+from llama_peft.rehearsal.device.cards import Card, card_named
 from llama_peft.rehearsal.report import Fault, Outcome, Rehearsal
 from llama_peft.system import files
 
@@ -89,24 +89,19 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     from llama_peft.model import backbone
     from llama_peft.recipe import load_recipe
     from llama_peft.rehearsal import base, rows, steps
-    from llama_peft.rehearsal.device import kernels, mode, watch
+    from llama_peft.rehearsal.device import mode, watch
     from llama_peft.training.fit import with_labels
 
     recipe = load_recipe(request.recipe, [*request.settings, f"train.output_dir={folder / 'run'}"])
     if request.base is not None:
-        recipe = _on(recipe, request.base)
+        recipe = recipe.changed(model={"model_name_or_path": request.base})
     named = recipe.model.model_name_or_path
-    recipe = _on(recipe, base.place_base(recipe.model, folder / "base"))
-    note = base.place_tokenizer(Path(recipe.model.model_name_or_path), request.tokenizer)
+    placed = base.place_base(recipe.model, folder / "base")
+    recipe = recipe.changed(model={"model_name_or_path": str(placed)})
+    note = base.place_tokenizer(placed, request.tokenizer)
     given = rows.gather(recipe)
     recipe = with_fields(with_labels(recipe, given.dataset), given.dataset)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
-    fake_cuda.pretend(card)
-    kept = [*fake_cuda.keep_whole(), kernels.replace_compiled()]  # noqa: F841
-    kernels.replace_paged()
-    base.replace_apply()
-    base.replace_unpacking()
-    replace(backbone, "from_pretrained", base.build)
+    kept = _pretend(card, folder)  # noqa: F841
     stages = steps.Stages(mode.Rehearsal(watch.Watch()))
     with mode.rehearsing(stages.mode):
         dtype = backbone.dtype_name(recipe)
@@ -136,6 +131,22 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     return Outcome(rehearsal=found)
 
 
+def _pretend(card: Card, folder: Path) -> list[object]:
+    """Make this process believe in a card, and return what must stay alive as long as it does."""
+    from llama_peft.model import backbone
+    from llama_peft.rehearsal import base
+    from llama_peft.rehearsal.device import kernels
+
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
+    fake_cuda.pretend(card)
+    kept = [*fake_cuda.keep_whole(), kernels.replace_compiled()]
+    kernels.replace_paged()
+    base.replace_apply()
+    base.replace_unpacking()
+    replace(backbone, "from_pretrained", base.build)
+    return kept
+
+
 def _estimated(recipe: "Recipe", dtype: str, batches: "Batches", flash: bool) -> dict[str, int]:
     """Return the terms of the estimate for the same rows; none if the family has no formula."""
     from llama_peft.model.counts import UncountedFamily
@@ -149,12 +160,6 @@ def _estimated(recipe: "Recipe", dtype: str, batches: "Batches", flash: bool) ->
     except UncountedFamily:
         return {}
     return {term.name: term.bytes for term in found.memory if term.name != "libraries"}
-
-
-def _on(recipe: "Recipe", name: object) -> "Recipe":
-    """Return the recipe on another base."""
-    model = recipe.model.model_copy(update={"model_name_or_path": str(name)})
-    return recipe.model_copy(update={"model": model})
 
 
 def _fault(error: Exception, stage: str) -> Fault:

@@ -1,10 +1,11 @@
-"""What a rehearsal found, as a record with types, as text and as a row of a table."""
+"""What a rehearsal found, as a record with types and as text."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llama_peft.rehearsal.device.cards import CONTEXT, SPARE, card_named
+from llama_peft.system.formatting import memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +132,8 @@ def text(found: Rehearsal) -> list[str]:
     return [
         *lines,
         "",
-        f"{gb(found.peak)} of tensors at most, and {gb(CONTEXT)} of context and {SPARE:.0%} between blocks: this "
-        f"{fits} into {gb(card.memory)}. Nothing ran on a GPU: time, values and fragmentation stay unseen.",
+        f"{memory(found.peak)} of tensors at most, and {memory(CONTEXT)} of context and {SPARE:.0%} between blocks: this "
+        f"{fits} into {memory(card.memory)}. Nothing ran on a GPU: time, values and fragmentation stay unseen.",
     ]
 
 
@@ -142,7 +143,7 @@ def _step_text(step: Step) -> list[str]:
     waits = sum(site.times for site in step.syncs)
     kept = f"; {mb(step.kept)} kept for the backward pass" if step.kept else ""
     return [
-        f"{step.name}: {_size(step)}, {mb(step.peak)} at {step.at}{kept}",
+        f"{step.name}: {size_of(step)}, {mb(step.peak)} at {step.at}{kept}",
         f"  {parts}",
         f"  {sum(step.kernels.values()):,} kernels, {flop:.2f} TFLOP, attention: {', '.join(step.attention) or 'none'}",
         f"  the CPU waits for the GPU {waits} times, {step.guesses} times for a number that has no value here",
@@ -150,45 +151,11 @@ def _step_text(step: Step) -> list[str]:
     ]
 
 
-def _size(step: Step) -> str:
+def size_of(step: Step) -> str:
+    """Return what a step reads at once."""
     return f"{step.rows} x {step.tokens} tokens" if step.tokens else f"{step.rows} states"
-
-
-def gb(size: int) -> str:
-    """Return a size in GB."""
-    return f"{size / 1e9:.2f} GB"
 
 
 def mb(size: int) -> str:
     """Return a size in MB."""
     return f"{size / 1e6:,.0f} MB"
-
-
-def markdown(found: Sequence[Rehearsal], cards: Sequence[str]) -> list[str]:
-    """Return the lines of a table: what each run takes, and which cards hold it."""
-    titles = [card_named(name) for name in cards]
-    head = ["recipe", "rehearsed on", "type", "largest batch", "peak", "kernels a step"]
-    head += [f"{card.title} ({card.memory >> 30} GB)" for card in titles]
-    lines = [_cells(head), _cells(["---"] * len(head))]
-    for one in found:
-        step = max(one.steps, key=lambda step: step.peak)
-        same = [card.has_bfloat16 == card_named(one.card).has_bfloat16 for card in titles]
-        held = ["yes" if card.holds(one.peak) else "no" for card in titles]
-        lines.append(
-            _cells(
-                [
-                    " ".join([one.recipe, *one.settings]),
-                    card_named(one.card).title,
-                    one.dtype,
-                    _size(step),
-                    gb(one.peak),
-                    f"{sum(step.kernels.values()):,}",
-                    *(word if fair else "-" for word, fair in zip(held, same, strict=True)),
-                ]
-            )
-        )
-    return lines
-
-
-def _cells(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

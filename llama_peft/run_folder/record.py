@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from llama_peft.errors import UserError
+from llama_peft.recipe.fields import later
 from llama_peft.run_folder.layout import (
     ADAPTER,
     ADAPTER_FILES,
@@ -15,7 +16,16 @@ from llama_peft.run_folder.layout import (
     WEIGHTS_SUFFIX,
 )
 from llama_peft.system.files import read_summed, write_summed
-from llama_peft.system.numbers import Count, Finite, NotNegative, Positive, Sha256, Step, Version
+from llama_peft.system.numbers import (
+    Count,
+    Finite,
+    NotNegative,
+    Positive,
+    Sha256,
+    Step,
+    Version,
+    first_fault,
+)
 from llama_peft.system.seal import damaged
 
 VERSION = 1
@@ -71,17 +81,15 @@ class TrainingRecord(Stored):
     """The Hub's commit of the base, or `sha256:` and a digest of its folder."""
     parameters: Parameters
     head: HeadChoice
-    loss_weights: dict[str, Finite] = Field(default={}, exclude_if=lambda value: not value)
+    loss_weights: dict[str, Finite] = later({})
     """The weight of each label in the loss: `train.class_weights` or `pos_weight` as numbers."""
-    chosen: dict[str, bool | Count | NotNegative] = Field(
-        default={}, exclude_if=lambda value: not value
-    )
+    chosen: dict[str, bool | Count | NotNegative] = later({})
     """The values of `train` in place of auto."""
     examples: dict[str, Count] = {}
     """Examples of the train and the validation part."""
-    dropped: Dropped = Field(default={}, exclude_if=lambda value: not value)
+    dropped: Dropped = later({})
     rows: dict[str, Count] = {}
-    processes: Positive = Field(default=1, exclude_if=lambda value: value == 1)
+    processes: Positive = later(1)
     """How many took the last steps."""
     steps: Step = 0
     epochs: NotNegative | None = None
@@ -90,11 +98,11 @@ class TrainingRecord(Stored):
     history_sha256: Sha256 | None = None
     best_validation_loss: Finite | None = None
     """Of the best checkpoint."""
-    best_score: dict[str, Finite] = Field(default={}, exclude_if=lambda value: not value)
+    best_score: dict[str, Finite] = later({})
     """Its score by `train.metric_for_best_model`, unless the loss chose it."""
     best_step: Step | None = None
     resumed_from: str | None = None
-    resumed_at: list[Step] = Field(default=[], exclude_if=lambda value: not value)
+    resumed_at: list[Step] = later([])
     """The steps of all checkpoints from which it was continued."""
     wall_seconds: NotNegative = 0.0
     """Over all starts of the run."""
@@ -127,9 +135,7 @@ def read_record(folder: Path) -> TrainingRecord:
     except FileNotFoundError:
         raise _unfinished(folder, TRAINING) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise _unreadable(path, f"{place}: {first['msg']}") from None
+        raise _unreadable(path, first_fault(error)) from None
     except (OSError, ValueError) as error:
         raise _unreadable(path, str(error)) from None
     return record

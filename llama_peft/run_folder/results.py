@@ -6,11 +6,20 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AliasChoices, Field, JsonValue, TypeAdapter, ValidationError
 
+from llama_peft.recipe.fields import later
 from llama_peft.run_folder.layout import RESULTS
 from llama_peft.run_folder.record import Dropped, Stored
 from llama_peft.run_folder.threshold import LabelThresholds, Temperature
 from llama_peft.system.files import read_summed, write_summed
-from llama_peft.system.numbers import Count, Finite, Interval, NotNegative, Step, Version
+from llama_peft.system.numbers import (
+    Count,
+    Finite,
+    Interval,
+    NotNegative,
+    Step,
+    Version,
+    first_fault,
+)
 
 VERSION = 1
 """The newest form of the file that this package reads."""
@@ -113,9 +122,7 @@ class ModelConfig(Stored):
     """The folder of somebody else's adapter."""
     training: TrainingCost = TrainingCost()
     fewshot_from: str | None = None
-    fewshot_choice: FewShotChoice | None = Field(
-        default=None, exclude_if=lambda value: value is None
-    )
+    fewshot_choice: FewShotChoice | None = later(None)
     seen_in_training: dict[str, Count] | None = None
     """For each part, examples that read the same as one that the model was trained on; None if that
     is not known.
@@ -124,9 +131,9 @@ class ModelConfig(Stored):
     """The file that was scored, if no model was loaded."""
     key: str | None = None
     """A digest of everything that the predictions depend on."""
-    shared_key: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    shared_key: str | None = later(None)
     """A digest of what the predictions of an untouched base depend on, whatever the recipe trains."""
-    engine: EngineRecord | None = Field(default=None, exclude_if=lambda value: value is None)
+    engine: EngineRecord | None = later(None)
 
 
 class TaskSettings(Stored):
@@ -145,8 +152,8 @@ class TaskSettings(Stored):
     doc_stride: Count | None = None
     eval: dict[str, JsonValue] = Field(default_factory=dict)
     no_answer_threshold: Finite | None = None
-    label_thresholds: LabelThresholds = Field(default=None, exclude_if=lambda value: value is None)
-    temperature: Temperature = Field(default=None, exclude_if=lambda value: value is None)
+    label_thresholds: LabelThresholds = later(None)
+    temperature: Temperature = later(None)
     bleu_signature: str | None = None
 
 
@@ -173,7 +180,7 @@ class Results(Stored):
         serialization_alias="n-samples",
         validation_alias=AliasChoices("n-samples", "n_samples"),
     )
-    dropped: Dropped = Field(default_factory=dict, exclude_if=lambda value: not value)
+    dropped: Dropped = later({})
     higher_is_better: dict[str, dict[str, bool]] = Field(default_factory=dict)
     git_hash: str | None = None
     date: str | None = None
@@ -182,7 +189,7 @@ class Results(Stored):
     """The fingerprint of the base."""
     peak_memory_bytes: Count | None = None
     wall_seconds: NotNegative | None = None
-    costs: Costs = Field(default=Costs(), exclude_if=lambda value: value == Costs())
+    costs: Costs = later(Costs())
     predictions_sha256: str | None = None
     """None in results of other tools, which have no sum of their own either."""
 
@@ -206,8 +213,7 @@ def read_results(path: Path) -> Results:
     try:
         found = Results.model_validate(read_summed(path.parent, path.name, required=False))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(first_fault(error)) from None
     if found.version > VERSION:
         raise ValueError(f"version {found.version} is newer than this package reads")
     if not found.results or not found.configs:

@@ -31,13 +31,12 @@ class Run:
         """The recipe as it was trained: with the layer that `auto` chose, and the commit of a base
         on the Hub.
         """
-        head = self.written.head.model_copy(update=self.record.head.model_dump())
-        model = self.written.model
+        model: dict[str, object] = {}
         if (commit := self.commit) is not None:  # the branch may have moved on since
-            model = model.model_copy(update={"revision": commit})
+            model["revision"] = commit
         if self.base is not None:
-            model = model.model_copy(update={"model_name_or_path": self.base})
-        return self.written.model_copy(update={"head": head, "model": model})
+            model["model_name_or_path"] = self.base
+        return self.written.changed(head=self.record.head.model_dump(), model=model)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -92,8 +91,7 @@ def recipe_of(run: Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = load_recipe(run / RECIPE, overrides)
     if recipe.dataset.labels is None or recipe.dataset.label_positions is not None:
         return recipe
-    unknown = recipe.dataset.model_copy(update={"label_positions": False})
-    return recipe.model_copy(update={"dataset": unknown})
+    return recipe.changed(dataset={"label_positions": False})
 
 
 def is_run(folder: str | Path) -> bool:

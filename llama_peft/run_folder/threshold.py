@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from llama_peft.errors import UserError
+from llama_peft.recipe.fields import later
 from llama_peft.run_folder.layout import THRESHOLD
 from llama_peft.run_folder.record import Stored, TrainingRecord, read_record
 from llama_peft.run_folder.run import Run
@@ -39,13 +40,11 @@ _TOGETHER: Mapping[str, Sequence[set[str]]] = {
 class Threshold(Stored):
     """A fitted threshold or temperature, and what it was fitted for."""
 
-    no_answer_threshold: Annotated[Finite, Field(ge=-1, le=1)] | None = Field(
-        default=None, exclude_if=lambda value: value is None
-    )
+    no_answer_threshold: Annotated[Finite, Field(ge=-1, le=1)] | None = later(None)
     """Below 0 if giving no answer at all is best."""
-    label_thresholds: LabelThresholds = Field(default=None, exclude_if=lambda value: value is None)
+    label_thresholds: LabelThresholds = later(None)
     """For each label, in their order; for runs whose texts can have several labels."""
-    temperature: Temperature = Field(default=None, exclude_if=lambda value: value is None)
+    temperature: Temperature = later(None)
     """What the logits are divided by before the softmax, or before the sigmoid if a text can have
     several labels. The thresholds are for the probabilities with it.
     """

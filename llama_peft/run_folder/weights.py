@@ -4,12 +4,10 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import TYPE_CHECKING
 
 from llama_peft.errors import UserError
-from llama_peft.model import backbone, lora, preflight
+from llama_peft.model import backbone, bounds, lora, preflight
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import (
@@ -25,7 +23,7 @@ from llama_peft.run_folder.layout import (
 from llama_peft.run_folder.record import TrainingRecord, write_record
 from llama_peft.run_folder.run import Run
 from llama_peft.system import files
-from llama_peft.system.numbers import Finite, Probability, first_not_finite
+from llama_peft.system.numbers import check_finite
 from llama_peft.system.seal import damaged, file_sums
 from llama_peft.tasks import LANGUAGE_MODELLING
 from llama_peft.tokens.prompts import PromptEncoder
@@ -34,30 +32,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
-
-
-_COPY = "use another copy of it"
-_RANKED = ("lora_A", "lora_embedding_A")
-"""Tensors with one row for each rank."""
-
-_Rank = Annotated[int, Field(ge=1, le=10**6)]
-_Alpha = Annotated[Finite, Field(ge=0, le=10**6)]
-
-
-class _Numbers(BaseModel):
-    """The numbers of an adapter's config that change its size or its output."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    r: _Rank = 8
-    lora_alpha: _Alpha = 8
-    lora_dropout: Probability = 0.0
-    rank_pattern: dict[str, _Rank] | None = None
-    alpha_pattern: dict[str, _Alpha] | None = None
-
-    @property
-    def largest_rank(self) -> int:
-        return max(self.r, *(self.rank_pattern or {}).values(), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +56,7 @@ def save_weights(
 
     record: makes the record of the training from the sums of the exported files.
     """
-    _check_finite(
+    check_finite(
         _trained(model, recipe),
         f"{folder}: nothing is exported, because the trained weights are not numbers",
         "lower train.learning_rate, and train again with --fresh",
@@ -104,12 +78,6 @@ def _trained(model: "nn.Module", recipe: Recipe) -> "Mapping[str, Tensor]":
     else:
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
     return state
-
-
-def _check_finite(tensors: "Mapping[str, Tensor]", fault: str, advice: str) -> None:
-    odd = first_not_finite(tensors)
-    if odd is not None:
-        raise UserError(f"{fault} (first in {odd}); {advice}")
 
 
 def _save_adapter(model: "nn.Module", recipe: Recipe, folder: Path) -> list[Path]:
@@ -146,7 +114,7 @@ def load_tuned(run: Run, full_precision: bool = False) -> TunedModel:
 
     Raises UserError if the base at hand is not the one that the run was trained on.
     """
-    recipe = _in_float32(run.recipe) if full_precision else run.recipe
+    recipe = run.recipe.in_float32() if full_precision else run.recipe
     preflight.check_named(recipe, False, run.folder)
     found = base_fingerprint(recipe)
     if found != run.record.base_fingerprint:
@@ -181,16 +149,6 @@ def _check_unchanged(run: Run) -> None:
         )
 
 
-def _in_float32(recipe: Recipe) -> Recipe:
-    unquantized = {"load_in_4bit": False, "load_in_8bit": False}
-    return recipe.model_copy(
-        update={
-            "quantization": recipe.quantization.model_copy(update=unquantized),
-            "model": recipe.model.model_copy(update={"dtype": "float32"}),
-        }
-    )
-
-
 def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     """The base with the adapter of a folder.
 
@@ -206,7 +164,7 @@ def attach_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
         pickled = (folder / "adapter_model.bin").exists()
         why = "pickled adapters are not loaded" if pickled else "the run may be in training again"
         raise UserError(f"{folder}: {missing[0]} is missing; {why}")
-    _check_numbers(folder)
+    bounds.check_numbers(folder, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         if type(config) is not LoraConfig:
@@ -274,7 +232,7 @@ def _replace_adapter(model: "PeftModel", folder: Path) -> None:
     from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    _check_numbers(folder)
+    bounds.check_numbers(folder, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     if _settings(PeftConfig.from_pretrained(str(folder))) != _settings(model.active_peft_config):
         raise UserError(f"{folder / ADAPTER_CONFIG}: the settings of this adapter are different")
     _check_tensors(model, folder)
@@ -314,43 +272,9 @@ def attach_head(model: "PreTrainedModel", path: Path, name: str) -> None:
 
     tensors = load_file(files.inside(path.parent, path.name))
     state = {key.removeprefix(f"{name}."): value for key, value in tensors.items()}
-    _check_finite(state, f"{path}: its weights are not numbers", _COPY)
+    check_finite(state, f"{path}: its weights are not numbers", "use another copy of it")
     try:
         getattr(model, name).load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: this head does not fit the base: {reason}") from None
-
-
-def _check_numbers(folder: Path) -> None:
-    """Raise UserError unless an adapter's config and weights hold numbers within their ranges, and
-    its config asks for no larger rank than its weights have.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        numbers = _Numbers.model_validate(files.read_json(folder, ADAPTER_CONFIG))
-        tensors = load_file(files.inside(folder, ADAPTER_WEIGHTS))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise _refused(folder / ADAPTER_CONFIG, f"{place}: {first['msg']}") from None
-    except (OSError, ValueError) as error:
-        raise _refused(folder / ADAPTER_CONFIG, str(error)) from None
-    except SafetensorError as error:
-        raise _refused(folder / ADAPTER_WEIGHTS, str(error)) from None
-    ranks = [len(one) for name, one in tensors.items() if one.dim() and _is_ranked(name)]
-    most = max(ranks or [size for one in tensors.values() for size in one.shape], default=0)
-    if numbers.largest_rank > most:
-        reason = f"it asks for rank {numbers.largest_rank}, and its weights have {most}"
-        raise _refused(folder / ADAPTER_CONFIG, reason)
-    _check_finite(tensors, f"{folder / ADAPTER_WEIGHTS}: its weights are not numbers", _COPY)
-
-
-def _is_ranked(name: str) -> bool:
-    return any(part in _RANKED for part in name.split("."))
-
-
-def _refused(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: this adapter cannot be used: {reason}; {_COPY}")

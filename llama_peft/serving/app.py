@@ -10,6 +10,7 @@ answer.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
@@ -44,71 +45,84 @@ Untouched = Callable[[Sequence[Example]], list[Prediction]]
 
 def make_app(tuned: LoadedRun, untouched: Untouched | None, feedback: Feedback) -> Starlette:
     """Return the application. untouched: None leaves the base out."""
-    lock = Lock()  # one model, one request at a time
+    answers = _Answers(tuned, untouched, feedback)
 
-    def about() -> dict[str, object]:
-        run = tuned.run
+    async def run(_: Request) -> Response:
+        return _json(answers.about())
+
+    return Starlette(
+        routes=[
+            *(Route(path, _page) for path in _PAGES),
+            Route("/api/run", run),
+            Route("/api/predict", _posted(answers.predict), methods=["POST"]),
+            Route("/api/feedback", _posted(answers.keep), methods=["POST"]),
+        ],
+        # The names of this machine only, so that no other site's name can lead here.
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
+    )
+
+
+class _Answers:
+    """What the page is told. There is one model, so one request is answered at a time."""
+
+    def __init__(self, tuned: LoadedRun, untouched: Untouched | None, feedback: Feedback) -> None:
+        self._tuned, self._untouched, self._feedback = tuned, untouched, feedback
+        self._lock = Lock()
+
+    def about(self) -> dict[str, object]:
+        run = self._tuned.run
         return {
             "name": run.recipe.name,
             "folder": run.folder.name,
             "base": run.recipe.model.model_name_or_path,
-            "has_base": untouched is not None,
+            "has_base": self._untouched is not None,
             "side": run.recipe.kind.side,
             "fields": fields_of(run),
             "labels": run.labels,
         }
 
-    def predict(body: Mapping[str, object]) -> dict[str, object]:
+    def predict(self, body: Mapping[str, object]) -> dict[str, object]:
         inputs = body.get("inputs")
         if not isinstance(inputs, list) or not 0 < len(inputs) <= MOST_INPUTS:
             raise UserError(f"inputs is a list of 1 to {MOST_INPUTS} texts or questions")
-        examples = list(examples_of(tuned.run, inputs))
-        with lock:
-            replies = tuned.predict(inputs)
-            said = [] if untouched is None else untouched(examples)
-        plain = {one.id: _plain(one, tuned.run.labels) for one in said}
+        examples = list(examples_of(self._tuned.run, inputs))
+        with self._lock:
+            replies = self._tuned.predict(inputs)
+            said = [] if self._untouched is None else self._untouched(examples)
+        plain = replace(self._tuned, threshold=None)  # nothing was fitted for the base
+        base = {one.id: shown(plain.reply(one)) for one in said}
         return {
             "replies": [
-                {"tuned": shown(reply), "base": plain.get(example.id)}
+                {"tuned": shown(reply), "base": base.get(example.id)}
                 for reply, example in zip(replies, examples, strict=True)
             ]
         }
 
-    def keep(body: Mapping[str, object]) -> dict[str, object]:
+    def keep(self, body: Mapping[str, object]) -> dict[str, object]:
         given = body.get("given")
         if not isinstance(given, Mapping) or "right" not in body:
             raise UserError("a correction is an object with given and right")
-        with lock:
-            return feedback.keep(given, body["right"])
+        with self._lock:
+            return self._feedback.keep(given, body["right"])
 
-    def posted(
-        answer: Callable[[Mapping[str, object]], dict[str, object]],
-    ) -> Callable[..., object]:
-        async def endpoint(request: Request) -> Response:
-            try:
-                body = await _body(request)
-                return _json(await run_in_threadpool(answer, body))
-            except UserError as error:
-                return _json({"error": printable("; ".join(error.args))}, 400)
 
-        return endpoint
+def _posted(
+    answer: Callable[[Mapping[str, object]], dict[str, object]],
+) -> Callable[..., object]:
+    """Return the endpoint that answers a JSON object with another one."""
 
-    async def page(request: Request) -> Response:
-        return FileResponse(Path(__file__).with_name(_PAGES[request.url.path]), headers=_HEADERS)
+    async def endpoint(request: Request) -> Response:
+        try:
+            body = await _body(request)
+            return _json(await run_in_threadpool(answer, body))
+        except UserError as error:
+            return _json({"error": printable("; ".join(error.args))}, 400)
 
-    async def run(_: Request) -> Response:
-        return _json(about())
+    return endpoint
 
-    return Starlette(
-        routes=[
-            *(Route(path, page) for path in _PAGES),
-            Route("/api/run", run),
-            Route("/api/predict", posted(predict), methods=["POST"]),
-            Route("/api/feedback", posted(keep), methods=["POST"]),
-        ],
-        # The names of this machine only, so that no other site's name can lead here.
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
-    )
+
+async def _page(request: Request) -> Response:
+    return FileResponse(Path(__file__).with_name(_PAGES[request.url.path]), headers=_HEADERS)
 
 
 async def _body(request: Request) -> Mapping[str, object]:
@@ -143,14 +157,4 @@ def shown(reply: Reply) -> dict[str, object]:
         "probabilities": reply.probabilities,
         "no_answer_probability": reply.no_answer_probability,
         "start": reply.start,
-    }
-
-
-def _plain(said: Prediction, labels: Sequence[str]) -> dict[str, object]:
-    chances = zip(labels, said.probabilities or (), strict=bool(said.probabilities))
-    return {
-        "prediction": said.prediction,
-        "probabilities": dict(chances),
-        "no_answer_probability": said.no_answer_probability,
-        "start": said.start if said.prediction else None,
     }

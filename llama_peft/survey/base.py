@@ -22,7 +22,7 @@ _LARGE = "unsloth/Llama-3.2-1B"
 _SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def fitting_base(name: str | None = None) -> Base:
+def fitting_base(name: str | None) -> Base:
     """Return the base of that name, or one that fits this machine and needs no account."""
     on_gpu = gpu_kind() is not None
     if name is not None:

@@ -90,7 +90,7 @@ def read_whole(path: Path, largest: int = LARGEST) -> bytes:
         return file.read()
 
 
-def read_bytes(folder: Path, name: str, largest: int = LARGEST) -> bytes:
+def read_bytes(folder: Path, name: str, largest: int) -> bytes:
     """The bytes of a file of a folder. Raises OSError, or UserError as `read_whole` and `inside`."""
     return read_whole(inside(folder, name), largest)
 

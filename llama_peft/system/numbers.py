@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from llama_peft.errors import UserError
 
@@ -35,6 +35,12 @@ Interval = Annotated[list[Finite], Field(min_length=2, max_length=2), AfterValid
 """[low, high], 95 %."""
 
 
+def first_fault(error: ValidationError, whole: str = "") -> str:
+    """Return in one line what is refused first. whole: what to call values that are no object."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"
+
+
 def is_finite(tensor: "Tensor") -> bool:
     """Whether a tensor holds neither NaN nor infinity."""
     if not tensor.numel() or not tensor.is_floating_point():
@@ -47,6 +53,13 @@ def is_finite(tensor: "Tensor") -> bool:
 def first_not_finite(tensors: "Mapping[str, Tensor]") -> str | None:
     """The name of the first tensor that holds NaN or infinity; None if all hold numbers."""
     return next((name for name, one in tensors.items() if not is_finite(one)), None)
+
+
+def check_finite(tensors: "Mapping[str, Tensor]", fault: str, advice: str) -> None:
+    """Raise UserError, with these words, if a tensor holds NaN or infinity."""
+    odd = first_not_finite(tensors)
+    if odd is not None:
+        raise UserError(f"{fault} (first in {odd}); {advice}")
 
 
 def check_scores(scores: Iterable[float], whose: str = "") -> None:

@@ -11,14 +11,10 @@ from typing import cast
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from llama_peft.errors import stop_signals
@@ -44,24 +40,12 @@ class History(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         if state.is_world_process_zero:
             lines = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
             write_text(self.path.parent, self.path.name, lines)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_log(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         if state.is_world_process_zero and state.log_history:
             with append(self.path.parent, self.path.name) as file:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
@@ -70,13 +54,7 @@ class History(TrainerCallback):
 class FindBest(TrainerCallback):
     """Finds the best checkpoint in the run folder; Trainer loses it if the folder was moved."""
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         if step := state.best_global_step:
             best = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
             state.best_model_checkpoint = str(best)
@@ -88,13 +66,7 @@ class CheckOptimizer(TrainerCallback):
     PyTorch takes such a state without an error, and would then make other steps.
     """
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         optimizer = cast(torch.optim.Optimizer, kwargs["optimizer"])
         for weight, moments in optimizer.state.items():
             for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
@@ -113,13 +85,7 @@ class SealCheckpoints(TrainerCallback):
     def __init__(self, keep: int, started: float, earlier: Spent, origin: Origin) -> None:
         self.keep, self.started, self.earlier, self.origin = keep, started, earlier, origin
 
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_save(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         job.wait()  # each process has written its own random state
         if state.is_world_process_zero:
             checkpoints = Path(args.output_dir)
@@ -140,30 +106,14 @@ class ShowProgress(TrainerCallback):
         self.phase = phase
         self._validation: Phase | None = None
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         self.phase.begin(state.max_steps, state.global_step)
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         self.phase.reach(state.global_step)
 
     def on_prediction_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
+        self, args: Args, state: State, control: Control, **kwargs: object
     ) -> None:
         if self._validation is None:
             batches = len(cast("DataLoader[object]", kwargs["eval_dataloader"]))
@@ -172,13 +122,7 @@ class ShowProgress(TrainerCallback):
         else:
             self._validation.advance()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_log(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         """Show the loss, or after a validation the number that chooses checkpoints."""
         logs, chosen = cast("dict[str, float]", kwargs["logs"]), _chosen(args)
         for name in ("loss", *filter(None, [chosen])):
@@ -188,20 +132,14 @@ class ShowProgress(TrainerCallback):
             self._validation.end()
             self._validation = None
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         """Show the number of the checkpoint that is kept."""
         if state.best_metric is not None and (name := _chosen(args)) is not None:
             self.phase.forget(_shown(name))
             self.phase.tell(f"best {_shown(name)}", state.best_metric)
 
 
-def _chosen(args: TrainingArguments) -> str | None:
+def _chosen(args: Args) -> str | None:
     """Return the key of the number that chooses checkpoints, in the logs of a validation."""
     name = args.metric_for_best_model
     return name and f"eval_{name.removeprefix('eval_')}"
@@ -224,13 +162,7 @@ class LogWhatIsSaved(TrainerCallback):
     last, so it sees what the others have decided.
     """
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         if control.should_save or control.should_training_stop:
             control.should_log = True
 
@@ -247,13 +179,7 @@ class StopOnSignal(TrainerCallback):
         self.received: int | None = None
         self._before: dict[int, Handler] = {}
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in stop_signals()}
 
@@ -272,13 +198,7 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
         self._before = {}
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         if args.world_size > 1:  # one process may get the signal before the others
             number = torch.tensor(self.received or 0, device=args.device)
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
@@ -289,13 +209,7 @@ class StopOnSignal(TrainerCallback):
             by_epoch = args.save_strategy == SaveStrategy.EPOCH
             control.should_save = control.should_save or not (by_epoch and _ends_epoch(state))
 
-    def on_epoch_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_epoch_end(self, args: Args, state: State, control: Control, **kwargs: object) -> None:
         """Skip the evaluation that Trainer would make at a stop in the middle of an epoch.
 
         Trainer treats every stop as the end of an epoch, and early stopping would count this
@@ -305,6 +219,6 @@ class StopOnSignal(TrainerCallback):
             control.should_evaluate = control.should_save = False
 
 
-def _ends_epoch(state: TrainerState) -> bool:
+def _ends_epoch(state: State) -> bool:
     """Return whether this step is the last one of its epoch or of the training."""
     return (state.epoch or 0) % 1 == 0 or state.global_step >= state.max_steps

@@ -21,7 +21,15 @@ from llama_peft.model.backbone import first_line
 from llama_peft.run_folder.layout import ADAPTER_WEIGHTS, SPENT
 from llama_peft.system.files import inside, read_json, read_text
 from llama_peft.system.memory import is_out_of_memory
-from llama_peft.system.numbers import Count, Finite, NotNegative, Step, first_not_finite, is_finite
+from llama_peft.system.numbers import (
+    Count,
+    Finite,
+    NotNegative,
+    Step,
+    first_fault,
+    first_not_finite,
+    is_finite,
+)
 from llama_peft.system.seal import SEAL
 
 if TYPE_CHECKING:
@@ -218,8 +226,7 @@ def trouble(folder: Path, fit: Fit | None = None) -> str | None:
 def reason(error: Exception) -> str:
     """An error about the content of a file, in one line."""
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return first_fault(error)
     return first_line(error)
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -17,6 +17,8 @@ from llama_peft.system.seal import is_sealed
 from llama_peft.training.checkpoint_state import Fit, best_of, reason, trouble
 
 log = logging.getLogger(__name__)
+
+Told = TypeVar("Told")
 
 
 class Spent(NamedTuple):
@@ -31,23 +33,22 @@ class Spent(NamedTuple):
 class Origin(NamedTuple):
     """What a checkpoint was trained from; None if the checkpoint does not say."""
 
-    base: str | None
+    base: str | None = None
     """The fingerprint of the base."""
-    recipe: str | None
+    recipe: str | None = None
     """The sum of the recipe."""
-    data: str | None
+    data: str | None = None
     """The sum of all examples."""
 
 
 class Sharing(NamedTuple):
     """How the processes of a training share its steps; None if a checkpoint does not say."""
 
-    processes: Positive | None
-    rows_per_step: Positive | None
+    processes: Positive | None = None
+    rows_per_step: Positive | None = None
     """Of all processes together."""
 
 
-_UNSAID = Sharing(None, None)
 _SPENT, _ORIGIN, _SHARING = TypeAdapter(Spent), TypeAdapter(Origin), TypeAdapter(Sharing)
 
 
@@ -134,7 +135,7 @@ def _remove(folder: Path) -> None:
     prune(folder.parent, folder.name)
 
 
-def write_spent(folder: Path, spent: Spent, origin: Origin, sharing: Sharing = _UNSAID) -> None:
+def write_spent(folder: Path, spent: Spent, origin: Origin, sharing: Sharing) -> None:
     """Write into a checkpoint what the run has taken so far, what it is trained from, and how."""
     parts = spent._asdict() | origin._asdict() | sharing._asdict()
     write_text(folder, SPENT, json.dumps(parts))
@@ -142,30 +143,23 @@ def write_spent(folder: Path, spent: Spent, origin: Origin, sharing: Sharing = _
 
 def read_spent(folder: Path | None) -> Spent:
     """Return what a run had taken at a checkpoint; zeros if there is none."""
-    return (
-        Spent()
-        if folder is None
-        else _SPENT.validate_python(_stored(folder, Spent._fields), strict=True)
-    )
+    return Spent() if folder is None else _read(_SPENT, folder, Spent._fields)
 
 
 def read_origin(folder: Path) -> Origin:
     """Return what a checkpoint was trained from. Raises OSError or ValueError."""
-    return _ORIGIN.validate_python(
-        dict.fromkeys(Origin._fields) | _stored(folder, Origin._fields), strict=True
-    )
+    return _read(_ORIGIN, folder, Origin._fields)
 
 
 def read_sharing(folder: Path) -> Sharing:
     """Return how a checkpoint's steps were shared. Raises OSError or ValueError."""
-    return _SHARING.validate_python(
-        dict.fromkeys(Sharing._fields) | _stored(folder, Sharing._fields), strict=True
-    )
+    return _read(_SHARING, folder, Sharing._fields)
 
 
-def _stored(folder: Path, names: Sequence[str]) -> dict[str, object]:
-    """Return values of spent.json by their names."""
+def _read(form: TypeAdapter[Told], folder: Path, names: Sequence[str]) -> Told:
+    """Return what spent.json says under some names."""
     found = read_json(folder, SPENT)
     if not isinstance(found, dict):
         raise ValueError("it does not hold a JSON object")
-    return {name: found[name] for name in names if name in found}
+    held = {name: found[name] for name in names if name in found}
+    return form.validate_python(held, strict=True)

@@ -100,7 +100,7 @@ def load(recipe: Recipe, encoded: Encoded, dataset: data.Dataset, folder: Path) 
 
         texts = cast("dict[str, Sequence[ClassificationRow]]", rows)
         head = choose(recipe, base, texts, folder)
-        recipe = recipe.model_copy(update={"head": head})
+        recipe = recipe.changed(head=head)
         base = backbone.load(recipe, recipe.kind.name, len(dataset.labels))
     origin = Origin(base_fingerprint(recipe), *sums)
     return Loaded(recipe=recipe, encoder=encoder, rows=rows, base=base, origin=origin)
@@ -270,19 +270,18 @@ def build_trainer(
 
     arguments = training_arguments(recipe, bool(validation_rows), folder) | dict(step or {})
     callbacks = _callbacks(recipe, bool(arguments["load_best_model_at_end"]), folder)
+    parts = {"model": model, "data_collator": collate, "callbacks": callbacks}
     if recipe.kind.head is None:
-        rows = train_rows, validation_rows
-        trainer = _answer_trainer(recipe, model, encoder, *rows, collate, arguments, callbacks)
+        arguments["max_length"] = recipe.train.max_length
+        trainer = _answer_trainer(arguments, train_rows, validation_rows, encoder, **parts)
     else:
         trainer = SteadyTrainer(
-            model=model,
             args=_on_one_gpu(TrainingArguments(**arguments)),
-            data_collator=collate,
             train_dataset=train_rows,
             eval_dataset=validation_rows or None,
-            callbacks=callbacks,
+            **parts,
         )
-        trainer.weigh(weights)
+    trainer.weigh(weights)
     trainer.computes_in = backbone.dtype_name(recipe)
     return trainer
 
@@ -298,14 +297,11 @@ def _on_one_gpu(arguments: "Arguments") -> "Arguments":
 
 
 def _answer_trainer(
-    recipe: Recipe,
-    model: "nn.Module",
-    encoder: PromptEncoder,
+    arguments: Mapping[str, object],
     train_rows: Sequence[object],
     validation_rows: Sequence[object],
-    collate: Callable[..., Mapping[str, object]],
-    arguments: Mapping[str, object],
-    callbacks: "list[TrainerCallback]",
+    encoder: PromptEncoder,
+    **parts: object,
 ) -> "SteadyTrainer":
     """Return TRL's SFTTrainer for questions and answers, with a float32 adapter."""
     from trl import SFTConfig
@@ -313,20 +309,13 @@ def _answer_trainer(
     from llama_peft.training.tree_trainer import TreeDataset, TreeTrainer
 
     trainer = TreeTrainer(
-        model=model,
         args=_on_one_gpu(
-            SFTConfig(
-                **arguments,
-                max_length=recipe.train.max_length,
-                packing=False,
-                dataset_kwargs={"skip_prepare_dataset": True},
-            )
+            SFTConfig(**arguments, packing=False, dataset_kwargs={"skip_prepare_dataset": True})
         ),
-        data_collator=collate,
         train_dataset=TreeDataset(train_rows),
         eval_dataset=TreeDataset(validation_rows) if validation_rows else None,
         processing_class=encoder.tokenizer,
-        callbacks=callbacks,
+        **parts,
     )
     for parameter in trainer.model.parameters():
         # SFTTrainer has just cast the adapter to bfloat16, where small updates vanish.
@@ -342,11 +331,10 @@ def _callbacks(recipe: Recipe, keeps_best: bool, folder: Path) -> "list[TrainerC
 
     callbacks: list[TrainerCallback] = [CheckOptimizer(), FindBest(), History(folder / HISTORY)]
     if recipe.train.early_stopping_patience is not None and keeps_best:
-        patience, least = (
-            recipe.train.early_stopping_patience,
-            recipe.train.early_stopping_threshold,
+        train = recipe.train
+        callbacks.append(
+            EarlyStoppingCallback(train.early_stopping_patience, train.early_stopping_threshold)
         )
-        callbacks.append(EarlyStoppingCallback(patience, least))
     return callbacks
 
 

@@ -24,6 +24,7 @@ from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.prefix_tree.loss import mean_loss
 from llama_peft.prefix_tree.pack import EncodedLike, TreeRow
 from llama_peft.training.tree_trainer import TreeTrainer
+from tests.support.tree_examples import plain_rows
 
 from . import measure
 from .material import SHARED, Base, encoded, squad
@@ -139,7 +140,7 @@ def _train(
     held = sum(len(row["ids"]) for row in rows)
     if name == "plain":
         kept = {id_ for row in rows for id_ in row["ids"]}
-        rows = prefix_tree.plain_rows(encoded(base.encoder, [e for e in train if e.id in kept]))
+        rows = plain_rows(encoded(base.encoder, [e for e in train if e.id in kept]))
     random.Random(seed).shuffle(rows)
     batch_size = max(1, round(PER_STEP * len(rows) / held))
     curve = ValidationCurve(validation, held)

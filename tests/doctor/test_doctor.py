@@ -219,8 +219,6 @@ def test_a_base_that_cannot_be_asked_for_is_judged_by_its_published_shape(name: 
     size = r"[\d.]+ GB at most, [\d.]+ GB are free"
     judged = rf"\(from its published shape: (fits|does not fit).*: {size}\)"
     assert re.fullmatch(f"its licence must be accepted first {judged}", fit.here), fit.here
-    other = recipe.model.model_copy(update={"model_name_or_path": "some/other"})
-    unknown = examine._fit(
-        recipe.model_copy(update={"model": other}), Weights(["closed: ask"]), SHAPES
-    )
+    other = recipe.changed(model={"model_name_or_path": "some/other"})
+    unknown = examine._fit(other, Weights(["closed: ask"]), SHAPES)
     assert unknown.here == "closed"

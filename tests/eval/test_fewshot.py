@@ -21,7 +21,7 @@ from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import UNFINISHED_VALIDATION
 from llama_peft.run_folder.results import read_results
-from tests.support.eval.jobs import changed, job_for
+from tests.support.eval.jobs import job_for
 
 
 @pytest.mark.parametrize("task", ["classification", "generative_qa"])
@@ -73,7 +73,7 @@ def test_earlier_questions_of_the_passage_are_the_examples(
 
 
 def test_worked_examples_are_not_for_runs(class_run: tuple[Recipe, Path], tmp_path: Path) -> None:
-    job = make_job(None, str(class_run[1]), None, None, None, tmp_path, ["eval.num_fewshot=1"])
+    job = make_job(model=str(class_run[1]), output=tmp_path, overrides=["eval.num_fewshot=1"])
     with pytest.raises(UserError, match="for models that are not fine-tuned"):
         harness.run(job)
 
@@ -125,11 +125,11 @@ def test_the_number_of_worked_examples_is_the_best_on_validation(
     assert choice.tried[str(choice.chosen)] == max(choice.tried.values())
     assert found.costs.fit_seconds == choice.seconds > 0
     assert [path.name for path in (tmp_path / "auto").glob("*.partial.jsonl")] == []
-    given = changed(recipe, "eval", num_fewshot=choice.chosen)
+    given = recipe.changed(eval={"num_fewshot": choice.chosen})
     plain = harness.run(job_for(given, "tiny", tmp_path / "given"))
     assert plain.results["small"] == found.results["small"]
     assert plain.config.model_kind == found.config.model_kind
-    own = job_for(changed(given, "eval", splits=["validation"]), "tiny", tmp_path / "validation")
+    own = job_for(given.changed(eval={"splits": ["validation"]}), "tiny", tmp_path / "validation")
     tried = harness.run(own).results["small_validation"][choice.metric]
     assert tried == pytest.approx(choice.tried[str(choice.chosen)])
     again = harness.run(job_for(recipe, "tiny", tmp_path / "auto"), again=False)
@@ -174,6 +174,6 @@ def test_numbers_without_room_are_left_out(
         trial.choice()
     without = auto(make_recipe, "classification", "tiny")
     parts = without.dataset.parts.model_copy(update={"validation": None})
-    without = changed(without, "dataset", parts=parts, validation_size=0.0)
+    without = without.changed(dataset={"parts": parts, "validation_size": 0.0})
     with pytest.raises(UserError, match="auto needs a validation part to choose on"):
         fewshot._Trial(opened(without, tmp_path))

@@ -23,7 +23,7 @@ from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder import layout
 from llama_peft.run_folder.record import read_record
 from llama_peft.run_folder.run import open_run
-from tests.support.eval.jobs import changed, job_for, lines_of
+from tests.support.eval.jobs import job_for, lines_of
 
 
 def test_zero_shot_and_tuned_answer_the_same_examples(
@@ -56,7 +56,7 @@ def test_a_file_of_the_user_s_is_evaluated_whole(
     file = tmp_path / "mine.csv"
     file.write_text('text,label\n"A fine, warm film",positive\nDull,negative\nGood,1\n')
     order = ["dataset.label_positions=true"]
-    job = make_job(None, str(folder), str(file), None, None, tmp_path / "out", order)
+    job = make_job(model=str(folder), data_file=str(file), output=tmp_path / "out", overrides=order)
     results = harness.run(job)
     assert results.n_samples["small"].effective == results.n_samples["small"].original == 3
     golds = [line["gold"] for line in lines_of(tmp_path / "out")]
@@ -81,11 +81,12 @@ def test_a_run_takes_only_overrides_of_the_evaluation(
     span_run: tuple[Recipe, Path], tmp_path: Path
 ) -> None:
     _, folder = span_run
-    arguments = (None, str(folder), None, None, None, tmp_path / "short")
+    words = {"model": str(folder), "output": tmp_path / "short"}
     for fixed in ("prompt.template=x {text}", "train.max_length=4", "model.dtype=float16"):
         with pytest.raises(UserError, match=r"fixed this key; only these can be set now: eval\."):
-            make_job(*arguments, [fixed])
-    job = make_job(*arguments, ["eval.max_answer_length=1", "train.per_device_eval_batch_size=4"])
+            make_job(**words, overrides=[fixed])
+    short = ["eval.max_answer_length=1", "train.per_device_eval_batch_size=4"]
+    job = make_job(**words, overrides=short)
     harness.run(job)
     assert max(len(line["raw"].split()) for line in lines_of(tmp_path / "short")) <= 1
 
@@ -95,8 +96,7 @@ def test_results_record_what_a_run_was_trained_with(
 ) -> None:
     """Evaluated on another recipe, a run keeps its own prompt, and the results say so."""
     recipe, folder = class_run
-    prompt = recipe.prompt.model_copy(update={"template": "Another: {text}"})
-    other = recipe.model_copy(update={"name": "other", "prompt": prompt})
+    other = recipe.changed(name="other", prompt={"template": "Another: {text}"})
     found = harness.run(job_for(other, folder, tmp_path / "out"))
     assert found.configs["other"].prompt["template"] == recipe.prompt.template
 
@@ -212,7 +212,7 @@ def test_parts_from_python_replace_those_of_the_recipe(
         {"text": "A fine, warm film", "label": "positive"},
         {"text": "Dull", "label": "negative"},
     ]
-    shots = changed(recipe, "eval", num_fewshot=2)
+    shots = recipe.changed(eval={"num_fewshot": 2})
     for its, model in ((recipe, folder), (shots, base)):
         job = job_for(its, model, tmp_path / f"out-{len(str(model))}", given={"test": rows})
         results = harness.run(job)

@@ -20,7 +20,9 @@ def test_default_folders_tell_evaluations_apart(span_run: tuple[Recipe, Path]) -
         *overrides: str,
     ) -> Path:
         name = None if model is None else str(model)
-        return make_job(task, name, None, splits, limit, None, list(overrides)).output
+        return make_job(
+            task, model=name, splits=splits, limit=limit, overrides=list(overrides)
+        ).output
 
     own, run = Path("runs/tiny-sst2"), span_run[1]
     assert folder("tiny-sst2") == own / "zero-shot"
@@ -40,9 +42,9 @@ def test_default_folders_tell_evaluations_apart(span_run: tuple[Recipe, Path]) -
 
 
 def test_models_have_folders_of_their_own(tmp_path: Path) -> None:
-    jobs = [make_job("tiny-sst2", name, None, None, None, None, []) for name in (None, "org/model")]
+    jobs = [make_job("tiny-sst2", model=name) for name in (None, "org/model")]
     assert [job.output.name for job in jobs] == ["zero-shot", "zero-shot-org-model"]
-    shots = make_job("tiny-sst2", None, None, None, None, None, ["eval.num_fewshot=4"])
+    shots = make_job("tiny-sst2", overrides=["eval.num_fewshot=4"])
     assert shots.output.name == "4-shot"
 
 
@@ -51,7 +53,7 @@ def test_servers_have_folders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> N
         engine = EngineChoice(name="openai", base_url=url, served_model=served)
         model = run and str(run)
         task = None if run else "tiny-sst2"
-        return make_job(task, model, None, None, None, None, [], engine=engine).output.name
+        return make_job(task, model=model, engine=engine).output.name
 
     own = "http://127.0.0.1:8000/v1"
     assert folder(own).startswith("zero-shot-openai-127.0.0.1-8000-")
@@ -68,13 +70,13 @@ def test_servers_have_folders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_split_names_a_part_of_a_hub_s_data(tmp_path: Path) -> None:
-    job = make_job("tiny-sst2", None, "org/reviews", ["train"], None, None, [])
+    job = make_job("tiny-sst2", data_file="org/reviews", splits=["train"])
     assert job.data_split == "train"
     assert job.output == Path("runs/tiny-sst2/zero-shot-reviews-train")
     with pytest.raises(UserError, match="--split train names a part"):
-        make_job("tiny-sst2", None, "mine.csv", ["train"], None, None, [])
+        make_job("tiny-sst2", data_file="mine.csv", splits=["train"])
     with pytest.raises(UserError, match="one --split"):
-        make_job("tiny-sst2", None, "org/reviews", ["train", "test"], None, None, [])
+        make_job("tiny-sst2", data_file="org/reviews", splits=["train", "test"])
 
 
 def test_a_run_s_recipe_is_read_as_the_run_reads_it() -> None:
@@ -82,7 +84,7 @@ def test_a_run_s_recipe_is_read_as_the_run_reads_it() -> None:
     run = RUNS_0_1_0 / "classifier"
     for task, model in ((None, run), (run / "recipe.yaml", None), (run / "recipe.yaml", "tiny")):
         name = None if model is None else str(model)
-        found = make_job(task and str(task), name, None, None, None, None, [])
+        found = make_job(task and str(task), model=name)
         assert found.recipe.dataset.labels and found.recipe.dataset.label_positions is False
-    said = make_job(None, str(run), None, None, None, None, ["dataset.label_positions=true"])
+    said = make_job(model=str(run), overrides=["dataset.label_positions=true"])
     assert said.recipe.dataset.label_positions is True

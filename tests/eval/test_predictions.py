@@ -8,7 +8,6 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +29,12 @@ from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder import layout
 from llama_peft.run_folder.results import ModelConfig
 from tests.support import forked
-from tests.support.eval.jobs import changed, job_for
+from tests.support.eval.jobs import job_for
 
 
-def die_after(further: int) -> None:
-    """In a child: kill -9 while it predicts, after `further` more predictions have reached the file."""
-    plain, done = unfinished._stored, count()
-
-    def deadly(*of: Any) -> Any:
-        if next(done) == further:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return plain(*of)
-
-    unfinished._stored = deadly
+def predicted(*what: Any) -> list[Prediction]:
+    """Predict all; by default in batches of 32."""
+    return [*predict(*what, *([32] if len(what) < 5 else []))]
 
 
 def named(kind: str, predict: Any) -> Predictor:
@@ -76,7 +68,7 @@ def test_predictions_that_do_not_match_id_for_id_are_refused(
 
     predictor = named("oracle", answer)
     with pytest.raises(UserError, match="predictions"):
-        predict(predictor, examples, tmp_path / "partial", "key")
+        predicted(predictor, examples, tmp_path / "partial", "key")
 
 
 def test_what_was_predicted_before_a_crash_is_not_predicted_again(
@@ -99,15 +91,15 @@ def test_what_was_predicted_before_a_crash_is_not_predicted_again(
     partial = tmp_path / "partial"
     broken = named("oracle", crashing)
     with pytest.raises(KeyboardInterrupt):
-        predict(broken, examples, partial, "key")
+        predicted(broken, examples, partial, "key")
     with partial.open("a") as file:
         file.write('{"id": "torn')
     whole = replace(broken, predict=counting)
-    found = predict(whole, examples, partial, "key")
+    found = predicted(whole, examples, partial, "key")
     assert sorted(asked) == sorted(e.id for e in examples), "each was asked once"
     assert {prediction.id for prediction in found} == set(asked)
     asked.clear()
-    predict(whole, examples, partial, "another key")
+    predicted(whole, examples, partial, "another key")
     assert len(asked) == len(examples), "predictions of another key are no use"
 
 
@@ -122,14 +114,14 @@ def test_a_batch_that_was_cut_off_is_predicted_again_as_a_whole(
         asked.append([example.id for example in todo])
         return oracle(todo, batch_size)
 
-    expected = predict(named("oracle", counting), examples, partial, "key", 4)
+    expected = predicted(named("oracle", counting), examples, partial, "key", 4)
     lines = partial.read_text().splitlines(keepends=True)
     more = [json.loads(line[9:])["more"] for line in lines[1:]]
     assert more == [True, True, True, False] * 4
     for kept in range(len(lines)):
         partial.write_text("".join(lines[: 1 + kept]))
         asked.clear()
-        found = predict(named("oracle", counting), examples, partial, "key", 4)
+        found = predicted(named("oracle", counting), examples, partial, "key", 4)
         whole = kept // 4 * 4
         (piece,) = unfinished.pieces(examples, 16)
         assert asked == ([[example.id for example in piece[whole:]]] if whole < 16 else [])
@@ -149,7 +141,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_what_is_done(
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
             yield batch
 
-    found = predict(named("oracle", limited), examples, tmp_path / "partial", "key", 8)
+    found = predicted(named("oracle", limited), examples, tmp_path / "partial", "key", 8)
     assert sizes == [8, 4, 2]
     assert [prediction.id for prediction in found] == [example.id for example in examples]
 
@@ -158,14 +150,14 @@ def test_out_of_memory_halves_the_batch_and_keeps_what_is_done(
         yield
 
     with pytest.raises(UserError, match="one example at a time"):
-        predict(named("oracle", hopeless), examples, tmp_path / "partial", "other", 8)
+        predicted(named("oracle", hopeless), examples, tmp_path / "partial", "other", 8)
 
     def broken(todo: Sequence[Example], batch_size: int) -> Iterator[list[Prediction]]:
         raise RuntimeError("a bug of ours")
         yield
 
     with pytest.raises(RuntimeError, match="a bug"):
-        predict(named("oracle", broken), examples, tmp_path / "partial", "other", 8)
+        predicted(named("oracle", broken), examples, tmp_path / "partial", "other", 8)
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_bytes(
@@ -186,7 +178,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(
     partial = cut.output / layout.UNFINISHED_PREDICTIONS
     rng, kept = random.Random(0), [0]
     for _ in range(10):
-        hook = functools.partial(die_after, rng.randrange(12))
+        hook = functools.partial(forked.die_after, rng.randrange(12))
         code, text = forked.run(words, tmp_path / "log", "eval", hook)
         assert code == -signal.SIGKILL, text
         kept.append(partial.read_text().count('"more": false'))
@@ -228,8 +220,8 @@ def test_predictions_of_another_prompt_are_no_use(
     """The tokenizer, the worked examples, and how the model computes belong to what is resumed."""
     base = make_base()
     recipe = make_recipe("generative_qa", base, lora={"r": 2}, eval={"num_fewshot": 1})
-    others = [recipe, changed(recipe, "model", attn_implementation="eager")]
-    others += [changed(recipe, "head", pooling="mean"), changed(recipe, "dataset", seed=3)]
+    others = [recipe, recipe.changed(model={"attn_implementation": "eager"})]
+    others += [recipe.changed(head={"pooling": "mean"}), recipe.changed(dataset={"seed": 3})]
     keys = [key_of(other, base, tmp_path) for other in others]
     encoded = json.loads((base / "tokenizer.json").read_text())
     encoded["normalizer"] = {"type": "Lowercase"}
@@ -265,10 +257,10 @@ def test_a_line_that_no_evaluation_wrote_is_computed_again(
     """Its sum is right: a sum has no key."""
     examples = data.load(make_recipe("extractive_qa", "tiny")).parts["test"]
     predictor, partial = named("oracle", oracle), tmp_path / "partial"
-    whole = predict(predictor, examples, partial, "key")
+    whole = predicted(predictor, examples, partial, "key")
     begin, *_ = partial.read_text().splitlines(keepends=True)
     partial.write_text(f"{begin}{unfinished._checksum(text)} {text}\n")
-    assert predict(predictor, examples, partial, "key") == whole
+    assert predicted(predictor, examples, partial, "key") == whole
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "loop"])
@@ -285,5 +277,5 @@ def test_unfinished_predictions_are_a_file_of_their_folder(
     else:
         place.symlink_to(outside if kind == "link" else place)
     with pytest.raises(UserError, match="partial"):
-        predict(named("oracle", oracle), examples, place, "key")
+        predicted(named("oracle", oracle), examples, place, "key")
     assert outside.read_text() == "precious"

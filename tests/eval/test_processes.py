@@ -80,7 +80,7 @@ def test_a_base_in_two_processes(
     recipe = make_recipe(task, make_base(), lora={"r": 2}, eval={"max_new_tokens": 6})
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe))
-    one = make_job(str(file), None, None, None, None, tmp_path / "one", [SMALL])
+    one = make_job(str(file), output=tmp_path / "one", overrides=[SMALL])
     found = in_two(one, ["--task", str(file), SMALL])
     assert found == (harness.run(one), written(one.output))[1]
     shares = left[0]
@@ -96,7 +96,7 @@ def test_a_run_in_two_processes(
     """A threshold is fitted by both, on what both have predicted."""
     _, run = request.getfixturevalue(kind)
     (run / layout.THRESHOLD).unlink(missing_ok=True)
-    one = make_job(None, str(run), None, None, None, tmp_path / "one", [SMALL])
+    one = make_job(model=str(run), output=tmp_path / "one", overrides=[SMALL])
     found = in_two(one, ["--model", str(run), SMALL])
     (run / layout.THRESHOLD).unlink(missing_ok=True)
     harness.run(one)
@@ -134,14 +134,14 @@ def killed(
     recipe = make_recipe("generative_qa", make_base(), lora={"r": 2}, eval={"max_new_tokens": 6})
     file, output = folder / "recipe.yaml", folder / "out"
     file.write_text(dump_recipe(recipe))
-    one = make_job(str(file), None, None, None, None, folder / "one", [SMALL])
+    one = make_job(str(file), output=folder / "one", overrides=[SMALL])
     harness.run(one)
     words = ["run", "--task", str(file), SMALL, "--output", str(output), "--processes", "2"]
     code, text = forked.run(words, folder / "log", "eval", lambda: second_dies(output, 5))
     assert code == 1, text
     assert "process 1 of the 2" in text and "killed by signal 9 (SIGKILL)" in text
     assert text.count("\n") == 1, "one line"
-    return make_job(str(file), None, None, None, None, output, [SMALL]), written(one.output)
+    return make_job(str(file), output=output, overrides=[SMALL]), written(one.output)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

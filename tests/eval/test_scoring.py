@@ -14,7 +14,7 @@ from llama_peft import data
 from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.results import Scores, read_results
-from tests.support.eval.jobs import changed, evaluate, job_for
+from tests.support.eval.jobs import evaluate, job_for
 
 
 def test_a_perfect_abstainer_scores_100_on_the_unanswerable(
@@ -46,7 +46,7 @@ def test_the_sample_of_a_part_is_the_same_beside_other_parts(
     make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     recipe = make_recipe("classification", "tiny")
-    both = changed(recipe, "eval", splits=["validation", "test"])
+    both = recipe.changed(eval={"splits": ["validation", "test"]})
     samples = [
         scoring.material(job_for(each, "tiny", tmp_path, limit=5)).parts["test"]
         for each in (recipe, both)

@@ -13,7 +13,7 @@ from llama_peft.inference.predict import tempered
 from llama_peft.recipe import Recipe
 from llama_peft.recipe.schema import Parts
 from llama_peft.system.files import with_sum
-from tests.support.eval.jobs import changed, job_for, lines_of
+from tests.support.eval.jobs import job_for, lines_of
 
 
 def test_span_threshold_is_fitted_on_validation_and_kept(
@@ -40,10 +40,10 @@ def test_a_threshold_is_of_its_validation_examples_and_settings(
 ) -> None:
     """Fitted under overrides, it is used by that evaluation only; if it does not fit, it is fitted again."""
     recipe, folder = span_run
-    few = changed(recipe, "dataset", max_eval_samples=4)
+    few = recipe.changed(dataset={"max_eval_samples": 4})
     assert harness.run(job_for(few, folder, tmp_path / "few"))
     assert not (folder / "threshold.json").exists()
-    short = changed(recipe, "eval", max_answer_length=1)
+    short = recipe.changed(eval={"max_answer_length": 1})
     assert harness.run(job_for(short, folder, tmp_path / "short"))
     assert not (folder / "threshold.json").exists()
     full = harness.run(job_for(recipe, folder, tmp_path / "full"))
@@ -68,7 +68,7 @@ def test_a_file_is_evaluated_with_the_threshold_of_the_run_s_validation(
     kept = json.loads((folder / "threshold.json").read_text())
     assert kept["fitted_on"] == 8
     (folder / "threshold.json").unlink()
-    gone = changed(recipe, "dataset", path=None, name=None, parts=Parts(train="gone.csv"))
+    gone = recipe.changed(dataset={"path": None, "name": None, "parts": Parts(train="gone.csv")})
     with caplog.at_level("WARNING", logger="eval.threshold"):
         found = harness.run(job_for(gone, folder, tmp_path / "gone", data_file=str(file)))
     assert found.configs["small"].no_answer_threshold == 0.5

@@ -57,7 +57,7 @@ def test_ids_of_training_are_refused(run: Path, tmp_path: Path) -> None:
     facts["files"]["split.json"] = sha256(copy / "split.json")
     runs.write_record(copy, facts)
     with pytest.raises(UserError, match="8 of 8 examples have ids that it was trained on"):
-        harness.run(make_job(None, str(copy), None, None, None, tmp_path / "out", []))
+        harness.run(make_job(model=str(copy), output=tmp_path / "out"))
 
 
 @pytest.mark.parametrize("split", ["[]", '{"train": 5}', '{"train": [[1]]}', "[" * 100_000, "{}"])
@@ -69,7 +69,7 @@ def test_a_split_that_is_none_is_one_line(run: Path, tmp_path: Path, split: str)
     facts["files"]["split.json"] = sha256(copy / "split.json")
     runs.write_record(copy, facts)
     with pytest.raises(UserError, match=r"split\.json: this file is missing or damaged") as said:
-        harness.run(make_job(None, str(copy), None, None, None, tmp_path / "out", []))
+        harness.run(make_job(model=str(copy), output=tmp_path / "out"))
     assert "\n" not in str(said.value)
 
 
@@ -79,10 +79,10 @@ def test_rows_in_another_order_are_refused(run: Path, tmp_path: Path, rows: list
     try:
         write(file, rows[2:] + rows[:2])  # the labels stand as before, and so the cut is the same
         with pytest.raises(UserError, match=r"read the same .* data have changed since"):
-            harness.run(make_job(None, str(run), None, None, None, tmp_path / "out", []))
+            harness.run(make_job(model=str(run), output=tmp_path / "out"))
     finally:
         write(file, rows)
-    results = harness.run(make_job(None, str(run), None, None, None, tmp_path / "out", []))
+    results = harness.run(make_job(model=str(run), output=tmp_path / "out"))
     assert results.config.seen_in_training == {"test": 0}
 
 
@@ -93,7 +93,7 @@ def test_training_rows_in_another_file_are_counted_and_shown(
     parts = data.load(load_recipe(run / "recipe.yaml")).parts
     known = [(f"  {example.text.upper()} ", 1) for example in parts["train"][:3]]
     write(tmp_path / "mine.csv", [("Nobody has read this.", 0), *known])
-    job = make_job(None, str(run), str(tmp_path / "mine.csv"), None, None, tmp_path / "out", [])
+    job = make_job(model=str(run), data_file=str(tmp_path / "mine.csv"), output=tmp_path / "out")
     results = harness.run(job)
     assert results.config.seen_in_training == {"data": 3}
     said = "3 of 4 examples read the same as an example that this run was trained on"
@@ -116,9 +116,9 @@ def test_a_text_that_stands_twice_in_the_data_is_counted(
     }
     keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
     folder = training.train(make_recipe("classification", make_base(), dataset=own, train=keys))
-    results = harness.run(make_job(None, str(folder), None, None, None, tmp_path / "out", []))
+    results = harness.run(make_job(model=str(folder), output=tmp_path / "out"))
     assert results.config.seen_in_training == {"test": 1}
-    other = make_job(None, str(folder), None, None, None, tmp_path / "other", [CHOICE])
+    other = make_job(model=str(folder), output=tmp_path / "other", overrides=[CHOICE])
     assert harness.run(other).config.seen_in_training == {"test": 1}, "other data, no change"
 
 
@@ -129,7 +129,7 @@ CHOICE = "dataset.max_train_samples=3"
 def test_the_validation_part_is_not_looked_at(run: Path, tmp_path: Path) -> None:
     """It chose the weights, and nobody takes its number for one of new examples."""
     both = ["test", "validation"]
-    results = harness.run(make_job(None, str(run), None, both, None, tmp_path / "out", []))
+    results = harness.run(make_job(model=str(run), splits=both, output=tmp_path / "out"))
     assert results.config.seen_in_training == {"test": 0}
     (test, validation) = report.compare([tmp_path / "out"])
     assert "trained on" not in " ".join([*test.notes, *validation.notes])
@@ -145,6 +145,6 @@ def test_a_run_without_a_record_says_that_it_knows_nothing(
     del facts["files"]["data.sha256"]
     runs.write_record(copy, facts)
     write(tmp_path / "mine.csv", [("A dull film, seen 0 times", 0), ("New.", 1)])
-    job = make_job(None, str(copy), str(tmp_path / "mine.csv"), None, None, tmp_path / "out", [])
+    job = make_job(model=str(copy), data_file=str(tmp_path / "mine.csv"), output=tmp_path / "out")
     assert harness.run(job).config.seen_in_training is None
     assert "this run does not record which examples it was trained on" in caplog.text

@@ -211,13 +211,13 @@ def evil_bundle(staged: Bundle, text: str) -> Bundle:
     lines = [line.model_copy(update={"name": text}) for line in part.metrics]
     words = dict.fromkeys(("task", "part", "not_comparable"), text)
     part = part.model_copy(update={**words, "metrics": lines})
-    update = {
-        "name": text,
-        "model": recipe.model.model_copy(update={"model_name_or_path": text}),
-        "dataset": recipe.dataset.model_copy(update={"labels": [text, "b"], "revision": text}),
-        "prompt": recipe.prompt.model_copy(update={"template": text + "{text}", "no_answer": text}),
-        "hub": recipe.hub.model_copy(update={"language": text}),
-    }
+    recipe = recipe.changed(
+        name=text,
+        model={"model_name_or_path": text},
+        dataset={"labels": [text, "b"], "revision": text},
+        prompt={"template": text + "{text}", "no_answer": text},
+        hub={"language": text},
+    )
     keys = ("split_sha256", "weights_sha256", "base_fingerprint")
     record = staged.run.record.model_copy(
         update={**dict.fromkeys(keys, text), "examples": {"train": 1, "validation": 1, text: 2}}
@@ -225,7 +225,7 @@ def evil_bundle(staged: Bundle, text: str) -> Bundle:
     facts = {"versions": {text: text}, "git_hash": text, "date": text}
     return replace(
         staged,
-        run=replace(staged.run, written=recipe.model_copy(update=update), record=record),
+        run=replace(staged.run, written=recipe, record=record),
         comparison=comparison.model_copy(update={"parts": [part]}),
         tuned=tuned.model_copy(update=facts),
         hub_data=text,
@@ -255,9 +255,7 @@ def test_no_value_is_markup_in_the_card(
 
 
 def test_ordinary_labels_read_well(staged: Bundle) -> None:
-    recipe = staged.recipe.model_copy(
-        update={"dataset": staged.recipe.dataset.model_copy(update={"labels": GOOD})}
-    )
+    recipe = staged.recipe.changed(dataset={"labels": GOOD})
     bundle = replace(staged, run=replace(staged.run, written=recipe))
     html = rendered(card.render(bundle, REPO, encoder(bundle.recipe), None))
     assert f"Labels: {', '.join(GOOD)}." in html

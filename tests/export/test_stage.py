@@ -74,9 +74,9 @@ def test_a_pushed_run_is_evaluated_on_its_own_split_or_not_at_all(
     job = Job(recipe=staged.recipe, model=str(staged.folder), output=tmp_path / "out", fetched=True)
     harness.run(job)
     assert runs.sums(staged.folder) == before
-    other = staged.recipe.dataset.model_copy(update={"seed": 7})
+    other = staged.recipe.changed(dataset={"seed": 7})
     with pytest.raises(UserError, match="no longer give the split that this run was trained on"):
-        harness.run(replace(job, recipe=staged.recipe.model_copy(update={"dataset": other})))
+        harness.run(replace(job, recipe=other))
 
 
 SECRET = "what only this machine holds"

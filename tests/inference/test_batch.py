@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def test_predictions_are_those_of_an_evaluation(
     own = tmp_path / "run"
     shutil.copytree(run, own)  # an evaluation may keep a threshold there
     truth, asked = labelled(run, tmp_path)
-    harness.run(make_job(None, str(own), str(truth), None, None, tmp_path / "out", []))
+    harness.run(make_job(model=str(own), data_file=str(truth), output=tmp_path / "out"))
     lines = (tmp_path / "out/predictions.jsonl").read_text("utf-8").splitlines()
     evaluated = {line["id"]: line for line in map(json.loads, lines)}
     found = predicted(own, asked)
@@ -197,18 +196,6 @@ def test_no_cell_is_a_formula_and_every_text_comes_back(cell: str) -> None:
     assert number or not written.startswith(("=", "+", "-", "@", "\t", "\r", "\uff1d"))
 
 
-def die_after(further: int) -> None:
-    """In a child: kill -9 while it predicts, after `further` more predictions have reached the file."""
-    plain, done = unfinished._stored, count()
-
-    def deadly(*of: Any) -> Any:
-        if next(done) == further:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return plain(*of)
-
-    unfinished._stored = deadly
-
-
 def die_when_named(before: bool) -> None:
     """In a child: kill -9 just before or after the whole file gets its name."""
     plain = batch.files.publish
@@ -236,7 +223,7 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(tmp_path: Path, name: str
         "--output",
         str(tmp_path / name),
     ]
-    hooks = [functools.partial(die_after, n) for n in (0, 1, 3, 4)]
+    hooks = [functools.partial(forked.die_after, n) for n in (0, 1, 3, 4)]
     hooks += [functools.partial(die_when_named, before) for before in (True, False)]
     for hook in hooks:
         assert not (tmp_path / name).exists(), "it appears when it is whole"

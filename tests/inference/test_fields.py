@@ -20,7 +20,7 @@ from llama_peft.run_folder.run import open_run
 from llama_peft.run_folder.self_check import samples
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training.fit import train
-from tests.support.eval.jobs import changed, evaluate, lines_of
+from tests.support.eval.jobs import evaluate, lines_of
 from tests.support.paths import RUNS_0_1_0
 
 ROWS = [
@@ -140,7 +140,7 @@ def test_a_run_reads_what_it_was_trained_on(
 ) -> None:
     """A pair is not read as one text, and one text not as a pair."""
     settled = load_recipe(finished / "recipe.yaml")
-    recipe = changed(settled, "dataset", columns=Columns(text="premise"))
+    recipe = settled.changed(dataset={"columns": Columns(text="premise")})
     with pytest.raises(UserError, match=r"set dataset.columns.text: \[premise, hypothesis\]$"):
         evaluate(recipe, finished, tmp_path / "one")
     pairs = recipe_for(Path("tiny"), "pairs")

@@ -117,9 +117,7 @@ def test_a_base_too_large_for_float16_is_named_in_one_line(
     keys = {"output_dir": str(tmp_path / "run"), "max_steps": 1}
     base = make_base()
     recipe = make_recipe("classification", base, lora={"r": 2}, train=keys)
-    recipe = recipe.model_copy(
-        update={"model": recipe.model.model_copy(update={"dtype": "float16"})}
-    )
+    recipe = recipe.changed(model={"dtype": "float16"})
     tuned = runs.load(training.train(recipe))
     for layer in tuned.model.get_base_model().model.layers:
         layer.mlp.down_proj.weight.data.fill_(6e4)

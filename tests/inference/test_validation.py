@@ -165,15 +165,15 @@ def test_a_fitted_threshold_decides_between_the_phrase_and_another_answer(
     replies = dict(zip((one.id for one in examples), loaded.predict(asked), strict=True))
     assert all(replies[i].prediction == line["prediction"] for i, line in lines.items())
 
-    plain = recipe.eval.model_copy(update={"decoding": "plain"})
-    greedy = recipe.eval.model_copy(update={"fit_no_answer_threshold": False})
+    plain = recipe.changed(eval={"decoding": "plain"})
+    greedy = recipe.changed(eval={"fit_no_answer_threshold": False})
     found, alone = (
         {
             one.id: one
             for batch in predict(replace(loaded.tuned, recipe=its), examples)
             for one in batch
         }
-        for its in (recipe.model_copy(update={"eval": keys}) for keys in (plain, greedy))
+        for its in (plain, greedy)
     )
     assert {i: one.raw for i, one in found.items()} == {i: x["raw"] for i, x in lines.items()}
     assert all(one.prediction == found[i].prediction for i, one in alone.items())

@@ -257,9 +257,7 @@ def test_an_older_gpu_computes_in_float16_and_in_float32_if_that_is_too_narrow(
         for family in ("llama", "gemma", "gemma2", "gemma3_text")
     }  # fmt: skip
     asked = {
-        f"{family}, asked": recipe.model_copy(
-            update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})}
-        )
+        f"{family}, asked": recipe.changed(model={"dtype": "bfloat16"})
         for family, recipe in recipes.items()
     }
     found = {}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llama_peft.errors import UserError
 from llama_peft.prefix_tree import pack as prefix_tree
-from llama_peft.prefix_tree.pack import IGNORE_INDEX, pack, packing, plain_rows
+from llama_peft.prefix_tree.pack import IGNORE_INDEX, pack, packing
 from tests.support.tree_examples import (
     ROOM,
     Example,
@@ -16,6 +16,7 @@ from tests.support.tree_examples import (
     families,
     lists_of_examples,
     paths,
+    plain_rows,
 )
 
 

@@ -1,6 +1,5 @@
 """The recipes on data sets of the Hub walk end to end on folders of the same form, with rows made up here."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +82,6 @@ def hub_folder(folder: Path, recipe: str, config: str | None) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def base(make_base: Callable[..., Path]) -> Path:
-    return make_base()
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_recipes_walk_end_to_end_in_4bit(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -110,8 +104,8 @@ def test_recipes_walk_end_to_end_in_4bit(
     assert recipe.quantization.load_in_4bit
     assert not {*recipe.dataset.parts.given().values()} & {*UNLABELLED.get(name, [])}
     train(recipe)
-    zero = harness.run(make_job(name, None, None, None, None, tmp_path / "zero", overrides))
-    tuned = harness.run(make_job(None, str(run), None, None, None, tmp_path / "tuned", []))
+    zero = harness.run(make_job(name, output=tmp_path / "zero", overrides=overrides))
+    tuned = harness.run(make_job(model=str(run), output=tmp_path / "tuned"))
     assert zero.results.keys() == tuned.results.keys()
     measured = [part for part in recipe.eval.splits if part != "validation"]
     assert len(zero.results) == len(measured)

@@ -58,13 +58,17 @@ def real_shape(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def real_rows(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Where the parts of each data set lie; the first thousand reviews are enough here."""
+    """Where the parts of each data set lie; the first ones are enough here."""
     folder, real = tmp_path_factory.mktemp("rows"), shared / "data"
     lines = (real / "sst2/train.tsv").read_text("utf-8").splitlines(keepends=True)
     (folder / "train.tsv").write_text("".join(lines[:1000]), "utf-8")
+    passages = json.loads((real / "squad/squad_v2.json").read_text("utf-8"))
+    for article in passages["data"]:
+        del article["paragraphs"][4:]
+    (folder / "squad.json").write_text(json.dumps(passages), "utf-8")
     return {
         "sst2": f"{{train: {folder}/train.tsv, official: {real}/sst2/dev.tsv}}",
-        "squad": f"{{train: {real}/squad/squad_v2.json}}",
+        "squad": f"{{train: {folder}/squad.json}}",
     }
 
 
@@ -94,8 +98,8 @@ def test_real_recipes_walk_end_to_end_in_4bit(
     recipe = load_recipe(name, overrides)
     assert recipe.quantization.load_in_4bit
     train(recipe)
-    zero = harness.run(make_job(name, None, None, None, None, tmp_path / "zero", overrides))
-    tuned = harness.run(make_job(None, str(run), None, None, None, tmp_path / "tuned", []))
+    zero = harness.run(make_job(name, output=tmp_path / "zero", overrides=overrides))
+    tuned = harness.run(make_job(model=str(run), output=tmp_path / "tuned"))
     assert zero.results.keys() == tuned.results.keys()
     assert set(zero.results) == ({name, f"{name}_official"} if "sst2" in name else {name})
     trainable = runs.record_of(run).parameters.trainable

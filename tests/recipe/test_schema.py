@@ -10,7 +10,8 @@ from typing import get_args
 
 from llama_peft.recipe.fields import Optimizer, Scheduler
 from llama_peft.recipe.messages import describe
-from llama_peft.recipe.schema import Lora, Quantization, Train, fields, section_of
+from llama_peft.recipe.model_sections import section_of
+from llama_peft.recipe.schema import Lora, Quantization, Train, fields
 from tests.support.paths import ROOT
 
 LORA_LEFT_OUT = {

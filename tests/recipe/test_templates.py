@@ -68,7 +68,7 @@ def test_some_columns_of_a_list_are_refused(tmp_path: Path) -> None:
     )
     prompt = {"template": "{premise} and {gone}"}
     recipe = whole(file, columns={"text": ["premise", "gone"]})
-    recipe = recipe.model_copy(update={"prompt": Prompt.model_validate(prompt)})
+    recipe = recipe.changed(prompt=Prompt.model_validate(prompt))
     assert "the data have no column named gone" in refusal(recipe), "the template needs both"
 
 
@@ -80,8 +80,7 @@ def test_a_text_has_the_same_columns_in_every_part(tmp_path: Path) -> None:
     for train, test in ((both, one), (one, both)):
         recipe = whole(train, columns=PAIR, validation_size=0.0)
         parts = Parts(train=str(train), test=str(test))
-        dataset = recipe.dataset.model_copy(update={"parts": parts})
-        message = refusal(recipe.model_copy(update={"dataset": dataset}))
+        message = refusal(recipe.changed(dataset={"parts": parts}))
         assert "part has premise, hypothesis, but the t" in message and "only one" in message
 
 
@@ -98,8 +97,7 @@ def test_without_templates_each_field_has_a_line(tmp_path: Path) -> None:
     prompt = data.with_fields(recipe, data.load(recipe)).prompt
     assert prompt.template == LINES
     assert prompt.zero_shot == f"{LINES}\nLabel:"
-    dataset = recipe.dataset.model_copy(update={"single_label": False})
-    several = recipe.model_copy(update={"dataset": dataset})
+    several = recipe.changed(dataset={"single_label": False})
     asked = data.with_fields(several, data.load(recipe)).prompt.zero_shot_label
     assert prompt.zero_shot_label == Prompt().zero_shot_label, "only several labels are asked so"
     assert asked.startswith(LINES) and "{label}" in asked
@@ -146,7 +144,7 @@ def test_one_text_is_not_several(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", rows(2))
     recipe = whole(file, columns=PAIR)
     prompt = Prompt(template="Review: {text}")
-    assert refusal(recipe.model_copy(update={"prompt": prompt})) == (
+    assert refusal(recipe.changed(prompt=prompt)) == (
         f"{file}: prompt.template has {{text}}, which stands for one column, but the data have 2 of "
         "dataset.columns.text: write {premise} and {hypothesis}"
     )

@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 
 from llama_peft.rehearsal import Fault, Rehearsal, Request, rehearse
 from llama_peft.rehearsal.device.cards import card_named
-from llama_peft.rehearsal.report import gb, markdown
+from llama_peft.rehearsal.report import size_of
+from llama_peft.system.formatting import memory
 from tests.rehearsal import recorded
 from tests.rehearsal.recorded import Row
 from tests.rehearsal.variants import BIG, VARIANTS, Variant, first_blocks
@@ -86,7 +87,37 @@ def against_estimates(found: list[Rehearsal]) -> Iterator[str]:
     for one in found:
         said, held = sum(one.estimated.values()), one.training_peak
         named = " ".join([one.recipe, *one.settings])
-        yield f"| {named} | {one.card} | {one.dtype} | {gb(said)} | {gb(held)} | {said / held:.3f} |"
+        yield f"| {named} | {one.card} | {one.dtype} | {memory(said)} | {memory(held)} | {said / held:.3f} |"
+
+
+def markdown(found: Sequence[Rehearsal], cards: Sequence[str]) -> list[str]:
+    """Return the lines of a table: what each run takes, and which cards hold it."""
+    titles = [card_named(name) for name in cards]
+    head = ["recipe", "rehearsed on", "type", "largest batch", "peak", "kernels a step"]
+    head += [f"{card.title} ({card.memory >> 30} GB)" for card in titles]
+    lines = [_cells(head), _cells(["---"] * len(head))]
+    for one in found:
+        step = max(one.steps, key=lambda step: step.peak)
+        same = [card.has_bfloat16 == card_named(one.card).has_bfloat16 for card in titles]
+        held = ["yes" if card.holds(one.peak) else "no" for card in titles]
+        lines.append(
+            _cells(
+                [
+                    " ".join([one.recipe, *one.settings]),
+                    card_named(one.card).title,
+                    one.dtype,
+                    size_of(step),
+                    memory(one.peak),
+                    f"{sum(step.kernels.values()):,}",
+                    *(word if fair else "-" for word, fair in zip(held, same, strict=True)),
+                ]
+            )
+        )
+    return lines
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def variants_table(rows: Sequence[Row]) -> Iterator[str]:
@@ -98,7 +129,7 @@ def variants_table(rows: Sequence[Row]) -> Iterator[str]:
         if row["base"] == BIG:
             named += f" ({BIG.rpartition('/')[2]})"
         ratio = f"{row['estimated'] / row['held']:.3f}"
-        cells = named, card_named(row["card"]).title, row["dtype"], gb(row["peak"]), ratio
+        cells = named, card_named(row["card"]).title, row["dtype"], memory(row["peak"]), ratio
         yield f"| {' | '.join(cells)} | {row['kernels']:,} | {', '.join(row['attention'])} |"
 
 

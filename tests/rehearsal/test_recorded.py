@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llama_peft.rehearsal.report import gb
+from llama_peft.system.formatting import memory
 from tests.rehearsal import recorded
 from tests.rehearsal.__main__ import MADE_BY, PAGE, README
 from tests.rehearsal.recorded import RESULTS, code_sum, substance
@@ -50,7 +50,7 @@ def test_the_tables_show_what_is_recorded(name: str, page: Path) -> None:
     rows = found(name)["rows"]
     assert len(lines) == len(rows)
     for line, row in zip(lines, rows, strict=True):
-        assert f" {gb(row['peak'])} |" in line
+        assert f" {memory(row['peak'])} |" in line
         # A line is about the step of the highest peak: of a head alone, the pass that computes states.
         assert f" {row['kernels']:,} |" in line or row["steps"][0] == "features"
         assert line.startswith(f"| {row['recipe']} ") and f" {row['dtype']} |" in line

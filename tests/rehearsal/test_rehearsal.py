@@ -15,8 +15,9 @@ from llama_peft.recipe import load_recipe
 from llama_peft.rehearsal import Outcome, Rehearsal, rows
 from llama_peft.rehearsal.device import fake_cuda
 from llama_peft.rehearsal.device.cards import card_named
-from llama_peft.rehearsal.report import markdown, text
+from llama_peft.rehearsal.report import text
 from llama_peft.training.rows import collator
+from tests.rehearsal.__main__ import markdown
 from tests.support.paths import ROOT
 
 SHAPE = {

@@ -63,3 +63,9 @@ def autocast(monkeypatch: pytest.MonkeyPatch, dtype: str, scale: float = 2.0**16
     monkeypatch.setattr(setup, "training_arguments", mixed)
     if dtype == "float16":
         monkeypatch.setattr(Accelerator, "__init__", scaled)
+
+
+def lose_power(trainer: Any, inputs: dict[str, Any]) -> None:
+    """Fail in the third step, to be given to `hurt`."""
+    if trainer.state.global_step == 2:
+        raise RuntimeError("the power goes out")

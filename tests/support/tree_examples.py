@@ -2,10 +2,10 @@
 
 import json
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ from transformers import (
 
 from llama_peft.prefix_tree import varlen
 from llama_peft.prefix_tree.mask import install, mask_rule
-from llama_peft.prefix_tree.pack import TreeRow, collate, plain_rows
+from llama_peft.prefix_tree.pack import EncodedLike, Example, TreeRow, collate, pack
 
 VOCABULARY = 96
 WINDOW = 6  # shorter than any row, and than most prompts
@@ -34,12 +34,9 @@ VARLEN = ("llama-varlen", "gemma3-varlen")
 """The same on tree rows as sequences, which only training computes."""
 
 
-class Example(NamedTuple):
-    """An example as token ids."""
-
-    id: str
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...] = ()
+def plain_rows(examples: Iterable[EncodedLike]) -> list[TreeRow]:
+    """One row per example, in the order given: the plain twin of `pack`."""
+    return [row for example in examples for row in pack([example], sys.maxsize)]
 
 
 def tiny_model(kind: str, vocabulary: int = VOCABULARY) -> PreTrainedModel:

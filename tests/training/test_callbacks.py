@@ -22,11 +22,6 @@ from tests.support import forked, runs
 from tests.support.trainings import recipe_of, weights
 
 
-@pytest.fixture(scope="module")
-def base(make_base: Callable[..., Path]) -> Path:
-    return make_base()
-
-
 def words_of(recipe: Recipe, folder: Path) -> list[str]:
     path = folder / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
@@ -120,7 +115,6 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     """Law 10: kill -9 in steps, evaluation, saves and export; each start continues the last one."""
     run = tmp_path / "run"
     keys = LONG | {"eval_steps": 2} | CONSTANT
-    recipe = recipe_of(make_recipe, base, "classification", run, **LONG | CONSTANT)
     often = recipe_of(make_recipe, base, "classification", run, **keys)
     words = words_of(often, tmp_path)
     rng, steps = random.Random(1), []
@@ -135,10 +129,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     code, text = forked.run(words, tmp_path / "log")
     assert code == 0, text
     found = weights(run)
-    plain = training.train(
-        recipe.model_copy(update={"train": often.train.model_copy(
-            update={"output_dir": str(tmp_path / "plain")})})
-    )  # fmt: skip
+    plain = training.train(often.with_train({"output_dir": str(tmp_path / "plain")}))
     assert all(torch.equal(found[key], value) for key, value in weights(plain).items())
 
 

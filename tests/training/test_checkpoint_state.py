@@ -16,7 +16,7 @@ from llama_peft.recipe import Recipe
 from llama_peft.system import seal
 from llama_peft.training import checkpoints, fit
 from llama_peft.training.checkpoint_state import Fit, trouble
-from tests.support.trainings import hurt, recipe_of, weights
+from tests.support.trainings import hurt, lose_power, recipe_of, weights
 
 WEIGHTS = "adapter_model.safetensors"
 Change = Callable[[Path], object]
@@ -48,14 +48,9 @@ def recipe(
 @pytest.fixture(scope="module")
 def cut(recipe: Callable[[Path], Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps that was cut off after the second."""
-
-    def fail(trainer: Any, inputs: dict[str, Any]) -> None:
-        if trainer.state.global_step == 2:
-            raise RuntimeError("the power goes out")
-
     folder = tmp_path_factory.mktemp("cut") / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="power"):
-        hurt(patch, fail)
+        hurt(patch, lose_power)
         fit.train(recipe(folder))
     return folder
 

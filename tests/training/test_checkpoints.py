@@ -15,12 +15,7 @@ from llama_peft.system import seal
 from llama_peft.training import checkpoints
 from llama_peft.training import fit as training
 from tests.support import runs
-from tests.support.trainings import hurt, recipe_of, weights
-
-
-@pytest.fixture(scope="module")
-def base(make_base: Callable[..., Path]) -> Path:
-    return make_base()
+from tests.support.trainings import hurt, lose_power, recipe_of, weights
 
 
 def folder_of(path: Path) -> Path:
@@ -30,7 +25,8 @@ def folder_of(path: Path) -> Path:
         (path / name).write_bytes(bytes(range(200)))
     step = int(path.name[11:])
     (path / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": 99}))
-    checkpoints.write_spent(path, checkpoints.Spent(), checkpoints.Origin(None, None, None))
+    nothing = checkpoints.Spent(), checkpoints.Origin(), checkpoints.Sharing()
+    checkpoints.write_spent(path, *nothing)
     seal.seal(path)
     return path
 
@@ -141,18 +137,15 @@ def test_a_resumed_run_records_what_all_its_starts_took(
         keys = {"eval_steps": 1, "logging_steps": 1}
         return recipe_of(make_recipe, base, "classification", folder, **keys)
 
-    def fail(trainer: Any, inputs: dict[str, Any]) -> None:
-        if trainer.state.global_step == 2:
-            raise RuntimeError("the power goes out")
-
     whole = runs.record_of(training.train(recipe(tmp_path / "whole")))
-    hurt(monkeypatch, fail)
+    hurt(monkeypatch, lose_power)
     with pytest.raises(RuntimeError, match="power"):
         training.train(recipe(tmp_path / "cut"))
     monkeypatch.undo()
     path = checkpoints.newest_sealed(tmp_path / "cut/checkpoints")
     assert path is not None
-    checkpoints.write_spent(path, checkpoints.Spent(1000.0, 2**49), checkpoints.read_origin(path))
+    kept = checkpoints.read_origin(path), checkpoints.read_sharing(path)
+    checkpoints.write_spent(path, checkpoints.Spent(1000.0, 2**49), *kept)
     seal.seal(path)
     cut = runs.record_of(training.train(recipe(tmp_path / "cut")))
     assert cut.train_loss == pytest.approx(whole.train_loss, rel=1e-6)

@@ -86,7 +86,7 @@ def test_another_tokenizer_is_another_base(
     words[first], words[last] = words[last], words[first]
     (base / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="was trained on another"):
-        harness.run(make_job(None, str(run), None, None, None, tmp_path / "out", []))
+        harness.run(make_job(model=str(run), output=tmp_path / "out"))
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -119,7 +119,7 @@ def test_a_kill_between_two_moves_of_fresh_loses_nothing(
     """While the files are moved aside, and while they are moved back."""
     few = {"save_total_limit": 1}  # one checkpoint is moved as two are
     run = training.train(recipe_in("run", **few))
-    harness.run(make_job(None, str(run), None, None, None, None, []))
+    harness.run(make_job(model=str(run)))
 
     def contents() -> dict[str, bytes]:
         return {
@@ -175,7 +175,7 @@ def test_fresh_removes_every_evaluation_of_the_old_weights(
 ) -> None:
     run = training.train(recipe_in("run"))
     for words in ((5, []), (None, ["dataset.max_eval_samples=3"]), (None, [])):
-        harness.run(make_job(None, str(run), None, None, words[0], None, words[1]))
+        harness.run(make_job(model=str(run), limit=words[0], overrides=words[1]))
     measured = {path.name for path in run.glob("tuned*")}
     assert measured == {"tuned", "tuned-limit-5", "tuned-max_eval_samples-3"}, "each its own"
     training.train(recipe_in("run", seed=7), fresh=True)
@@ -346,7 +346,7 @@ def test_fresh_leaves_every_note_of_the_user_in_its_place(
     """Also when checkpoints are removed and written again; the folder may be a link."""
     keys = {"eval_steps": 1, "save_total_limit": 1}
     run = training.train(recipe_of(make_recipe, base, task, tmp_path / "run", **keys))
-    harness.run(make_job(None, str(run), None, None, 4, None, []))
+    harness.run(make_job(model=str(run), limit=4))
     for name in NOTES:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(f"my {name}")

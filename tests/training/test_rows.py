@@ -28,13 +28,11 @@ def test_examples_that_fit_no_row_are_counted(
     encoder = predict.PromptEncoder(backbone.load_tokenizer(recipe.model), recipe.prompt)
     examples = data.load(recipe).parts["train"]
     lengths = sorted(len(one.prompt) for one in encoder.encode(examples))
-    short = recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"max_length": lengths[12]})}
-    )
+    short = recipe.changed(train={"max_length": lengths[12]})
     found = rows.encode_part(short, encoder, "train", examples)
     kept = {id_ for row in found for id_ in row["ids"]}
     assert f"{len(examples) - len(kept)} of {len(examples)} examples are longer" in caplog.text
-    none = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_length": 8})})
+    none = recipe.changed(train={"max_length": 8})
     with pytest.raises(UserError, match="no example fits"):
         rows.encode_part(none, encoder, "train", examples)
 

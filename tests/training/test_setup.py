@@ -13,12 +13,6 @@ from llama_peft.recipe import Recipe
 from llama_peft.training import fit as training
 from llama_peft.training import setup
 
-
-@pytest.fixture(scope="module")
-def base(make_base: Callable[..., Path]) -> Path:
-    return make_base()
-
-
 MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     (
         "lora",

@@ -26,11 +26,6 @@ from tests.support.trainings import autocast, hurt, recipe_of, weights
 TASKS = ["classification", "extractive_qa", "generative_qa"]
 
 
-@pytest.fixture(scope="module")
-def base(make_base: Callable[..., Path]) -> Path:
-    return make_base()
-
-
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("task", TASKS)
 def test_out_of_memory_does_the_same_step_in_smaller_pieces(
@@ -248,8 +243,7 @@ def test_the_scale_of_float16_is_resumed_and_an_overflow_is_no_error(
         shutil.copytree(run, tmp_path / "newer")
         training.train(recipe)
     assert all(torch.equal(weights(run)[name], value) for name, value in expected.items())
-    moved = recipe.train.model_copy(update={"output_dir": str(tmp_path / "newer")})
-    training.train(recipe.model_copy(update={"train": moved}))
+    training.train(recipe.with_train({"output_dir": str(tmp_path / "newer")}))
     assert runs.record_of(tmp_path / "newer").resumed_from == "checkpoint-2"
 
 
@@ -265,9 +259,7 @@ def test_a_scale_that_shrinks_to_nothing_is_an_error(
     autocast(monkeypatch, "float16", scale=4.0)
     overflow(monkeypatch, steps=99)
     recipe = recipe_of(make_recipe, base, "classification", tmp_path / "run", max_steps=steps)
-    recipe = recipe.model_copy(
-        update={"model": recipe.model.model_copy(update={"dtype": "float16"})}
-    )
+    recipe = recipe.changed(model={"dtype": "float16"})
     for _ in range(2):  # the same command again does not export the untrained weights either
         with pytest.raises(UserError, match=f"{said}.*float16.*set model.dtype: float32"):
             training.train(recipe)

@@ -14,10 +14,10 @@ from trl.trainer.utils import add_fused_lm_head
 
 from llama_peft.prefix_tree import block_attention
 from llama_peft.prefix_tree.loss import answer_loss
-from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeRow, collate, pack, packing, plain_rows
+from llama_peft.prefix_tree.pack import IGNORE_INDEX, TreeRow, collate, pack, packing
 from llama_peft.training.setup import fast_optimizer
 from llama_peft.training.tree_trainer import TreeTrainer, fused_answer_loss, has_plain_head
-from tests.support.tree_examples import TOLERANCE, families, gradients, with_lora
+from tests.support.tree_examples import TOLERANCE, families, gradients, plain_rows, with_lora
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationErro
 
 from llama_peft.errors import UserError
 from llama_peft.run_folder.ladder.rungs import SERVER
-from llama_peft.system.numbers import Count
+from llama_peft.system.numbers import Count, first_fault
 
 log = logging.getLogger(__name__)
 
@@ -196,9 +196,7 @@ class Client:
         try:
             return form.model_validate(value)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the whole"
-            raise self._strange(f"{place}: {first['msg']}") from None
+            raise self._strange(first_fault(error, "the whole")) from None
 
     def _once(self, method: str, url: str, body: Mapping[str, JsonValue] | None) -> JsonValue:
         """Return the answer to a request that is sent once. Raises _Failed, or Refusal."""

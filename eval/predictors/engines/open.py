@@ -36,7 +36,7 @@ def open_served(
     run, adapter = subject.run, subject.adapter
     folder: Path | None
     if run is not None:
-        base = run.recipe.model_copy(update={"eval": recipe.eval})
+        base = run.recipe.changed(eval=recipe.eval)
         config, folder = run_config(run, recipe), run.adapter
     else:
         named = (subject.name, None) if adapter is None else (adapter.base, adapter.revision)

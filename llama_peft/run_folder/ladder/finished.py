@@ -49,13 +49,11 @@ def key_of(one: Measurement, content: str) -> str:
     content: the sum of the ladder's data, with all training examples. A measurement that is trained
     must be trained already.
     """
-    recipe = one.recipe
-    train, lora = recipe.train.model_copy(update={"output_dir": None}), recipe.lora
+    recipe = one.recipe.changed(train={"output_dir": None}, hub=Hub())
     if not one.is_trained:
-        train, lora = Train(**{key: getattr(train, key) for key in _READ}), None
-    facts = [__version__, one.rung, content]
-    read = {"train": train, "lora": lora, "hub": Hub()}
-    facts.append(dump_recipe(recipe.model_copy(update=read)))
+        read = Train(**{key: getattr(recipe.train, key) for key in _READ})
+        recipe = recipe.changed(train=read, lora=None)
+    facts = [__version__, one.rung, content, dump_recipe(recipe)]
     if one.rung not in BASELINES:
         facts.append(base_fingerprint(recipe))
     if one.is_trained:

@@ -156,47 +156,43 @@ def _measurement(
     recipe: Recipe, rung: RungName, examples: int, seed: int, size: int | None = None
 ) -> Measurement:
     """Return one measurement. The tuned model with the recipe's own seed is the run itself."""
-    own = recipe.run_folder
-    if rung == "zero-shot":
-        return Measurement(rung=rung, recipe=_plain(recipe, own), run=own, results=rung)
-    if rung == "tuned" and size is None and seed == recipe.train.seed:
-        placed = _plain(recipe, own)
-        return Measurement(rung=rung, recipe=placed, run=own, results=rung, seed=seed)
-    trained = rung in TRAINED
+    own, trained = recipe.run_folder, rung in TRAINED
+    is_own = rung == "tuned" and size is None and seed == recipe.train.seed
     words = [rung, *([str(size)] if size else []), *([f"seed-{seed}"] if trained else [])]
     folder = f"{LADDER}/{'-'.join(words)}"
-    placed = _plain(recipe, f"{own}/{folder}" if trained else own)
-    if rung == "encoder":
-        placed = _whole(_of_model(placed, {"model_name_or_path": recipe.ladder.encoder}))
-    if rung == "full":
-        placed = _whole(placed)
-    if rung == "hosted":
-        placed = _of_model(placed, {"model_name_or_path": recipe.ladder.hosted})
+    placed = _plain(recipe, f"{own}/{folder}" if trained and not is_own else own)
+    placed = _of_rung(placed, rung, recipe.ladder)
     if size is not None:
         placed = _smaller(placed, size, examples, repeats=rung == "tuned")
     if trained:
-        placed = placed.with_train({"seed": seed})
-    if rung == "few-shot":
-        shots = {"num_fewshot": recipe.ladder.few_shot}
-        placed = placed.model_copy(update={"eval": placed.eval.model_copy(update=shots)})
-    if rung == "head":
-        placed = _head_alone(placed)
-    results = f"{folder}/tuned" if trained else folder
+        placed, folder = placed.with_train({"seed": seed}), f"{folder}/tuned"
     return Measurement(
         rung=rung,
         recipe=placed,
         run=own,
-        results=results,
+        results=rung if is_own or rung == "zero-shot" else folder,
         seed=seed if trained else None,
         size=size,
     )
 
 
+def _of_rung(recipe: Recipe, rung: RungName, asked: Ladder) -> Recipe:
+    """Return the recipe of what a rung trains or measures."""
+    if rung == "few-shot":
+        return recipe.changed(eval={"num_fewshot": asked.few_shot})
+    if rung == "head":
+        return _head_alone(recipe)
+    if rung == "encoder":
+        return _whole(_of_model(recipe, asked.encoder))
+    if rung == "full":
+        return _whole(recipe)
+    return _of_model(recipe, asked.hosted) if rung == "hosted" else recipe
+
+
 def _plain(recipe: Recipe, folder: str) -> Recipe:
     """Return the recipe of one run, which has no ladder of its own and is not pushed."""
-    train = recipe.train.model_copy(update={"output_dir": folder})
     hub = recipe.hub if folder == recipe.run_folder else Hub()
-    return recipe.model_copy(update={"train": train, "hub": hub, "ladder": Ladder()})
+    return recipe.changed(train={"output_dir": folder}, hub=hub, ladder=Ladder())
 
 
 def _smaller(recipe: Recipe, size: int, examples: int, repeats: bool) -> Recipe:
@@ -206,25 +202,22 @@ def _smaller(recipe: Recipe, size: int, examples: int, repeats: bool) -> Recipe:
     would make it as dear as all. So the passes grow with the root of the ratio; `auto` follows the
     number of rows anyway.
     """
-    sample = {"max_train_samples": size, "sampling": "nested"}
-    changed = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update=sample)})
+    changed = recipe.changed(dataset={"max_train_samples": size, "sampling": "nested"})
     epochs = recipe.train.num_train_epochs
     if not repeats or recipe.train.max_steps > 0 or epochs == "auto":
         return changed
     epochs = round(epochs * min(_MOST_REPEATS, math.sqrt(examples / size)), 2)
-    train = changed.train.model_copy(update={"num_train_epochs": epochs})
-    return changed.model_copy(update={"train": train})
+    return changed.with_train({"num_train_epochs": epochs})
 
 
 def _head_alone(recipe: Recipe) -> Recipe:
     """Return the recipe that trains only a head, on cached states of the frozen base."""
     has_validation = recipe.dataset.parts.validation is not None or recipe.dataset.validation_size
     chooses = recipe.kind.side == "labels" and has_validation
-    head = recipe.head.model_copy(
-        update={"layer": "auto" if chooses else recipe.head.layer, "features": "prefix_tree"}
-    )
-    train = recipe.train.model_copy(
-        update={
+    return recipe.changed(
+        lora=None,
+        head={"layer": "auto" if chooses else recipe.head.layer, "features": "prefix_tree"},
+        train={
             "learning_rate": "auto",
             "per_device_train_batch_size": _HEAD_BATCH,
             "gradient_accumulation_steps": 1,
@@ -232,25 +225,15 @@ def _head_alone(recipe: Recipe) -> Recipe:
             "max_steps": -1,
             "eval_steps": None,
             "packing": "none",
-        }
+        },
     )
-    return recipe.model_copy(update={"lora": None, "head": head, "train": train})
 
 
-def _of_model(recipe: Recipe, named: dict[str, str | None]) -> Recipe:
+def _of_model(recipe: Recipe, name: str | None) -> Recipe:
     """Return the recipe of another model."""
-    model = recipe.model.model_copy(update={"revision": "main", **named})
-    return recipe.model_copy(update={"model": model})
+    return recipe.changed(model={"model_name_or_path": name, "revision": "main"})
 
 
 def _whole(recipe: Recipe) -> Recipe:
     """Return the recipe that trains all weights, which are not packed."""
-    return recipe.model_copy(
-        update={
-            "model": recipe.model.model_copy(update={"dtype": "float32"}),
-            "quantization": recipe.quantization.model_copy(
-                update={"load_in_4bit": False, "load_in_8bit": False}
-            ),
-            "lora": None,
-        }
-    )
+    return recipe.in_float32().changed(lora=None)

@@ -9,16 +9,14 @@ ids of their text, so a pass over fewer texts, or at one of several layers, need
 import json
 import logging
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeAlias, TypedDict
+from typing import TypedDict
 
 import numpy
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
@@ -30,24 +28,13 @@ from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import LADDER
 from llama_peft.system.disk import free_disk
-from llama_peft.system.files import (
-    JsonObject,
-    inside,
-    make_folder,
-    new_file,
-    read_json,
-    read_text,
-    remove_file,
-    sha256,
-    sha256_of,
-    sum_of,
-    sweep,
-    write_text,
-)
+from llama_peft.system.files import inside, make_folder, sha256_of, sweep
 from llama_peft.system.formatting import disk_space
 from llama_peft.system.lock import file_lock
 from llama_peft.system.progress import Phase
-from llama_peft.system.seal import SEAL, is_sealed, seal
+from llama_peft.system.seal import SEAL, is_sealed
+from llama_peft.training.features import shards
+from llama_peft.training.features.shards import WORD, Sums
 from llama_peft.training.features.states import Group, Key, grouped, pooled
 from llama_peft.training.rows import ClassificationRow as Row
 from llama_peft.training.rows import Target
@@ -56,16 +43,6 @@ log = logging.getLogger(__name__)
 
 SHARD = 4096
 """Texts in a shard: a kill costs no more than these."""
-SUMS = "sums.json"
-"""The sums of the shards of a pass that is not finished yet."""
-_WORD = 16
-"""Characters of a sum in a name, and of a text's."""
-ORDER = "order.json"
-"""The sums of the texts' token ids, in the order of the shards."""
-
-
-Sums: TypeAlias = NDArray[numpy.bytes_]
-"""The sum of a text's token ids, 16 bytes each."""
 
 
 class FeatureRow(TypedDict):
@@ -89,9 +66,9 @@ class States(Dataset[FeatureRow]):
 
     def __init__(self, rows: Sequence[Row], folder: Path, key: Key) -> None:
         self._rows = rows
-        self._shards = [_mapped(path)[_name(key)] for path in _shards(folder)]
+        self._shards = shards.states(folder, key.name)
         self._starts = [0, *accumulate(map(len, self._shards))]
-        self._place = _places(_order(folder), _texts(rows))
+        self._place = shards.places(folder, _texts(rows))
         """The number of each row's state among those of all shards."""
 
     def __len__(self) -> int:
@@ -162,7 +139,7 @@ def compute(
     if known is not None:
         log.info("%s: features of %d texts are there already (%s)", part, len(rows), known)
         return known
-    own = sha256_of(json.dumps([keys, _words(texts)]))[:_WORD]
+    own = sha256_of(json.dumps([keys, shards.words(texts)]))[:WORD]
     folder = make_folder(cache.parent, f"{cache.name}/{settings}-{own}")
     # Another run on the same texts waits, and then finds the states.
     with file_lock(folder.with_suffix(".lock")):
@@ -172,16 +149,13 @@ def compute(
             return folder
         if (folder / SEAL).is_file():
             log.warning("%s is damaged; its features are computed again", folder)
-            for path in (*_shards(folder), folder / SEAL):
-                remove_file(folder, path.name)
+            shards.clear(folder)
         groups = grouped(recipe, rows, model)
-        done = _finished(folder, groups)
+        done = shards.finished(folder, _limits(groups))
         _check_disk(folder, (len(rows) - done) * len(keys), model)
         _fill(model, groups, folder, keys, done)
         members = (index for group in groups for index in group.members)
-        order = texts[numpy.fromiter(members, numpy.int64)]
-        write_text(folder, ORDER, json.dumps(_words(order)))
-        seal(folder, [ORDER, SUMS, *(path.name for path in _shards(folder))])
+        shards.finish(folder, texts[numpy.fromiter(members, numpy.int64)])
     return folder
 
 
@@ -195,39 +169,20 @@ def _settings(recipe: Recipe, dtype: str) -> str:
         "rows": recipe.head.features,
         "format": 2,
     }
-    return sha256_of(json.dumps(settings, sort_keys=True))[:_WORD]
+    return sha256_of(json.dumps(settings, sort_keys=True))[:WORD]
 
 
-def _texts(rows: Iterable[Row]) -> Sums:
-    """Return the sum of each text's token ids: these depend on the prompt and on max_length."""
-    sums = (sha256_of(json.dumps(row["input_ids"]))[:_WORD].encode() for row in rows)
-    return numpy.fromiter(sums, f"S{_WORD}")
-
-
-def _words(sums: Sums) -> list[str]:
-    return [one.decode() for one in sums.tolist()]
-
-
-def _order(folder: Path) -> Sums:
-    """Return the sums of the texts whose states a folder holds, in their order."""
-    return numpy.array(json.loads(read_text(folder, ORDER)), f"S{_WORD}")
-
-
-def _places(order: Sums, texts: Sums) -> "NDArray[numpy.int64]":
-    """Return where each text stands in an order that has all of them; of equal ones the last."""
-    ranks = numpy.argsort(order, kind="stable")
-    return ranks[numpy.searchsorted(order, texts, "right", sorter=ranks) - 1]
+def _texts(rows: Sequence[Row]) -> Sums:
+    return shards.sums_of(row["input_ids"] for row in rows)
 
 
 def _covering(cache: Path, settings: str, texts: Sums, keys: tuple[Key, ...]) -> Path | None:
     """Return a sealed folder that holds the states of all texts at all keys, if there is one."""
     inside(cache.parent, cache.name)
-    names = {_name(key) for key in keys}
     for folder in sorted(cache.glob(f"{settings}-*/")):
         try:
             inside(cache, folder.name)
-            whole = bool(numpy.isin(texts, _order(folder)).all()) and is_sealed(folder)
-            if whole and names <= _mapped(inside(folder, _shard_name(0))).keys():
+            if shards.holds(folder, texts, {key.name for key in keys}):
                 return folder
         except (OSError, ValueError, TypeError, UserError, SafetensorError):
             continue
@@ -243,51 +198,6 @@ def _check_disk(folder: Path, states: int, model: PreTrainedModel) -> None:
             f"{folder}: features take {disk_space(size)}, but {disk_space(free)} are free: make "
             "room, or set head.features: none, which runs the backbone in every epoch"
         )
-
-
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("states-*.safetensors"))
-
-
-def _shard_name(number: int) -> str:
-    return f"states-{number:05d}.safetensors"
-
-
-def _mapped(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file, memory-mapped."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def _name(key: Key) -> str:
-    return f"layer {key.layer}, {key.pooling}"
-
-
-def _finished(folder: Path, groups: Sequence[Group]) -> int:
-    """Return how many texts the whole shards hold; shards after the first gap are removed."""
-    limits = {0, *_limits(groups)}
-    sums = _sums(folder)
-    done = 0
-    for number, path in enumerate(_shards(folder)):
-        size = 0
-        known = path.name == _shard_name(number) and path.name in sums
-        if known and sums[path.name] == sum_of(folder, path.name):
-            size = len(next(iter(_mapped(path).values())))
-        if size and done + size in limits:
-            done += size
-        else:
-            remove_file(folder, path.name)
-            limits = set()
-    return done
-
-
-def _sums(folder: Path) -> JsonObject:
-    """Return the sums of the finished shards; a shard without a sum is computed again."""
-    try:
-        sums = read_json(folder, SUMS)
-    except (OSError, ValueError):
-        return {}
-    return sums if isinstance(sums, dict) else {}
 
 
 def _limits(groups: Sequence[Group]) -> Iterator[int]:
@@ -324,24 +234,11 @@ def _fill(
                 continue
             held.append(pooled(model, group, keys))
             if seen in limits:
-                _write_shard(folder, _shard_name(number), _tensors(held, keys, model.dtype))
+                parts = map(torch.cat, zip(*held, strict=True))
+                states = {
+                    key.name: its.to(model.dtype) for key, its in zip(keys, parts, strict=True)
+                }
+                shards.write(folder, number, states)
                 held, number = [], number + 1
             phase.reach(seen)
     model.train(was_training)
-
-
-def _tensors(
-    held: Sequence[Sequence[Tensor]], keys: Sequence[Key], dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Return the states of some groups as the tensors of a shard."""
-    return {
-        _name(key): torch.cat([each[i] for each in held]).to(dtype).cpu().contiguous()
-        for i, key in enumerate(keys)
-    }
-
-
-def _write_shard(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
-    with new_file(folder, name) as partial:
-        save_file(tensors, partial)
-        sums = _sums(folder) | {name: sha256(partial)}
-    write_text(folder, SUMS, json.dumps(sums))

@@ -35,6 +35,11 @@ class Key(NamedTuple):
     layer: int
     pooling: Literal["last", "mean"]
 
+    @property
+    def name(self) -> str:
+        """What their tensors are called on disk."""
+        return f"layer {self.layer}, {self.pooling}"
+
 
 Input: TypeAlias = TreeRow | list[Sequence[int]]
 

@@ -137,8 +137,7 @@ def states(setting: Setting, dtype: str) -> Row:
     rows, key = loaded.rows["train"][:_FEW], Key(-1, loaded.recipe.head.pooling)
     found = []
     for features in ("prefix_tree", "length_sorted"):
-        head = loaded.recipe.head.model_copy(update={"features": features})
-        recipe = loaded.recipe.model_copy(update={"head": head})
+        recipe = loaded.recipe.changed(head={"features": features})
         its = torch.zeros(len(rows), loaded.base.config.hidden_size)
         for group in grouped(recipe, rows, loaded.base):
             with torch.no_grad():

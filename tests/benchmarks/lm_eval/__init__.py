@@ -29,9 +29,7 @@ MAX_NEW_TOKENS = 16
 def run(base: Base, questions: Questions, repeats: int, python: str) -> dict[str, Any]:
     """Measure, compare the answers, and return the result; `python` is the interpreter that has lm-eval."""
     recipe = base.recipe()
-    recipe = recipe.model_copy(
-        update={"eval": recipe.eval.model_copy(update={"max_new_tokens": MAX_NEW_TOKENS})}
-    )
+    recipe = recipe.changed(eval={"max_new_tokens": MAX_NEW_TOKENS})
     encoder, model, texts = base.encoder, base.load(), recipe.prompt
     engine = Loaded(model=model, encoder=encoder, decoding=recipe.eval.decoding)
     prompts = [

@@ -233,6 +233,6 @@ def test_no_floor_of_silence_if_every_question_has_an_answer(tmp_path: Path) -> 
 def test_the_folder_of_a_baseline_is_one_of_the_run_s() -> None:
     for name in BASELINES:
         task = "tiny-squad" if name in ("no-answer", "bm25") else "tiny-sst2"
-        job = make_job(task, name, None, None, 5, None, [])
+        job = make_job(task, model=name, limit=5)
         assert job.output == Path(f"runs/{task}/{name}-limit-5")
         assert EVALUATION.fullmatch(job.output.name)

@@ -20,7 +20,7 @@ Sample = dict[str, Any]
 
 
 def job_for(task: str, output: Path, *overrides: str) -> Job:
-    return make_job(task, None, None, None, None, output, [*SMALL, *overrides])
+    return make_job(task, output=output, overrides=[*SMALL, *overrides])
 
 
 def scored(job: Job, path: Path, lines: list[Sample]) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def numbered(tmp_path: Path) -> tuple[Job, list[Sample]]:
     file = tmp_path / "rows.jsonl"
     rows = [{"text": e.text, "label": labels[e.label]} for e in its]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    job = make_job("tiny-sst2", None, str(file), None, None, tmp_path / "out", SMALL)
+    job = make_job("tiny-sst2", data_file=str(file), output=tmp_path / "out", overrides=SMALL)
     lines = [choice(n, e, list(labels)) for n, e in enumerate(its)]
     for line in lines:
         line["doc"].pop("id")

@@ -88,7 +88,7 @@ def _saved_whole(name: str, kind: str) -> Fault:
         lora = {"r": 2, "target_modules": ["v_proj"], "modules_to_save": [name]}
         model = {"dtype": "bfloat16"}
         recipe = shop.recipe(kind, folder, model=model, train={"max_steps": 2})
-        values = recipe.model_copy(update={"lora": recipe.lora.model_copy(update=lora)})  # type: ignore[union-attr]
+        values = recipe.changed(lora=lora)  # type: ignore[union-attr]
         done = shop.run(shop.write(values, folder))
         run = folder / "runs/run"
         if done.code == 0:

@@ -55,10 +55,7 @@ def change_json(
 
 def change_recipe(run: Path, change: Mapping[str, Mapping[str, Any]]) -> None:
     """Change keys of a run's recipe, and write its sum into the record."""
-    recipe = load_recipe(run / RECIPE)
-    for section, keys in change.items():
-        part = getattr(recipe, section).model_copy(update=dict(keys))
-        recipe = recipe.model_copy(update={section: part})
+    recipe = load_recipe(run / RECIPE).changed(**change)
     (run / RECIPE).write_text(dump_recipe(recipe), "utf-8")
     reseal(run)
 

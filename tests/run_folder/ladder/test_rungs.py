@@ -47,9 +47,7 @@ def test_every_measurement_has_a_folder_of_its_own_and_the_run_itself_is_one(
     assert len(plan) == 4 + 3 * 2 + 2 * (1 + 3 * 2)
     own = [one for one in plan if one.recipe.run_folder == recipe.run_folder and one.is_trained]
     assert [one.name for one in own] == ["tuned, seed 1"]
-    assert own[0].recipe == recipe.model_copy(
-        update={"ladder": own[0].recipe.ladder, "train": own[0].recipe.train}
-    )
+    assert own[0].recipe == recipe.changed(ladder=own[0].recipe.ladder, train=own[0].recipe.train)
 
 
 def test_a_head_alone_has_no_adapter_and_small_parts_are_read_more_often(make_recipe: Make) -> None:

@@ -14,11 +14,6 @@ def job_for(recipe: Recipe, model: Path | str, output: Path, **changes: Any) -> 
     return Job(recipe=recipe, model=str(model), output=output, **changes)
 
 
-def changed(recipe: Recipe, section: str, **keys: Any) -> Recipe:
-    part = getattr(recipe, section).model_copy(update=keys)
-    return recipe.model_copy(update={section: part})
-
-
 def evaluate(recipe: Recipe, model: Path | str, output: Path, **changes: Any) -> Results:
     return harness.run(job_for(recipe, model, output, **changes))
 

@@ -15,7 +15,7 @@ from llama_peft.model import heads
 from llama_peft.recipe import Recipe
 from llama_peft.system import seal
 from llama_peft.tokens.batches import pad
-from llama_peft.training.features import cache, layer_choice, states
+from llama_peft.training.features import cache, layer_choice, shards, states
 
 FAMILIES = ["llama", "gemma", "gemma3_text"]
 LAYERS = 3
@@ -103,16 +103,12 @@ def test_same_key_is_computed_once_and_another_key_again(
         cache.compute(recipe, model, "train", rows, tmp_path, (key,))
         return bool(calls)
 
-    def changed(section: str, **keys: Any) -> Recipe:
-        part = getattr(recipe, section).model_copy(update=keys)
-        return recipe.model_copy(update={section: part})
-
     assert computed() and not computed()
-    assert not computed(changed("train", learning_rate=1.0)), "what no state depends on"
-    assert computed(changed("head", pooling="mean"))
-    assert computed(changed("head", layer=2))
-    assert computed(changed("head", features="length_sorted"))
-    assert computed(changed("quantization", load_in_4bit=True))
+    assert not computed(recipe.changed(train={"learning_rate": 1.0})), "what no state depends on"
+    assert computed(recipe.changed(head={"pooling": "mean"}))
+    assert computed(recipe.changed(head={"layer": 2}))
+    assert computed(recipe.changed(head={"features": "length_sorted"}))
+    assert computed(recipe.changed(quantization={"load_in_4bit": True}))
     assert not computed(rows=rows[3:1:-1]), "states are found by the text"
     assert computed(rows=[*rows, {**rows[0], "input_ids": (7, 9, 7)}])
     other = [{**rows[0], "input_ids": (*rows[0]["input_ids"], 5)}, *rows[1:]]
@@ -160,20 +156,20 @@ def test_a_killed_pass_continues_after_its_last_shard(
     recipe, model, rows = make()
     key = (states.Key(-1, "last"),)
     whole = cache.compute(recipe, model, "train", rows, tmp_path / "whole", key)
-    shards = sorted(whole.glob("states-*"))
-    assert len(shards) > 3
-    for kept in range(len(shards) + 1):
+    files = sorted(whole.glob("states-*"))
+    assert len(files) > 3
+    for kept in range(len(files) + 1):
         cut = tmp_path / str(kept) / whole.name
         cut.mkdir(parents=True)
-        for file in (whole / cache.SUMS, *(shards if kept % 2 else shards[:kept])):
+        for file in (whole / shards.SUMS, *(files if kept % 2 else files[:kept])):
             shutil.copy(file, cut)
         if kept == 3:  # the disk changed a bit of a finished one
-            first = cut / shards[0].name
+            first = cut / files[0].name
             raw = bytearray(first.read_bytes())
             raw[-1] ^= 1
             first.write_bytes(raw)
         if kept:
-            last = cut / shards[kept - 1].name
+            last = cut / files[kept - 1].name
             last.write_bytes(last.read_bytes()[:-5])  # the one that was being written
         (cut / ".partial").write_bytes(b"cut off")
         again = cache.compute(recipe, model, "train", rows, cut.parent, key)
@@ -225,7 +221,7 @@ def test_links_among_shards_are_replaced_and_notes_stay(
     arguments = recipe, model, "train", rows, tmp_path / "features", (states.Key(-1, "last"),)
     folder, outside = cache.compute(*arguments), tmp_path / "outside"
     outside.write_text("mine")
-    for name in (".partial", cache.ORDER):
+    for name in (".partial", shards.ORDER):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(outside)
     (folder / seal.SEAL).unlink()

@@ -32,7 +32,7 @@ def test_head_on_states_trains_as_with_the_backbone_in_the_loop(
     for kind in ("prefix_tree", "length_sorted", "none"):
         recipe, _, _ = make(features=kind)
         keys = {"max_steps": 10, "learning_rate": 0.01, "output_dir": str(tmp_path / kind)}
-        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+        recipe = recipe.changed(train=keys)
         plain = setup.training_arguments
         monkeypatch.setattr(
             setup,
@@ -56,7 +56,7 @@ def test_a_second_run_uses_the_states_of_the_first(
     training.train(recipe)
     assert "there already" not in caplog.text
     other = {"output_dir": recipe.train.output_dir + "-2", "learning_rate": 0.5}
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=other)})
+    recipe = recipe.changed(train=other)
     training.train(recipe)
     assert "there already" in caplog.text
 

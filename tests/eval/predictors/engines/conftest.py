@@ -66,12 +66,12 @@ def tuned_run(
 ) -> tuple[Recipe, Path, Completions]:
     """A run that decides on "no answer" by a threshold, and a server of it."""
     folder = tmp_path_factory.mktemp("tuned") / "mine"
-    train = asked.train.model_copy(
-        update={"output_dir": str(folder), "max_steps": 1, "max_length": 256, "learning_rate": 1e-5}
+    keys = {"max_steps": 1, "max_length": 256, "learning_rate": 1e-5}
+    recipe = asked.changed(
+        train={**keys, "output_dir": str(folder)},
+        prompt={"no_answer": "the"},  # some answers begin so
+        eval={"fit_no_answer_threshold": True},
     )
-    prompt = asked.prompt.model_copy(update={"no_answer": "the"})  # some answers begin so
-    own = asked.eval.model_copy(update={"fit_no_answer_threshold": True})
-    recipe = asked.model_copy(update={"train": train, "eval": own, "prompt": prompt})
     training.train(recipe)
     tuned = load(folder)
     return recipe, folder, Completions(tuned.model, tuned.encoder.tokenizer, ("mine",))

@@ -91,8 +91,8 @@ def test_finished_predictions_are_kept_when_a_server_goes_down(
     server: Completions, asked: Recipe, local: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     """With one request at a time there are four questions in a batch."""
-    train = asked.train.model_copy(update={"per_device_eval_batch_size": 1})
-    recipe, engine = asked.model_copy(update={"train": train}), openai(server, concurrency=1)
+    recipe = asked.with_train({"per_device_eval_batch_size": 1})
+    engine = openai(server, concurrency=1)
     server.faults = [Fault(how="reset", skip=3 + 8 + 1, times=99)]
     with pytest.raises(UserError, match="the same command continues"):
         evaluate(recipe, NAME, tmp_path, engine=engine)

@@ -17,12 +17,11 @@ from .conftest import NAME
 
 
 def with_hosted(asked: Recipe, folder: Path, base: Path) -> Recipe:
-    ladder = asked.ladder.model_copy(
-        update={"hosted": NAME, "rungs": ["no-answer", "hosted"], "forgetting": False}
+    return asked.changed(
+        ladder={"hosted": NAME, "rungs": ["no-answer", "hosted"], "forgetting": False},
+        model={"model_name_or_path": str(base)},
+        train={"output_dir": str(folder)},
     )
-    named = asked.model.model_copy(update={"model_name_or_path": str(base)})
-    train = asked.train.model_copy(update={"output_dir": str(folder)})
-    return asked.model_copy(update={"ladder": ladder, "model": named, "train": train})
 
 
 def test_a_hosted_model_is_the_last_rung(

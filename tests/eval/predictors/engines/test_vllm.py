@@ -93,8 +93,7 @@ def test_without_vllm_there_is_advice(
 def test_eight_bits_are_refused_before_anything_starts(
     asked: Recipe, program: Path, tmp_path: Path
 ) -> None:
-    packed = asked.quantization.model_copy(update={"load_in_8bit": True})
-    recipe = asked.model_copy(update={"quantization": packed})
+    recipe = asked.changed(quantization={"load_in_8bit": True})
     with pytest.raises(UserError, match="vLLM has no 8-bit bases"):
         evaluate(recipe, NAME, tmp_path / "out", engine=VLLM)
     assert not program.exists()

@@ -15,7 +15,7 @@ from eval.report.charts import figures, fonts, training
 from eval.report.charts.draw import COLOURS, SERIES
 from eval.report.charts.figures import Curve, Mean
 from eval.report.charts.names import Names
-from llama_peft.run_folder.evaluations import _TAG
+from llama_peft.export.report import _TAG
 from tests.support.html import CheckedPage
 from tests.support.paths import ROOT
 

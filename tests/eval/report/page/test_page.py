@@ -16,8 +16,8 @@ from eval.report.charts.figures import Mean
 from eval.report.page import examples, facts
 from eval.report.page import page as pages
 from llama_peft.errors import UserError
+from llama_peft.export.report import checked_report
 from llama_peft.run_folder.comparison import read_comparison
-from llama_peft.run_folder.evaluations import checked_report
 from llama_peft.system.files import sha256
 from tests.support import runs
 from tests.support.evaluations import ANSWERS, EVIL, GOLDS, LABELS, spoil, write

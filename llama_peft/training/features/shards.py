@@ -1,0 +1,140 @@
+"""States on disk: shards in a folder, each with the states of some texts, and the order of the texts.
+
+states-00000.safetensors ...    a tensor (N, D) for each layer and pooling
+sums.json                       the sum of each whole shard: a killed pass continues after them
+order.json                      the sums of the texts' token ids, in the order of the states
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llama_peft.system.files import (
+    JsonObject,
+    inside,
+    new_file,
+    read_json,
+    read_text,
+    remove_file,
+    sha256,
+    sha256_of,
+    sum_of,
+    write_text,
+)
+from llama_peft.system.seal import SEAL, is_sealed, seal
+
+SUMS, ORDER = "sums.json", "order.json"
+WORD = 16
+"""Characters of a sum in a name, and of a text's."""
+Sums: TypeAlias = NDArray[numpy.bytes_]
+"""The sum of a text's token ids, 16 bytes each."""
+
+
+def sums_of(texts: Iterable[Sequence[int]]) -> Sums:
+    """Return the sum of each text's token ids: these depend on the prompt and on max_length."""
+    sums = (sha256_of(json.dumps(ids))[:WORD].encode() for ids in texts)
+    return numpy.fromiter(sums, f"S{WORD}")
+
+
+def words(sums: Sums) -> list[str]:
+    """Return sums as JSON holds them."""
+    return [one.decode() for one in sums.tolist()]
+
+
+def places(folder: Path, texts: Sums) -> "NDArray[numpy.int64]":
+    """Return the number of the state of each text, of a folder that has all; of equal ones the last."""
+    order = _order(folder)
+    ranks = numpy.argsort(order, kind="stable")
+    return ranks[numpy.searchsorted(order, texts, "right", sorter=ranks) - 1]
+
+
+def states(folder: Path, name: str) -> list[Tensor]:
+    """Return the states of this name in each shard, memory-mapped."""
+    return [_mapped(path)[name] for path in _shards(folder)]
+
+
+def holds(folder: Path, texts: Sums, names: set[str]) -> bool:
+    """Return whether a folder is whole, with the states of all texts by all names.
+
+    Raises what the libraries raise for a damaged one.
+    """
+    if not numpy.isin(texts, _order(folder)).all() or not is_sealed(folder):
+        return False
+    return names <= _mapped(inside(folder, _shard_name(0))).keys()
+
+
+def clear(folder: Path) -> None:
+    """Remove the shards of a damaged folder, and its seal."""
+    for path in (*_shards(folder), folder / SEAL):
+        remove_file(folder, path.name)
+
+
+def finish(folder: Path, texts: Sums) -> None:
+    """Seal a folder that holds the states of these texts, in this order."""
+    write_text(folder, ORDER, json.dumps(words(texts)))
+    seal(folder, [ORDER, SUMS, *(path.name for path in _shards(folder))])
+
+
+def _order(folder: Path) -> Sums:
+    """Return the sums of the texts whose states a folder holds, in their order."""
+    return numpy.array(json.loads(read_text(folder, ORDER)), f"S{WORD}")
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("states-*.safetensors"))
+
+
+def _shard_name(number: int) -> str:
+    return f"states-{number:05d}.safetensors"
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file, memory-mapped."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def finished(folder: Path, limits: Iterable[int]) -> int:
+    """Return how many texts the whole shards hold; shards after the first gap are removed.
+
+    limits: after how many texts a shard ends.
+    """
+    left, sums = {0, *limits}, _sums(folder)
+    done = 0
+    for number, path in enumerate(_shards(folder)):
+        size = 0
+        known = path.name == _shard_name(number) and path.name in sums
+        if known and sums[path.name] == sum_of(folder, path.name):
+            size = len(next(iter(_mapped(path).values())))
+        if size and done + size in left:
+            done += size
+        else:
+            remove_file(folder, path.name)
+            left = set()
+    return done
+
+
+def _sums(folder: Path) -> JsonObject:
+    """Return the sums of the finished shards; a shard without a sum is computed again."""
+    try:
+        sums = read_json(folder, SUMS)
+    except (OSError, ValueError):
+        return {}
+    return sums if isinstance(sums, dict) else {}
+
+
+def write(folder: Path, number: int, states: Mapping[str, Tensor]) -> None:
+    """Write a shard: (N, D) for each name."""
+    name = _shard_name(number)
+    tensors = {key: its.cpu().contiguous() for key, its in states.items()}
+    with new_file(folder, name) as partial:
+        save_file(tensors, partial)
+        sums = _sums(folder) | {name: sha256(partial)}
+    write_text(folder, SUMS, json.dumps(sums))
