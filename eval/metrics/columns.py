@@ -19,6 +19,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Floats = LongArray[np.float64]
+Codes = LongArray[np.uint32]
 Texts = np.ndarray[tuple[int], np.dtypes.StringDType]
 """Texts as UTF-8: 16 bytes each and, if they are longer than 15, their own bytes."""
 
@@ -35,25 +36,25 @@ Any_ = TypeVar("Any_")
 class Coded:
     """Texts of which there are few."""
 
-    def __init__(self, names: Sequence[str], codes: NDArray[np.unsignedinteger]) -> None:
+    def __init__(self, names: Sequence[str], codes: Codes) -> None:
+        """codes: the place of each text among the names."""
         self._names = names
         self._codes = codes
-        """The place of each text among the names."""
 
     def __len__(self) -> int:
         return len(self._codes)
 
     def __getitem__(self, rows: slice | IntArray) -> "Coded":
-        return Coded(self._names, self._codes[rows])
+        return Coded(self._names, LongArray.of(self._codes[rows]))
 
     def tolist(self) -> list[str]:
         """Return the texts."""
-        return [self._names[code] for code in self._codes.tolist()]
+        return [self._names[code] for code in self._codes[:].tolist()]
 
     def are(self, text: str) -> Flags:
         """Return for each text whether it is this one."""
         own = self._names.index(text) if text in self._names else len(self._names)
-        return self._codes == own
+        return self._codes[:] == own
 
 
 class Lists:
@@ -249,31 +250,26 @@ class _Texts:
     """Texts, while they grow: as numbers of those that occurred, as long as these are few."""
 
     def __init__(self) -> None:
-        self._numbers: dict[str, int] | None = {}
-        self._pieces: list[Texts] | list[NDArray[np.uint32]] = []
-        self._rows = 0
+        self._numbers: dict[str, int] = {}
+        self._codes: Codes = LongArray(np.uint32)
+        self._plain: list[Texts] = []
+        """The texts themselves, once they are not few."""
 
     def add(self, values: Sequence[str]) -> None:
-        self._rows += len(values)
-        numbers = self._numbers
-        if numbers is None:
-            self._pieces.append(np.array(values, dtype=_TEXT))  # type: ignore[arg-type]
+        if self._plain:
+            self._plain.append(texts(values))
             return
+        numbers = self._numbers
         codes = [numbers.setdefault(one, len(numbers)) for one in values]
-        self._pieces.append(np.array(codes, dtype=np.uint32))  # type: ignore[arg-type]
-        if len(numbers) > max(_FEW, self._rows // _ROWS_A_TEXT):
-            names = np.array([*numbers], dtype=_TEXT)
-            self._pieces = [names[codes] for codes in self._pieces]
-            self._numbers = None
+        self._codes.append(np.array(codes, dtype=np.uint32))
+        if len(numbers) > max(_FEW, len(self._codes) // _ROWS_A_TEXT):
+            self._plain = [texts(texts(numbers)[self._codes[:]])]
 
     def held(self) -> Texts | Coded:
-        if self._numbers is None:
-            return cast("Texts", np.concatenate(self._pieces))
-        names = texts(self._numbers).tolist()  # raises ValueError for what cannot be written
-        kind = np.min_scalar_type(
-            len(names)
-        )  # one more than the codes: for a text that is not there
-        return Coded(names, np.concatenate(self._pieces).astype(kind))
+        if self._plain:
+            return texts(np.concatenate(self._plain))
+        # The array raises ValueError for what cannot be written.
+        return Coded(texts(self._numbers).tolist(), self._codes)
 
 
 def in_pieces(

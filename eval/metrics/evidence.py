@@ -58,10 +58,14 @@ class Evidence:
 
 def scores_of(evidence: Evidence) -> dict[str, float]:
     """Each metric on the examples as they are; without those that no example contributes to."""
-    ones = np.ones((1, len(evidence.rows)))
-    scores = evidence.statistic(evidence.rows[:])(ones)
-    values = {name: float(value[0]) for name, value in scores.items()}
-    return {name: value for name, value in values.items() if not np.isnan(value)}
+    return {name: value for name, value in values_of(evidence).items() if not np.isnan(value)}
+
+
+def values_of(evidence: Evidence) -> dict[str, float]:
+    """Each metric on the examples as they are; NaN if no example contributes to it."""
+    ones_1K = np.ones((1, len(evidence.rows)))
+    scores = evidence.statistic(evidence.rows[:])(ones_1K)
+    return {name: float(value[0]) for name, value in scores.items()}
 
 
 def in_order(evidence: Evidence, ids: Texts) -> Evidence:

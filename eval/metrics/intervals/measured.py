@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ..catalogue import METRICS
 from ..columns import PIECE, Column, FloatArray, IntArray, Texts, texts
-from ..evidence import SHARE, Bounds, Evidence, in_order
+from ..evidence import SHARE, Bounds, Evidence, in_order, values_of
 from ..ids import aligned, are_same, in_rising_order
 
 Any_ = TypeVar("Any_", bound=np.generic)
@@ -123,9 +123,8 @@ class Metrics(Mapping[str, Measured]):
         resamples: int = _RESAMPLES,
         is_deterministic: bool = False,
     ) -> None:
-        ones = np.ones((1, len(unit_N)))
-        scores = [run.statistic(run.rows[:])(ones) for run in runs]
-        every = {name: np.array([float(one[name][0]) for one in scores]) for name in scores[0]}
+        scores = [values_of(run) for run in runs]
+        every = {name: np.array([one[name] for one in scores]) for name in scores[0]}
         self._scores = {name: own_S for name, own_S in every.items() if not np.isnan(own_S).any()}
         self._runs, self._unit_N, self._is_deterministic = runs, unit_N, is_deterministic
         is_drawn = scores[0].keys() - runs[0].vectors
