@@ -12,6 +12,7 @@ from llama_peft.data import (
     is_file_name,
     is_url,
     known_labels,
+    with_fields,
 )
 from llama_peft.errors import UserError
 from llama_peft.model.backbone import load_tokenizer
@@ -32,7 +33,7 @@ def lines_of(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
     for part, examples in dataset.parts.items():
         found = _answered(examples) or _counted(examples, dataset.labels)
         yield f"{part}: {len(examples):,} examples{found and ': '}{found}"
-    yield f"tokens: {_tokens(recipe, dataset)}"
+    yield f"tokens: {_tokens(with_fields(recipe, dataset), dataset)}"
     for part, kinds in dataset.dropped.items():
         rows = "; ".join(f"{count:,} with {kind}" for kind, count in kinds.items())
         yield f"dropped from {part}: {rows}"

@@ -124,6 +124,7 @@ def test_what_is_written_is_valid(
 ) -> None:
     text, recipe = written(tmp_path, name, content)
     assert holds(recipe), text
+    assert any(line.startswith("tokens: median") for line in lines_of(recipe, load(recipe)))
 
 
 @pytest.mark.parametrize(
