@@ -89,14 +89,18 @@ def has_names(table: Table, recipe: Recipe) -> bool:
 
 
 def only(cell: object) -> object:
-    """Return the value in a list of one, as annotation tools write one label; else the cell itself."""
-    found = _chosen(cell)
-    return found[0] if isinstance(found, list | tuple) and len(found) == 1 else cell
+    """Return the value in a list of one, as annotation tools write one label, and None for an empty
+    list. Any other cell is returned as it is.
+    """
+    found = chosen(cell)
+    if not isinstance(found, list | tuple) or len(found) > 1:
+        return cell
+    return found[0] if found else None
 
 
 def several(cell: object, separator: str) -> Sequence[object] | None:
     """Return what a cell with any number of labels names; None if it is a list that cannot be read."""
-    found = _chosen(cell)
+    found = chosen(cell)
     if not isinstance(cell, str):
         return found if isinstance(found, list | tuple) else [cell]
     if isinstance(found, list | tuple):
@@ -107,7 +111,7 @@ def several(cell: object, separator: str) -> Sequence[object] | None:
     return cell.split(separator) if cell.strip() else []
 
 
-def _chosen(cell: object) -> object:
+def chosen(cell: object) -> object:
     """Return a cell, or the list that it writes; Label Studio has one in {"choices": [...]}."""
     found = literal(cell) if isinstance(cell, str) else cell
     return found["choices"] if isinstance(found, dict) and [*found] == ["choices"] else found

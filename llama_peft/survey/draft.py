@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from llama_peft.data import Dataset, QuestionExample, Table, is_file_name, label_key, load
+from llama_peft.data import Dataset, QuestionExample, Table, is_file_name, load
+from llama_peft.data.labels import number_key, only
 from llama_peft.data.sources.files import read_files
 from llama_peft.data.sources.hub import read_hub
 from llama_peft.data.sources.places import FORMATS
@@ -39,10 +40,11 @@ def draft(source: str, base: str | None = None) -> str:
     table, read = _read(source)
     found, chosen = guess(table), fitting_base(base)
     data = {"path": source, **read, **_data(table, found, chosen)}
+    dtype = {"dtype": "float32"} if chosen.name == "tiny" else {}
     values = {
         "task": found.task,
-        "model": {"model_name_or_path": chosen.name},
-        **({"quantization": {"load_in_4bit": False}} if chosen.is_small else {}),
+        "model": {"model_name_or_path": chosen.name, **dtype},
+        **({} if chosen.on_gpu else {"quantization": {"load_in_4bit": False}}),
         "lora": {"r": 16},
         "dataset": data,
         **_prompt(table, found),
@@ -84,11 +86,13 @@ def _read(source: str) -> tuple[Table, Values]:
 def _data(table: Table, found: Guess, base: Base) -> Values:
     """Return the keys of `dataset` about the columns and the number of rows."""
     keys: Values = {"columns": found.columns}
+    if found.decimal != ".":
+        keys["decimal"] = found.decimal
     if not found.single_label:
         keys["single_label"] = False
         if found.separator != ",":
             keys["label_separator"] = found.separator
-    if base.is_small and len(table.records) > _ON_CPU["max_train_samples"]:
+    if not base.on_gpu and len(table.records) > _ON_CPU["max_train_samples"]:
         keys |= _ON_CPU
     return keys
 
@@ -97,7 +101,7 @@ def _prompt(table: Table, found: Guess) -> Values:
     """Return the section `prompt`: what names the labels, the numbers, or the lack of a passage."""
     text, label = found.columns.get("text"), found.columns.get("label")
     if found.task == "regression":
-        return {"prompt": {"verbalizers": _numbers([row.get(str(label)) for row in table.records])}}
+        return {"prompt": {"verbalizers": _numbers(table, found)}}
     if found.task == "generative_qa" and found.columns["context"] is None:
         return {"prompt": {"instruction": "Answer the question.\n\n"}}
     labels = sorted(label_counts(table, found)) if found.single_label and label else []
@@ -107,9 +111,10 @@ def _prompt(table: Table, found: Guess) -> Values:
     return {"prompt": {"zero_shot": f"Text: {{text}}\n{label} ({listed}):"}}
 
 
-def _numbers(cells: list[object]) -> list[str]:
+def _numbers(table: Table, found: Guess) -> list[str]:
     """Return numbers from the smallest to the largest, with which a base can answer."""
-    numbers = [float(key) for key in map(label_key, cells) if key]
+    cells = (row.get(str(found.columns["label"])) for row in table.records)
+    numbers = [float(key) for cell in cells if (key := number_key(only(cell), found.decimal))]
     low, high = min(numbers), max(numbers)
     whole = range(round(low), round(high) + 1)
     if 2 <= len(whole) <= _LISTED:
@@ -151,6 +156,8 @@ def _comments(
         said.setdefault(tuple(path.split(".")), []).append(text)
 
     say("model.model_name_or_path", base.why)
+    say("model.dtype", "in 16 bits so small a base learns less, and not faster")
+    say("quantization.load_in_4bit", "there is no GPU, and a CPU unpacks 4 bits slowly")
     say("dataset.path", "20 % become the test part, and 10 % of the rest the validation part")
     say("dataset.max_train_samples", "a CPU is slow: remove both to use all rows")
     say("dataset.stratify", "a label has too few rows for each part")

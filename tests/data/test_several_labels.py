@@ -138,7 +138,9 @@ def test_numbers_with_a_decimal_comma() -> None:
 def test_a_list_of_one_is_a_label(form: object) -> None:
     """Annotation tools export a single choice so."""
     assert read(recipe_of(), rows_of([form, "b", form])) == (("a", "b"), [0, 1, 0])
-    assert "set dataset.single_label: false" in refusal(recipe_of(), rows_of([form, "b", ["a", "b"]]))
+    assert "set dataset.single_label: false" in refusal(
+        recipe_of(), rows_of([form, "b", ["a", "b"]])
+    )
 
 
 def test_choices_of_label_studio_are_a_list() -> None:

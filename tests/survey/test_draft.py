@@ -117,6 +117,36 @@ def is_multi(recipe: Recipe) -> bool:
         ),
         ("a.csv", rows("id,text,label", "x,one {n},a", "x,two {n},b"), lambda r: r.dataset.columns.id is None),
         ("a.csv", rows("text,label", 'one {n},"{{a}}"', "two {n},b"), lambda r: r.kind.side == "labels"),
+        ("a.csv", rows("Frage,Question,Answer", "x,What is {n}?,It is"), lambda r: r.dataset.columns.answers == "Answer"),
+        (
+            "a.csv",
+            rows("sep=;\nNr;Kommentar;Bewertung", '{n};ein Satz {n};4,5', "{n};noch ein Satz {n};3"),
+            lambda r: (r.task, r.dataset.decimal) == ("regression", ","),
+        ),
+        (  # doccano: the label in a list, which is empty if nobody has given it
+            "a.jsonl",
+            "\n".join(json.dumps({"text": f"text {n}", "label": [["a"], ["b"], []][n % 3]}) for n in range(60)),
+            lambda r: r.kind.side == "labels" and r.dataset.on_bad_rows == "drop",
+        ),
+        (  # Label Studio: one choice as a word, several in an object
+            "a.jsonl",
+            "\n".join(json.dumps({"text": f"text {n}", "topic": [{"choices": ["a", "b"]}, "a", "c"][n % 3]}) for n in range(60)),
+            is_multi,
+        ),
+        (  # Argilla: what people said comes before what a model suggests
+            "a.jsonl",
+            "\n".join(
+                json.dumps({"text": f"text {n}", "label.suggestion": "ab"[n % 2], "label.responses": ["ab"[n // 2 % 2]]})
+                for n in range(60)
+            ),
+            lambda r: r.dataset.columns.label == "label.responses",
+        ),
+        ("a.csv", rows("utterance,intent", *(f"words {{n}},i{n}" for n in range(300)), count=900), lambda r: r.kind.side == "labels"),
+        (
+            "a.csv",
+            rows("reviewText,overall,reviewerID", "one {n} x,5.0,U1", "two {n} x,1.0,U2"),
+            lambda r: r.dataset.columns.label == "overall",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_written_is_valid(
@@ -128,11 +158,51 @@ def test_what_is_written_is_valid(
 
 
 @pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"data": {"text": "a"}, "annotations": [{}]}, "export JSON-MIN or CSV instead"),
+        ({"fields": {"text": "a"}, "responses": {}, "status": "completed"}, "records.to_datasets"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "what the user says"),
+    ],
+)
+def test_objects_in_cells_get_advice(row: object, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        written(tmp_path, "a.jsonl", "\n".join([json.dumps(row)] * 9))
+
+
+def test_other_columns_that_could_be_labels_are_named(tmp_path: Path) -> None:
+    content = rows("body,team,priority", "one {n} long,a,high", "two {n} long,b,low")
+    assert "; also possible: priority" in written(tmp_path, "a.csv", content)[0]
+
+
+def test_names_of_classes_stand_for_their_numbers(tmp_path: Path) -> None:
+    import datasets
+
+    features = {
+        "text": datasets.Value("string"),
+        "label": datasets.ClassLabel(names=["bad", "good"]),
+    }
+    rows = {"text": [f"text {n}" for n in range(60)], "label": [n % 2 for n in range(60)]}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(
+        tmp_path / "b.parquet"
+    )
+    text, recipe = written(tmp_path, "a.parquet", (tmp_path / "b.parquet").read_bytes())
+    assert "2 labels: bad 30, good 30" in text
+    assert recipe.prompt.zero_shot.endswith("label (bad, good):")
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         ("", "the file is empty"),
         (rows("a,b", "some text {n},another text {n}"), "no column holds what a text can be"),
         (rows("a,b", "{n},1"), "no column holds text"),
+        ("text,label\n", "contains no rows"),
+        (rows("text,label", "one {n},ok"), "label: always ok"),
+        (
+            rows("0,this is the first text", "0,this is text {n}", "4,this is text {n}"),
+            "the first line seems to be a row",
+        ),
     ],
 )
 def test_what_is_no_task_is_one_line(content: str, said: str, tmp_path: Path) -> None:
@@ -145,7 +215,8 @@ def test_text_of_the_data_stays_in_its_comment(tmp_path: Path) -> None:
     content = rows("text,label", 'one {n},"a\u2028lora: x"', 'two {n},"b # c"')
     text, recipe = written(tmp_path, "a # b.csv", content)
     assert recipe.lora is not None and recipe.lora.r == 16
-    assert set(read(text).value) == {"task", "model", "lora", "dataset", "prompt", "train"}
+    sections = {"task", "model", "lora", "dataset", "prompt", "train"}
+    assert set(read(text).value) - {"quantization"} == sections
 
 
 def test_the_command_writes_a_new_file_and_names_the_next_one(
