@@ -18,6 +18,15 @@ FORMATS = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+_SHEET, _CONVERT = (
+    "save its sheet as CSV (UTF-8)",
+    "write its rows as Parquet or CSV, such as with pandas",
+)
+_OTHERS = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _SHEET),
+    **dict.fromkeys((".arrow", ".feather", ".orc", ".avro", ".pkl", ".pickle", ".db"), _CONVERT),
+}
+"""What to do about files that are tables, and that are not read here."""
 _SPLIT = re.compile(
     r"(?i)(?<![a-z])(train|training|test|testing|eval|evaluation|dev|val|valid|validation)(?![a-z])"
 )
@@ -64,6 +73,12 @@ def format_of(name: str) -> str | None:
     path = PurePosixPath(name)
     suffix = path.suffix.lower()
     return FORMATS.get(path.with_suffix("").suffix.lower() if suffix in unpack.SUFFIXES else suffix)
+
+
+def check_readable(path: str) -> None:
+    """Raise UserError for a file that is a table of another format."""
+    if (advice := _OTHERS.get(PurePosixPath(path).suffix.lower())) is not None:
+        raise UserError(f"{path}: this format is not read: {advice}")
 
 
 def expanded(path: str) -> Path:

@@ -31,6 +31,12 @@ def test_the_format_can_be_said(tmp_path: Path) -> None:
     assert len(train_of(whole(file, format="tsv"))) == 6
 
 
+def test_a_table_of_another_program_gets_advice(tmp_path: Path) -> None:
+    """A workbook is an archive, but its files are not what a user wants to name."""
+    assert "save its sheet as CSV" in refusal(whole(write(tmp_path / "a.XLSX", b"PK\x03\x04")))
+    assert "as Parquet" in refusal(whole(write(tmp_path / "a.feather", b"ARROW1")))
+
+
 def test_a_home_that_nobody_has_is_one_line() -> None:
     assert "~nobody-here/a.csv: " in refusal(whole("~nobody-here/a.csv"))
 
