@@ -175,6 +175,39 @@ def test_other_columns_that_could_be_labels_are_named(tmp_path: Path) -> None:
     assert "; also possible: priority" in written(tmp_path, "a.csv", content)[0]
 
 
+def test_parts_beside_the_train_part_are_used(tmp_path: Path) -> None:
+    """Unless they have no labels, as those of competitions."""
+    for name in ("Reviews_Test.csv", "reviews.csv"):
+        (tmp_path / name).write_text(rows("text,label", "x {n},a", "y {n},b", count=8), "utf-8")
+    content = rows("text,label", "one {n},a", "two {n},b")
+    text, recipe = written(tmp_path, "Reviews_Train.csv", content)
+    assert recipe.dataset.parts.test == str(tmp_path / "Reviews_Test.csv")
+    assert "# 10 % become the validation part\n" in text
+    (tmp_path / "Reviews_Test.csv").write_text("text\nx\ny", "utf-8")
+    text, recipe = written(tmp_path, "Reviews_Train.csv", content)
+    assert recipe.dataset.parts.test is None
+    assert "Reviews_Test.csv cannot be used as it is: the columns are: text" in text
+
+
+def test_rows_that_stand_in_two_parts_or_with_two_labels_are_counted(tmp_path: Path) -> None:
+    """Spaces and the case of letters do not make another text; the bounds are Wilson's by hand."""
+    train = rows("text,label", "one {n},a", "two {n},b", count=20) + "\nTwo  1,a\none 0,b\none 0,a"
+    test = rows("text,label", "One {n},a", "new {n},b", count=8)
+    for name, content in (("a.csv", train), ("b.csv", test)):
+        (tmp_path / name).write_text(content, "utf-8")
+    parts = {"test": str(tmp_path / "b.csv")}
+    data = {"path": str(tmp_path / "a.csv"), "parts": parts, "validation_size": 0.0}
+    recipe = load_recipe(
+        {"task": "classification", "model": {"model_name_or_path": "tiny"}, "dataset": data}
+    )
+    said = [*lines_of(recipe, load(recipe))]
+    assert said[2:-1] == [
+        "test: 4 of them read the same as an example of train or validation",
+        "test: an accuracy of 0.8 would have the interval [0.455, 0.950]",
+        "train: 2 texts have different labels in different rows",
+    ]
+
+
 def test_names_of_classes_stand_for_their_numbers(tmp_path: Path) -> None:
     import datasets
 
@@ -183,12 +216,13 @@ def test_names_of_classes_stand_for_their_numbers(tmp_path: Path) -> None:
         "label": datasets.ClassLabel(names=["bad", "good"]),
     }
     rows = {"text": [f"text {n}" for n in range(60)], "label": [n % 2 for n in range(60)]}
-    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(
-        tmp_path / "b.parquet"
-    )
+    named = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    named.to_parquet(tmp_path / "b.parquet")
     text, recipe = written(tmp_path, "a.parquet", (tmp_path / "b.parquet").read_bytes())
     assert "2 labels: bad 30, good 30" in text
     assert recipe.prompt.zero_shot.endswith("label (bad, good):")
+    datasets.DatasetDict(train=named, dev=named).save_to_disk(tmp_path / "saved")
+    assert "    validation: dev " in draft(f"{tmp_path}/saved", "tiny")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,18 @@ def _saved(folder: Path, split: str) -> "datasets.Dataset | None":
     return datasets.Dataset.load_from_disk(str(folder))
 
 
+def split_names(path: str) -> list[str]:
+    """Return the names of the splits of a data set on the Hub, or of a folder; [] if nothing says them."""
+    import datasets
+
+    try:
+        if (Path(path) / _SPLITS).is_file():
+            return _Splits.model_validate_json(read_text(Path(path), _SPLITS)).splits
+        return [*datasets.get_dataset_split_names(path)]
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
+        return []
+
+
 def _check_meaning(path: str) -> None:
     """Raise UserError for a name that the library takes for something else than the user may mean."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES

@@ -3,7 +3,7 @@
 import difflib
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from llama_peft.data.sources import unpack
@@ -27,9 +27,9 @@ _OTHERS = {
     **dict.fromkeys((".arrow", ".feather", ".orc", ".avro", ".pkl", ".pickle", ".db"), _CONVERT),
 }
 """What to do about files that are tables, and that are not read here."""
-_SPLIT = re.compile(
-    r"(?i)(?<![a-z])(train|training|test|testing|eval|evaluation|dev|val|valid|validation)(?![a-z])"
-)
+_TRAIN, _TEST = ("train", "training"), ("test", "testing")
+_VALIDATION = ("validation", "valid", "val", "dev", "eval", "evaluation")
+_SPLIT = re.compile(rf"(?i)(?<![a-z])({'|'.join((*_TRAIN, *_TEST, *_VALIDATION))})(?![a-z])")
 """Words in the names of files by which the Hub's layout tells the splits of a data set apart."""
 
 
@@ -61,6 +61,29 @@ def _is_one_table(folder: Path) -> bool:
         entry.is_file() and format_of(entry.name) and not _SPLIT.search(entry.name)
         for entry in entries
     )
+
+
+def files_beside(place: str) -> dict[str, str]:
+    """Return the files of the test and the validation part, by names like that of the train part."""
+    found, name = _SPLIT.search(PurePosixPath(place).name), PurePosixPath(place).name
+    if is_url(place) or found is None or found[0].lower() not in _TRAIN:
+        return {}
+
+    def beside(word: str) -> str:
+        word = word.capitalize() if found[0][0].isupper() else word
+        return place.removesuffix(name) + name[: found.start()] + word + name[found.end() :]
+
+    return parts_in(lambda word: beside(word) if expanded(beside(word)).is_file() else None)
+
+
+def parts_in(of: Callable[[str], str | None]) -> dict[str, str]:
+    """Return the place of the test and the validation part under the first usual word that has one.
+
+    of: returns the place of a part by such a word, or None if there is none.
+    """
+    words = {"validation": _VALIDATION, "test": _TEST}
+    places = {part: [place for word in own if (place := of(word))] for part, own in words.items()}
+    return {part: own[0] for part, own in places.items() if own}
 
 
 def _is_note(name: str) -> bool:
