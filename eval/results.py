@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from llama_peft.errors import UserError
-from llama_peft.run_folder.layout import PREDICTIONS, RESULTS, TUNED, ZERO_SHOT
+from llama_peft.run_folder.layout import PREDICTIONS, RECIPE, RESULTS, TUNED, ZERO_SHOT
 from llama_peft.run_folder.results import ModelConfig, Results, Scores, read_results
 from llama_peft.system.files import inside, sum_of
 from llama_peft.tasks import MAIN, TASKS, Side
@@ -312,5 +312,7 @@ def _broken(path: Path, fault: str) -> UserError:
     if folder.name == TUNED:
         command = f"llama-eval run --model {folder.parent} --output {folder}"
     else:
-        command = f"llama-eval run --task TASK --output {folder}"
+        recipe = folder.parent / RECIPE
+        task = recipe if folder.name == ZERO_SHOT and recipe.is_file() else "TASK"
+        command = f"llama-eval run --task {task} --output {folder}"
     return UserError(f"{path} {fault}; make it with: {command}")

@@ -94,7 +94,8 @@ def _too_long(entries: list[_Entry]) -> Cause | None:
     if not _validation_rose(entries) or not known:
         return None
     best = min(known, key=lambda one: one.eval_loss or 0.0)
-    why = f"the loss on validation rose again after {best.epoch:.3g} epochs"
+    epochs = f"{best.epoch:.3g} epoch{'' if best.epoch == 1 else 's'}"
+    why = f"the loss on validation rose again after {epochs}"
     return Cause(why, f"train.num_train_epochs={best.epoch:.3g}")
 
 

@@ -40,7 +40,7 @@ def write_compared(
         report_sha256=sum_of(run, REPORT),
         parts=[_part(before, after) for before, after in pairs],
     )
-    more = {"charts_sha256": dict(charts), "verdict": tuple(verdict)}
+    more = {"charts_sha256": dict(charts), "verdict": [*verdict]}
     known = {name: value for name, value in more.items() if value}
     write_comparison(run, comparison.model_copy(update=known))
 

@@ -25,7 +25,13 @@ TRUTH = ("label", "answers", "answer_start")
 """The columns with what a model should say. Rows that are only to be predicted need none of them."""
 
 _NUMBERED = ": make the ids unique, or set dataset.columns.id: null to number the rows"
-_ADVICE = {"empty id": _NUMBERED, "duplicate id": _NUMBERED}
+SEVERAL = "label holds several values, but a row has one class"
+_ADVICE = {
+    "empty id": _NUMBERED,
+    "duplicate id": _NUMBERED,
+    "context is not text": ": write each passage as one text",
+    SEVERAL: ": if a row may have any number of labels, set dataset.single_label: false",
+}
 
 
 class Faults:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 
-from llama_peft.data.cells import Cells, broken, find_columns, label_columns, literal
+from llama_peft.data.cells import SEVERAL, Cells, broken, find_columns, label_columns, literal
 from llama_peft.data.formats import Table
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe
@@ -88,18 +88,40 @@ def has_names(table: Table, recipe: Recipe) -> bool:
     return column in table.class_names and not label_columns(recipe)
 
 
+def only(cell: object) -> object:
+    """Return the value in a list of one, as annotation tools write one label, and None for an empty
+    list. Any other cell is returned as it is.
+    """
+    found = chosen(cell)
+    if not isinstance(found, list | tuple) or len(found) > 1:
+        return cell
+    return found[0] if found else None
+
+
+def several(cell: object, separator: str) -> Sequence[object] | None:
+    """Return what a cell with any number of labels names; None if it is a list that cannot be read."""
+    found = chosen(cell)
+    if not isinstance(cell, str):
+        return found if isinstance(found, list | tuple) else [cell]
+    if isinstance(found, list | tuple):
+        # Python reads the labels 'a' 'b', as numpy writes a list, as the one label 'ab'.
+        return None if re.search(r"""['"]\s+['"]""", cell) else found
+    if cell.lstrip().startswith(("[", "(")):
+        return None
+    return cell.split(separator) if cell.strip() else []
+
+
+def chosen(cell: object) -> object:
+    """Return a cell, or the list that it writes; Label Studio has one in {"choices": [...]}."""
+    found = literal(cell) if isinstance(cell, str) else cell
+    return found["choices"] if isinstance(found, dict) and [*found] == ["choices"] else found
+
+
 def _values(cell: object, recipe: Recipe) -> Sequence[object] | None:
     """Return what a cell names as labels; None if it is a list that cannot be read."""
     if recipe.kind.side != "label_sets":
-        return [cell]
-    if not isinstance(cell, str):
-        return cell if isinstance(cell, list | tuple) else [cell]
-    if not cell.lstrip().startswith(("[", "(")):
-        return cell.split(recipe.dataset.label_separator) if cell.strip() else []
-    found = literal(cell)
-    # Python reads the labels 'a' 'b', as numpy writes a list, as the one label 'ab'.
-    is_list = isinstance(found, list | tuple) and not re.search(r"""['"]\s+['"]""", cell)
-    return found if is_list and isinstance(found, list | tuple) else None
+        return [only(cell)]
+    return several(cell, recipe.dataset.label_separator)
 
 
 def _why_not(cell: object) -> str | None:
@@ -110,7 +132,7 @@ def _why_not(cell: object) -> str | None:
     if broken(key):
         return "unpaired Unicode surrogate in the label"
     if not isinstance(literal(key) if key else cell, str | int | float | Decimal):
-        return "label holds several values, but a row has one class"
+        return SEVERAL
     if not key:
         return "label is neither a word nor a number"
     if "." in key and _NUMBER.fullmatch(key):
@@ -121,7 +143,7 @@ def _why_not(cell: object) -> str | None:
 def label_reader(cells: Cells, labels: Sequence[str], recipe: Recipe) -> Callable[[int], Label]:
     """Return the function that reads the truth of a row, as the recipe's kind of task has it."""
     if recipe.kind.side == "numbers":
-        return partial(_read_number, cells)
+        return partial(_read_number, cells, recipe.dataset.decimal)
     reader = LabelReader(cells, labels, recipe)
     if recipe.kind.side == "labels":
         return reader.read
@@ -129,16 +151,28 @@ def label_reader(cells: Cells, labels: Sequence[str], recipe: Recipe) -> Callabl
     return partial(_read_columns, cells, each) if each else partial(reader.read_set, recipe)
 
 
-def _read_number(cells: Cells, row: int) -> float:
+def number_key(cell: object, decimal: str) -> str:
+    """Return the number in a cell as Python writes it; "" for what is not a number.
+
+    decimal: what stands before its fraction. With a comma, a text with a point is not a number: the
+    point may separate thousands.
+    """
+    text = "" if isinstance(cell, bool) else label_key(cell)
+    if decimal == "," and isinstance(cell, str):
+        text = "" if "." in text else text.replace(",", ".")
+    return text if is_number(text) else ""
+
+
+def _read_number(cells: Cells, decimal: str, row: int) -> float:
     """Return the number of a row. It is 0 if the cell is wrong, which is recorded."""
-    cell = cells.cell(row, "label")
-    key = "" if isinstance(cell, bool) else label_key(cell)
-    if is_number(key):
+    cell = only(cells.cell(row, "label"))
+    if key := number_key(cell, decimal):
         return float(key)
-    empty = cell is None or cell != cell or (isinstance(cell, str) and not key)
-    cells.faults.add(
-        row, "empty label" if empty else "label is not a number", None if empty else cell
-    )
+    empty = cell is None or cell != cell or (isinstance(cell, str) and not label_key(cell))
+    fault = "empty label" if empty else "label is not a number"
+    if decimal == "." and number_key(cell, ","):
+        fault += ": if it has a decimal comma, set dataset.decimal: ','"
+    cells.faults.add(row, fault, None if empty else cell)
     return 0.0
 
 
@@ -180,7 +214,7 @@ class LabelReader:
 
     def read(self, row: int) -> int:
         """Return the number of a row's label. It is 0 if the cell is wrong, which is recorded."""
-        return self._number(row, self.cells.cell(row, "label"))
+        return self._number(row, only(self.cells.cell(row, "label")))
 
     def read_set(self, recipe: Recipe, row: int) -> tuple[int, ...]:
         """Return the numbers of all labels of a row, which can have none."""

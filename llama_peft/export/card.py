@@ -94,7 +94,7 @@ def _body(
 
     recipe, fitted = bundle.recipe, bundle.threshold
     parts = bundle.comparison.parts if bundle.comparison else []
-    verdict = bundle.comparison.verdict if bundle.comparison else ()
+    verdict = bundle.comparison.verdict if bundle.comparison else []
     duties = licences.duties(recipe.model.model_name_or_path)
     pushed = described(
         *(recipe, encoder, fitted),

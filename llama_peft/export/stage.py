@@ -11,6 +11,7 @@ The base is named with the commit that the run was trained on.
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from llama_peft.run_folder.comparison import Comparison, write_comparison
 from llama_peft.run_folder.evaluations import (
     Evaluations,
     checked_comparison,
+    command,
     damaged,
     is_evaluated,
     read_evaluations,
@@ -35,6 +37,7 @@ from llama_peft.run_folder.evaluations import (
 from llama_peft.run_folder.layout import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
+    BOTH_RESULTS,
     CARD_CHARTS,
     HEAD,
     RECIPE,
@@ -49,6 +52,7 @@ from llama_peft.run_folder.run import Run
 from llama_peft.run_folder.threshold import Threshold, run_threshold, write_threshold
 from llama_peft.system.files import copy, read_bytes, read_json, sha256, write_text
 
+log = logging.getLogger(__name__)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_CHART = 1_000_000
 """Bytes; our figures are far smaller."""
@@ -102,6 +106,8 @@ def stage(run: Run, folder: Path) -> Bundle:
     if threshold is not None:
         write_threshold(folder, threshold)
     evaluations = read_evaluations(run.folder, run.record) if is_evaluated(run.folder) else None
+    if evaluations is None:
+        _tell_half(run.folder)
     comparison = None if evaluations is None else _stage_evaluations(run, folder, evaluations)
     names = [name for name in (*ADAPTER_FILES, HEAD, RECIPE) if (folder / name).is_file()]
     record = run.record.model_copy(
@@ -139,6 +145,16 @@ def _stage_adapter(run: Run, folder: Path, pushed: Recipe) -> None:
         raise UserError(f"{run.adapter / ADAPTER_CONFIG}: this file is damaged: {error}") from None
     config["revision"] = pushed.model.revision
     write_text(folder, ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True))
+
+
+def _tell_half(run: Path) -> None:
+    """Say why scores are not shown, if only one of the two systems was measured."""
+    absent = [name for name in BOTH_RESULTS if not (run / name).is_file()]
+    if len(absent) == 1:
+        log.warning(
+            "%s: the card shows no score, because %s is missing; make it with: %s",
+            *(run, absent[0], command(run, absent[0])),
+        )
 
 
 def _stage_evaluations(run: Run, folder: Path, found: Evaluations) -> Comparison:

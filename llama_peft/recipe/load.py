@@ -107,7 +107,9 @@ def find_recipe(name: str) -> Path:
     known = {
         path.stem for folder in folders for end in _SUFFIXES for path in folder.glob(f"*{end}")
     }
-    near = difflib.get_close_matches(Path(name).stem, known, n=3, cutoff=0.5) or sorted(known)
+    here = {path.name for end in _SUFFIXES for path in Path().glob(f"*{end}")}
+    words = Path(name).stem, {*known, *here}
+    near = difflib.get_close_matches(*words, n=3, cutoff=0.5) or sorted(known)
     raise UserError(f"{name}: no such recipe; did you mean {either(near)}?")
 
 

@@ -127,6 +127,8 @@ class Data(Section):
     "The character between the cells of CSV and TSV. null means a comma, or a tab for TSV."
     encoding: Encoding = later("utf-8")
     "The encoding of text files, by any name that Python knows: latin-1, cp1252, utf-16, ..."
+    decimal: Literal[".", ","] = later(".")
+    "What stands before the fraction of a number to learn (task: regression) that is text, as in 4,5."
     on_bad_rows: Literal["refuse", "drop"] = later("refuse")
     "Rows that cannot be used: refuse them all, or drop them and record how many, and why."
     columns: Columns = Columns()

@@ -88,7 +88,18 @@ def dump_line(value: object) -> str:
     flow = yaml.dump(
         [value], Dumper=_Dumper, allow_unicode=True, width=float("inf"), default_flow_style=True
     )
-    return flow.strip()[1:-1]
+    line = flow.strip()[1:-1]
+    is_quoted = isinstance(value, str) and line.startswith('"')
+    return _ESCAPE.sub(_unescaped, line) if is_quoted else line
+
+
+_ESCAPE = re.compile(r"\\(?:U([0-9A-F]{8})|.)")
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    """Return an emoji as itself: PyYAML escapes all letters above U+FFFF in double quotes."""
+    letter = chr(int(escape[1], 16)) if escape[1] else ""
+    return letter if letter.isprintable() and letter else escape[0]
 
 
 def read_bytes(raw: bytes) -> Document:

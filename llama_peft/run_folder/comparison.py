@@ -54,7 +54,7 @@ class Comparison(Stored):
     charts_sha256: dict[str, str] = Field(default_factory=dict)
     """The sum of each figure of the report that is a PNG file, by its name in the run folder."""
     parts: list[PartComparison]
-    verdict: tuple[str, ...] = ()
+    verdict: list[str] = Field(default_factory=list)
     """What the ladder of the run says, in a few lines."""
 
 

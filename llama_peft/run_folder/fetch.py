@@ -76,7 +76,7 @@ def fetch(name: str) -> Path | None:
             )
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise UserError(
-            f"{name}: {hub_problem(error, repo, revision or 'main')}; to make a run, use: "
+            f"{name}: no such folder, and {hub_problem(error, repo, revision or 'main')}; to make a run, use: "
             "llama-peft train RECIPE"
         ) from None
     if not is_file(folder, HEAD) and not all(is_file(folder, name) for name in ADAPTER_FILES):

@@ -12,11 +12,6 @@ class Base(NamedTuple):
     why: str
     on_gpu: bool
 
-    @property
-    def is_small(self) -> bool:
-        """Whether it was chosen for a CPU."""
-        return self.name == _SMALL
-
 
 _LARGE = "unsloth/Llama-3.2-1B"
 _SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -1,12 +1,16 @@
 """Writes the recipe for a file of data. What it guessed stands behind each key, as a comment."""
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from llama_peft.data import Dataset, QuestionExample, Table, is_file_name, label_key, load
+from llama_peft.data import Dataset, QuestionExample, Table, is_file_name, load
+from llama_peft.data.labels import number_key, only
 from llama_peft.data.sources.files import read_files
-from llama_peft.data.sources.hub import read_hub
-from llama_peft.data.sources.places import FORMATS
+from llama_peft.data.sources.hub import read_hub, split_names
+from llama_peft.data.sources.places import FORMATS, files_beside, parts_in
 from llama_peft.data.sources.unpack import SUFFIXES
 from llama_peft.errors import UserError
 from llama_peft.recipe import Data, load_recipe
@@ -22,6 +26,13 @@ _ON_CPU = {"max_train_samples": 4000, "max_eval_samples": 500}
 """Rows that a CPU reads with patience."""
 _FEW = 2000
 """Below so many rows, smaller batches give more steps."""
+_CHANGES: tuple[Mapping[str, object], ...] = (
+    {},
+    {"on_bad_rows": "drop"},
+    {"stratify": False},
+    {"on_bad_rows": "drop", "stratify": False},
+)
+"""What data may need to be read whole, in the order in which it is tried."""
 _LISTED = 12
 """Labels that a comment names, or a prompt."""
 _ROW = {True: 2048, False: 1024}
@@ -39,18 +50,19 @@ def draft(source: str, base: str | None = None) -> str:
     table, read = _read(source)
     found, chosen = guess(table), fitting_base(base)
     data = {"path": source, **read, **_data(table, found, chosen)}
+    dtype = {"dtype": "float32"} if chosen.name == "tiny" else {}
     values = {
         "task": found.task,
-        "model": {"model_name_or_path": chosen.name},
-        **({"quantization": {"load_in_4bit": False}} if chosen.is_small else {}),
+        "model": {"model_name_or_path": chosen.name, **dtype},
+        **({} if chosen.on_gpu else {"quantization": {"load_in_4bit": False}}),
         "lora": {"r": 16},
         "dataset": data,
         **_prompt(table, found),
         **_train(table, found, chosen),
     }
-    values, dataset = _fitted(values, data)
+    fitted = _fitted(values, data, _parts(source))
     first = f"# Written by `llama-peft init {source}` for {len(table.records):,} rows."
-    lines = [printable(first), *_lines(values, _comments(table, found, chosen, dataset))]
+    lines = [printable(first), *_lines(fitted.values, _comments(table, found, chosen, fitted))]
     return "\n".join([*lines, ""])
 
 
@@ -84,11 +96,13 @@ def _read(source: str) -> tuple[Table, Values]:
 def _data(table: Table, found: Guess, base: Base) -> Values:
     """Return the keys of `dataset` about the columns and the number of rows."""
     keys: Values = {"columns": found.columns}
+    if found.decimal != ".":
+        keys["decimal"] = found.decimal
     if not found.single_label:
         keys["single_label"] = False
         if found.separator != ",":
             keys["label_separator"] = found.separator
-    if base.is_small and len(table.records) > _ON_CPU["max_train_samples"]:
+    if not base.on_gpu and len(table.records) > _ON_CPU["max_train_samples"]:
         keys |= _ON_CPU
     return keys
 
@@ -97,7 +111,7 @@ def _prompt(table: Table, found: Guess) -> Values:
     """Return the section `prompt`: what names the labels, the numbers, or the lack of a passage."""
     text, label = found.columns.get("text"), found.columns.get("label")
     if found.task == "regression":
-        return {"prompt": {"verbalizers": _numbers([row.get(str(label)) for row in table.records])}}
+        return {"prompt": {"verbalizers": _numbers(table, found)}}
     if found.task == "generative_qa" and found.columns["context"] is None:
         return {"prompt": {"instruction": "Answer the question.\n\n"}}
     labels = sorted(label_counts(table, found)) if found.single_label and label else []
@@ -107,9 +121,10 @@ def _prompt(table: Table, found: Guess) -> Values:
     return {"prompt": {"zero_shot": f"Text: {{text}}\n{label} ({listed}):"}}
 
 
-def _numbers(cells: list[object]) -> list[str]:
+def _numbers(table: Table, found: Guess) -> list[str]:
     """Return numbers from the smallest to the largest, with which a base can answer."""
-    numbers = [float(key) for key in map(label_key, cells) if key]
+    cells = (row.get(str(found.columns["label"])) for row in table.records)
+    numbers = [float(key) for cell in cells if (key := number_key(only(cell), found.decimal))]
     low, high = min(numbers), max(numbers)
     whole = range(round(low), round(high) + 1)
     if 2 <= len(whole) <= _LISTED:
@@ -124,34 +139,85 @@ def _train(table: Table, found: Guess, base: Base) -> Values:
     return {"train": {**row, "per_device_train_batch_size": 1}}
 
 
-def _fitted(values: Values, data: Values) -> tuple[Values, Dataset]:
-    """Return the recipe with what the data need to be read whole, and the data.
+def _parts(source: str) -> dict[str, str]:
+    """Return the parts that the data bring beside the train part, by the recipe's keys."""
+    if is_file_name(source):
+        return files_beside(source)
+    names = split_names(source)
+    return parts_in(lambda word: word if word in names else None)
 
-    Raises UserError with what is wrong with the recipe before anything was added.
+
+class _Fitted(NamedTuple):
+    """A recipe that is valid on its data."""
+
+    values: Values
+    dataset: Dataset
+    parts: Mapping[str, str]
+    """The parts that are not cut from train."""
+    unused: str = ""
+    """Why parts that the data bring are left out."""
+
+
+def _fitted(values: Values, data: Values, parts: Mapping[str, str]) -> _Fitted:
+    """Return the recipe with what the data need to be read whole.
+
+    Parts that cannot be used are left out: those of benchmarks often have no labels. Raises UserError
+    with what is wrong with the recipe before anything was added.
     """
-    drop, random = {"on_bad_rows": "drop"}, {"stratify": False}
     first: UserError | None = None
-    for change in ({}, drop, random, drop | random):
-        changed = {**values, "dataset": {**data, **change}}
+    for change in _CHANGES:
+        own = {"parts": dict(parts)} if parts else {}
+        changed = {**values, "dataset": {**data, **own, **change}}
         try:
-            return changed, load(load_recipe(changed))
+            with _unsaid():
+                return _Fitted(changed, load(load_recipe(changed)), parts)
         except UserError as error:
             first = first or error
     assert first is not None, "nothing was loaded"
-    raise first
+    if not parts:
+        raise first
+    why = str(first).splitlines()[-1].strip().partition(" (first")[0]
+    unused = f"{' and '.join(parts.values())} cannot be used as it is: {why}"
+    return _fitted(values, data, {})._replace(unused=unused)
+
+
+def _shares(parts: Mapping[str, str]) -> str:
+    """Return what is cut from train."""
+    if "test" in parts:
+        return "" if "validation" in parts else "10 % become the validation part"
+    rest = "" if "validation" in parts else ", and 10 % of the rest the validation part"
+    return f"20 % become the test part{rest}"
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Log nothing of the data for a while: what is wrong with them becomes comments."""
+    logger = logging.getLogger("llama_peft.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _comments(
-    table: Table, found: Guess, base: Base, dataset: Dataset
+    table: Table, found: Guess, base: Base, fitted: _Fitted
 ) -> Mapping[KeyPath, list[str]]:
     """Return what is said of keys: what was found, and why a guess may be wrong."""
     said: dict[KeyPath, list[str]] = {}
+    dataset = fitted.dataset
 
     def say(path: str, text: str) -> None:
         said.setdefault(tuple(path.split(".")), []).append(text)
 
     say("model.model_name_or_path", base.why)
-    say("dataset.path", "20 % become the test part, and 10 % of the rest the validation part")
+    say("model.dtype", "in 16 bits so small a base learns less, and not faster")
+    say("quantization.load_in_4bit", "there is no GPU, and a CPU unpacks 4 bits slowly")
+    say("dataset.path", _shares(fitted.parts))
+    say("dataset.path", fitted.unused)
+    for part in fitted.parts:
+        say(f"dataset.parts.{part}", "a guess: by its name")
     say("dataset.max_train_samples", "a CPU is slow: remove both to use all rows")
     say("dataset.stratify", "a label has too few rows for each part")
     for kinds in dataset.dropped.values():

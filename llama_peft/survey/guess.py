@@ -4,17 +4,20 @@ A column is taken by its name if that is one of the usual names, and else by wha
 on less than a usual name is a guess, and says why.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from llama_peft.data import Table, label_key, literal
+from llama_peft.data import Table, label_key
+from llama_peft.data.labels import chosen, number_key, only, several
 from llama_peft.errors import UserError
 from llama_peft.recipe import Columns
 from llama_peft.recipe.fields import is_number
 from llama_peft.tasks import NamedTask
 
+_CHATS = "write what the user says and what the answer is into two columns, or the label into one"
 _MOST_LABELS = 200
 _ROWS_A_LABEL = 3
 """The least rows of a label, in the mean, of a column that may hold labels."""
@@ -25,6 +28,10 @@ _QUOTES = 0.5
 _LONGEST_NAME = 40
 """Letters of the name of a label, or of a row."""
 _SEPARATORS = ",;|"
+_NUMBERS = {"numbers": ".", "numbers with decimal commas": ","}
+"""What stands before the fraction, by what a column of numbers is called here."""
+_ALSO = 3
+"""Other columns with labels that are named."""
 _PAIRS = (
     ("premise", "hypothesis"),
     ("sentence1", "sentence2"),
@@ -34,8 +41,22 @@ _PAIRS = (
 """Names of columns that are read together."""
 _LABEL_NAMES = (
     "category", "target", "topic", "intent", "sentiment", "tag", "tags", "team", "type", "y",
-    "rating", "score", "stars", "kategorie", "klasse", "thema",
+    "rating", "score", "stars", "overall", "bewertung", "kategorie", "klasse", "thema",
 )  # fmt: skip
+_SELDOM = re.compile(r"(?:[^A-Za-z]|^)(?:id|ID)$|[a-z]I[Dd]$|suggestion|predict")
+"""Names of columns that tell rows, people or things apart, or hold what a model has said: they are
+seldom the label.
+"""
+_OBJECTS = {
+    ("data", "annotations"): "this looks like Label Studio's JSON: export JSON-MIN or CSV instead",
+    (
+        "fields",
+        "responses",
+    ): "this looks like Argilla's records: save records.to_datasets() instead",
+    ("messages",): _CHATS,
+    ("conversations",): _CHATS,
+}
+"""What to do about files whose cells hold objects, by the columns that they have."""
 _Cells = Mapping[str, Sequence[object]]
 
 
@@ -49,21 +70,40 @@ class Guess:
     single_label: bool = True
     separator: str = ","
     """What separates the labels in a cell, if a row has any number of them."""
+    decimal: str = "."
+    """What stands before the fraction of a number."""
     doubts: dict[str, str] = field(default_factory=dict)
     """By the recipe's key: why the guess may be wrong."""
 
 
 def guess(table: Table) -> Guess:
     """Return what a table is taken for. Raises UserError if no column can be what a task needs."""
+    if not table.records:
+        raise UserError(f"{table.source}: contains no rows")
     cells = {name: [row.get(name) for row in table.records] for name in table.columns}
     found = _questions(cells) or _texts(table, cells)
+    _check_header(table.source, cells, found)
     if (own := _id(cells, found)) != "id":
         found.columns["id"] = own
     return found
 
 
+def _check_header(source: str, cells: _Cells, found: Guess) -> None:
+    """Raise UserError if the names of the columns are a row: a sentence, and one of the labels."""
+    text, label = found.columns.get("text"), found.columns.get("label")
+    if not isinstance(text, str) or not isinstance(label, str) or len(text.split()) < 4:
+        return
+    if label_key(label) in {*map(label_key, cells[label])}:
+        raise UserError(
+            f"{source}: the first line seems to be a row ({label}, {text}): write a line above it "
+            "with the names of the columns, such as label,text"
+        )
+
+
 def _named(cells: _Cells, key: str) -> str | None:
-    return next((name for name in Columns().names(key) if name in cells), None)
+    """Return the column with a usual name, in letters of any size."""
+    own = {name.lower(): name for name in reversed([*cells])} | {name: name for name in cells}
+    return next((own[name] for name in Columns().names(key) if name in own), None)
 
 
 def _words(cells: Sequence[object]) -> list[str]:
@@ -94,8 +134,8 @@ def _questions(cells: _Cells) -> Guess | None:
     if answers is None:
         return None
     if context is None:
-        doubts["context"] = "no column holds the answers, so the questions have no passage"
-    elif context not in Columns().names("context"):
+        doubts["context"] = "no text has the answers in it, so the questions have no passage"
+    elif context.lower() not in Columns().names("context"):
         doubts["context"] = f"most cells of {answers} stand in it"
     columns: dict[str, str | list[str] | None] = {"question": question, "context": context}
     columns["answers"] = answers
@@ -133,29 +173,52 @@ def _stands_in(short: Sequence[object], long: Sequence[object]) -> bool:
 def _texts(table: Table, cells: _Cells) -> Guess:
     """Return the guess for a table of texts with labels or numbers."""
     doubts: dict[str, str] = {}
-    text = _text(cells, doubts)
+    text = _text(table.source, cells, doubts)
     taken = {text} if isinstance(text, str) else {*text}
     others = {name: column for name, column in cells.items() if name not in taken}
-    label, kind = _label(others)
+    label, kind, also = _label(others)
     if label is None:
+        held = "; ".join(f"{name}: {_held(column)}" for name, column in others.items())
         raise UserError(
-            f"{table.source}: no column holds what a text can be classified as: {', '.join(cells)}"
+            f"{table.source}: no column holds what a text can be classified as"
+            + (f" ({_advice(cells) or held})" if held else f", only {text}")
         )
-    if label not in Columns().names("label"):
+    if str(label).lower() not in Columns().names("label"):
         doubts["label"] = "few values, each in many rows"
-    if kind == "numbers":
+        if also:
+            doubts["label"] += f"; also possible: {', '.join(also[:_ALSO])}"
+    if kind in _NUMBERS:
         doubts["label"] = "numbers with many values, which the model learns as numbers"
-    columns: dict[str, str | list[str] | None] = {"text": text, "label": label}
+    if kind in _SEPARATORS:
+        doubts["label"] = f"labels with {kind!r} between them, any number in a row"
     return Guess(
-        task="regression" if kind == "numbers" else "classification",
-        columns=columns,
-        single_label=kind in ("label", "numbers"),
+        task="regression" if kind in _NUMBERS else "classification",
+        columns={"text": text, "label": label},
+        single_label=kind == "label" or kind in _NUMBERS,
         separator=kind if kind in _SEPARATORS else ",",
+        decimal=_NUMBERS.get(kind, "."),
         doubts=doubts,
     )
 
 
-def _text(cells: _Cells, doubts: dict[str, str]) -> str | list[str]:
+def _advice(cells: _Cells) -> str:
+    """Return what to do about cells that hold objects; "" if nothing is known of such a file."""
+    return next((advice for names, advice in _OBJECTS.items() if {*names} <= {*cells}), "")
+
+
+def _held(cells: Sequence[object]) -> str:
+    """Return what a column holds that cannot be labels."""
+    keys = [key for key in map(label_key, map(only, cells)) if key]
+    if not keys:
+        objects = any(isinstance(cell, dict | list) for cell in cells)
+        return "lists or objects" if objects else "no values"
+    distinct = len({*keys})
+    return (
+        f"always {keys[0]:.40}" if distinct == 1 else f"{distinct:,} values in {len(keys):,} rows"
+    )
+
+
+def _text(source: str, cells: _Cells, doubts: dict[str, str]) -> str | list[str]:
     """Return the column of texts, or the two that are read together."""
     for pair in _PAIRS:
         if {*pair} <= {*cells}:
@@ -165,52 +228,85 @@ def _text(cells: _Cells, doubts: dict[str, str]) -> str | list[str]:
         return named
     longest = sorted(cells, key=lambda name: _length(cells[name]), reverse=True)
     if not longest or not _length(cells[longest[0]]):
-        raise UserError(f"no column holds text: {', '.join(cells)}")
+        listed = _advice(cells) or ", ".join(cells)
+        raise UserError(f"{source}: no column holds text ({listed})")
     doubts["text"] = "the longest texts"
     return longest[0]
 
 
-def _label(cells: _Cells) -> tuple[str | list[str] | None, str]:
-    """Return the column of labels, and what it holds: label, numbers, lists, or a separator."""
+def _label(cells: _Cells) -> tuple[str | list[str] | None, str, list[str]]:
+    """Return the column of labels, what it holds, and the other columns that could be it.
+
+    It holds a label, lists, labels with a separator between them, or numbers.
+    """
     usual = [*Columns().names("label"), *_LABEL_NAMES]
-    by_name = [name for name in cells if name.lower() in usual]
-    marks = [name for name in cells if {*map(label_key, cells[name])} == {"0", "1"}]
-    for name in dict.fromkeys([*by_name, *(() if len(marks) > 1 else reversed([*cells]))]):
-        if kind := _kind(cells[name]):
-            return name, kind
+    may = [name for name in cells if not _asks(cells[name])]
+    by_name = sorted((name for name in may if _subject(name) in usual), key=_is_seldom)
+    marks = [name for name in may if {*map(label_key, cells[name])} == {"0", "1"}]
+    last = [*reversed(may)]
+    last.sort(key=_is_seldom)
+    order = dict.fromkeys([*by_name, *(() if len(marks) > 1 else last)])
+    kinds = {name: _kind(cells[name], name in by_name) for name in order}
+    found = [name for name, kind in kinds.items() if kind]
+    if found:
+        return found[0], kinds[found[0]], found[1:]
     if len(marks) > 1:
-        return marks, "columns"
-    numbers = [name for name in (*by_name, *reversed([*cells])) if _are_numbers(cells[name])]
-    return (numbers[0], "numbers") if numbers else (None, "")
+        return marks, "columns", []
+    for name in (*by_name, *last):
+        for kind, decimal in _NUMBERS.items():
+            if _are_numbers(cells[name], decimal):
+                return name, kind, []
+    return None, "", []
 
 
-def _kind(cells: Sequence[object]) -> str:
-    """Return how a column holds labels: label, lists, or the character between them; "" if not."""
-    read = [literal(cell) if isinstance(cell, str) else cell for cell in cells]
-    if any(isinstance(cell, list) for cell in read):
-        each = [str(one) for cell in read if isinstance(cell, list) for one in cell]
-        return "lists" if _repeats(each) else ""
-    keys = [key for key in map(label_key, cells) if key]
+def _is_seldom(name: str) -> bool:
+    return _SELDOM.search(name) is not None
+
+
+def _subject(name: str) -> str:
+    """Return what a name is about: `label` for label_id, label.responses and Label."""
+    return re.split(r"\.|_id$", name)[0].lower()
+
+
+def _kind(cells: Sequence[object], is_named: bool) -> str:
+    """Return how a column holds labels: label, lists, or the character between them; "" if not.
+
+    is_named: the name of the column says that it holds labels.
+    """
+    if any(_is_set(cell) for cell in cells):
+        each = [label_key(one) for cell in cells for one in several(cell, ",") or ()]
+        return "lists" if all(each) and _repeats(each, is_named) else ""
+    keys = [key for key in map(label_key, map(only, cells)) if key]
+    if _are_numbers(keys, ",") and any("," in key for key in keys):
+        return ""
     for separator in _SEPARATORS:
         split = {key: [part.strip() for part in key.split(separator)] for key in keys}
         parts = [part for own in split.values() for part in own]
         combines = len(split) < len(parts) > len({*parts})
-        if combines and _repeats([part for key in keys for part in split[key]]):
+        if combines and _repeats([part for key in keys for part in split[key]], is_named):
             return separator
-    return "label" if _repeats(keys) else ""
+    return "label" if _repeats(keys, is_named) else ""
 
 
-def _repeats(keys: Sequence[str]) -> bool:
+def _is_set(cell: object) -> bool:
+    """Return whether a cell writes a list of several labels."""
+    found = chosen(cell)
+    return isinstance(found, list | tuple) and len(found) > 1
+
+
+def _repeats(keys: Sequence[str], is_named: bool) -> bool:
     """Return whether there are few short names, each in several rows, as labels are."""
     distinct = {*keys}
-    is_few = 2 <= len(distinct) <= min(_MOST_LABELS, max(2, len(keys) // _ROWS_A_LABEL))
+    most = len(keys) if is_named else _MOST_LABELS
+    is_few = 2 <= len(distinct) <= min(most, max(2, len(keys) // _ROWS_A_LABEL))
     are_names = all(len(key) <= _LONGEST_NAME for key in distinct)
     return is_few and are_names and not any(is_number(key) and "." in key for key in distinct)
 
 
-def _are_numbers(cells: Sequence[object]) -> bool:
-    keys = [key for key in map(label_key, cells) if key]
-    return len({*keys}) > 1 and all(map(is_number, keys)) and not _counts(keys)
+def _are_numbers(cells: Sequence[object], decimal: str) -> bool:
+    filled = [cell for cell in cells if label_key(cell)]
+    keys = [number_key(cell, decimal) for cell in filled]
+    return len({*keys}) > 1 and all(keys) and not _counts(keys)
 
 
 def _counts(keys: Sequence[str]) -> bool:
@@ -242,11 +338,9 @@ def label_counts(table: Table, found: Guess) -> Counter[str]:
         marked = (name for row in rows for name in label if label_key(row.get(name)) == "1")
         return Counter(marked)
     assert label is not None, "a text has a label"
+    names = dict(enumerate(table.class_names.get(label, ())))
     cells = [row.get(label) for row in rows]
-    each = [[cell] if found.single_label else _listed(cell, found.separator) for cell in cells]
-    return Counter(key for own in each for one in own if (key := label_key(one)))
-
-
-def _listed(cell: object, separator: str) -> Sequence[object]:
-    value = literal(cell) if isinstance(cell, str) else cell
-    return value if isinstance(value, list) else str(value or "").split(separator)
+    each = [[only(one)] if found.single_label else several(one, found.separator) for one in cells]
+    labels = (one for own in each for one in own or ())
+    named = (names.get(one, one) if isinstance(one, int) else one for one in labels)
+    return Counter(key for one in named if (key := label_key(one)))

@@ -1,17 +1,22 @@
 """What a recipe's data hold: examples and labels of each part, lengths in tokens, dropped rows."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
+from math import sqrt
+from typing import TYPE_CHECKING
 
 from llama_peft.data import (
+    TRAINED_ON,
     Dataset,
     Example,
     QuestionExample,
     TextExample,
+    asked_sum,
     is_file_name,
     is_url,
     known_labels,
+    with_fields,
 )
 from llama_peft.errors import UserError
 from llama_peft.model.backbone import load_tokenizer
@@ -21,6 +26,12 @@ from llama_peft.system.formatting import spread
 from llama_peft.system.terminal import listed
 from llama_peft.tokens.prompts import PromptEncoder
 
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+_SUPPOSED = 0.8
+"""The accuracy for which is said how sure it would be."""
 _NAMED = 12
 """Labels that are named one by one; of more, the most and the least frequent."""
 _READ = 5000
@@ -32,10 +43,52 @@ def lines_of(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
     for part, examples in dataset.parts.items():
         found = _answered(examples) or _counted(examples, dataset.labels)
         yield f"{part}: {len(examples):,} examples{found and ': '}{found}"
-    yield f"tokens: {_tokens(recipe, dataset)}"
+    yield from _doubts(recipe, dataset)
+    yield f"tokens: {_tokens(with_fields(recipe, dataset), dataset)}"
     for part, kinds in dataset.dropped.items():
         rows = "; ".join(f"{count:,} with {kind}" for kind, count in kinds.items())
         yield f"dropped from {part}: {rows}"
+
+
+def _doubts(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
+    """Yield what a score on the test part would not tell: how sure it is, what was learned by heart."""
+    import numpy
+
+    learned = _asked(chain.from_iterable(dataset.parts.get(part, ()) for part in TRAINED_ON))
+    for part in (part for part in dataset.parts if part not in TRAINED_ON):
+        own = dataset.parts[part]
+        if same := int(numpy.isin(_asked(own), learned).sum()):
+            yield f"{part}: {same:,} of them read the same as an example of train or validation"
+        if own and recipe.kind.side == "labels":
+            low, high = (f"{bound:.3f}" for bound in _interval(_SUPPOSED, len(own)))
+            yield f"{part}: an accuracy of {_SUPPOSED} would have the interval [{low}, {high}]"
+    if contradicted := _contradicted(dataset.parts["train"]):
+        yield f"train: {contradicted:,} texts have different labels in different rows"
+
+
+def _asked(examples: Iterable[Example]) -> "NDArray[numpy.bytes_]":
+    """Return the sums of what examples ask."""
+    import numpy
+
+    return numpy.array([asked_sum(one).encode() for one in examples], "S16")
+
+
+def _contradicted(examples: Sequence[Example]) -> int:
+    """Return how many texts stand in several rows with different labels."""
+    import numpy
+
+    texts = (one for one in examples if isinstance(one, TextExample))
+    pairs = numpy.unique([f"{asked_sum(one)} {one.label}".encode() for one in texts])
+    _, counts = numpy.unique(pairs.astype("S16"), return_counts=True)
+    return int((counts > 1).sum())
+
+
+def _interval(share: float, count: int) -> tuple[float, float]:
+    """Return Wilson's interval of 95 % of a share of `count` examples (Wilson 1927)."""
+    z = 1.96
+    middle, size = share + z * z / (2 * count), 1 + z * z / count
+    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (middle - half) / size, (middle + half) / size
 
 
 def _counted(examples: Sequence[Example], labels: Sequence[str]) -> str:

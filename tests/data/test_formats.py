@@ -108,7 +108,7 @@ BAD_TEXTS: list[tuple[str, object, str]] = [
     ),
     (
         "a.json",
-        [{"text": "a", "label": [1]}, {"text": "b", "label": 1}],
+        [{"text": "a", "label": [1, 2]}, {"text": "b", "label": 1}],
         "label holds several values, but a row has one class (f",
     ),
     ("a.json", '[{"text": "\\ud800", "label": 0}]', "unpaired Unicode surrogate in the text"),

@@ -124,6 +124,33 @@ def test_numbers() -> None:
         assert f"1 row: {why} (first: row 3" in refusal(recipe, rows_of([1.0, 2.0, cell]))
 
 
+def test_numbers_with_a_decimal_comma() -> None:
+    cells: list[object] = ["4,5", "3", 2.5, "-0,25", [1]]
+    recipe = recipe_of("regression", decimal=",")
+    assert read(recipe, rows_of(cells)) == ((), [4.5, 3.0, 2.5, -0.25, 1.0])
+    assert "1 row: label is not a number (first: row 3" in refusal(
+        recipe, rows_of(["4,5", "1,0", "1.250,5"])
+    )
+    assert "set dataset.decimal: ','" in refusal(recipe_of("regression"), rows_of(["4,5", "1,0"]))
+
+
+@pytest.mark.parametrize("form", [["a"], ("a",), '["a"]', "['a']", {"choices": ["a"]}])
+def test_a_list_of_one_is_a_label(form: object) -> None:
+    """Annotation tools export a single choice so."""
+    assert read(recipe_of(), rows_of([form, "b", form])) == (("a", "b"), [0, 1, 0])
+    assert "set dataset.single_label: false" in refusal(
+        recipe_of(), rows_of([form, "b", ["a", "b"]])
+    )
+
+
+def test_choices_of_label_studio_are_a_list() -> None:
+    cells: list[object] = [{"choices": ["a", "c"]}, "b", '{"choices": ["c"]}', {"choices": []}]
+    assert read(recipe_of(single_label=False), rows_of(cells)) == (
+        ("a", "b", "c"),
+        [(0, 2), (1,), (2,), ()],
+    )
+
+
 def test_nothing_to_learn() -> None:
     assert "have one label (a)" in refusal(
         recipe_of(single_label=False, labels=["a", "b"]), rows_of([["a"]] * 3)

@@ -100,6 +100,16 @@ def staged(run: Path, place: Path) -> Path:
     return place
 
 
+def test_what_was_measured_by_half_is_said(
+    old: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The card of a run without its zero-shot says that it was not evaluated."""
+    shutil.rmtree(old / "zero-shot")
+    with caplog.at_level("WARNING"):
+        assert not (staged(old, tmp_path / "staged") / "tuned").exists()
+    assert "zero-shot/results.json is missing; make it with: llama-eval run" in caplog.text
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -112,6 +112,8 @@ def test_a_name_is_looked_up_in_the_users_recipes_and_then_in_the_packaged_ones(
     assert load_recipe("other").name == "other"
     assert load_recipe("squad").name == "own-squad", "the user's recipe comes first"
     assert "mien: no such recipe; did you mean mine" in refusal("mien")
+    write(here, SMALL, "tickets.yaml")  # where init writes it
+    assert "tickets: no such recipe; did you mean tickets.yaml?" in refusal("tickets")
     write(here, SMALL + "name: a-file\n", "sst2")
     assert load_recipe("sst2").name == "a-file", "a path comes before a name"
 

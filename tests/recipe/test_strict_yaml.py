@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from hypothesis import example, given
+from hypothesis import strategies as st
 
 from llama_peft.recipe import load_recipe, strict_yaml
 from tests.support.recipes import SMALL, quick, refusal, trees, write
@@ -52,6 +53,15 @@ def test_dump_and_read_are_inverses(value: Any) -> None:
         assert strict_yaml.read(text).value == {"top": value}
     except strict_yaml.YamlFaults as error:
         assert "levels deep" in error.faults[0].message
+
+
+@quick
+@example("a\n\U0001f44d \\U0001F44D \U000e0001 \u2028")
+@given(st.text())
+def test_a_line_is_read_as_it_was_written(text: str) -> None:
+    line = strict_yaml.dump_line(text)
+    assert "\n" not in line and strict_yaml.read(f"key: {line}").value == {"key": text}
+    assert "\U0001f44d" not in text or "\U0001f44d" in line
 
 
 BAD_YAML: list[tuple[str | bytes, str]] = [

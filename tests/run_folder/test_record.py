@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from llama_peft.errors import UserError
 from llama_peft.run_folder import layout
 from llama_peft.run_folder.comparison import MetricComparison, read_comparison
-from llama_peft.run_folder.record import read_record
+from llama_peft.run_folder.record import Stored, read_record
 from llama_peft.run_folder.results import read_results
 from llama_peft.run_folder.run import open_run
 from llama_peft.run_folder.threshold import read_threshold
@@ -31,7 +31,11 @@ VALUES: dict[str, dict[str, object]] = {
         "parameters": {"total": 8, "trainable": 4, "base": 4},
         "head": {"layer": -1, "pooling": "last"},
     },
-    layout.COMPARISON: {"results_sha256": {}, "parts": []},
+    layout.COMPARISON: {
+        "results_sha256": {},
+        "parts": [],
+        "verdict": ["Tuning helps.", "Best: LoRA."],
+    },
     layout.THRESHOLD: {"no_answer_threshold": 0.5},
     layout.RESULTS: {
         "results": {"sst2": {"acc": 0.5}},
@@ -88,6 +92,19 @@ ODD: list[tuple[str, dict[str, object]]] = [
 def test_the_records_are_right_as_they_are(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(json.dumps(with_sum(VALUES[name])))
     assert CHECKED[name](tmp_path) is not None
+
+
+def records(kind: type[Stored] = Stored) -> Iterator[type[Stored]]:
+    for own in kind.__subclasses__():
+        yield own
+        yield from records(own)
+
+
+@pytest.mark.parametrize("kind", records(), ids=lambda kind: kind.__name__)
+def test_a_record_takes_the_lists_of_json(kind: type[Stored]) -> None:
+    """JSON has no tuples, and a strict field for one would refuse what was written itself."""
+    assert "prefixItems" not in json.dumps(kind.model_json_schema())
+    assert not any("tuple" in str(field.annotation) for field in kind.model_fields.values())
 
 
 @pytest.mark.parametrize(("name", "values"), ODD, ids=str)

@@ -117,6 +117,36 @@ def is_multi(recipe: Recipe) -> bool:
         ),
         ("a.csv", rows("id,text,label", "x,one {n},a", "x,two {n},b"), lambda r: r.dataset.columns.id is None),
         ("a.csv", rows("text,label", 'one {n},"{{a}}"', "two {n},b"), lambda r: r.kind.side == "labels"),
+        ("a.csv", rows("Frage,Question,Answer", "x,What is {n}?,It is"), lambda r: r.dataset.columns.answers == "Answer"),
+        (
+            "a.csv",
+            rows("sep=;\nNr;Kommentar;Bewertung", '{n};ein Satz {n};4,5', "{n};noch ein Satz {n};3"),
+            lambda r: (r.task, r.dataset.decimal) == ("regression", ","),
+        ),
+        (  # doccano: the label in a list, which is empty if nobody has given it
+            "a.jsonl",
+            "\n".join(json.dumps({"text": f"text {n}", "label": [["a"], ["b"], []][n % 3]}) for n in range(60)),
+            lambda r: r.kind.side == "labels" and r.dataset.on_bad_rows == "drop",
+        ),
+        (  # Label Studio: one choice as a word, several in an object
+            "a.jsonl",
+            "\n".join(json.dumps({"text": f"text {n}", "topic": [{"choices": ["a", "b"]}, "a", "c"][n % 3]}) for n in range(60)),
+            is_multi,
+        ),
+        (  # Argilla: what people said comes before what a model suggests
+            "a.jsonl",
+            "\n".join(
+                json.dumps({"text": f"text {n}", "label.suggestion": "ab"[n % 2], "label.responses": ["ab"[n // 2 % 2]]})
+                for n in range(60)
+            ),
+            lambda r: r.dataset.columns.label == "label.responses",
+        ),
+        ("a.csv", rows("utterance,intent", *(f"words {{n}},i{n}" for n in range(300)), count=900), lambda r: r.kind.side == "labels"),
+        (
+            "a.csv",
+            rows("reviewText,overall,reviewerID", "one {n} x,5.0,U1", "two {n} x,1.0,U2"),
+            lambda r: r.dataset.columns.label == "overall",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_written_is_valid(
@@ -124,6 +154,75 @@ def test_what_is_written_is_valid(
 ) -> None:
     text, recipe = written(tmp_path, name, content)
     assert holds(recipe), text
+    assert any(line.startswith("tokens: median") for line in lines_of(recipe, load(recipe)))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"data": {"text": "a"}, "annotations": [{}]}, "export JSON-MIN or CSV instead"),
+        ({"fields": {"text": "a"}, "responses": {}, "status": "completed"}, "records.to_datasets"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "what the user says"),
+    ],
+)
+def test_objects_in_cells_get_advice(row: object, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        written(tmp_path, "a.jsonl", "\n".join([json.dumps(row)] * 9))
+
+
+def test_other_columns_that_could_be_labels_are_named(tmp_path: Path) -> None:
+    content = rows("body,team,priority", "one {n} long,a,high", "two {n} long,b,low")
+    assert "; also possible: priority" in written(tmp_path, "a.csv", content)[0]
+
+
+def test_parts_beside_the_train_part_are_used(tmp_path: Path) -> None:
+    """Unless they have no labels, as those of competitions."""
+    for name in ("Reviews_Test.csv", "reviews.csv"):
+        (tmp_path / name).write_text(rows("text,label", "x {n},a", "y {n},b", count=8), "utf-8")
+    content = rows("text,label", "one {n},a", "two {n},b")
+    text, recipe = written(tmp_path, "Reviews_Train.csv", content)
+    assert recipe.dataset.parts.test == str(tmp_path / "Reviews_Test.csv")
+    assert "# 10 % become the validation part\n" in text
+    (tmp_path / "Reviews_Test.csv").write_text("text\nx\ny", "utf-8")
+    text, recipe = written(tmp_path, "Reviews_Train.csv", content)
+    assert recipe.dataset.parts.test is None
+    assert "Reviews_Test.csv cannot be used as it is: the columns are: text" in text
+
+
+def test_rows_that_stand_in_two_parts_or_with_two_labels_are_counted(tmp_path: Path) -> None:
+    """Spaces and the case of letters do not make another text; the bounds are Wilson's by hand."""
+    train = rows("text,label", "one {n},a", "two {n},b", count=20) + "\nTwo  1,a\none 0,b\none 0,a"
+    test = rows("text,label", "One {n},a", "new {n},b", count=8)
+    for name, content in (("a.csv", train), ("b.csv", test)):
+        (tmp_path / name).write_text(content, "utf-8")
+    parts = {"test": str(tmp_path / "b.csv")}
+    data = {"path": str(tmp_path / "a.csv"), "parts": parts, "validation_size": 0.0}
+    recipe = load_recipe(
+        {"task": "classification", "model": {"model_name_or_path": "tiny"}, "dataset": data}
+    )
+    said = [*lines_of(recipe, load(recipe))]
+    assert said[2:-1] == [
+        "test: 4 of them read the same as an example of train or validation",
+        "test: an accuracy of 0.8 would have the interval [0.455, 0.950]",
+        "train: 2 texts have different labels in different rows",
+    ]
+
+
+def test_names_of_classes_stand_for_their_numbers(tmp_path: Path) -> None:
+    import datasets
+
+    features = {
+        "text": datasets.Value("string"),
+        "label": datasets.ClassLabel(names=["bad", "good"]),
+    }
+    rows = {"text": [f"text {n}" for n in range(60)], "label": [n % 2 for n in range(60)]}
+    named = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    named.to_parquet(tmp_path / "b.parquet")
+    text, recipe = written(tmp_path, "a.parquet", (tmp_path / "b.parquet").read_bytes())
+    assert "2 labels: bad 30, good 30" in text
+    assert recipe.prompt.zero_shot.endswith("label (bad, good):")
+    datasets.DatasetDict(train=named, dev=named).save_to_disk(tmp_path / "saved")
+    assert "    validation: dev " in draft(f"{tmp_path}/saved", "tiny")
 
 
 @pytest.mark.parametrize(
@@ -132,6 +231,12 @@ def test_what_is_written_is_valid(
         ("", "the file is empty"),
         (rows("a,b", "some text {n},another text {n}"), "no column holds what a text can be"),
         (rows("a,b", "{n},1"), "no column holds text"),
+        ("text,label\n", "contains no rows"),
+        (rows("text,label", "one {n},ok"), "label: always ok"),
+        (
+            rows("0,this is the first text", "0,this is text {n}", "4,this is text {n}"),
+            "the first line seems to be a row",
+        ),
     ],
 )
 def test_what_is_no_task_is_one_line(content: str, said: str, tmp_path: Path) -> None:
@@ -144,7 +249,8 @@ def test_text_of_the_data_stays_in_its_comment(tmp_path: Path) -> None:
     content = rows("text,label", 'one {n},"a\u2028lora: x"', 'two {n},"b # c"')
     text, recipe = written(tmp_path, "a # b.csv", content)
     assert recipe.lora is not None and recipe.lora.r == 16
-    assert set(read(text).value) == {"task", "model", "lora", "dataset", "prompt", "train"}
+    sections = {"task", "model", "lora", "dataset", "prompt", "train"}
+    assert set(read(text).value) - {"quantization"} == sections
 
 
 def test_the_command_writes_a_new_file_and_names_the_next_one(

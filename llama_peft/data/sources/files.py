@@ -14,6 +14,7 @@ from llama_peft.data.sources.encoding import as_text, not_text
 from llama_peft.data.sources.places import (
     FORMATS,
     check_file,
+    check_readable,
     expanded,
     files_of,
     format_of,
@@ -156,13 +157,15 @@ def _kind_of(start: bytes) -> str:
 
 def _parse(path: str, file: io.BufferedReader, size: int, data: Data) -> Table:
     """Return the rows of an open file of `size` bytes."""
+    if data.format == "auto":
+        check_readable(path)
     room = unpack.room() // _IN_MEMORY
     found = unpack.content(path, file, size, room)
     kind = format_of(found.name) if data.format == "auto" else data.format
     if kind is None:
         raise UserError(
             f"{path}: the name does not say the format: set dataset.format to one of "
-            f"{', '.join(dict.fromkeys(FORMATS.values()))}, squad"
+            f"{', '.join(dict.fromkeys(FORMATS.values()))}, squad, or give the file such an ending"
         )
     if kind == "parquet":
         return formats.read_parquet(

@@ -6,15 +6,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, Field
+
 from llama_peft.data import formats
 from llama_peft.data.formats import Table
 from llama_peft.errors import UserError
 from llama_peft.recipe import Data
+from llama_peft.system.files import read_text
 from llama_peft.system.sequences.spool import Spool
 
 if TYPE_CHECKING:
     import datasets
 
+_SPLITS, _STATE = "dataset_dict.json", "state.json"
 _TOGETHER = 1000
 """Rows that are read at once."""
 
@@ -37,6 +41,8 @@ def read_hub(
     _check_meaning(path)
     arguments = {"split": split, "revision": data.revision}
     try:
+        if (saved := _saved(Path(path), split)) is not None:
+            return of_dataset(f"{path} ({split})", saved)
         if limit is not None:
             stream = datasets.load_dataset(path, name, streaming=True, **arguments)
             return _of_stream(f"{path} ({split})", stream, limit)
@@ -44,6 +50,56 @@ def read_hub(
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{path}: {_hub_advice(path, error, advice)}") from None
     return of_dataset(f"{path} ({split})", rows)
+
+
+class _Splits(BaseModel):
+    """What `DatasetDict.save_to_disk` writes beside its splits."""
+
+    splits: list[str]
+
+
+class _File(BaseModel):
+    filename: str
+
+
+class _State(BaseModel):
+    """What `Dataset.save_to_disk` writes beside its files."""
+
+    files: list[_File] = Field(alias="_data_files")
+
+
+def _saved(folder: Path, split: str) -> "datasets.Dataset | None":
+    """Return a split of what `save_to_disk` wrote; None if the folder holds something else.
+
+    Only the files that it names are read: `map` leaves others there. Raises ValueError if there is
+    no such split, or if a file is in another folder.
+    """
+    import datasets
+
+    splits = ["train"]
+    if is_dict := (folder / _SPLITS).is_file():
+        splits = _Splits.model_validate_json(read_text(folder, _SPLITS)).splits
+    elif not (folder / _STATE).is_file():
+        return None
+    if split not in splits:
+        raise ValueError(f'Unknown split "{split}". Should be one of {splits}')
+    folder = folder / split if is_dict else folder
+    files = _State.model_validate_json(read_text(folder, _STATE)).files
+    if any(Path(file.filename).name != file.filename for file in files):
+        raise ValueError(f"{_STATE} of {folder} names a file of another folder")
+    return datasets.Dataset.load_from_disk(str(folder))
+
+
+def split_names(path: str) -> list[str]:
+    """Return the names of the splits of a data set on the Hub, or of a folder; [] if nothing says them."""
+    import datasets
+
+    try:
+        if (Path(path) / _SPLITS).is_file():
+            return _Splits.model_validate_json(read_text(Path(path), _SPLITS)).splits
+        return [*datasets.get_dataset_split_names(path)]
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
+        return []
 
 
 def _check_meaning(path: str) -> None:

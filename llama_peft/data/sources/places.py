@@ -3,7 +3,7 @@
 import difflib
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from llama_peft.data.sources import unpack
@@ -18,9 +18,18 @@ FORMATS = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
-_SPLIT = re.compile(
-    r"(?i)(?<![a-z])(train|training|test|testing|eval|evaluation|dev|val|valid|validation)(?![a-z])"
+_SHEET, _CONVERT = (
+    "save its sheet as CSV (UTF-8)",
+    "write its rows as Parquet or CSV, such as with pandas",
 )
+_OTHERS = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _SHEET),
+    **dict.fromkeys((".arrow", ".feather", ".orc", ".avro", ".pkl", ".pickle", ".db"), _CONVERT),
+}
+"""What to do about files that are tables, and that are not read here."""
+_TRAIN, _TEST = ("train", "training"), ("test", "testing")
+_VALIDATION = ("validation", "valid", "val", "dev", "eval", "evaluation")
+_SPLIT = re.compile(rf"(?i)(?<![a-z])({'|'.join((*_TRAIN, *_TEST, *_VALIDATION))})(?![a-z])")
 """Words in the names of files by which the Hub's layout tells the splits of a data set apart."""
 
 
@@ -54,6 +63,29 @@ def _is_one_table(folder: Path) -> bool:
     )
 
 
+def files_beside(place: str) -> dict[str, str]:
+    """Return the files of the test and the validation part, by names like that of the train part."""
+    found, name = _SPLIT.search(PurePosixPath(place).name), PurePosixPath(place).name
+    if is_url(place) or found is None or found[0].lower() not in _TRAIN:
+        return {}
+
+    def beside(word: str) -> str:
+        word = word.capitalize() if found[0][0].isupper() else word
+        return place.removesuffix(name) + name[: found.start()] + word + name[found.end() :]
+
+    return parts_in(lambda word: beside(word) if expanded(beside(word)).is_file() else None)
+
+
+def parts_in(of: Callable[[str], str | None]) -> dict[str, str]:
+    """Return the place of the test and the validation part under the first usual word that has one.
+
+    of: returns the place of a part by such a word, or None if there is none.
+    """
+    words = {"validation": _VALIDATION, "test": _TEST}
+    places = {part: [place for word in own if (place := of(word))] for part, own in words.items()}
+    return {part: own[0] for part, own in places.items() if own}
+
+
 def _is_note(name: str) -> bool:
     """Return whether programs that write folders of files leave such a file beside them (_SUCCESS)."""
     return name.startswith((".", "_"))
@@ -64,6 +96,12 @@ def format_of(name: str) -> str | None:
     path = PurePosixPath(name)
     suffix = path.suffix.lower()
     return FORMATS.get(path.with_suffix("").suffix.lower() if suffix in unpack.SUFFIXES else suffix)
+
+
+def check_readable(path: str) -> None:
+    """Raise UserError for a file that is a table of another format."""
+    if (advice := _OTHERS.get(PurePosixPath(path).suffix.lower())) is not None:
+        raise UserError(f"{path}: this format is not read: {advice}")
 
 
 def expanded(path: str) -> Path:

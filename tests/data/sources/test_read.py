@@ -31,6 +31,12 @@ def test_the_format_can_be_said(tmp_path: Path) -> None:
     assert len(train_of(whole(file, format="tsv"))) == 6
 
 
+def test_a_table_of_another_program_gets_advice(tmp_path: Path) -> None:
+    """A workbook is an archive, but its files are not what a user wants to name."""
+    assert "save its sheet as CSV" in refusal(whole(write(tmp_path / "a.XLSX", b"PK\x03\x04")))
+    assert "as Parquet" in refusal(whole(write(tmp_path / "a.feather", b"ARROW1")))
+
+
 def test_a_home_that_nobody_has_is_one_line() -> None:
     assert "~nobody-here/a.csv: " in refusal(whole("~nobody-here/a.csv"))
 
@@ -77,6 +83,31 @@ def test_a_hub_data_set_brings_its_label_names(
     assert 'Unknown split "exam". Should be one of' in refusal(absent)
     assert "set dataset.parts" in refusal(absent)
     assert "set dataset.name" in refusal(make(path=str(hub_folder), name="sst2"))
+
+
+def test_what_was_saved_to_disk_is_read_with_its_label_names(tmp_path: Path) -> None:
+    """Only its own files: `map` leaves copies of the rows beside them."""
+    import datasets
+
+    features = {
+        "text": datasets.Value("string"),
+        "label": datasets.ClassLabel(names=["bad", "good"]),
+    }
+    rows = {"text": ["a", "b", "c"], "label": [1, 0, 1]}
+    one = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=one, test=one.select([0])).save_to_disk(tmp_path / "dict")
+    own = tmp_path / "dict" / "train" / "data-00000-of-00001.arrow"
+    (own.parent / "cache-1.arrow").write_bytes(own.read_bytes())
+    for name in ("one", "dict"):
+        read = data.load(make(path=str(tmp_path / name), test_size=0.0, validation_size=0.0))
+        assert read.labels == ("bad", "good") and len(read.parts["train"]) == 3
+    assert "Should be one of ['train', 'test']: set dataset.parts" in refusal(
+        make(path=str(tmp_path / "dict"), parts={"train": "training"})
+    )
+    state = tmp_path / "one" / "state.json"
+    state.write_text(state.read_text("utf-8").replace("data-", "../dict/train/data-"), "utf-8")
+    assert "names a file of another folder" in refusal(make(path=str(tmp_path / "one")))
 
 
 def test_an_absent_split_is_said_with_those_that_there_are(

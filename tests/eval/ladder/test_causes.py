@@ -62,6 +62,14 @@ def test_the_curve_names_the_override_to_try(
     assert found[1] == f"train.{override}"
 
 
+def test_one_epoch_is_one(tmp_path: Path) -> None:
+    found = cause(run_with(tmp_path, [0.1] * 15, [0.4, 0.6], num_train_epochs=2.0))
+    assert found == (
+        "the loss on validation rose again after 1 epoch",
+        "train.num_train_epochs=1",
+    )
+
+
 def test_a_curve_that_has_come_to_rest_names_nothing(tmp_path: Path) -> None:
     assert cause(run_with(tmp_path, [0.1] * 15, [0.3, 0.3])) is None
 

@@ -129,6 +129,12 @@ def test_unsound_files_are_refused_with_their_name_and_the_command_to_make_them(
         assert f"llama-eval run --model {run} --output {run / 'tuned'}" in message
 
 
+def test_a_missing_zero_shot_is_made_with_the_runs_own_recipe(run):
+    (run / "zero-shot/results.json").unlink()
+    with pytest.raises(UserError, match=re.escape(f"--task {run}/recipe.yaml --output {run}/zero")):
+        report.write_html(run)
+
+
 def test_a_folder_without_anything_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"nothing.results\.json is missing"):
         report.compare([tmp_path / "nothing"])
