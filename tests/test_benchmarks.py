@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from eval.__main__ import app
+from llama_peft.inference.predict import Prediction
 from llama_peft.prefix_tree.pack import pack, packing
+from llama_peft.recipe import load_recipe
 from tests.benchmarks import (
     convergence,
     decoding,
@@ -21,6 +23,8 @@ from tests.benchmarks import (
     training,
 )
 from tests.benchmarks.rows import data as data_of_rows
+from tests.benchmarks.small_base import __main__ as small_base
+from tests.benchmarks.small_base import questions, settings
 from tests.support.tree_examples import families
 
 MINIATURE = {
@@ -197,3 +201,34 @@ def test_memory_of_data_is_measured_by_rows() -> None:
         assert row["rows"] == count and row["peak_bytes"] >= row["bytes_before"] > 0
         assert row["microseconds_a_row"] > 0
     assert table.data_rows({"rows": rows}).row_count == 2
+
+
+def test_settings_on_questions_are_recipes_whose_articles_are_held_out(
+    shared: Path, tmp_path: Path
+) -> None:
+    asked = [one for one in settings.SETTINGS.values() if "rows" in one]
+    kinds = {(one["task"], one["order"], "layer" in one): one for one in asked}
+    assert len(kinds) == 4
+    for setting in kinds.values():
+        load_recipe(small_base.values(setting, "tiny", tmp_path))
+    parts = {part: set[str]() for part in ("train", "validation", "test")}
+    for part, article in questions.articles():
+        parts[part].add(article["title"])
+    assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 11
+    assert {part: len(titles) for part, titles in parts.items() if part != "train"} == {
+        "validation": 2,
+        "test": 2,
+    }
+
+
+def test_how_well_no_answer_is_known_does_not_depend_on_a_threshold() -> None:
+    golds: dict[str, list[str]] = {"a": ["two"], "b": [], "c": ["six"], "d": []}
+    chances = {"a": 0.1, "b": 0.4, "c": 0.2, "d": 0.3}
+    found = [
+        Prediction(id=id_, prediction="", raw="two", no_answer_probability=chance)
+        for id_, chance in chances.items()
+    ]
+    scores = questions.answer_scores(found, golds)
+    assert (scores["AUC"], scores["floor"], scores["best_EM"]) == (1.0, 50.0, 75.0)
+    assert (scores["decides"]["EM"], scores["always"]["HasAns_EM"]) == (50.0, 50.0)
+    assert questions.auc([1, 1, 0, 2], [True, False, True, False]) == 0.125

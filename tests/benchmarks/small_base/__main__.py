@@ -1,11 +1,13 @@
 """Settings for a small base and few rows: what each one scores, on real sentences and questions.
 
     python -m tests.benchmarks.small_base --base FOLDER [--only NAME ...]
+    python -m tests.benchmarks.small_base --base FOLDER --probe
 
 FOLDER is a base; results/small_base.json has SmolLM2-135M-Instruct, the 8M base of ../shared and the
 embedded one. Settings are compared on validation rows: whole sentences of SST-2 whose phrases are in
-no train row, and other questions of the same articles. Each setting is added to the file when it is
-done.
+no train row, other questions of the same articles for their topics, and for answers the questions of
+two articles that no other part has. Each setting is added to the file when it is done. --probe asks
+which block of the untrained base knows whether a question has an answer.
 """
 
 import argparse
@@ -20,59 +22,36 @@ from typing import Any
 
 from eval import harness
 from eval.job import make_job
-from llama_peft.recipe import load_recipe
+from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.training.fit import train
 
-from .material import SHARED
+from ..material import SHARED
+from . import probe, questions
+from .settings import SETTINGS, TOPICS
 
-RESULTS = Path(__file__).parent / "results/small_base.json"
-ASKED = "Review: {text}\nSentiment:"
-TOPICS = ["Steam_engine", "Immune_system", "Warsaw", "Scottish_Parliament", "Packet_switching"]
-
-
-def sst(rows: int, part: str = "validation", **keys: Any) -> dict[str, Any]:
-    """A head on sentences, with LoRA unless `keys` say otherwise."""
-    data = {"task": "classification", "data": f"sst {rows}", "part": part}
-    return {**data, "batch": 8, "template": ASKED, "layer": 23, **keys}
-
-
-def topics(rate: float | str, epochs: float | str) -> dict[str, Any]:
-    """600 questions in 5 classes: the article that they are about."""
-    keys = {"batch": 16, "template": "{text}", "layer": -1, "pooling": "mean"}
-    return {"task": "classification", "data": "topics", "rate": rate, "epochs": epochs, **keys}
-
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "plain prompt, all blocks": sst(640, rate=1e-3, batch=32, template="{text}", layer=-1),
-    "prompt asks, block 23": sst(640, rate=1e-3, batch=32),
-    "... batch 8": sst(640, rate=1e-3),
-    "... batch 8, rate 3e-4": sst(640, rate=3e-4),
-    **{
-        f"head alone, rate {rate:g}, {epochs} epochs": sst(
-            2000, rate=rate, epochs=epochs, batch=32, lora=False
-        )
-        for rate, epochs in ((2e-4, 3), (1e-3, 3), (1e-2, 3), (1e-2, 20), (1e-3, 20), (3e-2, 20))
-    },
-    **{
-        f"topics, rate {rate:g}, {epochs} epochs": topics(rate, epochs)
-        for rate in (2e-4, 1e-3, 2e-3, 3e-3, 5e-3)
-        for epochs in (3, 8, 10)
-    },
-    "topics, auto": topics("auto", "auto"),
-}
+RESULTS = Path(__file__).parents[1] / "results/small_base.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.small_base")
     parser.add_argument("--base", required=True)
     parser.add_argument("--only", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--probe", action="store_true")
     arguments = parser.parse_args()
+    base = Path(arguments.base)
+    if arguments.probe:
+        _add("probes", {"base": base.name, **probe.answerability(base)})
+        return
     for name in arguments.only:
-        found = {"name": name, "base": Path(arguments.base).name, **measured(name, arguments.base)}
-        table = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
-        table["rows"].append(found)
-        RESULTS.write_text(json.dumps(table, indent=1) + "\n")
-        print(json.dumps(found))
+        _add("rows", {"name": name, "base": base.name, **measured(name, arguments.base)})
+
+
+def _add(kind: str, found: dict[str, Any]) -> None:
+    """Write what was measured into the file."""
+    table = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": [], "probes": []}
+    table[kind].append(found)
+    RESULTS.write_text(json.dumps(table, indent=1) + "\n")
+    print(json.dumps(found))
 
 
 def measured(name: str, base: str) -> dict[str, Any]:
@@ -84,35 +63,53 @@ def measured(name: str, base: str) -> dict[str, Any]:
         before = _cpu()
         run = train(recipe)
         seconds = _cpu() - before
-        results = harness.run(make_job(None, str(run), None, None, None, folder / "tuned", []))
-        scores = next(iter(results.results.values()))
-        accuracy = round(100 * scores["accuracy"], 1)
-    return {**setting, "accuracy": accuracy, "cpu_seconds": round(seconds)}
+        scores = (questions.scores_of if "rows" in setting else _of_labels)(run, recipe)
+    return {**setting, **scores, "cpu_seconds": round(seconds)}
+
+
+def _of_labels(run: Path, recipe: Recipe) -> dict[str, Any]:
+    results = harness.run(make_job(None, str(run), None, None, None, run.parent / "tuned", []))
+    scores = next(iter(results.results.values()))
+    return {"accuracy": round(100 * scores["accuracy"], 1)}
 
 
 def values(setting: Mapping[str, Any], base: str, folder: Path) -> dict[str, Any]:
     """The recipe of a setting, on files that are written into the folder."""
-    parts = _sentences(setting, folder) if "sst" in setting["data"] else _topics(folder)
-    lora = {} if setting.get("lora") is False else {"lora": {"r": 16}}
+    own = (
+        questions.recipe_keys(setting, folder)
+        if "rows" in setting
+        else _labels_recipe(setting, folder)
+    )
+    train = {
+        "learning_rate": setting["rate"],
+        "num_train_epochs": _number(setting.get("epochs", 1)),
+        "per_device_train_batch_size": setting["batch"],
+        "seed": setting.get("seed", 42),
+        "use_cpu": True,
+        "output_dir": str(folder / "run"),
+        "save_total_limit": 1,
+        **own.pop("train"),
+    }
+    lora = {} if setting.get("lora") is False else {"lora": {"r": 16, **setting.get("adapter", {})}}
     return {
         "name": "small_base",
-        "task": "classification",
-        "model": {"model_name_or_path": base, "dtype": "float32"},
+        "task": setting["task"],
+        "model": {"model_name_or_path": base, "dtype": setting.get("dtype", "float32")},
         "quantization": {"load_in_4bit": False},
         **lora,
+        **own,
+        "train": train,
+    }
+
+
+def _labels_recipe(setting: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    parts = _sentences(setting, folder) if "sst" in setting["data"] else _topics(folder)
+    packing = "none" if setting.get("lora") is False else "prefix_tree"
+    return {
         "head": {"layer": setting["layer"], "pooling": setting.get("pooling", "last")},
         "dataset": {"parts": parts, "columns": {"text": "text"}, "validation_size": 0.0},
         "prompt": {"template": setting["template"]},
-        "train": {
-            "learning_rate": setting["rate"],
-            "num_train_epochs": _number(setting.get("epochs", 1)),
-            "per_device_train_batch_size": setting["batch"],
-            "max_length": 128,
-            "packing": "prefix_tree" if lora else "none",
-            "use_cpu": True,
-            "output_dir": str(folder / "run"),
-            "save_total_limit": 1,
-        },
+        "train": {"max_length": 128, "packing": packing},
     }
 
 
