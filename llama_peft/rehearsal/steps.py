@@ -22,7 +22,6 @@ from llama_peft.rehearsal.device.mode import Rehearsal as Mode
 from llama_peft.rehearsal.device.watch import Watch
 from llama_peft.rehearsal.report import ATTENTION, Step, sites
 from llama_peft.run_folder.weights import TunedModel
-from llama_peft.system.compiling.blocks import compile_blocks
 from llama_peft.training import setup
 from llama_peft.training.rows import Batch as Inputs
 from llama_peft.training.rows import ClassificationRow, Row
@@ -113,9 +112,7 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
     _mark(watch, trainer.model)
     stages.name = "the self-check of prefix trees"
     few = {"train": given.dataset.parts["train"][:_CHECKED]}
-    setup.check_tree_rows(loaded, attached, data.Dataset(labels=(), parts=few))
-    if recipe.train.torch_compile and not on_states(recipe):
-        compile_blocks(loaded.base)
+    setup.compile_and_check(loaded, attached, data.Dataset(labels=(), parts=few))
     _train(trainer, stages)
     if not on_states(recipe):
         _validate(trainer, attached.collate, batches["validation"].fullest, stages)

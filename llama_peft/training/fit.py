@@ -222,11 +222,7 @@ def _fit(
         resumed = job.decided(lambda: newest_sealed(folder / CHECKPOINTS, fit))
         resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
     _choose_by_score(trainer, loaded, attached, dataset)
-    setup.check_tree_rows(loaded, attached, dataset)
-    if recipe.train.torch_compile and not on_states(recipe):
-        from llama_peft.system.compiling.blocks import compile_blocks
-
-        compile_blocks(loaded.base)
+    setup.compile_and_check(loaded, attached, dataset)
     earlier = read_spent(resumed)
     if resumed is not None:
         earlier = earlier._replace(resumed_at=(*earlier.resumed_at, step_of(resumed)))

@@ -215,38 +215,36 @@ def _features(
     return found, FeatureHead(base.score, recipe.kind.problem_type)
 
 
-def check_tree_rows(loaded: Loaded, attached: Attached, dataset: data.Dataset) -> None:
-    """Compare tree rows with plain rows before the first step.
+def compile_and_check(loaded: Loaded, attached: Attached, dataset: data.Dataset) -> None:
+    """Compile the blocks of the base, if the recipe asks for it, and compare tree rows, which they then
+    compute, with plain rows by plain blocks.
 
     With a wrong mask the training would run without an error.
     """
-    recipe, encoder, model = loaded.recipe, loaded.encoder, attached.model
-    if recipe.packs_batches and not on_states(recipe):
-        _check_batch(loaded, attached)
-    if not recipe.packs_rows:
+    recipe, base, model = loaded.recipe, loaded.base, attached.model
+    if on_states(recipe):
         return
-    from llama_peft.prefix_tree.loss import self_check
-
-    # The first questions share a few passages, so their row has branches.
-    examples = [one for one in dataset.parts["train"][:6] if isinstance(one, QuestionExample)]
-    encoded = list(encoder.encode(examples))
-    limit = recipe.train.max_length
-    fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
-    if fitting:
-        found = self_check(model, fitting, limit)
-        log.info("self-check: the loss is %.5f as a tree, and %.5f one by one", *found)
-
-
-def _check_batch(loaded: Loaded, attached: Attached) -> None:
-    """Compare the losses of one batch as tree rows and as padded rows."""
-    from llama_peft.prefix_tree.loss import check_batch
+    from llama_peft.prefix_tree.loss import check_batch, self_check
+    from llama_peft.system.compiling.blocks import as_they_are, compile_blocks
     from llama_peft.training.processes.batch import IDS
 
-    batch = attached.collate(attached.rows["train"][:CHECKED])
-    given = {key: value for key, value in batch.items() if key != IDS}
-    if "packed" in given:
-        found = check_batch(attached.model, given, loaded.base.dtype)
-        log.info("self-check: the loss is %.5f as a tree, and %.5f in padded rows", *found)
+    if recipe.train.torch_compile:
+        compile_blocks(base)
+    found = None
+    if recipe.packs_batches:
+        batch = attached.collate(attached.rows["train"][:CHECKED])
+        given = {key: value for key, value in batch.items() if key != IDS}
+        if "packed" in given:
+            found = check_batch(model, given, base.dtype, as_they_are(base))
+    elif recipe.packs_rows:
+        # The first questions share a few passages, so their row has branches.
+        examples = [one for one in dataset.parts["train"][:6] if isinstance(one, QuestionExample)]
+        encoded, limit = loaded.encoder.encode(examples), recipe.train.max_length
+        fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
+        if fitting:
+            found = self_check(model, fitting, limit, as_they_are(base))
+    if found is not None:
+        log.info("self-check: the loss is %.5f as a tree, and %.5f in plain rows", *found)
 
 
 def build_trainer(
