@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl
 
 from llama_peft import data
 from llama_peft.inference import predict
-from llama_peft.model.estimate import Batches, on_states
+from llama_peft.model.estimate import Batches
 from llama_peft.recipe import Recipe
 from llama_peft.rehearsal import rows as material
 from llama_peft.rehearsal.device import replace
@@ -89,7 +89,7 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
     """
     watch = stages.mode.watch
     _use_rows(given)
-    if on_states(recipe):
+    if recipe.on_states:
         _measure_features(stages)
     recipe = _for_two_steps(recipe)
     encoded = setup.encode(recipe, given.dataset)
@@ -102,7 +102,7 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
         for part, size in _sizes(recipe).items()
     }
     fed = [*batches["train"].typical, *batches["train"].fullest]
-    held = attached.rows["train"][: len(fed)] if on_states(recipe) else fed
+    held = attached.rows["train"][: len(fed)] if recipe.on_states else fed
     stages.name = "building the Trainer"
     trainer = setup.build_trainer(
         *(loaded.recipe, attached.model, loaded.encoder, held, (), attached.collate, folder),
@@ -114,7 +114,7 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
     few = {"train": given.dataset.parts["train"][:_CHECKED]}
     setup.compile_and_check(loaded, attached, data.Dataset(labels=(), parts=few))
     _train(trainer, stages)
-    if not on_states(recipe):
+    if not recipe.on_states:
         _validate(trainer, attached.collate, batches["validation"].fullest, stages)
     _predict(loaded, trainer, given, batches["validation"].fullest, stages)
     return loaded.widest(recipe)

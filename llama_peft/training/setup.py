@@ -10,7 +10,7 @@ from llama_peft import data
 from llama_peft.data import QuestionExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone, counts
-from llama_peft.model.estimate import Batches, on_states, trains_trees
+from llama_peft.model.estimate import Batches, trains_trees
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.model.lora import add_lora, count_loaded
 from llama_peft.recipe import Recipe
@@ -142,7 +142,7 @@ def attach(loaded: Loaded, folder: Path) -> Attached:
     rows: Mapping[str, Sequence[object]] = loaded.rows
     collate: Callable[..., Mapping[str, object]]
     collate = collator(recipe, loaded.encoder.tokenizer.pad_token_id)
-    if on_states(recipe):
+    if recipe.on_states:
         from llama_peft.training.features.cache import collate as collate_states
 
         texts = cast("dict[str, Sequence[ClassificationRow]]", loaded.rows)
@@ -222,7 +222,7 @@ def compile_and_check(loaded: Loaded, attached: Attached, dataset: data.Dataset)
     With a wrong mask the training would run without an error.
     """
     recipe, base, model = loaded.recipe, loaded.base, attached.model
-    if on_states(recipe):
+    if recipe.on_states:
         return
     from llama_peft.prefix_tree.loss import check_batch, self_check
     from llama_peft.system.compiling.blocks import as_they_are, compile_blocks
@@ -376,7 +376,7 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "restore_callback_states_from_checkpoint": True,  # early stopping continues to count
         "save_total_limit": None,  # SealCheckpoints removes old ones, after the new one is sealed
         # States all have one size, so their batches can be random.
-        "train_sampling_strategy": "random" if on_states(recipe) else "group_by_length",
+        "train_sampling_strategy": "random" if recipe.on_states else "group_by_length",
         "label_names": list(recipe.kind.label_keys),
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,  # would log NaN as 0.0

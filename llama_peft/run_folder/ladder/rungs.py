@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from llama_peft.errors import UserError
 from llama_peft.recipe.ladder import RUNGS, Ladder, RungName
-from llama_peft.recipe.schema import Hub, Recipe
+from llama_peft.recipe.schema import Hub, Model, Recipe
 from llama_peft.run_folder.layout import LADDER
 
 WHOLE: tuple[RungName, ...] = ("encoder", "full")
@@ -234,7 +234,14 @@ def _head_alone(recipe: Recipe) -> Recipe:
             "packing": "none",
         }
     )
-    return recipe.model_copy(update={"lora": None, "head": head, "train": train})
+    changed = {"lora": None, "head": head, "train": train, "model": _without_trees(recipe.model)}
+    return recipe.model_copy(update=changed)
+
+
+def _without_trees(model: Model) -> Model:
+    """Return the base without an attention that computes nothing but tree rows."""
+    trees = model.attn_implementation == "varlen"
+    return model.model_copy(update={"attn_implementation": None}) if trees else model
 
 
 def _of_model(recipe: Recipe, named: dict[str, str | None]) -> Recipe:
@@ -247,7 +254,7 @@ def _whole(recipe: Recipe) -> Recipe:
     """Return the recipe that trains all weights, which are not packed."""
     return recipe.model_copy(
         update={
-            "model": recipe.model.model_copy(update={"dtype": "float32"}),
+            "model": _without_trees(recipe.model).model_copy(update={"dtype": "float32"}),
             "quantization": recipe.quantization.model_copy(
                 update={"load_in_4bit": False, "load_in_8bit": False}
             ),
