@@ -84,8 +84,9 @@ def self_check(
 ) -> Losses:
     """Return the loss of `examples` as tree rows and one by one. Raises UserError if they differ.
 
-    plainly: in which the second is computed. Dropout is off, because the two would draw different noise (in training they do). The relative
-    tolerance is 1e-4 for a float32 model and 3e-2 for others, whose sums depend on their order.
+    plainly: in which the second is computed. Dropout is off, because the two would draw different
+    noise (in training they do). The relative tolerance is 1e-4 for a float32 model and 3e-2 for
+    others, whose sums depend on their order.
     """
     with _without_dropout(model):
         tree = mean_loss(model, pack(examples, max_length))

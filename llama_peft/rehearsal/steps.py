@@ -112,7 +112,7 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
     _mark(watch, trainer.model)
     stages.name = "the self-check of prefix trees"
     few = {"train": given.dataset.parts["train"][:_CHECKED]}
-    setup.compile_and_check(loaded, attached, data.Dataset(labels=(), parts=few))
+    setup.compile_and_check(loaded, attached, data.Dataset(labels=(), parts=few), trainer)
     _train(trainer, stages)
     if not recipe.on_states:
         _validate(trainer, attached.collate, batches["validation"].fullest, stages)

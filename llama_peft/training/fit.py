@@ -222,7 +222,7 @@ def _fit(
         resumed = job.decided(lambda: newest_sealed(folder / CHECKPOINTS, fit))
         resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
     _choose_by_score(trainer, loaded, attached, dataset)
-    setup.compile_and_check(loaded, attached, dataset)
+    setup.compile_and_check(loaded, attached, dataset, trainer)
     earlier = read_spent(resumed)
     if resumed is not None:
         earlier = earlier._replace(resumed_at=(*earlier.resumed_at, step_of(resumed)))

@@ -215,11 +215,14 @@ def _features(
     return found, FeatureHead(base.score, recipe.kind.problem_type)
 
 
-def compile_and_check(loaded: Loaded, attached: Attached, dataset: data.Dataset) -> None:
+def compile_and_check(
+    loaded: Loaded, attached: Attached, dataset: data.Dataset, trainer: "SteadyTrainer"
+) -> None:
     """Compile the blocks of the base, if the recipe asks for it, and compare tree rows, which they then
     compute, with plain rows by plain blocks.
 
-    With a wrong mask the training would run without an error.
+    With a wrong mask the training would run without an error. Both are computed under the trainer's
+    autocast, without which blocks would be compiled once more.
     """
     recipe, base, model = loaded.recipe, loaded.base, attached.model
     if recipe.on_states:
@@ -235,14 +238,16 @@ def compile_and_check(loaded: Loaded, attached: Attached, dataset: data.Dataset)
         batch = attached.collate(attached.rows["train"][:CHECKED])
         given = {key: value for key, value in batch.items() if key != IDS}
         if "packed" in given:
-            found = check_batch(model, given, base.dtype, as_they_are(base))
+            with trainer.accelerator.autocast():
+                found = check_batch(model, given, base.dtype, as_they_are(base))
     elif recipe.packs_rows:
         # The first questions share a few passages, so their row has branches.
         examples = [one for one in dataset.parts["train"][:6] if isinstance(one, QuestionExample)]
         encoded, limit = loaded.encoder.encode(examples), recipe.train.max_length
         fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
         if fitting:
-            found = self_check(model, fitting, limit, as_they_are(base))
+            with trainer.accelerator.autocast():
+                found = self_check(model, fitting, limit, as_they_are(base))
     if found is not None:
         log.info("self-check: the loss is %.5f as a tree, and %.5f in plain rows", *found)
 
