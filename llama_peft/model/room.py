@@ -11,7 +11,7 @@ from pathlib import Path
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.model.counts import BadConfig, TextConfig, UncountedFamily, count, text_config
-from llama_peft.model.estimate import Batches, Estimate, Term, estimate, full, on_states
+from llama_peft.model.estimate import Batches, Estimate, Term, estimate, full
 from llama_peft.model.estimate.choice import MARGIN, Choice, choose
 from llama_peft.model.hub import read_config
 from llama_peft.recipe import Recipe
@@ -132,7 +132,7 @@ def for_machine(recipe: Recipe, batches: Batches | None = None) -> Estimate | No
     config = read_config(name, recipe.model.revision)
     try:
         found = estimate(recipe, config, dtype, place, batches, gpu_has_flash(), tree_kernel())
-        shares = job.shares_base() and not on_states(recipe)
+        shares = job.shares_base() and not recipe.on_states
         return _of_each(found, text_config(config), dtype) if shares else found
     except UncountedFamily:
         return None

@@ -6,7 +6,7 @@ label are projected. trl does that on CUDA alone; here it holds everywhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,8 @@ from llama_peft.errors import UserError
 from llama_peft.prefix_tree.pack import IGNORE_INDEX, EncodedLike, TreeRow, collate, pack
 
 # Shapes: N labelled positions, V vocabulary.
+
+_AS_EVER = nullcontext()
 
 
 class AnswerLogits(NamedTuple):
@@ -74,32 +76,47 @@ def mean_loss(model: torch.nn.Module, rows: Sequence[TreeRow]) -> float:
 
 
 @torch.no_grad()
-def self_check(model: torch.nn.Module, examples: Sequence[EncodedLike], max_length: int) -> Losses:
+def self_check(
+    model: torch.nn.Module,
+    examples: Sequence[EncodedLike],
+    max_length: int,
+    plainly: AbstractContextManager[None] = _AS_EVER,
+) -> Losses:
     """Return the loss of `examples` as tree rows and one by one. Raises UserError if they differ.
 
-    Dropout is off, because the two would draw different noise (in training they do). The relative
-    tolerance is 1e-4 for a float32 model and 3e-2 for others, whose sums depend on their order.
+    plainly: in which the second is computed. Dropout is off, because the two would draw different
+    noise (in training they do). The relative tolerance is 1e-4 for a float32 model and 3e-2 for
+    others, whose sums depend on their order.
     """
     with _without_dropout(model):
         tree = mean_loss(model, pack(examples, max_length))
-        alone = [
-            answer_loss(model, _stock_inputs(model, example), 1).item() for example in examples
-        ]
+        with plainly:
+            alone = [
+                answer_loss(model, _stock_inputs(model, example), 1).item() for example in examples
+            ]
     one_by_one = sum(alone) / sum(len(example.completion) for example in examples)
     return _agreed(Losses(tree, one_by_one), len(examples), model.dtype)
 
 
 @torch.no_grad()
-def check_batch(model: torch.nn.Module, batch: Mapping[str, object], dtype: torch.dtype) -> Losses:
+def check_batch(
+    model: torch.nn.Module,
+    batch: Mapping[str, object],
+    dtype: torch.dtype,
+    plainly: AbstractContextManager[None] = _AS_EVER,
+) -> Losses:
     """Return the loss of a head's batch from its tree rows and from its padded rows.
 
-    dtype: in which the backbone computes. Raises UserError if they differ, as in `self_check`.
+    dtype: in which the backbone computes. plainly: in which the second loss is computed. Raises
+    UserError if they differ, as in `self_check`.
     """
     device = next(model.parameters()).device
     inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), dict(batch))
     padded = {key: value for key, value in inputs.items() if key != "packed"}
     with _without_dropout(model):
-        found = Losses(model(**inputs).loss.item(), model(**padded).loss.item())
+        tree = model(**inputs).loss.item()
+        with plainly:
+            found = Losses(tree, model(**padded).loss.item())
     return _agreed(found, len(inputs["input_ids"]), dtype)
 
 
@@ -111,7 +128,7 @@ def _agreed(found: Losses, examples: int, dtype: torch.dtype) -> Losses:
         raise UserError(
             f"prefix-tree rows give a loss of {tree:.6f}, but the same {examples} examples "
             f"one by one give {alone:.6f}: the mask is wrong for this model or attention "
-            "backend; set train.packing: none"
+            "backend, or blocks were compiled wrongly; set train.packing: none, and no torch_compile"
         )
     return found
 

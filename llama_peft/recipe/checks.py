@@ -189,6 +189,12 @@ def _model_faults(recipe: Recipe) -> Problems:
         if recipe.train.packing != "prefix_tree":
             message = "varlen computes prefix trees only: set train.packing: prefix_tree"
             yield message, "model.attn_implementation", "train.packing"
+        if recipe.on_states:
+            message = (
+                "a head alone reads states that varlen does not compute: remove this key, or set "
+                "head.features: none"
+            )
+            yield message, "model.attn_implementation", "head.features", "lora"
 
 
 def _lora_faults(recipe: Recipe) -> Problems:

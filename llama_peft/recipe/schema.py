@@ -342,6 +342,12 @@ class Recipe(Section):
         return self.kind.fits_threshold or self.eval.fit_no_answer_threshold
 
     @property
+    def on_states(self) -> bool:
+        """Return whether a head alone trains on states that are computed once."""
+        alone = self.kind.caches_features and self.lora is None
+        return alone and self.head.features != "none"
+
+    @property
     def packs_rows(self) -> bool:
         """Return whether a row of the data set is a tree of many examples."""
         return self.train.packing == "prefix_tree" and self.kind.head is None

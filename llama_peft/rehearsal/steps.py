@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl
 
 from llama_peft import data
 from llama_peft.inference import predict
-from llama_peft.model.estimate import Batches, on_states
+from llama_peft.model.estimate import Batches
 from llama_peft.recipe import Recipe
 from llama_peft.rehearsal import rows as material
 from llama_peft.rehearsal.device import replace
@@ -22,7 +22,6 @@ from llama_peft.rehearsal.device.mode import Rehearsal as Mode
 from llama_peft.rehearsal.device.watch import Watch
 from llama_peft.rehearsal.report import ATTENTION, Step, sites
 from llama_peft.run_folder.weights import TunedModel
-from llama_peft.system.compiling.blocks import compile_blocks
 from llama_peft.training import setup
 from llama_peft.training.rows import Batch as Inputs
 from llama_peft.training.rows import ClassificationRow, Row
@@ -90,7 +89,7 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
     """
     watch = stages.mode.watch
     _use_rows(given)
-    if on_states(recipe):
+    if recipe.on_states:
         _measure_features(stages)
     recipe = _for_two_steps(recipe)
     encoded = setup.encode(recipe, given.dataset)
@@ -103,7 +102,7 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
         for part, size in _sizes(recipe).items()
     }
     fed = [*batches["train"].typical, *batches["train"].fullest]
-    held = attached.rows["train"][: len(fed)] if on_states(recipe) else fed
+    held = attached.rows["train"][: len(fed)] if recipe.on_states else fed
     stages.name = "building the Trainer"
     trainer = setup.build_trainer(
         *(loaded.recipe, attached.model, loaded.encoder, held, (), attached.collate, folder),
@@ -113,11 +112,9 @@ def run(recipe: Recipe, given: material.Material, folder: Path, stages: Stages) 
     _mark(watch, trainer.model)
     stages.name = "the self-check of prefix trees"
     few = {"train": given.dataset.parts["train"][:_CHECKED]}
-    setup.check_tree_rows(loaded, attached, data.Dataset(labels=(), parts=few))
-    if recipe.train.torch_compile and not on_states(recipe):
-        compile_blocks(loaded.base)
+    setup.compile_and_check(loaded, attached, data.Dataset(labels=(), parts=few), trainer)
     _train(trainer, stages)
-    if not on_states(recipe):
+    if not recipe.on_states:
         _validate(trainer, attached.collate, batches["validation"].fullest, stages)
     _predict(loaded, trainer, given, batches["validation"].fullest, stages)
     return loaded.widest(recipe)

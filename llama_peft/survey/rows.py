@@ -8,7 +8,6 @@ on one core of an Intel Xeon server; `python -m tests.benchmarks --only data_row
 from typing import NamedTuple
 
 from llama_peft.model import backbone, counts
-from llama_peft.model.estimate import on_states
 from llama_peft.model.hub import read_config
 from llama_peft.recipe import Recipe
 from llama_peft.system.formatting import duration
@@ -63,7 +62,7 @@ def rows_cost(recipe: Recipe, rows: int) -> RowsCost:
     return RowsCost(
         memory=rows * MEMORY["text" if recipe.kind.has_labels else "question"],
         disk=tokens * DISK,
-        states=rows * state if on_states(recipe) else 0,
+        states=rows * state if recipe.on_states else 0,
         seconds=tokens * SECONDS,
         why=f"{rows:,} rows, as if each had train.max_length {recipe.train.max_length:,} tokens",
     )

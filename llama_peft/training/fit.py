@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 from llama_peft import data
 from llama_peft.errors import Stopped, UserError
 from llama_peft.model import preflight, room
-from llama_peft.model.estimate import Estimate, on_states
+from llama_peft.model.estimate import Estimate
 from llama_peft.recipe import Ladder, Recipe, schedule
 from llama_peft.run_folder.layout import CHECKPOINTS, HISTORY
 from llama_peft.run_folder.ownership import check_run_folder
@@ -167,7 +167,7 @@ def expected(recipe: Recipe, reads: bool = True) -> Estimate:
 
 def _check_shared(recipe: Recipe) -> None:
     """Raise UserError for what a process would compute alone on a base of which it has a part."""
-    if not job.shares_base() or on_states(recipe):
+    if not job.shares_base() or recipe.on_states:
         return
     if recipe.train.torch_compile:
         raise UserError(
@@ -205,7 +205,7 @@ def _fit(
     resumed = job.decided(lambda: newest_sealed(folder / CHECKPOINTS))
     resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
     attached = setup.attach(loaded, folder)
-    if job.shares_base() and not on_states(recipe):
+    if job.shares_base() and not recipe.on_states:
         from llama_peft.training.processes.shared_base import share_base
 
         share_base(loaded.base, attached.model)
@@ -222,11 +222,7 @@ def _fit(
         resumed = job.decided(lambda: newest_sealed(folder / CHECKPOINTS, fit))
         resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
     _choose_by_score(trainer, loaded, attached, dataset)
-    setup.check_tree_rows(loaded, attached, dataset)
-    if recipe.train.torch_compile and not on_states(recipe):
-        from llama_peft.system.compiling.blocks import compile_blocks
-
-        compile_blocks(loaded.base)
+    setup.compile_and_check(loaded, attached, dataset, trainer)
     earlier = read_spent(resumed)
     if resumed is not None:
         earlier = earlier._replace(resumed_at=(*earlier.resumed_at, step_of(resumed)))
@@ -246,7 +242,7 @@ def _choose_by_score(
     if name == "loss" or not examples:
         return
     states = None
-    if on_states(recipe):
+    if recipe.on_states:
         states = attached.collate(attached.rows["validation"])["features"]
 
     def score() -> float:

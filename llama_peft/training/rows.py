@@ -19,7 +19,7 @@ from llama_peft.data import Example, Label, QuestionExample, TextExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone
 from llama_peft.model.estimate import Batch as Width
-from llama_peft.model.estimate import Batches, on_states, states_batch
+from llama_peft.model.estimate import Batches, states_batch
 from llama_peft.model.estimate.batch import masked_width, uses_varlen
 from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.prefix_tree.batch import Packed, packed
@@ -191,7 +191,7 @@ def widest(recipe: Recipe, rows: Mapping[str, Sequence[Row]], pad_token_id: int)
     }
     count = sum(map(len, rows.values()))
     source = f"the longest of {count:,} encoded rows"
-    if on_states(recipe):
+    if recipe.on_states:
         length = max(max(its) for its in lengths.values() if its)
         tokens = max(map(sum, lengths.values()))
         one = states_batch(recipe, length, tokens)

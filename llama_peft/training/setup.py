@@ -10,7 +10,7 @@ from llama_peft import data
 from llama_peft.data import QuestionExample
 from llama_peft.errors import UserError
 from llama_peft.model import backbone, counts
-from llama_peft.model.estimate import Batches, on_states, trains_trees
+from llama_peft.model.estimate import Batches, trains_trees
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.model.lora import add_lora, count_loaded
 from llama_peft.recipe import Recipe
@@ -142,7 +142,7 @@ def attach(loaded: Loaded, folder: Path) -> Attached:
     rows: Mapping[str, Sequence[object]] = loaded.rows
     collate: Callable[..., Mapping[str, object]]
     collate = collator(recipe, loaded.encoder.tokenizer.pad_token_id)
-    if on_states(recipe):
+    if recipe.on_states:
         from llama_peft.training.features.cache import collate as collate_states
 
         texts = cast("dict[str, Sequence[ClassificationRow]]", loaded.rows)
@@ -215,38 +215,41 @@ def _features(
     return found, FeatureHead(base.score, recipe.kind.problem_type)
 
 
-def check_tree_rows(loaded: Loaded, attached: Attached, dataset: data.Dataset) -> None:
-    """Compare tree rows with plain rows before the first step.
+def compile_and_check(
+    loaded: Loaded, attached: Attached, dataset: data.Dataset, trainer: "SteadyTrainer"
+) -> None:
+    """Compile the blocks of the base, if the recipe asks for it, and compare tree rows, which they then
+    compute, with plain rows by plain blocks.
 
-    With a wrong mask the training would run without an error.
+    With a wrong mask the training would run without an error. Both are computed under the trainer's
+    autocast, without which blocks would be compiled once more.
     """
-    recipe, encoder, model = loaded.recipe, loaded.encoder, attached.model
-    if recipe.packs_batches and not on_states(recipe):
-        _check_batch(loaded, attached)
-    if not recipe.packs_rows:
+    recipe, base, model = loaded.recipe, loaded.base, attached.model
+    if recipe.on_states:
         return
-    from llama_peft.prefix_tree.loss import self_check
-
-    # The first questions share a few passages, so their row has branches.
-    examples = [one for one in dataset.parts["train"][:6] if isinstance(one, QuestionExample)]
-    encoded = list(encoder.encode(examples))
-    limit = recipe.train.max_length
-    fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
-    if fitting:
-        found = self_check(model, fitting, limit)
-        log.info("self-check: the loss is %.5f as a tree, and %.5f one by one", *found)
-
-
-def _check_batch(loaded: Loaded, attached: Attached) -> None:
-    """Compare the losses of one batch as tree rows and as padded rows."""
-    from llama_peft.prefix_tree.loss import check_batch
+    from llama_peft.prefix_tree.loss import check_batch, self_check
+    from llama_peft.system.compiling.blocks import as_they_are, compile_blocks
     from llama_peft.training.processes.batch import IDS
 
-    batch = attached.collate(attached.rows["train"][:CHECKED])
-    given = {key: value for key, value in batch.items() if key != IDS}
-    if "packed" in given:
-        found = check_batch(attached.model, given, loaded.base.dtype)
-        log.info("self-check: the loss is %.5f as a tree, and %.5f in padded rows", *found)
+    if recipe.train.torch_compile:
+        compile_blocks(base)
+    found = None
+    if recipe.packs_batches:
+        batch = attached.collate(attached.rows["train"][:CHECKED])
+        given = {key: value for key, value in batch.items() if key != IDS}
+        if "packed" in given:
+            with trainer.accelerator.autocast():
+                found = check_batch(model, given, base.dtype, as_they_are(base))
+    elif recipe.packs_rows:
+        # The first questions share a few passages, so their row has branches.
+        examples = [one for one in dataset.parts["train"][:6] if isinstance(one, QuestionExample)]
+        encoded, limit = loaded.encoder.encode(examples), recipe.train.max_length
+        fitting = [one for one in encoded if len(one.prompt) + len(one.completion) <= limit]
+        if fitting:
+            with trainer.accelerator.autocast():
+                found = self_check(model, fitting, limit, as_they_are(base))
+    if found is not None:
+        log.info("self-check: the loss is %.5f as a tree, and %.5f in plain rows", *found)
 
 
 def build_trainer(
@@ -366,7 +369,7 @@ def training_arguments(recipe: Recipe, validates: bool, folder: Path) -> dict[st
         "restore_callback_states_from_checkpoint": True,  # early stopping continues to count
         "save_total_limit": None,  # SealCheckpoints removes old ones, after the new one is sealed
         # States all have one size, so their batches can be random.
-        "train_sampling_strategy": "random" if on_states(recipe) else "group_by_length",
+        "train_sampling_strategy": "random" if recipe.on_states else "group_by_length",
         "label_names": list(recipe.kind.label_keys),
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,  # would log NaN as 0.0

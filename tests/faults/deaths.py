@@ -36,7 +36,8 @@ def faults(full: bool) -> Iterator[Fault]:
             for lines in (1, 4) if full else (1,):
                 yield _signal(kind, number, lines)
         yield _twice(kind)
-    yield from _rank_chain(20 if full else 1)
+    for shared in ([], ["--share-base"]):
+        yield from _rank_chain(20 if full else 1, shared)
     if full:
         for number in (signal.SIGINT, signal.SIGTERM):
             yield _signal_in_evaluation(number)
@@ -198,23 +199,27 @@ def _evaluation_at_writes(at_most: int) -> Iterator[Fault]:
         )
 
 
-def _rank_chain(kills: int) -> Iterator[Fault]:
-    """Kills of one of two processes at random moments: the other one ends, and the run continues."""
-    kind, rng = "classification + LoRA", random.Random("ranks")
-    half = {"per_device_train_batch_size": 4}
+def _rank_chain(kills: int, shared: list[str]) -> Iterator[Fault]:
+    """Kills of one of two processes at random moments: the other one ends, and the run continues.
+
+    shared: the word with which each process keeps only its part of the base, or none.
+    """
+    kind, rng = "classification + LoRA", random.Random(" ".join(["ranks", *shared]))
+    half, name = {"per_device_train_batch_size": 4}, " ".join(["two processes", *shared])
 
     def command(shop: Shop, folder: Path) -> list[str]:
-        return [*shop.write(shop.recipe(kind, folder, train=half), folder), "--processes", "2"]
+        recipe = shop.recipe(kind, folder, train=half)
+        return [*shop.write(recipe, folder), "--processes", "2", *shared]
 
     def inflict(shop: Shop, folder: Path) -> Seen:
-        expected = shop.root / "two processes"
+        expected = shop.root / name
         if not expected.is_dir():
             started = time.monotonic()
             done = shop.run(command(shop, expected), hook=Ranks(expected / "pids"))
             assert done.code == 0, done.text
-            _LENGTHS["ranks"] = time.monotonic() - started
+            _LENGTHS[name] = time.monotonic() - started
         words, ranks = command(shop, folder), Ranks(folder / "pids")
-        number, seconds = rng.randrange(2), rng.uniform(0, 0.8) * _LENGTHS["ranks"]
+        number, seconds = rng.randrange(2), rng.uniform(0, 0.8) * _LENGTHS[name]
         while True:
             child = shop.start(words, folder / "log", hook=ranks)
             forked.until(lambda: forked.num_lines(ranks.pids) == 2)
@@ -233,12 +238,16 @@ def _rank_chain(kills: int) -> Iterator[Fault]:
         named = f"error: process {number} of the 2 "
         if done.code != 1 or not done.last_line.startswith(named) or "Traceback" in done.text:
             return Seen("wrong", f"exit code {done.code}: {done.text[-400:]}")
+        run, step = folder / "runs/run", newest_step(folder / "runs/run")
         again = shop.run(words, hook=ranks)
-        same = again.code == 0 and exported(folder / "runs/run") == exported(expected / "runs/run")
-        return Seen("right" if same else "lost", done.last_line if same else again.last_line)
+        if again.code != 0:
+            return Seen("lost", again.last_line)
+        same = exported(run) == exported(expected / "runs/run")
+        return Seen("right" if same else "wrong", f"from step {step}: {done.last_line}")
 
     for kill in range(kills):
-        yield Fault("death of one of two processes", f"kill {kill + 1}", inflict)
+        numbered = " ".join([f"kill {kill + 1}", *shared])
+        yield Fault("death of one of two processes", numbered, inflict)
 
 
 @dataclass

@@ -337,3 +337,6 @@ def test_varlen_attention_computes_trees_in_sixteen_bits() -> None:
     message = refusal("tiny-sst2", asked, packed, "model.dtype=float32")
     assert "varlen computes in 16 bits: remove model.dtype or this key" in message
     load_recipe("tiny-sst2", [asked, packed, "model.dtype=null"])
+    alone = "tiny-sst2", asked, packed, "model.dtype=null", "lora=null"
+    assert "a head alone reads states that varlen does not compute" in refusal(*alone)
+    load_recipe("tiny-sst2", [*alone[1:], "head.features=none"])

@@ -69,6 +69,8 @@ VARIANTS = [
     *_on("squad", "train.optim=adafactor"),
     # Compiled blocks.
     *_on("squad sst2", COMPILED),
+    *_on("squad", VARLEN, COMPILED),
+    *_on("gemma-squad", VARLEN, COMPILED, base=GEMMA),
     # A larger base.
     *_on("squad-span", base=BIG),
 ]  # fmt: skip

@@ -17,7 +17,6 @@ from llama_peft.model.estimate.batch import (
     Batch,
     Batches,
     full,
-    on_states,
     states_batch,
     trains_trees,
 )
@@ -34,7 +33,6 @@ __all__ = [
     "Estimate",
     "Term",
     "estimate",
-    "on_states",
     "states_batch",
     "trains_trees",
 ]
@@ -126,7 +124,7 @@ def estimate(
         least = smallest = fixed + max(step.whole(batches.smallest), loading)
     else:
         changing = _on_cpu(blocks, batches, loading)
-        one = _cpu_step(blocks, batches.smallest, on_states(recipe))
+        one = _cpu_step(blocks, batches.smallest, recipe.on_states)
         fixed += changing[-1].bytes
         least, smallest = fixed + one.needed, fixed + max(one.needed + one.holes, loading)
     return Estimate(
@@ -221,7 +219,7 @@ def _cpu_step(blocks: Blocks, batch: Batch, states: bool) -> CpuStep:
 
 def _on_cpu(blocks: Blocks, batches: Batches, loading: int) -> tuple[Term, ...]:
     """Return the terms that grow with the rows of a batch, and those that take their place."""
-    states = on_states(blocks.recipe)
+    states = blocks.recipe.on_states
     kept, logits, holes = _cpu_step(blocks, batches.train, states)
     step = kept + logits + holes
     validation = 0 if states else max(0, cpu.validation(blocks, batches.validation) - step)
@@ -253,7 +251,7 @@ def _on_cpu(blocks: Blocks, batches: Batches, loading: int) -> tuple[Term, ...]:
 
 def _on_gpu(step: GpuStep, batches: Batches, loading: int) -> tuple[Term, ...]:
     """Return the terms that grow with the rows of a batch, and those that take their place."""
-    states = on_states(step.blocks.recipe)
+    states = step.blocks.recipe.on_states
     kept = 0 if states else step.kept(batches.train)
     passing = step.passing(batches.train)
     validation = 0 if states else step.validation(batches.validation)
@@ -275,7 +273,7 @@ def _validation(more: int, batch: Batch) -> Term:
 
 
 def _why_kept(recipe: Recipe) -> str:
-    if on_states(recipe):
+    if recipe.on_states:
         return "those of one block: states are computed once"
     if recipe.lora is None:
         return "those of one block: a frozen backbone keeps none"

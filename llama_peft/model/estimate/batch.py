@@ -68,15 +68,9 @@ def masked_width(length: int) -> int:
     return length + _WIDTH - length % _WIDTH
 
 
-def on_states(recipe: Recipe) -> bool:
-    """Return whether a head alone trains on states that are computed once."""
-    alone = recipe.kind.caches_features and recipe.lora is None
-    return alone and recipe.head.features != "none"
-
-
 def trains_trees(recipe: Recipe) -> bool:
     """Return whether training computes tree rows."""
-    return recipe.packs_rows or (recipe.packs_batches and not on_states(recipe))
+    return recipe.packs_rows or (recipe.packs_batches and not recipe.on_states)
 
 
 def uses_varlen(recipe: Recipe, kernel: TreeKernel | None) -> bool:
@@ -92,7 +86,7 @@ def full(recipe: Recipe, device: str, flash: bool = True) -> Batches:
     """
     rows = recipe.train_batch_size
     source = f"as if every row had train.max_length {recipe.train.max_length:,} tokens"
-    if on_states(recipe):
+    if recipe.on_states:
         one = states_batch(recipe, recipe.train.max_length)
         return Batches(train=one, validation=one, smallest=one, source=source)
     return Batches(

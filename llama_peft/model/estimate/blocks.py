@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llama_peft.model import counts
 from llama_peft.model.counts import TextConfig
-from llama_peft.model.estimate.batch import Batch, on_states, trains_trees, uses_varlen
+from llama_peft.model.estimate.batch import Batch, trains_trees, uses_varlen
 from llama_peft.recipe import Recipe
 from llama_peft.system.memory import TreeKernel
 
@@ -69,7 +69,7 @@ class Blocks:
     @property
     def is_compiled(self) -> bool:
         """Return whether the blocks are compiled for a GPU. On a CPU this changes less."""
-        asked = self.recipe.train.torch_compile and not on_states(self.recipe)
+        asked = self.recipe.train.torch_compile and not self.recipe.on_states
         return asked and self.on_gpu
 
     def kept(self, batch: Batch) -> list[int]:

@@ -91,34 +91,32 @@ def _is_of_other_server(results: Path) -> bool:
 
 
 def borrow(one: Measurement, key: str) -> Path | None:
-    """Copy the results of exactly this measurement from another run of the recipe, which lies beside
-    this one. Returns that run; None if there is none.
+    """Copy the results of exactly this measurement from another run beside this one. Returns their folder
+    there; None if there are none.
     """
-    run = Path(one.run)
-    for other in sorted(run.parent.glob(f"{one.recipe.name}*")):
-        known = None if one.is_trained or other == run else read_finished(other)
-        for name, proof in known.results.items() if known else ():
-            if proof.key == key and _copied(other / name, one, proof):
-                return other
-    return None
+    return next((source for source in lenders(one, key) if _copied(source, one)), None)
 
 
-def lenders(one: Measurement) -> Iterator[Path]:
-    """Yield the folders of finished results of such a measurement in the runs of other recipes beside
-    this one. Whether they depend on the same is not known yet.
+def lenders(one: Measurement, key: str | None = None) -> Iterator[Path]:
+    """Yield the folders of finished results of such a measurement in the runs beside this one.
+
+    key: what they depend on. Without it that is not known yet: runs of other recipes may hold what a
+    base says of the same examples.
     """
     run = Path(one.run)
     for other in sorted(run.parent.glob("*")):
         known = None if one.is_trained or other == run else read_finished(other)
         proof = None if known is None else known.results.get(one.results)
-        if proof is not None and _is_lendable(other / one.results, proof):
+        if proof is None or key not in (None, proof.key):
+            continue
+        if _is_lendable(other / one.results, proof):
             yield other / one.results
 
 
-def _copied(source: Path, one: Measurement, proof: Proof) -> bool:
-    """Copy results and predictions of a measurement, if they are whole."""
+def _copied(source: Path, one: Measurement) -> bool:
+    """Copy results and predictions of a measurement, unless another server than today's gave them."""
     check_evaluation_folder(Path(one.run, one.results))
-    if not _is_lendable(source, proof) or (one.rung == "hosted" and _is_of_other_server(source)):
+    if one.rung == "hosted" and _is_of_other_server(source):
         return False
     try:
         target = files.make_folder(Path(one.run), one.results)

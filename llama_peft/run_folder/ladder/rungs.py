@@ -214,7 +214,7 @@ def _head_alone(recipe: Recipe) -> Recipe:
     """Return the recipe that trains only a head, on cached states of the frozen base."""
     has_validation = recipe.dataset.parts.validation is not None or recipe.dataset.validation_size
     chooses = recipe.kind.side == "labels" and has_validation
-    return recipe.changed(
+    return _without_trees(recipe).changed(
         lora=None,
         head={"layer": "auto" if chooses else recipe.head.layer, "features": "prefix_tree"},
         train={
@@ -229,6 +229,12 @@ def _head_alone(recipe: Recipe) -> Recipe:
     )
 
 
+def _without_trees(recipe: Recipe) -> Recipe:
+    """Return the recipe without an attention that computes nothing but tree rows."""
+    trees = recipe.model.attn_implementation == "varlen"
+    return recipe.changed(model={"attn_implementation": None}) if trees else recipe
+
+
 def _of_model(recipe: Recipe, name: str | None) -> Recipe:
     """Return the recipe of another model."""
     return recipe.changed(model={"model_name_or_path": name, "revision": "main"})
@@ -236,4 +242,4 @@ def _of_model(recipe: Recipe, name: str | None) -> Recipe:
 
 def _whole(recipe: Recipe) -> Recipe:
     """Return the recipe that trains all weights, which are not packed."""
-    return recipe.in_float32().changed(lora=None)
+    return _without_trees(recipe).in_float32().changed(lora=None)

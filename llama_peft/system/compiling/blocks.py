@@ -7,6 +7,8 @@ that fills a cache of keys, as decoding does, takes the plain way, and so does a
 failure of the compiler.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-MOST = 8
-"""Compilations in a run. The first block's input needs no gradient, a row alone is not several,
-validation keeps nothing, and each kind of mask is one more."""
+MOST = 16
+"""Compilations in a run. The first block's input needs no gradient, and validation keeps nothing: with a
+mask that makes 3, and 5 by varlen attention on Gemma's two kinds of layers. A run may need both, and
+a row alone is compiled for apart from several. No length is."""
 _OTHERWISE = (
     "train.torch_compile: the blocks of this base do not compile here (%s): they are computed as "
     "they are, which gives the same numbers"
@@ -33,21 +36,39 @@ def compile_blocks(base: "PreTrainedModel", backend: Backend = "inductor") -> Co
     backend: the compiler of torch.compile, by name or as a function.
     """
     import torch._dynamo
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     # Scales and epsilons are numbers of the code, and DDP's buckets are no reason to cut a block.
     torch._dynamo.config.specialize_float = True
     torch._dynamo.config.optimize_ddp = False
-    blocks = [
-        module
-        for module in base.get_decoder().modules()
-        if isinstance(module, GradientCheckpointingLayer)
-    ]
     # Small kernels that need nothing of one another, as the casts of adapters, become one.
     one = Counted(_forward, MOST, _OTHERWISE, backend, combo_kernels=True)
-    for block in blocks:
+    for block in _blocks(base):
         block.forward = partial(_run, one, block)
     return one
+
+
+@contextmanager
+def as_they_are(base: "PreTrainedModel") -> Iterator[None]:
+    """Compute the blocks of a base as they are meanwhile, compiled or not."""
+    compiled = {
+        block: block.forward
+        for block in _blocks(base)
+        if isinstance(block.forward, partial) and block.forward.func is _run
+    }
+    for block in compiled:
+        del block.forward  # what is left is that of its class
+    try:
+        yield
+    finally:
+        for block, forward in compiled.items():
+            block.forward = forward
+
+
+def _blocks(base: "PreTrainedModel") -> "list[GradientCheckpointingLayer]":
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    modules = base.get_decoder().modules()
+    return [one for one in modules if isinstance(one, GradientCheckpointingLayer)]
 
 
 def _forward(block: "GradientCheckpointingLayer", *args: object, **kwargs: object) -> "Tensor":

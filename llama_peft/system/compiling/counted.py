@@ -51,15 +51,24 @@ class Counted(Generic[Output]):
             return None
         try:
             if self._compiled is None:
-                self._compiled = torch.compile(
-                    self._function, dynamic=True, fullgraph=True, backend=self._compile
-                )
+                self._compiled = self._prepared()
             return self._compiled(*args, **kwargs)
         except Exception as error:  # compilers raise whatever they like
             if is_out_of_memory(error):
                 raise
             self._refuse(error)
             return None
+
+    def _prepared(self) -> Callable[..., Output]:
+        """Return the function, which is compiled when it is called."""
+        import torch._dynamo.config as config
+
+        # torch has a limit of its own, whose message would not say what was reached.
+        config.recompile_limit = max(config.recompile_limit, self._most + 1)
+        compiled: Callable[..., Output] = torch.compile(
+            self._function, dynamic=True, fullgraph=True, backend=self._compile
+        )
+        return compiled
 
     def again(self, *args: object, **kwargs: object) -> Output:
         """Return what the function returns for arguments that it was compiled for.

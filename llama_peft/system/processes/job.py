@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from llama_peft.errors import UserError
+from llama_peft.errors import Died, UserError
 from llama_peft.system.files import write_text
 from llama_peft.system.terminal import share
 
@@ -160,15 +160,30 @@ def faults_held_back() -> Iterator[None]:
     """Hold a fault back for a moment, which has no cause of its own if another process has died.
 
     Whoever started the processes ends this one meanwhile, and names the other one. Under torchrun a
-    mistake that all of them find is thus printed by the first one only.
+    mistake that all of them find is thus printed by the first one only. A process on another machine
+    is named there; here nobody knows more than that it does not answer, so that raises Died.
     """
     try:
         yield
     except Exception as error:
         is_told = isinstance(error, UserError) and (is_main() or is_launched())
-        if count() > 1 and not is_told:
-            time.sleep(_HELD_BACK)
-        raise
+        if count() == 1 or is_told:
+            raise
+        time.sleep(_HELD_BACK)
+        if not _is_of_others(error):
+            raise
+        raise Died(
+            f"another process of this job does not answer ({' '.join(str(error).split())}); if it has "
+            "ended, its own machine says how; sealed checkpoints are kept, and the same command, given "
+            "again on every machine, continues"
+        ) from error
+
+
+def _is_of_others(error: Exception) -> bool:
+    """Return whether a call to other processes has failed. gloo tells it by the place in its code only."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "/gloo/transport/" in str(error)
 
 
 def tell_launcher(error: UserError) -> bool:

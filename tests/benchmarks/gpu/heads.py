@@ -13,7 +13,6 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from llama_peft import data
 from llama_peft.model import backbone
-from llama_peft.model.estimate import on_states
 from llama_peft.recipe import Recipe
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training import setup
@@ -110,7 +109,7 @@ def _ours(found: Given) -> Callable[[], Prepared]:
             )
 
         # The pass that computes states is part of the work, attaching an adapter is not.
-        trainer = None if on_states(fresh.recipe) else build()
+        trainer = None if fresh.recipe.on_states else build()
         return Prepared(fresh.base, lambda: _train(trainer or build(), place))
 
     return prepare

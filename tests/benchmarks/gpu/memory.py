@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from llama_peft.model.estimate import on_states
 from llama_peft.rehearsal import rows as material
 from llama_peft.rehearsal.device.cards import CONTEXT, GIB
 from llama_peft.system.memory import free_memory
@@ -120,7 +119,7 @@ def _two_steps(given: Given) -> dict[str, Any]:
         measure.reset_peak()  # loading is over, the states of a head alone are not
         attached = setup.attach(loaded, folder)
         fed: list[Any] = [*typical, *fullest]
-        if on_states(recipe):
+        if recipe.on_states:
             fed = [attached.rows["train"][0]] * len(fed)  # states all have one size
         trainer = setup.build_trainer(
             *(loaded.recipe, attached.model, loaded.encoder, fed, []),

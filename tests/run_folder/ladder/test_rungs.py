@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from llama_peft.errors import UserError
-from llama_peft.recipe import Recipe
+from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.run_folder.ladder.rungs import check_rung, measurements, settled, wanted
 
 LORA = {"r": 2}
@@ -48,6 +48,23 @@ def test_every_measurement_has_a_folder_of_its_own_and_the_run_itself_is_one(
     own = [one for one in plan if one.recipe.run_folder == recipe.run_folder and one.is_trained]
     assert [one.name for one in own] == ["tuned, seed 1"]
     assert own[0].recipe == recipe.changed(ladder=own[0].recipe.ladder, train=own[0].recipe.train)
+
+
+def test_the_recipe_of_every_rung_is_a_valid_one(make_recipe: Make) -> None:
+    """Also if the adapter is trained by an attention that computes tree rows in 16 bits and nothing else."""
+    recipe = make_recipe(
+        "classification",
+        "tiny",
+        lora=LORA,
+        model={"dtype": None, "attn_implementation": "varlen"},
+        train={"packing": "prefix_tree"},
+        ladder={"sizes": [8], "encoder": "tiny", "full": True},
+    )
+    plan = measurements(settled(recipe), 24)
+    for one in plan:
+        assert load_recipe(one.recipe) == one.recipe, one.name
+    asked = {one.rung for one in plan if one.recipe.model.attn_implementation == "varlen"}
+    assert "tuned" in asked and not asked & {"head", "encoder", "full"}
 
 
 def test_a_head_alone_has_no_adapter_and_small_parts_are_read_more_often(make_recipe: Make) -> None:

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +13,13 @@ from peft import PeftModel
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
-from llama_peft.prefix_tree import flex
+from llama_peft.errors import UserError
+from llama_peft.prefix_tree import flex, varlen
+from llama_peft.prefix_tree.loss import self_check
 from llama_peft.prefix_tree.pack import collate, pack
 from llama_peft.recipe import Recipe
 from llama_peft.system.compiling import blocks
-from llama_peft.system.compiling.blocks import MOST, compile_blocks
+from llama_peft.system.compiling.blocks import MOST, as_they_are, compile_blocks
 from llama_peft.system.compiling.counted import Backend, Counted
 from llama_peft.training import fit as training
 from llama_peft.training.resume import recipe_sum
@@ -49,17 +53,52 @@ def step(model: PeftModel, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return logits.detach(), gradients(model)
 
 
+def use_kernel_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make varlen attention run torch's own function on this CPU, which has no flash kernel: the twin of
+    sequences one by one, which nothing can compile, computes inside it.
+    """
+    one_by_one = varlen._one_by_one
+
+    def forward(*given: Any, scale: float, window_size_left: int, **_: Any) -> tuple[Any, ...]:
+        query, key, value, query_starts, key_starts, most_queries, most_keys, *_rest = given
+        found = {"query_starts": query_starts, "key_starts": key_starts}
+        assert most_queries == query_starts.diff().max() and most_keys == key_starts.diff().max()
+        window = None if window_size_left < 0 else window_size_left + 1
+        output = one_by_one(query, key, value, found, scale, window)  # type: ignore[arg-type]
+        return output.contiguous(), query.new_zeros(query.shape[1::-1]), None, None, None
+
+    def backward(slope: Tensor, *given: Any, **named: Any) -> tuple[Tensor, ...]:
+        leaves = [one.detach().requires_grad_() for one in given[:3]]
+
+        def compute() -> tuple[Tensor, ...]:
+            output, *_ = forward(*leaves, *given[5:9], **named)
+            return torch.autograd.grad(output, leaves, slope)
+
+        with ThreadPoolExecutor(
+            1
+        ) as other:  # this thread is inside of an operator, without autograd
+            return other.submit(compute).result()
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", forward)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", backward)
+    monkeypatch.setattr(varlen, "_one_by_one", varlen._kernel)
+
+
 def agree(model: PeftModel, plain: PeftModel, given: dict[str, Tensor]) -> None:
     (found, slope), (expected, right) = step(model, given), step(plain, given)
     assert (found - expected).norm() <= TOLERANCE * expected.norm()
     assert (slope - right).norm() <= TOLERANCE * right.norm()
 
 
+@pytest.mark.parametrize("kind", ["llama-sdpa", "llama-varlen"])
 def test_gradients_are_those_of_plain_blocks_at_every_width(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Plain blocks attend to blocks of keys, of which each row has its own number."""
-    model, plain = with_lora("llama-sdpa"), with_lora("llama-sdpa")
+    """Plain blocks attend to blocks of keys, of which each row has its own number, or to gathered keys, of
+    which each batch has its own number.
+    """
+    use_kernel_here(monkeypatch)
+    model, plain = with_lora(kind), with_lora(kind)
     names = list(model.state_dict())
     one = compiled(model, "eager")
     for width in WIDTHS:
@@ -79,6 +118,25 @@ def test_activations_are_computed_again_in_compiled_blocks() -> None:
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     agree(model, plain, batch(*WIDTHS[2]))
     assert one.compilations == 1 and not one.refused
+
+
+def test_what_is_compiled_wrongly_is_found_before_the_first_step() -> None:
+    """Tree rows are computed by compiled blocks, and the plain rows beside them by plain ones."""
+    model, examples = with_lora("llama-sdpa"), families(3)
+
+    def wrong(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        return lambda *given: tuple(one * 1.1 for one in graph(*given))
+
+    base = model.get_base_model()
+    expected = self_check(model, examples, 300, as_they_are(base))
+    one = compiled(model, wrong)
+    with pytest.raises(UserError, match="or blocks were compiled wrongly"):
+        self_check(model, examples, 300, as_they_are(base))
+    assert one.compilations == 1 and not one.refused
+    with as_they_are(base):
+        assert self_check(model, examples, 300) == expected
+    with pytest.raises(UserError):
+        self_check(model, examples, 300, as_they_are(base))
 
 
 def fails(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
@@ -187,10 +245,13 @@ def _named(given: Tensor, name: str) -> Tensor:
     return given * len(name)
 
 
-def test_each_training_of_a_process_counts_its_own_compilations() -> None:
-    """torch counts those of a function's code, of which every training has a copy."""
+def test_each_training_of_a_process_counts_its_own_compilations(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """torch counts those of a function's code, of which every training has a copy, and has a limit of its own."""
     given = torch.ones(2)
-    for _ in range(3):
+    for _ in range(2):
         one = Counted(_named, MOST, "%s", "eager")
-        found = [one.compiled(given, "x" * length) for length in range(MOST - 1)]
-        assert all(each is not None for each in found) and one.compilations == MOST - 1
+        found = [one.compiled(given, "x" * length) for length in range(MOST + 1)]
+        assert [each is None for each in found] == [*[False] * MOST, True]
+        assert said(caplog).pop() == f"it would be compiled more than {MOST} times"

@@ -1,4 +1,4 @@
-"""The launches of accelerate that the project describes, and those that are refused before a base is loaded."""
+"""How several processes meet, and what is refused before they load a base."""
 
 import os
 import signal
@@ -6,39 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from accelerate.commands.config.config_args import load_config_from_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from llama_peft.errors import UserError
-from llama_peft.model import backbone, room
+from llama_peft.model import room
 from llama_peft.recipe import Recipe
 from llama_peft.system.memory import gpu_kind
 from llama_peft.system.processes import job
 from llama_peft.training import fit as training
 from llama_peft.training.callbacks import StopOnSignal
 from llama_peft.training.processes.start import train_in
-from tests.support.paths import ROOT
-
-FILES = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_accelerate_reads_every_key_of_our_files(file: Path) -> None:
-    config = load_config_from_file(str(file))
-    kind = "FSDP" if file.stem == "fsdp" else "MULTI_GPU"
-    assert config.distributed_type == kind and config.mixed_precision == "no"
-    assert config.num_processes == 2 * config.num_machines
-
-
-@pytest.mark.parametrize("name", ["DEEPSPEED", "PARALLELISM_CONFIG"])
-def test_what_would_share_out_the_base_is_refused_before_it_is_loaded(
-    make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    monkeypatch.setattr(backbone, "load", None)
-    recipe = make_recipe("classification", "tiny", train={"output_dir": str(tmp_path / "run")})
-    with pytest.raises(UserError, match=rf"ACCELERATE_USE_{name}: .* shards that cannot be sealed"):
-        training.train(recipe)
 
 
 def test_a_launch_with_fsdp_shares_the_base_out_by_our_own_hand(

@@ -12,13 +12,24 @@ from llama_peft.recipe import Recipe
 from llama_peft.training import fit as training
 from llama_peft.training.processes.resumed import same_step
 from tests.support import forked
-from tests.training.processes.test_alike import TOLERANCE, history, recipe_of, weights
+from tests.training.processes.test_alike import (
+    TOLERANCE,
+    history,
+    recipe_of,
+    shared_for_sure,
+    weights,
+)
 
 
-def train(processes: int, recipe: Recipe, stop: int, folder: Path) -> None:
-    """Train in forks until a step is done, and stop as at a signal; 0 trains to the end."""
+def train(processes: int, recipe: Recipe, stop: int, folder: Path, shared: bool = False) -> None:
+    """Train in forks until a step is done, and stop as at a signal; 0 trains to the end.
+
+    shared: whether the processes share the base out.
+    """
 
     def run() -> None:
+        if shared:
+            shared_for_sure()
         from llama_peft.training.callbacks import StopOnSignal
 
         def step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -47,7 +58,9 @@ def train(processes: int, recipe: Recipe, stop: int, folder: Path) -> None:
 def test_two_processes_then_one_then_two(
     make_base: Callable[..., Path], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """The one process makes two pieces of a step that two processes had one of each."""
+    """The one process makes two pieces of a step that two processes had one of each. Two may share the
+    base out before and after two that do not.
+    """
     base, keys = make_base(), {"num_train_epochs": 2.0, "per_device_train_batch_size": 2}
     keys |= {"optim": "adamw_torch", "learning_rate": 2e-3}
     for name in ("whole", "parts"):
@@ -58,8 +71,13 @@ def test_two_processes_then_one_then_two(
     )
     train(2, whole, 0, tmp_path)
     run = Path(parts.run_folder)
-    for processes, stop, newest in ((2, 1, "1"), (1, 4, "4"), (2, 0, "6")):
-        train(processes, parts, stop, tmp_path)
+    for processes, shared, stop, newest in (
+        (2, True, 1, "1"),
+        (2, False, 2, "2"),
+        (1, False, 4, "4"),
+        (2, True, 0, "6"),
+    ):
+        train(processes, parts, stop, tmp_path, shared)
         spent = json.loads((run / f"checkpoints/checkpoint-{newest}/spent.json").read_text())
         assert (spent["processes"], spent["rows_per_step"]) == (processes, 4)
     expected, found = history(Path(whole.run_folder)), history(run)
