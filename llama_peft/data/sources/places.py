@@ -137,7 +137,7 @@ def _fitting(place: str, file: Path) -> list[str]:
     found = matching(place) if is_url(place) else glob.glob(str(file), recursive=True)
     files = [one for one in found if is_url(place) or Path(one).is_file()]
     if not files:
-        raise UserError(f"{place}: no file fits this pattern")
+        raise UserError(f"{place}: no such file, and no file fits this pattern")
     return sorted(files)
 
 

@@ -166,8 +166,8 @@ def _shown(scene: Scene) -> Plan:
     path = write_csv(
         scene.folder / "mine.csv",
         ("id", "text", "label"),
-        ("i" + ALL, "t" + ALL, "1"),
-        ("2", "bad", "0"),
+        ("i" + ALL, "t" + ALL, "positive"),
+        ("2", "bad", "negative"),
     )
     words = [
         "run",
