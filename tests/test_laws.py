@@ -198,7 +198,9 @@ def test_metrics_import_nothing_else_of_ours_but_where_numbers_are_kept() -> Non
     kept = {"llama_peft.system.sequences.arrays"}
     for name, found in IMPORTS.items():
         if name.startswith("eval.metrics"):
-            assert not {other for other in found - kept if not other.startswith("eval.metrics")}, name
+            assert not {other for other in found - kept if not other.startswith("eval.metrics")}, (
+                name
+            )
 
 
 def test_imports_inside_eval_are_relative() -> None:

@@ -109,8 +109,20 @@ def read_ladder(run: Path) -> Climbed:
         examples=finished.examples,
         rungs=tuple(rung for rung in rungs if rung.size is None),
         smaller=tuple(rung for rung in rungs if rung.size is not None),
-        missing=tuple(one.name for one, system, _ in found if system is None),
+        missing=tuple(
+            one.name
+            for one, system, _ in found
+            if system is None and _says_something(one, repeats[0].system)
+        ),
     )
+
+
+def _says_something(one: Measurement, known: SystemResults) -> bool:
+    """Whether a measurement can be made: "no answer" is no floor if every question has an answer.
+
+    known: any results on the same examples.
+    """
+    return one.rung != "no-answer" or not all(map(any, known.gold_lists.values()))
 
 
 def part_of(recipe: Recipe) -> str:

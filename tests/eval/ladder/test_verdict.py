@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from eval.ladder import verdict
+from eval.ladder import read, verdict
 from eval.ladder.read import Climbed, Repeat, Rung
 from eval.ladder.standing import best_of, standings
-from eval.lines import Told
+from eval.lines import PredictionLine, Told
 from eval.metrics.catalogue import METRICS
 from eval.metrics.intervals import measured_means
 from eval.results import SystemResults
@@ -45,6 +45,27 @@ def rung(folder: Path, name: RungName, right: int, of: int = 120) -> Rung:
         "accuracy": measured_means(values, is_deterministic=name != "tuned")
     }
     return found
+
+
+@pytest.mark.parametrize(("golds", "says"), [(["a"], False), ([], True)])
+def test_no_answer_is_missing_only_if_a_question_has_none(
+    golds: list[str], says: bool, tmp_path: Path
+) -> None:
+    recipe = make_recipe("generative_qa", "tiny", lora={"r": 2})
+    lines = [
+        PredictionLine(id="1", prediction="", gold=["b"], split="test"),
+        PredictionLine(id="2", prediction="", gold=golds, split="test"),
+    ]
+    results = Results(
+        results={"t": {}}, configs={"t": TaskSettings(labels=[])},
+        config=ModelConfig(model_kind="bm25", recipe="t"),
+    )  # fmt: skip
+    known = SystemResults(
+        folder=tmp_path, task="t", part="test", labels=(), lines=lines, told=Told.of(lines), results=results
+    )  # fmt: skip
+    one = Measurement(rung="no-answer", recipe=recipe, run=str(tmp_path), results="no-answer")
+    assert read._says_something(one, known) is says
+    assert read._says_something(Measurement(rung="bm25", recipe=recipe, run="", results=""), known)
 
 
 def climbed(folder: Path, **right: int) -> Climbed:
