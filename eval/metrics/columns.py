@@ -281,10 +281,12 @@ def in_pieces(
     return [np.concatenate(own) for own in zip(*found, strict=True)]
 
 
-def rows(values: Iterable[Iterable[float]], count: int, width: int) -> Floats:
+def rows(values: Iterable[Sequence[float]], count: int, width: int) -> Floats:
     """Return (count, width): the numbers of each row. Raises ValueError if there are others."""
     found: Floats = LongArray(np.float64, width)
     for piece in cut(values):
+        if any(len(one) != width for one in piece):
+            raise ValueError(f"a row has not {width} numbers")
         flat = np.fromiter(chain.from_iterable(piece), np.float64, len(piece) * width)
         found.append(flat.reshape(len(piece), width))
     if len(found) != count:

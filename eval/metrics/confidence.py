@@ -73,7 +73,6 @@ def _evidence(ids: Texts, rows_NC: Floats, labels: Sequence[str]) -> Evidence:
             "brier_score": lambda rows_NC: _squares_and_losses(rows_NC)[0],
             "log_loss": lambda rows_NC: _squares_and_losses(rows_NC)[1],
         },
-        is_even=True,
         bounds={"brier_score": (0.0, 1.0 if len(labels) == 2 else 2.0), "log_loss": LOSS},
     )
 
@@ -271,7 +270,6 @@ def selective_evidence(
         ids=ids,
         rows=LongArray.of(np.stack([sureness, *scores.values()], axis=1)),
         statistic=statistic,
-        is_even=True,
         bounds=dict.fromkeys(kept, (0.0, best)),
     )
 

@@ -40,10 +40,6 @@ class Evidence:
     """For each metric that is a mean over the examples: what maps rows_NC to the value of each example,
     or NaN if the mean leaves it out.
     """
-    is_even: bool = False
-    """Whether a random part of many examples tells how far the scores scatter. It does not where a
-    few of the examples count much, as those of a rare label do.
-    """
     bounds: Mapping[str, Bounds] = field(default_factory=dict)
     """The bounds of the metrics that do not run from 0 to 1."""
 

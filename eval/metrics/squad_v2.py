@@ -129,7 +129,6 @@ def squad_evidence(
         statistic=_statistic,
         vectors=_VECTORS,
         bounds=dict.fromkeys((*_VECTORS, "best_exact", "best_f1"), (0.0, 100.0)),
-        is_even=True,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 _OF_TORCH = ("PytorchStreamWriter failed", "unexpected pos", "iostream error")
 """What torch.save says if its file takes no more; which words depends on how much was written."""
 _TROUBLES = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE,
     errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 

@@ -10,11 +10,6 @@ any sum of scores is the sum of squares of the same sum of deviations. Both kind
 The resamples depend on the names of the units alone. So each metric of each run sees the same ones,
 whichever other metrics are computed, and the order of the examples does not matter.
 
-Of very many units, a random part is resampled, where a part tells how the scores scatter: the
-variance of a score over m of n units, times m / n, is that over all (the m out of n bootstrap: Bickel,
-Götze and van Zwet 1997, "Resampling fewer than n observations", section 2). 20,000 units tell a
-standard deviation to 0.5 %, and 1,000 resamples, to 2 %.
-
 Shapes: S runs, N examples, U units, D deviations, R resamples, K distinct rows.
 """
 
@@ -38,8 +33,6 @@ _CHUNK = 100
 """The most resamples that are in memory at a time, and"""
 _DRAWN = 1_200_000
 """the most values of all of them: 100 x 12,000 distinct rows of float64 are 10 MB."""
-_MOST_UNITS = 20_000
-"""Units that are resampled, of evidence that is even."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -217,23 +210,10 @@ def _of_resamples(values_SR: FloatArray, units: int) -> FloatArray:
 
 def _resampled(runs: Sequence[Evidence], unit_N: IntArray, resamples: int) -> dict[str, FloatArray]:
     """The deviations of each metric (S, R) on the same resamples of the units."""
-    units, scale = int(unit_N.max()) + 1, 1.0
-    if units > _MOST_UNITS and runs[0].is_even:
-        places, unit_N = _some_units(unit_N, _MOST_UNITS)
-        runs, scale = [run.at(places) for run in runs], np.sqrt(_MOST_UNITS / units)
-        units = _MOST_UNITS
     each = [_resampled_run(run, unit_N, resamples) for run in runs]
     values = {name: np.array([one[name] for one in each]) for name in each[0]}
-    return {name: scale * _of_resamples(its_SR, units) for name, its_SR in values.items()}
-
-
-def _some_units(unit_N: IntArray, count: int) -> tuple[IntArray, IntArray]:
-    """The places of the examples of so many units, always the same ones, and the unit of each."""
     units = int(unit_N.max()) + 1
-    is_drawn_U = np.zeros(units, dtype=np.bool_)
-    is_drawn_U[np.random.default_rng(0).choice(units, count, replace=False)] = True
-    places = np.flatnonzero(is_drawn_U[unit_N])
-    return places, (np.cumsum(is_drawn_U) - 1)[unit_N[places]]
+    return {name: _of_resamples(its_SR, units) for name, its_SR in values.items()}
 
 
 def _resampled_run(run: Evidence, unit_N: IntArray, resamples: int) -> dict[str, FloatArray]:

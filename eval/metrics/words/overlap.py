@@ -113,7 +113,6 @@ def _evidence(
         statistic=statistic,
         vectors=vectors,
         bounds=dict.fromkeys(_PERCENTAGES, (0.0, 100.0)),
-        is_even=True,
     )
 
 

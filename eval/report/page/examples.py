@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from llama_peft.system.sequences.nameless import Nameless
+from llama_peft.system.sequences.spool import Spool
 from llama_peft.system.terminal import visible
 
 from ...lines import PredictionLine
@@ -29,30 +29,30 @@ Columns = dict[str, list[object]]
 
 
 class _Pieces:
-    """The list of each column as JSON, in pieces without brackets, which wait in a file."""
+    """The list of each column as JSON, in pieces without brackets."""
 
     def __init__(self) -> None:
-        self._file = Nameless("examples")
-        self._places: dict[str, list[tuple[int, int]]] = {}
+        self._texts: Spool[str] = Spool()
+        self._columns: dict[str, list[int]] = {}
+        """Which of the texts are of each column."""
 
     def add(self, columns: Columns) -> int:
         """Add some rows, and return how many characters they take."""
         written = 0
         for name, values in columns.items():
             text = _as_json(values)[1:-1]
-            raw = text.encode()
-            self._places.setdefault(name, []).append((len(self._file), len(raw)))
-            self._file.append(raw)
+            self._columns.setdefault(name, []).append(len(self._texts))
+            self._texts.append(text)
             written += len(text)
         return written
 
     def json(self) -> Iterator[str]:
         """Yield the pieces of the object of all columns."""
-        return _between("{}", (self._column(name) for name in self._places))
+        return _between("{}", (self._column(name) for name in self._columns))
 
     def _column(self, name: str) -> Iterator[str]:
         yield f'"{name}":'
-        yield from _between("[]", ([self._file.read(*one).decode()] for one in self._places[name]))
+        yield from _between("[]", ([self._texts[one]] for one in self._columns[name]))
 
 
 class Store:

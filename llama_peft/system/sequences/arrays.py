@@ -55,10 +55,11 @@ class LongArray(Generic[Number]):
         return self._size
 
     def __getitem__(self, rows: "slice | NDArray[np.int64]") -> NDArray[Number]:
-        """Return rows: a slice without steps, or those at any places, for which all are read."""
-        if not isinstance(rows, slice):
+        """Return rows: a slice, or those at any places, for which all are read."""
+        if not isinstance(rows, slice) or rows.step not in (None, 1):
             return self[:][rows]
         first, last, _ = rows.indices(self._size)
+        last = max(first, last)
         written = self._size - self._waiting
         if first >= written:
             return self._in_memory()[first - written : last - written]
@@ -68,7 +69,8 @@ class LongArray(Generic[Number]):
         return read if last <= written else np.concatenate([read, self[written:last]])
 
     def _in_memory(self) -> NDArray[Number]:
-        self._tail = [np.concatenate([np.empty((0, *self._row), self.dtype), *self._tail])]
+        if len(self._tail) != 1:
+            self._tail = [np.concatenate([np.empty((0, *self._row), self.dtype), *self._tail])]
         return self._tail[0]
 
     def pieces(self) -> Iterator[NDArray[Number]]:

@@ -50,13 +50,23 @@ class Nameless:
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=scratch(), buffering=0)  # noqa: SIM115
         self._file.seek(self._size)
-        self._file.write(raw)
-        self._size += len(raw)
+        rest = memoryview(raw)
+        while rest:  # a file may take or give less at once than it was asked
+            written = self._file.write(rest)
+            rest, self._size = rest[written:], self._size + written
 
     def read(self, start: int, count: int) -> bytes:
         """Return bytes that were written."""
-        if self._file is None:
-            return b""
+        pieces = []
+        while count:
+            piece = self._some(start, count)
+            assert piece, "these bytes were written"
+            pieces.append(piece)
+            start, count = start + len(piece), count - len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _some(self, start: int, count: int) -> bytes:
+        assert self._file is not None, "bytes were written"
         if sys.platform != "win32":  # a copy of this process may read at the same time
             return os.pread(self._file.fileno(), count, start)
         self._file.seek(start)

@@ -9,8 +9,7 @@ import pytest
 from scipy.stats import binom, ttest_1samp, ttest_rel
 
 from eval.metrics import classification, squad_v2
-from eval.metrics.columns import FloatArray, texts
-from eval.metrics.confidence import selective_evidence
+from eval.metrics.columns import FloatArray
 from eval.metrics.evidence import Evidence, Scores, scores_of
 from eval.metrics.intervals import (
     Interval,
@@ -21,7 +20,6 @@ from eval.metrics.intervals import (
     intervals,
     mcnemar,
     mean_over_seeds,
-    measured,
     measured_means,
     measured_metrics,
     paired,
@@ -89,31 +87,6 @@ def test_scores_that_are_not_means_are_computed_again_on_each_resample() -> None
         plain.append(scores_of(sample)["f1_macro"])
     found = measured_metrics([label_evidence(golds, given)])["f1_macro"]
     assert np.linalg.norm(found.deviations_SD) == pytest.approx(np.std(plain), rel=0.1)
-
-
-@pytest.mark.parametrize("passages", [None, 1500])
-def test_a_random_part_of_many_units_tells_how_far_scores_scatter(
-    passages: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draws = np.random.default_rng(1)
-    right = draws.random(6000) < 0.7
-    sure = draws.beta(np.where(right, 3, 1.5), 2)
-    ids = texts(f"{n:05}" for n in range(6000))
-    evidence = selective_evidence(ids, sure, {"accuracy": right.astype(float)})
-    groups = passages and {id_: str(n % passages) for n, id_ in enumerate(ids)}
-    whole = measured_metrics([evidence], groups or None)
-    monkeypatch.setattr(measured, "_MOST_UNITS", 500)
-    part = measured_metrics([evidence], groups or None)
-    for name, own in whole.items():
-        sizes = [np.linalg.norm(one.deviations_SD) for one in (own, part[name])]
-        assert own.scores_S == part[name].scores_S and sizes[0] != sizes[1]
-        assert sizes[0] == pytest.approx(sizes[1], rel=0.15)
-    backwards = evidence.at(np.arange(6000)[::-1])
-    same = paired(evidence, backwards, groups or None)["aurc"]
-    assert (same.difference, same.p_value) == (0, 1), "both systems have the same part"
-    uneven = replace(evidence, is_even=False)
-    for name, own in measured_metrics([uneven], groups or None).items():
-        assert np.array_equal(own.deviations_SD, whole[name].deviations_SD)
 
 
 def test_every_mean_is_the_mean_of_its_vector(written: tuple[dict[str, str], Golds]) -> None:
