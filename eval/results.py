@@ -4,6 +4,7 @@ A report is made of these files alone. So a folder is refused if they are missin
 disagree: a number is shown only if the folder's own predictions give it.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +15,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from llama_peft.errors import UserError
-from llama_peft.run_folder.layout import PREDICTIONS, RECIPE, RESULTS, TUNED, ZERO_SHOT
+from llama_peft.run_folder.evaluations import command
+from llama_peft.run_folder.layout import PREDICTIONS, RECIPE, RESULTS, TRAINING, TUNED, ZERO_SHOT
 from llama_peft.run_folder.results import ModelConfig, Results, Scores, read_results
-from llama_peft.system.files import inside, sum_of
+from llama_peft.system.files import inside, is_file, sum_of
+from llama_peft.system.numbers import first_fault
 from llama_peft.tasks import MAIN, TASKS, Side
 
 from .lines import Lines, PredictionLine, Told, before_threshold, read_lines
@@ -301,18 +304,18 @@ def _checked(lines: Lines, path: Path) -> Iterator[PredictionLine]:
 
 
 def _reason(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+    return first_fault(error, "the line") if isinstance(error, ValidationError) else str(error)
 
 
 def _broken(path: Path, fault: str) -> UserError:
-    folder = path.parent
-    if folder.name == TUNED:
-        command = f"llama-eval run --model {folder.parent} --output {folder}"
-    else:
-        recipe = folder.parent / RECIPE
-        task = recipe if folder.name == ZERO_SHOT and recipe.is_file() else "TASK"
-        command = f"llama-eval run --task {task} --output {folder}"
-    return UserError(f"{path} {fault}; make it with: {command}")
+    return UserError(f"{path} {fault}; make it with: {_command(path.parent)}")
+
+
+def _command(folder: Path) -> str:
+    """The command that makes results again."""
+    run = folder.parent
+    if folder.name == TUNED or (folder.name == ZERO_SHOT and is_file(run, TRAINING)):
+        return command(run, f"{folder.name}/{RESULTS}")
+    is_ours = folder.name == ZERO_SHOT and is_file(run, RECIPE)
+    task = str(run / RECIPE) if is_ours else "TASK"
+    return shlex.join(["llama-eval", "run", "--task", task, "--output", str(folder)])
