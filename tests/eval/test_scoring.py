@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval import scoring
+from eval.lines import Told
 from llama_peft import data
 from llama_peft.inference.predict import Prediction
 from llama_peft.recipe import Recipe
@@ -35,7 +36,8 @@ def test_a_perfect_abstainer_scores_100_on_the_unanswerable(
             Prediction(id=id_, prediction=text, no_answer_probability=float(not text), raw=text)
             for id_, text in answers.items()
         ]
-        return scoring.score([*scoring.lines_of(predictions, found)], examples, (), "answers")
+        lines = [*scoring.lines_of(predictions, found)]
+        return scoring.score(Told.of(lines), lines, examples, (), "answers")
 
     silent, perfect = scores(silent=True), scores(silent=False)
     assert silent["NoAns_exact"] == 100 and silent["exact"] == pytest.approx(share)
@@ -117,5 +119,7 @@ def test_predictions_know_the_passage_of_a_question(make_recipe: Callable[..., R
     assert len(pairs) < len(examples)
 
     alone = [replace(e, context="", group=e.id) for e in examples]
-    together, apart = (scoring.score(lines, its, (), "answers") for its in (examples, alone))
+    together, apart = (
+        scoring.score(Told.of(lines), lines, its, (), "answers") for its in (examples, alone)
+    )
     assert together["exact"] == apart["exact"] and together["exact_ci95"] != apart["exact_ci95"]

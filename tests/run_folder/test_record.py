@@ -103,7 +103,6 @@ def records(kind: type[Stored] = Stored) -> Iterator[type[Stored]]:
 @pytest.mark.parametrize("kind", records(), ids=lambda kind: kind.__name__)
 def test_a_record_takes_the_lists_of_json(kind: type[Stored]) -> None:
     """JSON has no tuples, and a strict field for one would refuse what was written itself."""
-    assert "prefixItems" not in json.dumps(kind.model_json_schema())
     assert not any("tuple" in str(field.annotation) for field in kind.model_fields.values())
 
 

@@ -43,7 +43,7 @@ def taken(recipe: Recipe, spools: list[spool.Spool[object]]) -> Taken:
     rows = benchmark._pass(recipe, "train")
     seconds = time.process_time() - began
     tokens = sum(len(row["input_ids"]) for its in rows.values() for row in its)
-    return Taken(tokens, sum(own._written for own in spools), seconds)
+    return Taken(tokens, sum(len(own._file) for own in spools), seconds)
 
 
 def memory(recipe: Recipe) -> int:
