@@ -123,6 +123,21 @@ def is_multi(recipe: Recipe) -> bool:
             rows("sep=;\nNr;Kommentar;Bewertung", '{n};ein Satz {n};4,5', "{n};noch ein Satz {n};3"),
             lambda r: (r.task, r.dataset.decimal) == ("regression", ","),
         ),
+        (
+            "a.csv",
+            rows("text,tags", 'one {n} long,"1,3"', "two {n} long,2", 'three {n} long,"4,7"', 'four {n},"3,4"'),
+            is_multi,
+        ),
+        (
+            "a.csv",
+            rows("text,codes", 'one {n} long,"101,305"', "two {n} long,208", 'three {n} long,"305,208"', 'four {n},"101,208"'),
+            is_multi,
+        ),
+        (
+            "a.tsv",
+            rows("text\tstars", "one {n} long\t1,3", "two {n} long\t2", "three {n} long\t4,7", "four {n}\t3,4"),
+            lambda r: (r.task, r.dataset.decimal) == ("regression", ","),
+        ),
         (  # doccano: the label in a list, which is empty if nobody has given it
             "a.jsonl",
             "\n".join(json.dumps({"text": f"text {n}", "label": [["a"], ["b"], []][n % 3]}) for n in range(60)),
@@ -168,6 +183,14 @@ def test_what_is_written_is_valid(
 def test_objects_in_cells_get_advice(row: object, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         written(tmp_path, "a.jsonl", "\n".join([json.dumps(row)] * 9))
+
+
+def test_the_other_reading_of_commas_is_named(tmp_path: Path) -> None:
+    lines = "one {n} long,'1,3'", "two {n} long,2", "three {n},'4,3'", "four {n} text,'2,4'"
+    content = rows("text,tags", *lines).replace("'", '"')
+    assert "with decimal commas, set task: regression" in written(tmp_path, "a.csv", content)[0]
+    content = rows("text;stars", *(line.replace(",", ";", 1) for line in lines)).replace("'", "")
+    assert "set task: classification and single_label" in written(tmp_path, "a.csv", content)[0]
 
 
 def test_other_columns_that_could_be_labels_are_named(tmp_path: Path) -> None:
@@ -233,6 +256,20 @@ def test_names_of_classes_stand_for_their_numbers(tmp_path: Path) -> None:
         (rows("a,b", "{n},1"), "no column holds text"),
         ("text,label\n", "contains no rows"),
         (rows("text,label", "one {n},ok"), "label: always ok"),
+        (
+            "\n".join(
+                [
+                    "text,price",
+                    *(f'text {n} long,"{n % 7 + 1},{n}5"' for n in range(10, 70)),
+                    "x,90",
+                ]
+            ),
+            "if these are numbers, remove the thousands separators",
+        ),
+        (
+            "\n".join(["text;price", *(f"text {n} long;1.2{n},5" for n in range(10, 70))]),
+            "if these are numbers, remove the thousands separators",
+        ),
         (
             rows("0,this is the first text", "0,this is text {n}", "4,this is text {n}"),
             "the first line seems to be a row",
