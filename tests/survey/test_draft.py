@@ -10,6 +10,7 @@ import pytest
 from llama_peft import cli
 from llama_peft.__main__ import app
 from llama_peft.data import load
+from llama_peft.data.sources.places import files_beside
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.recipe.strict_yaml import read
@@ -200,6 +201,9 @@ def test_other_columns_that_could_be_labels_are_named(tmp_path: Path) -> None:
 
 def test_parts_beside_the_train_part_are_used(tmp_path: Path) -> None:
     """Unless they have no labels, as those of competitions."""
+    for name in ("TRAIN.csv", "TEST.csv"):
+        (tmp_path / name).write_text("text,label", "utf-8")
+    assert files_beside(str(tmp_path / "TRAIN.csv")) == {"test": str(tmp_path / "TEST.csv")}
     for name in ("Reviews_Test.csv", "reviews.csv"):
         (tmp_path / name).write_text(rows("text,label", "x {n},a", "y {n},b", count=8), "utf-8")
     content = rows("text,label", "one {n},a", "two {n},b")
@@ -212,10 +216,8 @@ def test_parts_beside_the_train_part_are_used(tmp_path: Path) -> None:
     assert "Reviews_Test.csv cannot be used as it is: the columns are: text" in text
 
 
-def test_rows_that_stand_in_two_parts_or_with_two_labels_are_counted(tmp_path: Path) -> None:
-    """Spaces and the case of letters do not make another text; the bounds are Wilson's by hand."""
-    train = rows("text,label", "one {n},a", "two {n},b", count=20) + "\nTwo  1,a\none 0,b\none 0,a"
-    test = rows("text,label", "One {n},a", "new {n},b", count=8)
+def doubts(tmp_path: Path, train: str, test: str) -> list[str]:
+    """What is said of the rows of two files, between the labels and the tokens."""
     for name, content in (("a.csv", train), ("b.csv", test)):
         (tmp_path / name).write_text(content, "utf-8")
     parts = {"test": str(tmp_path / "b.csv")}
@@ -223,12 +225,23 @@ def test_rows_that_stand_in_two_parts_or_with_two_labels_are_counted(tmp_path: P
     recipe = load_recipe(
         {"task": "classification", "model": {"model_name_or_path": "tiny"}, "dataset": data}
     )
-    said = [*lines_of(recipe, load(recipe))]
-    assert said[2:-1] == [
+    return [*lines_of(recipe, load(recipe))][2:-1]
+
+
+def test_rows_that_stand_in_two_parts_or_with_two_labels_are_counted(tmp_path: Path) -> None:
+    """Spaces and the case of letters do not make another text; the bounds are Wilson's by hand."""
+    train = rows("text,label", "one {n},a", "two {n},b", count=20) + "\nTwo  1,a\none 0,b\none 0,a"
+    test = rows("text,label", "One {n},a", "new {n},b", count=8)
+    assert doubts(tmp_path, train, test) == [
         "test: 4 of them read the same as an example of train or validation",
         "test: an accuracy of 0.8 would have the interval [0.455, 0.950]",
         "train: 2 texts have different labels in different rows",
     ]
+    train = rows("text,label", "one {n},a", "two {n},b", count=20) + "\none 0,b"
+    test = rows("text,label", "One {n},a", "new {n},b", count=2)
+    said = doubts(tmp_path, train, test)
+    assert said[0] == "test: 1 of them reads the same as an example of train or validation"
+    assert said[2] == "train: 1 text has different labels in different rows"
 
 
 def test_names_of_classes_stand_for_their_numbers(tmp_path: Path) -> None:
