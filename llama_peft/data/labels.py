@@ -100,7 +100,7 @@ def only(cell: object) -> object:
     list. Any other cell is returned as it is.
     """
     found = chosen(cell)
-    if not isinstance(found, list | tuple) or len(found) > 1 or _is_spaced(cell):
+    if not isinstance(found, list | tuple) or len(found) > 1 or is_spaced(cell):
         return cell
     return found[0] if found else None
 
@@ -111,13 +111,13 @@ def several(cell: object, separator: str) -> Sequence[object] | None:
     if not isinstance(cell, str):
         return found if isinstance(found, list | tuple) else [cell]
     if isinstance(found, list | tuple):
-        return None if _is_spaced(cell) else found
+        return None if is_spaced(cell) else found
     if cell.lstrip().startswith(("[", "(")):
         return None
     return cell.split(separator) if cell.strip() else []
 
 
-def _is_spaced(cell: object) -> bool:
+def is_spaced(cell: object) -> bool:
     """Return whether a text is a list of several values without commas, as numpy writes it."""
     if not isinstance(cell, str) or not cell.lstrip().startswith(("[", "(", "{")):
         return False
@@ -144,7 +144,7 @@ def _why_not(cell: object) -> str | None:
         return "empty label"
     if broken(key):
         return "unpaired Unicode surrogate in the label"
-    if _is_spaced(cell) or not isinstance(
+    if is_spaced(cell) or not isinstance(
         literal(key) if key else cell, str | int | float | Decimal
     ):
         return SEVERAL

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from llama_peft.data import Table, label_key
-from llama_peft.data.labels import chosen, has_thousands, number_key, only, several
+from llama_peft.data.labels import chosen, has_thousands, is_spaced, number_key, only, several
 from llama_peft.errors import UserError
 from llama_peft.recipe import Columns
 from llama_peft.recipe.fields import is_number
@@ -219,7 +219,7 @@ def _held(cells: Sequence[object]) -> str:
     """Return what a column holds that cannot be labels."""
     keys = _keys(cells)
     if not keys:
-        objects = any(isinstance(cell, dict | list) for cell in cells)
+        objects = any(isinstance(cell, dict | list) or is_spaced(cell) for cell in cells)
         return "lists or objects" if objects else "no values"
     distinct = len({*keys})
     if distinct == 1:
@@ -232,8 +232,9 @@ def _held(cells: Sequence[object]) -> str:
 
 
 def _keys(cells: Sequence[object]) -> list[str]:
-    """Return the name in each cell that is not empty; of a list of one, that in it."""
-    return [key for key in map(label_key, map(only, cells)) if key]
+    """Return the name in each cell that has one; of a list of one, that in it."""
+    own = (only(cell) for cell in cells if not is_spaced(cell))
+    return [key for key in map(label_key, own) if key]
 
 
 def _text(source: str, cells: _Cells, doubts: dict[str, str]) -> str | list[str]:
@@ -378,7 +379,7 @@ def label_counts(table: Table, found: Guess) -> Counter[str]:
         return Counter(marked)
     assert label is not None, "a text has a label"
     names = dict(enumerate(table.class_names.get(label, ())))
-    cells = [row.get(label) for row in rows]
+    cells = [cell for row in rows if not is_spaced(cell := row.get(label))]
     each = [[only(one)] if found.single_label else several(one, found.separator) for one in cells]
     labels = (one for own in each for one in own or ())
     named = (names.get(one, one) if isinstance(one, int) else one for one in labels)

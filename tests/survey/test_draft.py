@@ -186,6 +186,13 @@ def test_objects_in_cells_get_advice(row: object, said: str, tmp_path: Path) -> 
         written(tmp_path, "a.jsonl", "\n".join([json.dumps(row)] * 9))
 
 
+def test_a_list_as_numpy_writes_it_is_no_label_of_the_prompt(tmp_path: Path) -> None:
+    content = rows("text,label", "one {n} long,['a']", "two {n} long,['b']", "three {n},['a' 'b']")
+    text, recipe = written(tmp_path, "a.csv", content)
+    assert "2 labels: a 20, b 20" in text and "20 with label holds several values" in text
+    assert recipe.prompt.zero_shot.endswith("label (a, b):")
+
+
 def test_the_other_reading_of_commas_is_named(tmp_path: Path) -> None:
     lines = "one {n} long,'1,3'", "two {n} long,2", "three {n},'4,3'", "four {n} text,'2,4'"
     content = rows("text,tags", *lines).replace("'", '"')
@@ -269,6 +276,7 @@ def test_names_of_classes_stand_for_their_numbers(tmp_path: Path) -> None:
         (rows("a,b", "{n},1"), "no column holds text"),
         ("text,label\n", "contains no rows"),
         (rows("text,label", "one {n},ok"), "label: always ok"),
+        (rows("text,label", "one {n},['a' 'b']", "two {n},['b' 'c']"), "label: lists or objects"),
         (
             "\n".join(
                 [
