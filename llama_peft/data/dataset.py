@@ -26,7 +26,14 @@ from llama_peft.data.examples import (
     without_bad_rows,
 )
 from llama_peft.data.formats import Table
-from llama_peft.data.labels import Label, check_weights, has_names, label_names, means_positions
+from llama_peft.data.labels import (
+    Label,
+    check_decimals,
+    check_weights,
+    has_names,
+    label_names,
+    means_positions,
+)
 from llama_peft.data.sources.files import read_lines, read_stdin
 from llama_peft.data.sources.parts import PARTS, places_of, read_part
 from llama_peft.data.sources.python import Rows
@@ -69,6 +76,7 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
     train = read_part(recipe, "train", places["train"])
     recipe, train, labels = _labelled(recipe, train)
     check_weights(recipe, labels)
+    check_decimals(train, recipe)
     tables = {"train": train}
     for part in PARTS[1:]:
         if part in places:

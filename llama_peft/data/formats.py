@@ -56,6 +56,8 @@ class Table:
 
     numbers: Sequence[int] | None = None
     """The number of each record in its source, from 0, if bad rows were dropped between them."""
+    delimiter: str = ""
+    """What separates the cells of a text file."""
     dropped: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """The places of dropped rows, by what was wrong with them."""
 
@@ -150,12 +152,14 @@ def read_csv(path: str, text: TextIO, delimiter: str, literal: bool, drop: bool)
         else:
             kind = f"not {len(header)} cells like the header"
             bad.add(kind, f"line {line}", f"{len(row)} cells", _QUOTED[literal])
-    named_columns = [name for name in header if name.strip()]  # pandas writes its index without one
-    rows = chain([named_columns], (record.values() for record in records))
+    names = [name for name in header if name.strip()]  # pandas writes its index without one
+    rows = chain([names], (record.values() for record in records))
     if not bad.kinds and not any(cell.strip() for row in rows for cell in row):
         raise _is_empty(path)
-    check_names(path, named_columns)
-    table = Table(source=path, columns=named_columns, records=records, places=starts, unit="line")
+    check_names(path, names)
+    table = Table(
+        source=path, columns=names, records=records, places=starts, unit="line", delimiter=delimiter
+    )
     return bad.without(table)
 
 

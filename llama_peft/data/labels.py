@@ -1,6 +1,7 @@
 """A label is a name. How a cell is read never depends on which other values happen to occur."""
 
 import difflib
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -15,6 +16,12 @@ from llama_peft.recipe.fields import is_number
 Label = int | float | tuple[int, ...]
 """The number of a label; in regression a float; with any number of labels, the numbers of all."""
 _NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?")
+_GROUPED = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+(?:\.[0-9]+)?|(?:\.[0-9]{3})+,[0-9]+)")
+"""A number whose thousands are separated: 1,234 and 1,234.5, or 1.234,5."""
+_ITEM = r"(?:[+-]?[0-9][0-9.e+-]*|True|False)"
+_SPACED = re.compile(rf"""['"]\s+['"]|\s*\[\s*{_ITEM}(?:\s+{_ITEM})+\s*\]\s*""")
+"""What numpy writes for a list: ['a' 'b'], which Python reads as the one label 'ab', and [1 2]."""
+log = logging.getLogger(__name__)
 
 
 def label_key(value: object) -> str:
@@ -93,7 +100,7 @@ def only(cell: object) -> object:
     list. Any other cell is returned as it is.
     """
     found = chosen(cell)
-    if not isinstance(found, list | tuple) or len(found) > 1:
+    if not isinstance(found, list | tuple) or len(found) > 1 or is_spaced(cell):
         return cell
     return found[0] if found else None
 
@@ -104,11 +111,17 @@ def several(cell: object, separator: str) -> Sequence[object] | None:
     if not isinstance(cell, str):
         return found if isinstance(found, list | tuple) else [cell]
     if isinstance(found, list | tuple):
-        # Python reads the labels 'a' 'b', as numpy writes a list, as the one label 'ab'.
-        return None if re.search(r"""['"]\s+['"]""", cell) else found
+        return None if is_spaced(cell) else found
     if cell.lstrip().startswith(("[", "(")):
         return None
     return cell.split(separator) if cell.strip() else []
+
+
+def is_spaced(cell: object) -> bool:
+    """Return whether a text is a list of several values without commas, as numpy writes it."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("[", "(", "{")):
+        return False
+    return (_SPACED.search if literal(cell) != cell else _SPACED.fullmatch)(cell) is not None
 
 
 def chosen(cell: object) -> object:
@@ -131,7 +144,9 @@ def _why_not(cell: object) -> str | None:
         return "empty label"
     if broken(key):
         return "unpaired Unicode surrogate in the label"
-    if not isinstance(literal(key) if key else cell, str | int | float | Decimal):
+    if is_spaced(cell) or not isinstance(
+        literal(key) if key else cell, str | int | float | Decimal
+    ):
         return SEVERAL
     if not key:
         return "label is neither a word nor a number"
@@ -163,6 +178,31 @@ def number_key(cell: object, decimal: str) -> str:
     return text if is_number(text) else ""
 
 
+def has_thousands(cell: object) -> bool:
+    """Return whether a text is a number whose thousands are separated, as far as it tells: in
+    1,234 the comma may stand before a fraction.
+    """
+    return isinstance(cell, str) and _GROUPED.fullmatch(cell.strip()) is not None
+
+
+def check_decimals(table: Table, recipe: Recipe) -> None:
+    """Warn if the commas that the recipe says to stand before fractions seem to separate thousands."""
+    if recipe.kind.side != "numbers" or recipe.dataset.decimal != ",":
+        return
+    column = find_columns(table, recipe)["label"]
+    cells = (only(record.get(column)) for record in table.records)
+    first, is_alike = "", True
+    for cell in cells:
+        if isinstance(cell, str) and "," in cell:
+            first, is_alike = first or cell.strip(), is_alike and has_thousands(cell)
+    if first and is_alike:
+        log.warning(
+            "%s: each comma in %s stands before three digits, and %s is read as %s: if commas "
+            "separate thousands, remove them, and dataset.decimal",
+            *(table.source, column, first, number_key(first, ",")),
+        )
+
+
 def _read_number(cells: Cells, decimal: str, row: int) -> float:
     """Return the number of a row. It is 0 if the cell is wrong, which is recorded."""
     cell = only(cells.cell(row, "label"))
@@ -170,7 +210,9 @@ def _read_number(cells: Cells, decimal: str, row: int) -> float:
         return float(key)
     empty = cell is None or cell != cell or (isinstance(cell, str) and not label_key(cell))
     fault = "empty label" if empty else "label is not a number"
-    if decimal == "." and number_key(cell, ","):
+    if has_thousands(cell):
+        fault += ": remove the thousands separators"
+    elif decimal == "." and number_key(cell, ","):
         fault += ": if it has a decimal comma, set dataset.decimal: ','"
     cells.faults.add(row, fault, None if empty else cell)
     return 0.0
@@ -214,15 +256,20 @@ class LabelReader:
 
     def read(self, row: int) -> int:
         """Return the number of a row's label. It is 0 if the cell is wrong, which is recorded."""
-        return self._number(row, only(self.cells.cell(row, "label")))
+        cell = self.cells.cell(row, "label")
+        return self._number(row, cell if self._is_name(cell) else only(cell))
 
     def read_set(self, recipe: Recipe, row: int) -> tuple[int, ...]:
         """Return the numbers of all labels of a row, which can have none."""
         cell = self.cells.cell(row, "label")
-        values = _values(cell, recipe)
+        values = [cell] if self._is_name(cell) else _values(cell, recipe)
         if values is None:
             self.cells.faults.add(row, "label is not a list in JSON or Python", cell)
         return tuple(sorted({self._number(row, value) for value in values or ()}))
+
+    def _is_name(self, cell: object) -> bool:
+        """Return whether a text that also writes a list is a label as it stands."""
+        return isinstance(cell, str) and cell != chosen(cell) and label_key(cell) in self.numbers
 
     def _number(self, row: int, cell: object) -> int:
         key = label_key(cell)

@@ -87,6 +87,8 @@ def _classification_faults(recipe: Recipe) -> Problems:
             "dataset.single_label",
             "task",
         )
+    if recipe.task != "regression" and data.decimal != ".":
+        yield "only regression has decimal: remove this key", "dataset.decimal", "task"
     if recipe.kind.has_labels:
         if data.format == "squad":
             yield "squad files hold questions, not classes", "dataset.format", "task"

@@ -17,7 +17,7 @@ from llama_peft.recipe import Data, load_recipe
 from llama_peft.recipe.strict_yaml import KeyPath, dump_line
 from llama_peft.survey.base import Base, fitting_base
 from llama_peft.survey.guess import Guess, guess, label_counts
-from llama_peft.system.formatting import spread
+from llama_peft.system.formatting import counted, spread
 from llama_peft.system.terminal import printable
 
 _DELIMITERS, _ENCODINGS = (None, ";", "\t", "|"), ("utf-8", "utf-16", "cp1252")
@@ -248,7 +248,7 @@ def _lengths(dataset: Dataset) -> list[int]:
 def _counted(table: Table, found: Guess) -> str:
     counts = label_counts(table, found)
     first = ", ".join(f"{label} {count:,}" for label, count in counts.most_common(_LISTED))
-    return f"{len(counts)} labels: {first}{', ...' if len(counts) > _LISTED else ''}"
+    return f"{counted(len(counts), 'label')}: {first}{', ...' if len(counts) > _LISTED else ''}"
 
 
 def _unanswered(dataset: Dataset) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from llama_peft.data import Table, label_key
-from llama_peft.data.labels import chosen, number_key, only, several
+from llama_peft.data.labels import chosen, has_thousands, is_spaced, number_key, only, several
 from llama_peft.errors import UserError
 from llama_peft.recipe import Columns
 from llama_peft.recipe.fields import is_number
@@ -30,6 +30,11 @@ _LONGEST_NAME = 40
 _SEPARATORS = ",;|"
 _NUMBERS = {"numbers": ".", "numbers with decimal commas": ","}
 """What stands before the fraction, by what a column of numbers is called here."""
+_OR_LABELS = "if commas separate labels, set task: classification and single_label: false"
+_OR_NUMBERS = "if these are numbers with decimal commas, set task: regression and decimal: ','"
+"""The other reading of a column that can be read as both."""
+_GROUP = 3
+"""Digits between the separators of thousands."""
 _ALSO = 3
 """Other columns with labels that are named."""
 _PAIRS = (
@@ -176,7 +181,7 @@ def _texts(table: Table, cells: _Cells) -> Guess:
     text = _text(table.source, cells, doubts)
     taken = {text} if isinstance(text, str) else {*text}
     others = {name: column for name, column in cells.items() if name not in taken}
-    label, kind, also = _label(others)
+    label, kind, also = _label(others, table.delimiter)
     if label is None:
         held = "; ".join(f"{name}: {_held(column)}" for name, column in others.items())
         raise UserError(
@@ -189,8 +194,12 @@ def _texts(table: Table, cells: _Cells) -> Guess:
             doubts["label"] += f"; also possible: {', '.join(also[:_ALSO])}"
     if kind in _NUMBERS:
         doubts["label"] = "numbers with many values, which the model learns as numbers"
+        if kind != "numbers":
+            doubts["label"] += f"; {_OR_LABELS}"
     if kind in _SEPARATORS:
         doubts["label"] = f"labels with {kind!r} between them, any number in a row"
+        if kind == "," and _are_decimals(_keys(cells[str(label)])):
+            doubts["label"] += f"; {_OR_NUMBERS}"
     return Guess(
         task="regression" if kind in _NUMBERS else "classification",
         columns={"text": text, "label": label},
@@ -208,14 +217,24 @@ def _advice(cells: _Cells) -> str:
 
 def _held(cells: Sequence[object]) -> str:
     """Return what a column holds that cannot be labels."""
-    keys = [key for key in map(label_key, map(only, cells)) if key]
+    keys = _keys(cells)
     if not keys:
-        objects = any(isinstance(cell, dict | list) for cell in cells)
+        objects = any(isinstance(cell, dict | list) or is_spaced(cell) for cell in cells)
         return "lists or objects" if objects else "no values"
     distinct = len({*keys})
-    return (
-        f"always {keys[0]:.40}" if distinct == 1 else f"{distinct:,} values in {len(keys):,} rows"
-    )
+    if distinct == 1:
+        return f"always {keys[0]:.40}"
+    held = f"{distinct:,} values in {len(keys):,} rows"
+    is_grouped = any(map(has_thousands, keys)) and not any(re.search("[^-+0-9.,]", k) for k in keys)
+    if is_grouped:
+        held += "; if these are numbers, remove the thousands separators"
+    return held
+
+
+def _keys(cells: Sequence[object]) -> list[str]:
+    """Return the name in each cell that has one; of a list of one, that in it."""
+    own = (only(cell) for cell in cells if not is_spaced(cell))
+    return [key for key in map(label_key, own) if key]
 
 
 def _text(source: str, cells: _Cells, doubts: dict[str, str]) -> str | list[str]:
@@ -234,7 +253,7 @@ def _text(source: str, cells: _Cells, doubts: dict[str, str]) -> str | list[str]
     return longest[0]
 
 
-def _label(cells: _Cells) -> tuple[str | list[str] | None, str, list[str]]:
+def _label(cells: _Cells, delimiter: str) -> tuple[str | list[str] | None, str, list[str]]:
     """Return the column of labels, what it holds, and the other columns that could be it.
 
     It holds a label, lists, labels with a separator between them, or numbers.
@@ -246,7 +265,7 @@ def _label(cells: _Cells) -> tuple[str | list[str] | None, str, list[str]]:
     last = [*reversed(may)]
     last.sort(key=_is_seldom)
     order = dict.fromkeys([*by_name, *(() if len(marks) > 1 else last)])
-    kinds = {name: _kind(cells[name], name in by_name) for name in order}
+    kinds = {name: _kind(cells[name], name in by_name, delimiter) for name in order}
     found = [name for name, kind in kinds.items() if kind]
     if found:
         return found[0], kinds[found[0]], found[1:]
@@ -268,24 +287,28 @@ def _subject(name: str) -> str:
     return re.split(r"\.|_id$", name)[0].lower()
 
 
-def _kind(cells: Sequence[object], is_named: bool) -> str:
+def _kind(cells: Sequence[object], is_named: bool, delimiter: str) -> str:
     """Return how a column holds labels: label, lists, or the character between them; "" if not.
 
-    is_named: the name of the column says that it holds labels.
+    is_named: the name of the column says that it holds labels. delimiter: what separates cells; where
+    it is a comma, a column with commas is more likely one of several labels than of decimal commas.
     """
     if any(_is_set(cell) for cell in cells):
         each = [label_key(one) for cell in cells for one in several(cell, ",") or ()]
         return "lists" if all(each) and _repeats(each, is_named) else ""
-    keys = [key for key in map(label_key, map(only, cells)) if key]
-    if _are_numbers(keys, ",") and any("," in key for key in keys):
+    keys = _keys(cells)
+    is_decimal = _are_decimals(keys)
+    if is_decimal and delimiter in (";", "\t"):
         return ""
     for separator in _SEPARATORS:
+        if separator == "," and _are_grouped(keys):
+            continue
         split = {key: [part.strip() for part in key.split(separator)] for key in keys}
         parts = [part for own in split.values() for part in own]
         combines = len(split) < len(parts) > len({*parts})
         if combines and _repeats([part for key in keys for part in split[key]], is_named):
             return separator
-    return "label" if _repeats(keys, is_named) else ""
+    return "label" if not is_decimal and _repeats(keys, is_named) else ""
 
 
 def _is_set(cell: object) -> bool:
@@ -306,7 +329,24 @@ def _repeats(keys: Sequence[str], is_named: bool) -> bool:
 def _are_numbers(cells: Sequence[object], decimal: str) -> bool:
     filled = [cell for cell in cells if label_key(cell)]
     keys = [number_key(cell, decimal) for cell in filled]
+    commas = [cell for cell in filled if isinstance(cell, str) and "," in cell]
+    if decimal == "," and commas and all(map(has_thousands, commas)):
+        return False  # 1,200 is more often 1200 than 1.2
     return len({*keys}) > 1 and all(keys) and not _counts(keys)
+
+
+def _are_decimals(keys: Sequence[str]) -> bool:
+    """Return whether a column can be numbers with decimal commas."""
+    return any("," in key for key in keys) and _are_numbers(keys, ",")
+
+
+def _are_grouped(keys: Sequence[str]) -> bool:
+    """Return whether a column holds numbers whose commas separate thousands, and not codes of three
+    digits: some number is shorter.
+    """
+    commas = [key for key in keys if "," in key]
+    is_shorter = any(len(key.lstrip("-").partition(",")[0]) < _GROUP for key in keys)
+    return bool(commas) and all(map(has_thousands, commas)) and is_shorter
 
 
 def _counts(keys: Sequence[str]) -> bool:
@@ -339,7 +379,7 @@ def label_counts(table: Table, found: Guess) -> Counter[str]:
         return Counter(marked)
     assert label is not None, "a text has a label"
     names = dict(enumerate(table.class_names.get(label, ())))
-    cells = [row.get(label) for row in rows]
+    cells = [cell for row in rows if not is_spaced(cell := row.get(label))]
     each = [[only(one)] if found.single_label else several(one, found.separator) for one in cells]
     labels = (one for own in each for one in own or ())
     named = (names.get(one, one) if isinstance(one, int) else one for one in labels)

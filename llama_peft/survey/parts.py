@@ -22,7 +22,7 @@ from llama_peft.errors import UserError
 from llama_peft.model.backbone import load_tokenizer
 from llama_peft.model.hub import read_config
 from llama_peft.recipe import Recipe
-from llama_peft.system.formatting import spread
+from llama_peft.system.formatting import counted, spread
 from llama_peft.system.terminal import listed
 from llama_peft.tokens.prompts import PromptEncoder
 
@@ -42,7 +42,7 @@ def lines_of(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
     """Yield what is to be known of the data before a training, a line each."""
     for part, examples in dataset.parts.items():
         found = _answered(examples) or _counted(examples, dataset.labels)
-        yield f"{part}: {len(examples):,} examples{found and ': '}{found}"
+        yield f"{part}: {counted(len(examples), 'example')}{found and ': '}{found}"
     yield from _doubts(recipe, dataset)
     yield f"tokens: {_tokens(with_fields(recipe, dataset), dataset)}"
     for part, kinds in dataset.dropped.items():
@@ -58,12 +58,14 @@ def _doubts(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
     for part in (part for part in dataset.parts if part not in TRAINED_ON):
         own = dataset.parts[part]
         if same := int(numpy.isin(_asked(own), learned).sum()):
-            yield f"{part}: {same:,} of them read the same as an example of train or validation"
+            read = "reads" if same == 1 else "read"
+            yield f"{part}: {same:,} of them {read} the same as an example of train or validation"
         if own and recipe.kind.side == "labels":
             low, high = (f"{bound:.3f}" for bound in _interval(_SUPPOSED, len(own)))
             yield f"{part}: an accuracy of {_SUPPOSED} would have the interval [{low}, {high}]"
     if contradicted := _contradicted(dataset.parts["train"]):
-        yield f"train: {contradicted:,} texts have different labels in different rows"
+        have = "has" if contradicted == 1 else "have"
+        yield (f"train: {counted(contradicted, 'text')} {have} different labels in different rows")
 
 
 def _asked(examples: Iterable[Example]) -> "NDArray[numpy.bytes_]":

@@ -47,6 +47,18 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def counted(number: int, unit: str) -> str:
+    """A number of things: 1 row, 1,200 rows."""
+    return f"{number:,} {unit if number == 1 else plural(unit)}"
+
+
+def plural(unit: str) -> str:
+    """The name of several things."""
+    if unit.isupper():  # MB
+        return unit
+    return f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+
+
 def spread(counts: Sequence[int]) -> str:
     """Counts in a few words: median 12, 95 % 40, longest 97. There must be at least one."""
     ordered = sorted(counts)

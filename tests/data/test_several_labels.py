@@ -128,10 +128,42 @@ def test_numbers_with_a_decimal_comma() -> None:
     cells: list[object] = ["4,5", "3", 2.5, "-0,25", [1]]
     recipe = recipe_of("regression", decimal=",")
     assert read(recipe, rows_of(cells)) == ((), [4.5, 3.0, 2.5, -0.25, 1.0])
-    assert "1 row: label is not a number (first: row 3" in refusal(
+    assert "1 row: label is not a number: remove the thousands separators (first: row 3" in refusal(
         recipe, rows_of(["4,5", "1,0", "1.250,5"])
     )
     assert "set dataset.decimal: ','" in refusal(recipe_of("regression"), rows_of(["4,5", "1,0"]))
+
+
+def test_thousands_are_not_fractions(caplog: pytest.LogCaptureFixture) -> None:
+    refused = refusal(recipe_of("regression"), rows_of(["1,200", "900", "-23,450", "1,234,567.5"]))
+    assert "3 rows: label is not a number: remove the thousands separators" in refused
+    recipe = recipe_of("regression", decimal=",")
+    with caplog.at_level("WARNING"):
+        read(recipe, rows_of(["1,200", "0,125", "1,25", "3"]))
+        assert not caplog.messages
+        read(recipe, rows_of(["900", "3,250", "1,200"]))
+    assert (
+        "each comma in label stands before three digits, and 3,250 is read as 3.250"
+        in (caplog.messages[0])
+    )
+
+
+@pytest.mark.parametrize(
+    "cell", ["['a' 'b']", "[['a' 'b']]", "[1 2]", " [ 1.  2.5\n 3.]", "[True False]"]
+)
+@pytest.mark.parametrize("single", [True, False])
+def test_a_list_as_numpy_writes_it_is_not_one_label(cell: str, single: bool) -> None:
+    refused = refusal(recipe_of(single_label=single), rows_of(["['a']", "[1]", "b", cell]))
+    assert "1 row: label " in refused and "(first: row 4" in refused
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_label_that_looks_like_a_list_is_that_label(single: bool) -> None:
+    recipe = recipe_of(single_label=single, labels=["[1]", "[0]"])
+    numbers: list[object] = [0, 1, 1] if single else [(0,), (1,), (1,)]
+    assert read(recipe, rows_of(["[1]", "[0]", " [0]"])) == (("[1]", "[0]"), numbers)
+    spaced = recipe_of(labels=["[1 2]", "(a)", "[spam] mail"])
+    assert read(spaced, rows_of(["[1 2]", "(a)", "[spam] mail"]))[1] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("form", [["a"], ("a",), '["a"]', "['a']", {"choices": ["a"]}])

@@ -245,6 +245,16 @@ def test_questions_have_no_labels(tmp_path: Path) -> None:
     assert "only classification has labels" in refusal(file, "dataset.labels=[a, b]")
 
 
+def test_only_numbers_have_a_decimal_comma(tmp_path: Path) -> None:
+    for task in ("classification", "extractive_qa"):
+        file = write(tmp_path, SMALL.replace("classification", task))
+        refused = refusal(file, "dataset.decimal=','")
+        assert "dataset.decimal: only regression has decimal: remove this key" in refused
+    file = write(tmp_path, SMALL.replace("classification", "regression"))
+    verbalizers = "prompt.verbalizers=['0', '1']"
+    assert load_recipe(file, ["dataset.decimal=','", verbalizers]).dataset.decimal == ","
+
+
 def test_all_faults_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = """\
 task: clasification

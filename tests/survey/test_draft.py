@@ -10,6 +10,7 @@ import pytest
 from llama_peft import cli
 from llama_peft.__main__ import app
 from llama_peft.data import load
+from llama_peft.data.sources.places import files_beside
 from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.recipe.strict_yaml import read
@@ -123,6 +124,21 @@ def is_multi(recipe: Recipe) -> bool:
             rows("sep=;\nNr;Kommentar;Bewertung", '{n};ein Satz {n};4,5', "{n};noch ein Satz {n};3"),
             lambda r: (r.task, r.dataset.decimal) == ("regression", ","),
         ),
+        (
+            "a.csv",
+            rows("text,tags", 'one {n} long,"1,3"', "two {n} long,2", 'three {n} long,"4,7"', 'four {n},"3,4"'),
+            is_multi,
+        ),
+        (
+            "a.csv",
+            rows("text,codes", 'one {n} long,"101,305"', "two {n} long,208", 'three {n} long,"305,208"', 'four {n},"101,208"'),
+            is_multi,
+        ),
+        (
+            "a.tsv",
+            rows("text\tstars", "one {n} long\t1,3", "two {n} long\t2", "three {n} long\t4,7", "four {n}\t3,4"),
+            lambda r: (r.task, r.dataset.decimal) == ("regression", ","),
+        ),
         (  # doccano: the label in a list, which is empty if nobody has given it
             "a.jsonl",
             "\n".join(json.dumps({"text": f"text {n}", "label": [["a"], ["b"], []][n % 3]}) for n in range(60)),
@@ -170,6 +186,21 @@ def test_objects_in_cells_get_advice(row: object, said: str, tmp_path: Path) -> 
         written(tmp_path, "a.jsonl", "\n".join([json.dumps(row)] * 9))
 
 
+def test_a_list_as_numpy_writes_it_is_no_label_of_the_prompt(tmp_path: Path) -> None:
+    content = rows("text,label", "one {n} long,['a']", "two {n} long,['b']", "three {n},['a' 'b']")
+    text, recipe = written(tmp_path, "a.csv", content)
+    assert "2 labels: a 20, b 20" in text and "20 with label holds several values" in text
+    assert recipe.prompt.zero_shot.endswith("label (a, b):")
+
+
+def test_the_other_reading_of_commas_is_named(tmp_path: Path) -> None:
+    lines = "one {n} long,'1,3'", "two {n} long,2", "three {n},'4,3'", "four {n} text,'2,4'"
+    content = rows("text,tags", *lines).replace("'", '"')
+    assert "with decimal commas, set task: regression" in written(tmp_path, "a.csv", content)[0]
+    content = rows("text;stars", *(line.replace(",", ";", 1) for line in lines)).replace("'", "")
+    assert "set task: classification and single_label" in written(tmp_path, "a.csv", content)[0]
+
+
 def test_other_columns_that_could_be_labels_are_named(tmp_path: Path) -> None:
     content = rows("body,team,priority", "one {n} long,a,high", "two {n} long,b,low")
     assert "; also possible: priority" in written(tmp_path, "a.csv", content)[0]
@@ -177,6 +208,9 @@ def test_other_columns_that_could_be_labels_are_named(tmp_path: Path) -> None:
 
 def test_parts_beside_the_train_part_are_used(tmp_path: Path) -> None:
     """Unless they have no labels, as those of competitions."""
+    for name in ("TRAIN.csv", "TEST.csv"):
+        (tmp_path / name).write_text("text,label", "utf-8")
+    assert files_beside(str(tmp_path / "TRAIN.csv")) == {"test": str(tmp_path / "TEST.csv")}
     for name in ("Reviews_Test.csv", "reviews.csv"):
         (tmp_path / name).write_text(rows("text,label", "x {n},a", "y {n},b", count=8), "utf-8")
     content = rows("text,label", "one {n},a", "two {n},b")
@@ -189,10 +223,8 @@ def test_parts_beside_the_train_part_are_used(tmp_path: Path) -> None:
     assert "Reviews_Test.csv cannot be used as it is: the columns are: text" in text
 
 
-def test_rows_that_stand_in_two_parts_or_with_two_labels_are_counted(tmp_path: Path) -> None:
-    """Spaces and the case of letters do not make another text; the bounds are Wilson's by hand."""
-    train = rows("text,label", "one {n},a", "two {n},b", count=20) + "\nTwo  1,a\none 0,b\none 0,a"
-    test = rows("text,label", "One {n},a", "new {n},b", count=8)
+def doubts(tmp_path: Path, train: str, test: str) -> list[str]:
+    """What is said of the rows of two files, between the labels and the tokens."""
     for name, content in (("a.csv", train), ("b.csv", test)):
         (tmp_path / name).write_text(content, "utf-8")
     parts = {"test": str(tmp_path / "b.csv")}
@@ -200,12 +232,23 @@ def test_rows_that_stand_in_two_parts_or_with_two_labels_are_counted(tmp_path: P
     recipe = load_recipe(
         {"task": "classification", "model": {"model_name_or_path": "tiny"}, "dataset": data}
     )
-    said = [*lines_of(recipe, load(recipe))]
-    assert said[2:-1] == [
+    return [*lines_of(recipe, load(recipe))][2:-1]
+
+
+def test_rows_that_stand_in_two_parts_or_with_two_labels_are_counted(tmp_path: Path) -> None:
+    """Spaces and the case of letters do not make another text; the bounds are Wilson's by hand."""
+    train = rows("text,label", "one {n},a", "two {n},b", count=20) + "\nTwo  1,a\none 0,b\none 0,a"
+    test = rows("text,label", "One {n},a", "new {n},b", count=8)
+    assert doubts(tmp_path, train, test) == [
         "test: 4 of them read the same as an example of train or validation",
         "test: an accuracy of 0.8 would have the interval [0.455, 0.950]",
         "train: 2 texts have different labels in different rows",
     ]
+    train = rows("text,label", "one {n},a", "two {n},b", count=20) + "\none 0,b"
+    test = rows("text,label", "One {n},a", "new {n},b", count=2)
+    said = doubts(tmp_path, train, test)
+    assert said[0] == "test: 1 of them reads the same as an example of train or validation"
+    assert said[2] == "train: 1 text has different labels in different rows"
 
 
 def test_names_of_classes_stand_for_their_numbers(tmp_path: Path) -> None:
@@ -233,6 +276,21 @@ def test_names_of_classes_stand_for_their_numbers(tmp_path: Path) -> None:
         (rows("a,b", "{n},1"), "no column holds text"),
         ("text,label\n", "contains no rows"),
         (rows("text,label", "one {n},ok"), "label: always ok"),
+        (rows("text,label", "one {n},['a' 'b']", "two {n},['b' 'c']"), "label: lists or objects"),
+        (
+            "\n".join(
+                [
+                    "text,price",
+                    *(f'text {n} long,"{n % 7 + 1},{n}5"' for n in range(10, 70)),
+                    "x,90",
+                ]
+            ),
+            "if these are numbers, remove the thousands separators",
+        ),
+        (
+            "\n".join(["text;price", *(f"text {n} long;1.2{n},5" for n in range(10, 70))]),
+            "if these are numbers, remove the thousands separators",
+        ),
         (
             rows("0,this is the first text", "0,this is text {n}", "4,this is text {n}"),
             "the first line seems to be a row",

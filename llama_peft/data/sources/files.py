@@ -73,6 +73,7 @@ def _joined(place: str, tables: Sequence[Table], data: Data) -> Table:
         unit="file",
         class_names=first.class_names,
         impossible=Joined(marks) if len(marks) == len(tables) else None,
+        delimiter=first.delimiter,
         dropped=dropped,
     )
 

@@ -1,24 +1,27 @@
 """Reads data sets of the Hub, and folders in the Hub's layout."""
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from llama_peft.data import formats
 from llama_peft.data.formats import Table
 from llama_peft.errors import UserError
 from llama_peft.recipe import Data
-from llama_peft.system.files import read_text
+from llama_peft.system.files import inside, is_file, read_text
+from llama_peft.system.numbers import first_fault
 from llama_peft.system.sequences.spool import Spool
 
 if TYPE_CHECKING:
     import datasets
 
-_SPLITS, _STATE = "dataset_dict.json", "state.json"
+_SPLITS, _STATE, _INFO = "dataset_dict.json", "state.json", "dataset_info.json"
+_Model = TypeVar("_Model", bound=BaseModel)
 _TOGETHER = 1000
 """Rows that are read at once."""
 
@@ -42,7 +45,8 @@ def read_hub(
     arguments = {"split": split, "revision": data.revision}
     try:
         if (saved := _saved(Path(path), split)) is not None:
-            return of_dataset(f"{path} ({split})", saved)
+            first = saved if limit is None else saved.select(range(min(limit, len(saved))))
+            return of_dataset(f"{path} ({split})", first)
         if limit is not None:
             stream = datasets.load_dataset(path, name, streaming=True, **arguments)
             return _of_stream(f"{path} ({split})", stream, limit)
@@ -71,23 +75,59 @@ class _State(BaseModel):
 def _saved(folder: Path, split: str) -> "datasets.Dataset | None":
     """Return a split of what `save_to_disk` wrote; None if the folder holds something else.
 
-    Only the files that it names are read: `map` leaves others there. Raises ValueError if there is
-    no such split, or if a file is in another folder.
+    split: also a slice or a sum, as the library writes them: train[:100], train+test. Raises
+    ValueError if there is no such split, or UserError as `_loaded`.
     """
     import datasets
 
-    splits = ["train"]
-    if is_dict := (folder / _SPLITS).is_file():
-        splits = _Splits.model_validate_json(read_text(folder, _SPLITS)).splits
+    splits = {"train": "."}
+    if (folder / _SPLITS).is_file():
+        splits = {name: name for name in _read(_Splits, folder, _SPLITS).splits}
     elif not (folder / _STATE).is_file():
         return None
-    if split not in splits:
-        raise ValueError(f'Unknown split "{split}". Should be one of {splits}')
-    folder = folder / split if is_dict else folder
-    files = _State.model_validate_json(read_text(folder, _STATE)).files
-    if any(Path(file.filename).name != file.filename for file in files):
-        raise ValueError(f"{_STATE} of {folder} names a file of another folder")
-    return datasets.Dataset.load_from_disk(str(folder))
+    if split in splits:
+        return _loaded(inside(folder, splits[split]))
+    if not re.search(r"[\[+(]", split):
+        raise ValueError(f'Unknown split "{split}". Should be one of {[*splits]}')
+    every = {name: _loaded(inside(folder, place)) for name, place in splits.items()}
+    lengths = {name: len(rows) for name, rows in every.items()}
+    pieces = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    return datasets.concatenate_datasets(
+        [every[one.splitname].select(range(one.from_, one.to) or range(0)) for one in pieces]
+    )
+
+
+def _loaded(folder: Path) -> "datasets.Dataset":
+    """Return the rows of a folder of `Dataset.save_to_disk`.
+
+    Only the files that it names are read: `map` leaves others there. Raises UserError if one is not a
+    regular file below the folder, or if what `save_to_disk` wrote was changed.
+    """
+    import datasets
+
+    _check_regular(folder, _STATE)
+    state = _read(_State, folder, _STATE)
+    for name in (_INFO, *(file.filename for file in state.files)):
+        _check_regular(folder, name)
+    try:
+        return datasets.Dataset.load_from_disk(str(folder))
+    except (LookupError, AttributeError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+    raise UserError(f"{folder}: {_STATE} or {_INFO} is not what save_to_disk writes ({why})")
+
+
+def _check_regular(folder: Path, name: str) -> None:
+    if not is_file(folder, name):
+        raise UserError(f"{folder / name}: there is no regular file of this name")
+
+
+def _read(model: type[_Model], folder: Path, name: str) -> _Model:
+    """Return what a JSON file holds. Raises UserError with its first fault."""
+    try:
+        return model.model_validate_json(read_text(folder, name))
+    except ValidationError as error:
+        fault = first_fault(error, "the file")
+    raise UserError(f"{folder / name}: this is not what save_to_disk writes: {fault}")
 
 
 def split_names(path: str) -> list[str]:
@@ -96,7 +136,7 @@ def split_names(path: str) -> list[str]:
 
     try:
         if (Path(path) / _SPLITS).is_file():
-            return _Splits.model_validate_json(read_text(Path(path), _SPLITS)).splits
+            return _read(_Splits, Path(path), _SPLITS).splits
         return [*datasets.get_dataset_split_names(path)]
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
         return []

@@ -70,7 +70,8 @@ def files_beside(place: str) -> dict[str, str]:
         return {}
 
     def beside(word: str) -> str:
-        word = word.capitalize() if found[0][0].isupper() else word
+        if found[0][0].isupper():
+            word = word.upper() if found[0].isupper() else word.capitalize()
         return place.removesuffix(name) + name[: found.start()] + word + name[found.end() :]
 
     return parts_in(lambda word: beside(word) if expanded(beside(word)).is_file() else None)

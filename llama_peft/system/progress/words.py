@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from llama_peft.system.formatting import duration, memory
+from llama_peft.system.formatting import counted, duration, memory, plural
 from llama_peft.system.memory import peak_memory
 
 _UNTIL_SECONDS = 60
@@ -37,7 +37,7 @@ class Work:
 def line(work: Work) -> str:
     """Return how far a work is, as one line of a log."""
     share = f" ({100 * work.done // work.total} %)" if work.total else ""
-    count = f"{work.done:,} of {_counted(work.total, work.unit)}{share}"
+    count = f"{work.done:,} of {counted(work.total, work.unit)}{share}"
     parts = [count, *_facts(work), *_pace(work), *_left(work), _memory()]
     return f"{work.name}: {', '.join(parts)}"
 
@@ -45,7 +45,7 @@ def line(work: Work) -> str:
 def summary(work: Work) -> str:
     """Return what is said of a work at its end."""
     before = f" ({work.start:,} were done before)" if work.start else ""
-    count = f"{_counted(work.done, work.unit)}{before} in {duration(work.seconds)}"
+    count = f"{counted(work.done, work.unit)}{before} in {duration(work.seconds)}"
     return f"{work.name}: {', '.join([count, *_facts(work), *_pace(work), _memory()])}"
 
 
@@ -54,7 +54,7 @@ def beside_bar(work: Work, width: int) -> str:
 
     What matters least is left out first: memory, then the rate, then the numbers.
     """
-    count = f"{work.done:,}/{_counted(work.total, work.unit)}"
+    count = f"{work.done:,}/{counted(work.total, work.unit)}"
     left, facts = _left(work), _facts(work)
     wishes = [
         [count, *left, *facts, *_pace(work), _memory()],
@@ -65,16 +65,6 @@ def beside_bar(work: Work, width: int) -> str:
     ]
     texts = [", ".join(wish) for wish in wishes]
     return next((text for text in texts if len(text) <= width), texts[-1])
-
-
-def _counted(number: int, unit: str) -> str:
-    return f"{number:,} {unit if number == 1 else _plural(unit)}"
-
-
-def _plural(unit: str) -> str:
-    if unit.isupper():  # MB
-        return unit
-    return f"{unit}es" if unit.endswith("ch") else f"{unit}s"
 
 
 def _facts(work: Work) -> list[str]:
@@ -89,9 +79,7 @@ def _pace(work: Work) -> list[str]:
     if rate < 1:
         return [f"{1 / rate:.3g} s per {work.unit}"]
     return [
-        f"{rate:,.0f} {_plural(work.unit)}/s"
-        if rate >= 10
-        else f"{rate:.1f} {_plural(work.unit)}/s"
+        f"{rate:,.0f} {plural(work.unit)}/s" if rate >= 10 else f"{rate:.1f} {plural(work.unit)}/s"
     ]
 
 

@@ -85,31 +85,6 @@ def test_a_hub_data_set_brings_its_label_names(
     assert "set dataset.name" in refusal(make(path=str(hub_folder), name="sst2"))
 
 
-def test_what_was_saved_to_disk_is_read_with_its_label_names(tmp_path: Path) -> None:
-    """Only its own files: `map` leaves copies of the rows beside them."""
-    import datasets
-
-    features = {
-        "text": datasets.Value("string"),
-        "label": datasets.ClassLabel(names=["bad", "good"]),
-    }
-    rows = {"text": ["a", "b", "c"], "label": [1, 0, 1]}
-    one = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
-    one.save_to_disk(tmp_path / "one")
-    datasets.DatasetDict(train=one, test=one.select([0])).save_to_disk(tmp_path / "dict")
-    own = tmp_path / "dict" / "train" / "data-00000-of-00001.arrow"
-    (own.parent / "cache-1.arrow").write_bytes(own.read_bytes())
-    for name in ("one", "dict"):
-        read = data.load(make(path=str(tmp_path / name), test_size=0.0, validation_size=0.0))
-        assert read.labels == ("bad", "good") and len(read.parts["train"]) == 3
-    assert "Should be one of ['train', 'test']: set dataset.parts" in refusal(
-        make(path=str(tmp_path / "dict"), parts={"train": "training"})
-    )
-    state = tmp_path / "one" / "state.json"
-    state.write_text(state.read_text("utf-8").replace("data-", "../dict/train/data-"), "utf-8")
-    assert "names a file of another folder" in refusal(make(path=str(tmp_path / "one")))
-
-
 def test_an_absent_split_is_said_with_those_that_there_are(
     hub_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
