@@ -16,7 +16,7 @@ from typing import Protocol, TypedDict
 
 from llama_peft.recipe import dump_recipe, load_recipe
 from llama_peft.rehearsal import Rehearsal
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, SHARED
 
 RESULTS = ROOT / "tests/benchmarks/results"
 DECIDE = {
@@ -113,6 +113,7 @@ def write(name: str, rows: Sequence[Row], code: str | None = None) -> Path:
     """Write `results/<name>.json`, with the sum of the code that these rows are of, or another one."""
     recipes = sorted({row["recipe"] for row in rows})
     path = RESULTS / f"{name}.json"
+    rows = [{**row, "base": row["base"].replace(str(SHARED), "../shared")} for row in rows]
     found = {"name": name, "code": code or code_sum(recipes), "recipes": recipes, "rows": rows}
     path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return path
