@@ -3,6 +3,7 @@
 import gc
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,11 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TQDM_DISABLE"] = "1"  # bars of Trainer move the cursor, in logs too
 
 import pytest
+
+# Under nohup the tests go on when a terminal is closed, as they should, but a handler, other than to
+# ignore the signal, is not handed down to the programs that they start and close.
+if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 # Here and in every child process: a test that asks the network for anything fails (law 13).
 NO_NETWORK = str(Path(__file__).parent / "support" / "no_network")

@@ -86,7 +86,6 @@ class Lists:
 
 
 Held = Texts | Coded | Floats | Lists
-Flat = TypeVar("Flat", Texts, Coded, Floats, "Texts | Coded | Floats")
 
 
 class Column(Mapping[str, Value], Generic[Value]):

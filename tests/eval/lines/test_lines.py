@@ -5,6 +5,7 @@ import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eval import scoring
@@ -122,6 +123,15 @@ def test_lines_of_a_file_without_an_end_are_all_read(tmp_path: Path) -> None:
     place.write_text("\n".join(["", *texts[:5], "", *texts[5:]]), "utf-8")
     assert [*read_lines(place)] == lines
     assert [*read_lines(place)[2:4]] == lines[2:4]
+
+
+def test_what_lines_say_comes_in_the_order_that_is_asked_for() -> None:
+    _, lines = material("labels", 9)
+    told = Told.of(lines)
+    for order in ([*range(9)], [*range(9)][::-1], [5, 2]):
+        found = told.at(np.array(order, dtype=np.int64))
+        assert found.ids.tolist() == [lines[place].id for place in order]
+        assert [*found.predictions.values()] == [lines[place].prediction for place in order]
 
 
 def test_a_row_takes_hundreds_of_bytes_at_the_most(

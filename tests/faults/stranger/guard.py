@@ -25,7 +25,10 @@ _CHANGES = (
     "os.chown", "os.utime",
 )  # fmt: skip
 _DEVICES = (Path("/dev"), Path("/proc"))
-_CHARTS = tuple(Path.home() / folder / "matplotlib" for folder in (".config", ".cache"))
+_CHARTS = tuple(
+    Path(os.environ.get(key) or Path.home() / folder) / "matplotlib"
+    for key, folder in (("XDG_CONFIG_HOME", ".config"), ("XDG_CACHE_HOME", ".cache"))
+)
 """What matplotlib makes for its settings and its list of fonts when it is loaded."""
 _SPOOLED = ("llama_peft.data.examples", "llama_peft.tokens.prompts", "llama_peft.prefix_tree")
 """Rows that the process itself has put into a file without a name."""

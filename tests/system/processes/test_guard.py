@@ -24,9 +24,8 @@ time.sleep(600)
 """
 """Stands for a server that has started a process of its own."""
 PARENT = """
-import signal, sys, tempfile, time
+import sys, tempfile, time
 from llama_peft.system.processes import guard
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
 guard.start([sys.executable, "-c", *sys.argv[1:]], tempfile.TemporaryFile(), {})
 time.sleep(600)
 """
