@@ -24,6 +24,7 @@ ROWS = (
     {"data", "model"},
     {"tokens"},
     {"run_folder"},
+    {"features"},
     {"inference"},
     {"training", "export"},
     {"doctor"},

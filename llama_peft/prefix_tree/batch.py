@@ -89,6 +89,15 @@ def _paths(trees: Sequence[TreeRow], count: int, width: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(path) for path in found], True, 0)
 
 
+def as_trees(states_BTX: Tensor, mask_BT: Tensor, packed: Packed) -> Tensor:
+    """Return (R, W, X): states of the examples where the tree rows have their tokens, else zeros."""
+    rows, width = packed["input_ids"].shape
+    trees = states_BTX.new_zeros(rows * width, *states_BTX.shape[2:])
+    real = mask_BT.bool()
+    trees[packed["paths"][real]] = states_BTX[real]
+    return trees.unflatten(0, (rows, width))
+
+
 def unpacked(states_RWX: Tensor, paths_BT: Tensor) -> Tensor:
     """Return (B, T, X): the states of the examples, where padded rows have them."""
     flat = states_RWX.flatten(0, 1).index_select(0, paths_BT.flatten())

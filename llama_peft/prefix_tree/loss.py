@@ -88,7 +88,7 @@ def self_check(
     noise (in training they do). The relative tolerance is 1e-4 for a float32 model and 3e-2 for
     others, whose sums depend on their order.
     """
-    with _without_dropout(model):
+    with without_dropout(model):
         tree = mean_loss(model, pack(examples, max_length))
         with plainly:
             alone = [
@@ -113,7 +113,7 @@ def check_batch(
     device = next(model.parameters()).device
     inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), dict(batch))
     padded = {key: value for key, value in inputs.items() if key != "packed"}
-    with _without_dropout(model):
+    with without_dropout(model):
         tree = model(**inputs).loss.item()
         with plainly:
             found = Losses(tree, model(**padded).loss.item())
@@ -147,7 +147,7 @@ def _to_device(batch: Mapping[str, Tensor], model: torch.nn.Module) -> dict[str,
 
 
 @contextmanager
-def _without_dropout(model: torch.nn.Module) -> Iterator[None]:
+def without_dropout(model: torch.nn.Module) -> Iterator[None]:
     """Switch only dropout off: `eval()` lets bitsandbytes repack 4-bit weights on CPU."""
     active = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
     for module in active:

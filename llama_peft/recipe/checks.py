@@ -224,6 +224,11 @@ def _lora_faults(recipe: Recipe) -> Problems:
             "set quantization.load_in_4bit: false, and no load_in_8bit"
         )
         yield message, "lora.init_lora_weights", *others
+    chosen = lora.layers_to_transform
+    upper = [chosen] if isinstance(chosen, int) else chosen or [0]
+    if recipe.train.reuse_frozen_blocks and min(upper) == 0:
+        message = "needs LoRA on upper blocks only: set lora.layers_to_transform, without block 0"
+        yield message, "train.reuse_frozen_blocks", "lora.layers_to_transform"
     ranks = [lora.r, *lora.rank_pattern.values()]
     if lora.init_lora_weights == "orthogonal" and any(rank % 2 for rank in ranks):
         message = "orthogonal needs even ranks: change lora.r or lora.rank_pattern"

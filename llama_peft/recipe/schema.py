@@ -1,8 +1,7 @@
 """All keys of a recipe, each once: its type, its default and what it does.
 
-The names are those of TrainingArguments, SFTConfig, LoraConfig and BitsAndBytesConfig, so they mean
-what users know from there. The sections about the model are in `model_sections`. `checks` refuses
-keys that do not fit together.
+The names are those of TrainingArguments, SFTConfig, LoraConfig and BitsAndBytesConfig. The sections
+about the model are in `model_sections`. `checks` refuses keys that do not fit together.
 """
 
 # ruff: noqa: RUF012  (pydantic copies a default, so it may be a list or a dict)
@@ -252,6 +251,8 @@ class Train(Section):
     "Compute activations again in the backward pass: 1.45 times as long. auto: if they do not fit."
     torch_compile: bool = later(False)
     "Compile each block of the base into fewer kernels. The first steps then take a minute longer."
+    reuse_frozen_blocks: bool = later(False)
+    "Compute the blocks below the lowest one with LoRA once for each row, and keep that on disk."
     logging_steps: Count = 10
     "Steps between two points of the loss curve."
     eval_steps: EvalSteps | None = None

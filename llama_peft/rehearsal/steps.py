@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from llama_peft.training.features.states import Input
+    from llama_peft.features.states import Input
 
 _CHECKED = 2
 """Examples of the self-check."""
@@ -125,6 +125,7 @@ def _for_two_steps(recipe: Recipe) -> Recipe:
         update={
             **{"max_steps": 2, "eval_steps": 1000, "logging_steps": 1000},
             **{"learning_rate": 1e-4, "num_train_epochs": 1.0},  # they could be auto
+            "reuse_frozen_blocks": False,  # all blocks are its most
         }
     )
     evaluated = recipe.eval.model_copy(
@@ -154,7 +155,8 @@ def _measure_features(stages: Stages) -> None:
 
     The states that the head then trains on are zeros.
     """
-    from llama_peft.training.features import cache
+    from llama_peft.features.states import Key, grouped, pooled
+    from llama_peft.training.features import head
 
     def states_of(
         recipe: Recipe,
@@ -162,23 +164,23 @@ def _measure_features(stages: Stages) -> None:
         part: str,
         rows: Sequence[ClassificationRow],
         _: Path,
-    ) -> list[cache.FeatureRow]:
+    ) -> list[head.FeatureRow]:
         if part == "train":
             _mark(stages.mode.watch, model)
-            groups = cache.grouped(recipe, rows, model)
+            groups = grouped(recipe, rows, model)
             group = max(groups, key=lambda group: _width(group.given))
             stages.begin("features")
-            cache.pooled(model, group, (cache.Key(-1, recipe.head.pooling),))
+            pooled(model, group, (Key(-1, recipe.head.pooling),))
             stages.end(
                 Batch(1 if isinstance(group.given, dict) else len(group.given), _width(group.given))
             )
         size = model.config.get_text_config().hidden_size
         return [
-            cache.FeatureRow(ids=row["ids"], features=torch.zeros(size), labels=row["labels"])
+            head.FeatureRow(ids=row["ids"], features=torch.zeros(size), labels=row["labels"])
             for row in rows
         ]
 
-    replace(cache, "states_of", states_of)
+    replace(head, "states_of", states_of)
 
 
 def _width(given: "Input") -> int:

@@ -173,6 +173,11 @@ def _check_shared(recipe: Recipe) -> None:
         raise UserError(
             "train.torch_compile: blocks that --share-base cuts are not compiled: leave one of them away"
         )
+    if recipe.train.reuse_frozen_blocks:
+        raise UserError(
+            "train.reuse_frozen_blocks: no process has the whole blocks with --share-base: leave one of "
+            "them away"
+        )
     if recipe.train.metric_for_best_model != "loss":
         raise UserError(
             "train.metric_for_best_model: with --share-base the first process cannot predict alone: set it "
@@ -221,6 +226,7 @@ def _fit(
         fit = fit_of(trainer)
         resumed = job.decided(lambda: newest_sealed(folder / CHECKPOINTS, fit))
         resume.check_origin(folder, resumed, loaded.origin, recipe.model.model_name_or_path)
+    trainer.frozen = attached.frozen
     _choose_by_score(trainer, loaded, attached, dataset)
     setup.compile_and_check(loaded, attached, dataset, trainer)
     earlier = read_spent(resumed)

@@ -41,14 +41,13 @@ def _what_decides(text: str) -> str:
     """Return a recipe without what the weights do not depend on, or runs of version 0.1.0 do not say.
 
     That is its run folder, which can be named in several ways, what the numbers of its labels mean,
-    and what a training continues with or without: compiled blocks, and under a head the packing of
-    its batches.
+    and what a training continues with or without: compiled blocks, frozen ones whose states are on
+    disk, and under a head the packing of its batches.
     """
     if not re.search(r"^task: generative_qa$", text, re.MULTILINE):
         text = re.sub(r"^  packing: .*$", "  packing: none", text, flags=re.MULTILINE)
-    return re.sub(
-        r"^  (output_dir|label_positions|torch_compile): .*\n", "", text, flags=re.MULTILINE
-    )
+    keys = "output_dir|label_positions|torch_compile|reuse_frozen_blocks"
+    return re.sub(rf"^  ({keys}): .*\n", "", text, flags=re.MULTILINE)
 
 
 def is_finished(folder: Path, recipe: Recipe, dataset: data.Dataset) -> bool:

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _OWN_KEYS = {
     "output_dir", "max_length", "doc_stride", "packing", "eval_steps", "save_total_limit",
     "early_stopping_patience", "early_stopping_threshold", "class_weights", "pos_weight",
-    "torch_compile",
+    "torch_compile", "reuse_frozen_blocks",
 }  # fmt: skip
 """Keys of `train` that TrainingArguments does not have, or gets in another form."""
 
@@ -77,6 +77,8 @@ class Attached:
     collate: Callable[..., Mapping[str, object]]
     """From rows to a batch."""
     weights: "LossWeights | None"
+    frozen: "Sequence[nn.Module]" = ()
+    """Blocks whose states come with the batches, in place of being computed."""
 
 
 def encode(recipe: Recipe, dataset: data.Dataset) -> Encoded:
@@ -143,15 +145,23 @@ def attach(loaded: Loaded, folder: Path) -> Attached:
     collate: Callable[..., Mapping[str, object]]
     collate = collator(recipe, loaded.encoder.tokenizer.pad_token_id)
     if recipe.on_states:
-        from llama_peft.training.features.cache import collate as collate_states
+        from llama_peft.training.features.head import collate as collate_states
 
         texts = cast("dict[str, Sequence[ClassificationRow]]", loaded.rows)
         rows, model = _features(recipe, base, texts, folder)
         collate = collate_states
+    frozen: Sequence[nn.Module] = ()
+    if recipe.train.reuse_frozen_blocks and recipe.lora is not None:
+        from llama_peft.training.features.frozen_blocks import frozen_blocks, with_states
+
+        frozen = frozen_blocks(base)
+        collate = with_states(recipe, base, len(frozen), loaded.rows, collate, folder)
     counted = count_loaded(base, recipe.kind.name)
     log.info(counted.describe())
     weights = loss_weights(recipe, loaded.rows)
-    return Attached(model=model, counted=counted, rows=rows, collate=collate, weights=weights)
+    return Attached(
+        model=model, counted=counted, rows=rows, collate=collate, weights=weights, frozen=frozen
+    )
 
 
 def trained_module(recipe: Recipe, base: "PreTrainedModel") -> "nn.Module":
@@ -206,7 +216,8 @@ def _features(
 
     Of several processes one computes them, and the others wait for its lock.
     """
-    from llama_peft.training.features.cache import FeatureHead, cache_folder, states_of
+    from llama_peft.features.cache import cache_folder
+    from llama_peft.training.features.head import FeatureHead, states_of
 
     cache = cache_folder(folder)
     found: dict[str, Sequence[object]] = {
@@ -229,14 +240,15 @@ def compile_and_check(
         return
     from llama_peft.prefix_tree.loss import check_batch, self_check
     from llama_peft.system.compiling.blocks import as_they_are, compile_blocks
-    from llama_peft.training.processes.batch import IDS
+    from llama_peft.training.features.frozen_blocks import check_states
+    from llama_peft.training.processes.batch import IDS, STATES
 
     if recipe.train.torch_compile:
         compile_blocks(base)
     found = None
     if recipe.packs_batches:
         batch = attached.collate(attached.rows["train"][:CHECKED])
-        given = {key: value for key, value in batch.items() if key != IDS}
+        given = {key: value for key, value in batch.items() if key not in (IDS, STATES)}
         if "packed" in given:
             with trainer.accelerator.autocast():
                 found = check_batch(model, given, base.dtype, as_they_are(base))
@@ -248,6 +260,9 @@ def compile_and_check(
         if fitting:
             with trainer.accelerator.autocast():
                 found = self_check(model, fitting, limit, as_they_are(base))
+    if attached.frozen:
+        few = attached.collate(attached.rows["train"][: CHECKED if recipe.kind.head else 1])
+        check_states(few, trainer.model, trainer.prediction_step, base.dtype)
     if found is not None:
         log.info("self-check: the loss is %.5f as a tree, and %.5f in plain rows", *found)
 

@@ -10,7 +10,7 @@ tests/training/test_trainer_hooks.py says what each of them must do.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -34,6 +34,7 @@ from llama_peft.system.memory import (
 )
 from llama_peft.system.processes import job
 from llama_peft.system.seal import is_sealed
+from llama_peft.training.features.frozen_blocks import on_states
 from llama_peft.training.loss_weights import LossWeights
 from llama_peft.training.processes.batch import (
     IDS,
@@ -64,6 +65,8 @@ class SteadyTrainer(Trainer):
     _weights: LossWeights | None = None
     _chooses: tuple[str, Callable[[], float]] | None = None
     """The name of a score of the validation part, and the function that computes it."""
+    frozen: Sequence[nn.Module] = ()
+    """The blocks whose states come with the batches."""
     computes_in = "float32"
     """The type of the base's activations, for messages."""
 
@@ -172,7 +175,8 @@ class SteadyTrainer(Trainer):
         try:
             for piece in split(inputs, self._pieces):
                 self._share = self._part(num_rows(piece), rows, num_items_in_batch) if own else 0.0
-                losses.append(super().training_step(model, piece, num_items_in_batch))
+                with on_states(self.frozen, piece, self.args.device) as given:
+                    losses.append(super().training_step(model, given, num_items_in_batch))
             return torch.stack(losses).sum()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -214,10 +218,10 @@ class SteadyTrainer(Trainer):
     ) -> Tensor | None:
         try:
             pieces = list(split(inputs, self._pieces))
-            losses = [
-                super(SteadyTrainer, self).prediction_step(model, p, True, ignore_keys)[0]
-                for p in pieces
-            ]
+            losses = []
+            for piece in pieces:
+                with on_states(self.frozen, piece, self.args.device) as given:
+                    losses.append(super().prediction_step(model, given, True, ignore_keys)[0])
             weights = torch.tensor([float(_num_terms(piece)) for piece in pieces])
             return (torch.stack(losses).cpu() * weights).sum() / weights.sum()
         except (MemoryError, RuntimeError) as error:

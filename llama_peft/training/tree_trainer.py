@@ -57,7 +57,7 @@ class TreeTrainer(SteadyTrainer, SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, object]:
         """Return the loss of a batch; on CUDA trl's own head computes it in tiles."""
-        if model.training:
+        if model.training and torch.is_grad_enabled():
             self._count(inputs)
         if return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -18,7 +18,7 @@ from llama_peft.model import backbone
 from llama_peft.recipe import Recipe
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training import setup
-from llama_peft.training.features.cache import FeatureHead, collate, states_of
+from llama_peft.training.features.head import FeatureHead, collate, states_of
 from llama_peft.training.rows import ClassificationRow, collator, encode_part
 
 from . import measure

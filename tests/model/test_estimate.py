@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from llama_peft.__main__ import app
 from llama_peft.errors import UserError
+from llama_peft.features import states
 from llama_peft.model import backbone, counts, room
 from llama_peft.model.estimate import LIBRARIES, Batch, Batches, cpu, estimate
 from llama_peft.model.estimate import batch as batch_module
@@ -30,7 +31,6 @@ from llama_peft.recipe import Recipe, dump_recipe, load_recipe
 from llama_peft.run_folder.record import read_record
 from llama_peft.tokens.prompts import Encoded
 from llama_peft.training import fit as training
-from llama_peft.training.features import states
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "head_dim": 64}
 TOKENS = 128

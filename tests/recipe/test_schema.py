@@ -92,7 +92,7 @@ def test_train_and_quantization_keys_are_those_of_transformers() -> None:
     from transformers.training_args import OptimizerNames
 
     ours = {"max_length", "packing", "doc_stride", "early_stopping_patience"}
-    ours |= {"early_stopping_threshold", "class_weights", "pos_weight"}
+    ours |= {"early_stopping_threshold", "class_weights", "pos_weight", "reuse_frozen_blocks"}
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     assert set(Train.model_fields) - ours <= known
     assert set(get_args(Scheduler)) == {item.value for item in SchedulerType}

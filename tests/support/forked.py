@@ -27,7 +27,7 @@ _LIBRARIES = (
     "transformers.models.llama.modeling_llama",
     "transformers.trainer",
     "llama_peft.__main__",
-    "llama_peft.training.features.cache",
+    "llama_peft.training.features.head",
     "llama_peft.training.trainer",
     "llama_peft.training.fit",
     "llama_peft.training.tree_trainer",

@@ -48,7 +48,7 @@ PROGRAMS = {
 PROGRAM_STARTS = ("subprocess.", "os.exec", "os.spawn", "ctypes.", "multiprocessing.")
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("llama_peft.training.features.shards", "save_file"): "writes to the path that files.new_file gives",
+    ("llama_peft.features.shards", "save_file"): "writes to the path that files.new_file gives",
     ("llama_peft.run_folder.weights", "save_file"): "writes to the path that files.new_file gives",
     ("llama_peft.run_folder.weights", "save_pretrained"): "writes into the folder that files.scratch gives",
     ("llama_peft.data.sources.remote", "open"): "reads a remote file, into one without a name",

@@ -17,7 +17,7 @@ from llama_peft.recipe import Recipe
 from llama_peft.training import checkpoints
 from llama_peft.training import fit as training
 from llama_peft.training import trainer as steady
-from llama_peft.training.features.cache import FeatureHead, FeatureRow, collate
+from llama_peft.training.features.head import FeatureHead, FeatureRow, collate
 from llama_peft.training.loss_weights import LossWeights, loss_weights
 from llama_peft.training.trainer import SteadyTrainer
 from tests.support import runs

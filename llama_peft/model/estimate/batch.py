@@ -18,7 +18,7 @@ ROW_TOKENS = 1024
 `prefix_tree.batch.ROW_TOKENS`, which cannot be imported without torch; a test compares the two.
 """
 FEATURE_TEXTS = 16
-"""Texts in a batch of states if they are not packed: `training.features.states.BATCH_SIZE`."""
+"""Texts in a batch of states if they are not packed: `features.states.BATCH_SIZE`."""
 _WIDTH = 16
 """Of it the width of tree rows is a multiple on a GPU."""
 Mask = Literal["none", "padding", "tree"]

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from llama_peft.errors import UserError
+from llama_peft.features.cache import cache_folder, compute
+from llama_peft.features.states import Key
 from llama_peft.recipe import Head, Recipe
 from llama_peft.run_folder.layout import LAYER_CHOICE
 from llama_peft.run_folder.record import Stored
 from llama_peft.system.files import read_summed, write_summed
-from llama_peft.training.features.cache import States, cache_folder, compute
-from llama_peft.training.features.states import Key
+from llama_peft.training.features.head import States
 from llama_peft.training.rows import ClassificationRow as Row
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def _tried(
 ) -> Choice:
     """Return every layer and pooling with its validation loss, the best one first."""
     depth = model.config.get_text_config().num_hidden_layers
-    keys = tuple(Key(layer, pooling) for layer in range(1, depth + 1) for pooling in POOLINGS)
+    places = [(layer, pooling) for layer in range(1, depth + 1) for pooling in POOLINGS]
+    keys = tuple(Key(*place) for place in places)
     sampler = random.Random(recipe.dataset.seed)
     sample = {part: sampler.sample(its, min(SAMPLE, len(its))) for part, its in rows.items() if its}
     if "validation" not in sample:
@@ -92,10 +94,11 @@ def _tried(
         part: compute(recipe, model, part, its, folder, keys) for part, its in sample.items()
     }
     tried = []
-    for key in keys:
+    for layer, pooling in places:
+        key = Key(layer, pooling)
         parts = {part: States(its, folders[part], key) for part, its in sample.items()}
         loss = probe_loss(parts["train"], parts["validation"])
-        tried.append(Candidate(layer=key.layer, pooling=key.pooling, loss=loss))
+        tried.append(Candidate(layer=layer, pooling=pooling, loss=loss))
     tried.sort(key=lambda one: (one.loss, -one.layer))
     return Choice(tried=tried, rows=len(sample["train"]))
 

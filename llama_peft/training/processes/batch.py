@@ -13,6 +13,8 @@ IDS = "ids"
 """The key of a batch for the example ids of each of its rows, which the model never gets."""
 PACKED = "packed"
 """The key of a batch for its tokens as tree rows, which only the whole batch has."""
+STATES = "states"
+"""The key of a batch for what its frozen blocks compute (B, T, D); the model never gets it itself."""
 _WHOLE = PACKED, "segments"
 """What only the whole batch has: pieces of it find their segments themselves."""
 Inputs = dict[str, Tensor]

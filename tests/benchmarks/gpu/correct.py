@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from llama_peft.data import QuestionExample
+from llama_peft.features.states import Key, grouped, pooled
 from llama_peft.model import backbone
 from llama_peft.prefix_tree import pack as prefix_tree
 from llama_peft.prefix_tree import varlen
@@ -30,7 +31,6 @@ from llama_peft.run_folder.weights import TunedModel, load_tuned
 from llama_peft.system.memory import free_memory, tree_kernel
 from llama_peft.tokens.prompts import PromptEncoder
 from llama_peft.training import fit, setup
-from llama_peft.training.features.states import Key, grouped, pooled
 from llama_peft.training.processes.batch import IDS, PACKED
 from llama_peft.training.rows import width_multiple
 from tests.benchmarks import measure, training

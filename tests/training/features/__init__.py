@@ -1,1 +1,1 @@
-"""Tests of llama_peft/training/features: law 5 for heads alone."""
+"""Tests of llama_peft/training/features: law 5 for what trains on states."""

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llama_peft.errors import UserError
+from llama_peft.features import states
 from llama_peft.model import backbone
 from llama_peft.recipe import Recipe, validate
 from llama_peft.system.files import with_sum
 from llama_peft.training import fit as training
 from llama_peft.training import setup
-from llama_peft.training.features import layer_choice, states
+from llama_peft.training.features import layer_choice
 from tests.support import runs
 
 FAMILIES = ["llama", "gemma", "gemma3_text"]

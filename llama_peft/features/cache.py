@@ -1,4 +1,4 @@
-"""The states of every text on disk, computed in one pass, and the head that trains on them.
+"""The states of every text on disk, computed in one pass.
 
 The published baseline ran the frozen backbone again in every epoch. States are written to sealed
 shards beside the runs, in a folder named after a digest of all that they depend on, and are
@@ -8,22 +8,23 @@ ids of their text, so a pass over fewer texts, or at one of several layers, need
 
 import json
 import logging
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import islice
 from pathlib import Path
-from typing import TypedDict
+from typing import cast
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from llama_peft.errors import UserError
-from llama_peft.model import heads
+from llama_peft.features import shards
+from llama_peft.features.shards import LENGTHS, WORD, Sums
+from llama_peft.features.states import Group, Key, Row, grouped, pooled, tokens_of
+from llama_peft.features.states import of_tokens as states_of_tokens
 from llama_peft.model.fingerprint import base_fingerprint
 from llama_peft.recipe import Recipe
 from llama_peft.run_folder.layout import LADDER
@@ -33,11 +34,6 @@ from llama_peft.system.formatting import disk_space
 from llama_peft.system.lock import file_lock
 from llama_peft.system.progress import Phase
 from llama_peft.system.seal import SEAL, is_sealed
-from llama_peft.training.features import shards
-from llama_peft.training.features.shards import WORD, Sums
-from llama_peft.training.features.states import Group, Key, grouped, pooled
-from llama_peft.training.rows import ClassificationRow as Row
-from llama_peft.training.rows import Target
 
 log = logging.getLogger(__name__)
 
@@ -45,84 +41,10 @@ SHARD = 4096
 """Texts in a shard: a kill costs no more than these."""
 
 
-class FeatureRow(TypedDict):
-    """The pooled state (D,) of a text, and what is learned of it."""
-
-    ids: list[str]
-    features: Tensor
-    labels: Target
-
-
-class FeatureBatch(TypedDict):
-    """Feature rows as tensors, and the example ids of each row."""
-
-    features: Tensor
-    labels: Tensor
-    ids: list[list[str]]
-
-
-class States(Dataset[FeatureRow]):
-    """The states of one part's rows, in the order of the rows."""
-
-    def __init__(self, rows: Sequence[Row], folder: Path, key: Key) -> None:
-        self._rows = rows
-        self._shards = shards.states(folder, key.name)
-        self._starts = [0, *accumulate(map(len, self._shards))]
-        self._place = shards.places(folder, _texts(rows))
-        """The number of each row's state among those of all shards."""
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> FeatureRow:
-        row = self._rows[index]
-        place = int(self._place[index])
-        shard = bisect_right(self._starts, place) - 1
-        features = self._shards[shard][place - self._starts[shard]]
-        return FeatureRow(ids=row["ids"], features=features, labels=row["labels"])
-
-
-class FeatureHead(nn.Module):
-    """The head alone, on states that are computed already."""
-
-    accepts_loss_kwargs = False
-
-    def __init__(self, score: nn.Module, problem_type: str | None = None) -> None:
-        super().__init__()
-        self.score = score.requires_grad_(True)
-        self.problem_type = problem_type
-
-    def forward(self, features: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
-        logits = self.score(features)
-        loss = None if labels is None else heads.class_loss(logits, labels, self.problem_type)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
-
-
-def collate(rows: Sequence[FeatureRow]) -> FeatureBatch:
-    """Return states and labels as a batch."""
-    return FeatureBatch(
-        features=torch.stack([row["features"] for row in rows]),
-        labels=torch.tensor([row["labels"] for row in rows]),
-        ids=[row["ids"] for row in rows],
-    )
-
-
 def cache_folder(run: Path) -> Path:
     """Return the folder of all states: beside the runs, so that other runs can use it."""
     runs = run.parent if run.parent.name != LADDER else run.parent.parent.parent
     return runs / "features"
-
-
-def states_of(
-    recipe: Recipe, model: PreTrainedModel, part: str, rows: Sequence[Row], cache: Path
-) -> States:
-    """Return the states of a part's rows, from the cache or computed and added to it.
-
-    Raises UserError if the disk is too small.
-    """
-    # The loaded model ends at the chosen layer, which is named as in the states of all layers.
-    key = Key(model.config.get_text_config().num_hidden_layers, recipe.head.pooling)
-    return States(rows, compute(recipe, model, part, rows, cache, (key,)), key)
 
 
 def compute(
@@ -134,7 +56,7 @@ def compute(
     keys: tuple[Key, ...],
 ) -> Path:
     """Return the folder of the sealed shards with the rows' states; missing states are computed."""
-    texts, settings = _texts(rows), _settings(recipe, str(model.dtype))
+    texts, settings = sums_of(rows), _settings(recipe, str(model.dtype))
     known = _covering(cache, settings, texts, keys)
     if known is not None:
         log.info("%s: features of %d texts are there already (%s)", part, len(rows), known)
@@ -152,8 +74,9 @@ def compute(
             shards.clear(folder)
         groups = grouped(recipe, rows, model)
         done = shards.finished(folder, _limits(groups))
-        _check_disk(folder, (len(rows) - done) * len(keys), model)
-        _fill(model, groups, folder, keys, done)
+        lengths = numpy.fromiter((len(tokens_of(row)) for row in rows), numpy.int64)
+        _check_disk(folder, _left(groups, done, keys, lengths), model, recipe)
+        _fill(model, groups, folder, keys, done, lengths)
         members = (index for group in groups for index in group.members)
         shards.finish(folder, texts[numpy.fromiter(members, numpy.int64)])
     return folder
@@ -172,8 +95,11 @@ def _settings(recipe: Recipe, dtype: str) -> str:
     return sha256_of(json.dumps(settings, sort_keys=True))[:WORD]
 
 
-def _texts(rows: Sequence[Row]) -> Sums:
-    return shards.sums_of(row["input_ids"] for row in rows)
+def sums_of(rows: Sequence[Row]) -> Sums:
+    """Return by what states are found: the tokens of a text, and of a tree row also its branches."""
+    return shards.sums_of(
+        (*tokens_of(row), *cast("Sequence[int]", row.get("subtree_end", ()))) for row in rows
+    )
 
 
 def _covering(cache: Path, settings: str, texts: Sums, keys: tuple[Key, ...]) -> Path | None:
@@ -189,14 +115,27 @@ def _covering(cache: Path, settings: str, texts: Sums, keys: tuple[Key, ...]) ->
     return None
 
 
-def _check_disk(folder: Path, states: int, model: PreTrainedModel) -> None:
+def _left(
+    groups: Sequence[Group], done: int, keys: tuple[Key, ...], lengths: "NDArray[numpy.int64]"
+) -> int:
+    """Return how many states are not computed yet, after the first `done` texts."""
+    if keys[0].pooling != "tokens":
+        return (len(lengths) - done) * len(keys)
+    members = (member for group in groups for member in group.members)
+    return int(lengths[[*islice(members, done, None)]].sum())
+
+
+def _check_disk(folder: Path, states: int, model: PreTrainedModel, recipe: Recipe) -> None:
+    plain = "train.reuse_frozen_blocks: false, which computes these blocks in every epoch"
+    if recipe.on_states:
+        plain = "head.features: none, which runs the backbone in every epoch"
     hidden = model.config.get_text_config().hidden_size
     size = states * hidden * torch.finfo(model.dtype).bits // 8
     free = free_disk(folder)
     if size > 0.95 * free:
         raise UserError(
             f"{folder}: features take {disk_space(size)}, but {disk_space(free)} are free: make "
-            "room, or set head.features: none, which runs the backbone in every epoch"
+            f"room, or set {plain}"
         )
 
 
@@ -218,12 +157,15 @@ def _fill(
     folder: Path,
     keys: tuple[Key, ...],
     done: int,
+    lengths: "NDArray[numpy.int64]",
 ) -> None:
     """Compute the groups after the first `done` texts, and write their shards."""
     limits = set(_limits(groups))
     number = sum(limit <= done for limit in limits)
     seen = 0
     held: list[list[Tensor]] = []
+    of_tokens = keys[0].pooling == "tokens"
+    names = [*(key.name for key in keys), *([LENGTHS] if of_tokens else [])]
     was_training = model.training
     model.eval()
     with Phase("features", "text", sum(len(group.members) for group in groups)) as phase:
@@ -232,13 +174,14 @@ def _fill(
             seen += len(group.members)
             if seen <= done:
                 continue
-            held.append(pooled(model, group, keys))
+            if of_tokens:
+                states = states_of_tokens(model, group, keys[0].layer)
+                held.append([states, torch.from_numpy(lengths[group.members])])
+            else:
+                held.append([its.to(model.dtype) for its in pooled(model, group, keys)])
             if seen in limits:
                 parts = map(torch.cat, zip(*held, strict=True))
-                states = {
-                    key.name: its.to(model.dtype) for key, its in zip(keys, parts, strict=True)
-                }
-                shards.write(folder, number, states)
+                shards.write(folder, number, dict(zip(names, parts, strict=True)))
                 held, number = [], number + 1
             phase.reach(seen)
     model.train(was_training)

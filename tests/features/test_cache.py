@@ -1,4 +1,4 @@
-"""Law 5 for heads alone: cached states equal live ones, and give the same trained weights."""
+"""Law 5: cached states of the frozen base equal live ones."""
 
 import shutil
 from collections import namedtuple
@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llama_peft.errors import UserError
+from llama_peft.features import cache, shards, states
 from llama_peft.model import heads
 from llama_peft.recipe import Recipe
 from llama_peft.system import seal
 from llama_peft.tokens.batches import pad
-from llama_peft.training.features import cache, layer_choice, shards, states
+from llama_peft.training.features import head, layer_choice
 
 FAMILIES = ["llama", "gemma", "gemma3_text"]
 LAYERS = 3
@@ -39,7 +40,7 @@ def live(model: Any, rows: list[dict[str, Any]]) -> dict[states.Key, torch.Tenso
     return {key: torch.stack(each) for key, each in found.items()}
 
 
-def stacked(states: cache.States) -> torch.Tensor:
+def stacked(states: head.States) -> torch.Tensor:
     return torch.stack([states[i]["features"] for i in range(len(states))])
 
 
@@ -60,14 +61,14 @@ def test_cached_states_are_the_live_ones(
     folder = cache.compute(recipe, model, "train", rows, tmp_path / "cache", tuple(expected))
     for key, right in expected.items():
         assert right.std(0).mean() > 0.005, "texts differ, so that rows in another order would show"
-        found = stacked(cache.States(rows, folder, key))
+        found = stacked(head.States(rows, folder, key))
         assert (found - right).abs().max() <= tolerance * right.abs().max()
         if key.layer > 0:
-            head = {"pooling": key.pooling, "layer": key.layer, "features": grouping}
-            cut, shallow, _ = make(family, bits, rows=20, **head)
+            keys = {"pooling": key.pooling, "layer": key.layer, "features": grouping}
+            cut, shallow, _ = make(family, bits, rows=20, **keys)
             assert shallow.config.get_text_config().num_hidden_layers == key.layer
             assert len(shallow.model.layers) == key.layer
-            again = cache.states_of(cut, shallow, "train", rows, tmp_path / "cache")
+            again = head.states_of(cut, shallow, "train", rows, tmp_path / "cache")
             assert (stacked(again) - right).abs().max() <= tolerance * right.abs().max()
             input_ids, mask = pad([row["input_ids"] for row in rows], 0)
             with torch.inference_mode():
@@ -84,7 +85,7 @@ def test_shared_beginnings_are_computed_once(make: Callable[..., Made], tmp_path
         lambda _, args: seen.append(args[0].numel())
     )
     rows = [{**row, "input_ids": rows[0]["input_ids"][:9] + row["input_ids"][1:]} for row in rows]
-    cache.states_of(recipe, model, "train", rows, tmp_path)
+    head.states_of(recipe, model, "train", rows, tmp_path)
     tokens = sum(len(row["input_ids"]) for row in rows)
     assert sum(seen) <= tokens - 8 * (len(rows) - 1)
 
@@ -123,12 +124,12 @@ def test_states_of_fewer_texts_at_one_of_many_layers_are_found(
     recipe, model, rows = make()
     keys = tuple(states.Key(n, p) for n in range(1, LAYERS + 1) for p in layer_choice.POOLINGS)
     whole = cache.compute(recipe, model, "train", rows, tmp_path / "cache", keys)
-    plain = stacked(cache.States(rows, whole, states.Key(2, "mean")))
+    plain = stacked(head.States(rows, whole, states.Key(2, "mean")))
     cut, shallow, _ = make(layer=2, pooling="mean")
-    alone = cache.states_of(cut, shallow, "train", rows[:9], tmp_path / "alone")
+    alone = head.states_of(cut, shallow, "train", rows[:9], tmp_path / "alone")
     assert (stacked(alone) - plain[:9]).abs().max() <= 1e-5 * plain.abs().max()
     shallow.model.register_forward_pre_hook(lambda *_: pytest.fail("a pass of its own"))
-    again = cache.states_of(cut, shallow, "train", rows[8::-1], tmp_path / "cache")
+    again = head.states_of(cut, shallow, "train", rows[8::-1], tmp_path / "cache")
     assert torch.equal(stacked(again), plain[:9].flip(0))
 
 
@@ -174,7 +175,7 @@ def test_a_killed_pass_continues_after_its_last_shard(
         (cut / ".partial").write_bytes(b"cut off")
         again = cache.compute(recipe, model, "train", rows, cut.parent, key)
         assert seal.is_sealed(again)
-        found, expected = (stacked(cache.States(rows, f, key[0])) for f in (again, whole))
+        found, expected = (stacked(head.States(rows, f, key[0])) for f in (again, whole))
         assert torch.equal(found, expected)
 
 
@@ -184,7 +185,7 @@ def test_damaged_states_are_computed_again(
     recipe, model, rows = make()
     key = states.Key(-1, "last")
     folder = cache.compute(recipe, model, "train", rows, tmp_path, (key,))
-    expected = stacked(cache.States(rows, folder, key)).clone()
+    expected = stacked(head.States(rows, folder, key)).clone()
     shard = next(folder.glob("states-*"))
     held = bytearray(shard.read_bytes())
     held[-3] ^= 1
@@ -192,7 +193,7 @@ def test_damaged_states_are_computed_again(
     shard.write_bytes(held)
     assert cache.compute(recipe, model, "train", rows, tmp_path, (key,)) == folder
     assert "damaged" in caplog.text
-    assert torch.equal(stacked(cache.States(rows, folder, key)), expected)
+    assert torch.equal(stacked(head.States(rows, folder, key)), expected)
 
 
 @pytest.mark.parametrize("name", ["features", "features/{}", "features/{}.lock"])
@@ -237,7 +238,7 @@ def test_too_small_a_disk_is_said_before(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(UserError, match=r"0\.001 MB are free.*head\.features: none"):
-        cache.states_of(recipe, model, "train", rows, tmp_path)
+        head.states_of(recipe, model, "train", rows, tmp_path)
     assert not list(tmp_path.rglob("states-*"))
 
 

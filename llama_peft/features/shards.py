@@ -1,12 +1,15 @@
 """States on disk: shards in a folder, each with the states of some texts, and the order of the texts.
 
-states-00000.safetensors ...    a tensor (N, D) for each layer and pooling
+states-00000.safetensors ...    a tensor (N, D) for each layer and pooling; or one (T, D) with the
+                                states of all tokens, one text after the other, and their `lengths`
 sums.json                       the sum of each whole shard: a killed pass continues after them
 order.json                      the sums of the texts' token ids, in the order of the states
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
 
@@ -30,7 +33,7 @@ from llama_peft.system.files import (
 )
 from llama_peft.system.seal import SEAL, is_sealed, seal
 
-SUMS, ORDER = "sums.json", "order.json"
+SUMS, ORDER, LENGTHS = "sums.json", "order.json", "lengths"
 WORD = 16
 """Characters of a sum in a name, and of a text's."""
 Sums: TypeAlias = NDArray[numpy.bytes_]
@@ -48,16 +51,34 @@ def words(sums: Sums) -> list[str]:
     return [one.decode() for one in sums.tolist()]
 
 
-def places(folder: Path, texts: Sums) -> "NDArray[numpy.int64]":
-    """Return the number of the state of each text, of a folder that has all; of equal ones the last."""
-    order = _order(folder)
-    ranks = numpy.argsort(order, kind="stable")
-    return ranks[numpy.searchsorted(order, texts, "right", sorter=ranks) - 1]
+class Stored:
+    """The states by one name of a sealed folder, memory-mapped."""
 
+    def __init__(self, folder: Path, name: str) -> None:
+        shards = [_mapped(path) for path in _shards(folder)]
+        self._shards = [shard[name] for shard in shards]
+        self._ends = [shard[LENGTHS].cumsum(0) if LENGTHS in shard else None for shard in shards]
+        self._starts = [0, *accumulate(map(_count, shards))]
+        self._order = _order(folder)
+        self._ranks = numpy.argsort(self._order, kind="stable")
 
-def states(folder: Path, name: str) -> list[Tensor]:
-    """Return the states of this name in each shard, memory-mapped."""
-    return [_mapped(path)[name] for path in _shards(folder)]
+    def places(self, texts: Sums) -> "NDArray[numpy.int64]":
+        """Return the number of the state of each text, all of which are here; of equal ones the last."""
+        return self._ranks[numpy.searchsorted(self._order, texts, "right", sorter=self._ranks) - 1]
+
+    def of(self, text: Sums) -> Tensor | None:
+        """Return the states of one text; None if they are not here."""
+        place = int(self.places(text)[0])
+        return self[place] if self._order[place] == text[0] else None
+
+    def __getitem__(self, place: int) -> Tensor:
+        """Return the state (D,) of the text with this number, or those (T, D) of its tokens."""
+        shard = bisect_right(self._starts, place) - 1
+        number, ends = place - self._starts[shard], self._ends[shard]
+        if ends is None:
+            return self._shards[shard][number]
+        first = int(ends[number - 1]) if number else 0
+        return self._shards[shard][first : int(ends[number])]
 
 
 def holds(folder: Path, texts: Sums, names: set[str]) -> bool:
@@ -101,6 +122,11 @@ def _mapped(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+def _count(shard: Mapping[str, Tensor]) -> int:
+    """Return of how many texts a shard holds the states."""
+    return len(shard.get(LENGTHS, next(iter(shard.values()))))
+
+
 def finished(folder: Path, limits: Iterable[int]) -> int:
     """Return how many texts the whole shards hold; shards after the first gap are removed.
 
@@ -112,7 +138,7 @@ def finished(folder: Path, limits: Iterable[int]) -> int:
         size = 0
         known = path.name == _shard_name(number) and path.name in sums
         if known and sums[path.name] == sum_of(folder, path.name):
-            size = len(next(iter(_mapped(path).values())))
+            size = _count(_mapped(path))
         if size and done + size in left:
             done += size
         else:

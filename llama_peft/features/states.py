@@ -1,4 +1,4 @@
-"""Computes pooled states: the forward passes of the frozen base, one for each group of texts.
+"""Computes states: the forward passes of the frozen base, one for each group of texts.
 
 A group is a prefix-tree row, in which texts that begin alike share their beginning, or a batch of
 texts of similar length. Both give the same states; the second way is simple, and tests compare the
@@ -6,34 +6,48 @@ first with it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 import numpy
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llama_peft.features.blocks import read_before
 from llama_peft.model import heads
 from llama_peft.prefix_tree import pack as prefix_tree
-from llama_peft.prefix_tree.batch import ROW_TOKENS
+from llama_peft.prefix_tree import varlen
+from llama_peft.prefix_tree.batch import ROW_TOKENS, paths
 from llama_peft.prefix_tree.mask import attention_inputs
 from llama_peft.prefix_tree.pack import TreeRow
+from llama_peft.prefix_tree.segments import segments
 from llama_peft.recipe import Recipe
 from llama_peft.system.sequences.views import Mapped
 from llama_peft.tokens.batches import pad
 from llama_peft.tokens.prompts import Encoded
-from llama_peft.training.rows import ClassificationRow as Row
 
 BATCH_SIZE = 16
 
 # Shapes: B rows, T tokens, N texts, D hidden size.
 
 
+Row: TypeAlias = Mapping[str, object]
+"""A text with its `input_ids`, or a tree row of a training on prefix trees."""
+
+
+def tokens_of(row: Row) -> Sequence[int]:
+    """Return the token ids of a row."""
+    return cast("Sequence[int]", row["input_ids"])
+
+
 class Key(NamedTuple):
-    """The layer that states come from (-1: the last), and how tokens are pooled."""
+    """The layer that states come from (-1: the last), and how tokens are pooled.
+
+    tokens: the state of each token as the block after the layer reads it, without the final norm.
+    """
 
     layer: int
-    pooling: Literal["last", "mean"]
+    pooling: Literal["last", "mean", "tokens"]
 
     @property
     def name(self) -> str:
@@ -55,17 +69,21 @@ class Group(NamedTuple):
 
 def grouped(recipe: Recipe, rows: Sequence[Row], model: PreTrainedModel) -> Sequence[Group]:
     """Return the rows in the order in which they are computed; a group is made when it is read."""
-    lengths = numpy.fromiter((len(row["input_ids"]) for row in rows), numpy.int64)
+    if recipe.packs_rows:
+        return Mapped(
+            lambda number: Group([number], cast("TreeRow", rows[number])), range(len(rows))
+        )
+    lengths = numpy.fromiter((len(tokens_of(row)) for row in rows), numpy.int64)
     if recipe.head.features == "length_sorted":
         order = numpy.argsort(-lengths, kind="stable")
         firsts = range(0, len(order), BATCH_SIZE)
 
         def batch(first: int) -> Group:
             members = order[first : first + BATCH_SIZE].tolist()
-            return Group(members, [rows[member]["input_ids"] for member in members])
+            return Group(members, [tokens_of(rows[member]) for member in members])
 
         return Mapped(batch, firsts)
-    encoded = (Encoded(str(i), tuple(row["input_ids"])) for i, row in enumerate(rows))
+    encoded = (Encoded(str(i), tuple(tokens_of(row))) for i, row in enumerate(rows))
     trees = prefix_tree.pack(encoded, max(ROW_TOKENS, int(lengths.max())))
     return Mapped(lambda tree: Group([int(name) for name in tree["ids"]], tree), trees)
 
@@ -78,26 +96,55 @@ def pooled(model: PreTrainedModel, group: Group, keys: Sequence[Key]) -> list[Te
     return _of_texts(model, group.given, keys)
 
 
+@torch.inference_mode()
+def of_tokens(model: PreTrainedModel, group: Group, block: int) -> Tensor:
+    """Return (T, D): what a block reads of every token of a group's texts, one after the other."""
+    if not isinstance(group.given, dict):
+        inputs, mask_BT = _padded(model, group.given)
+        return read_before(model, inputs, block)[mask_BT.bool()]
+    inputs, tree = _tree_inputs(model, group.given), group.given
+    states_TD = read_before(model, inputs, block)[0]
+    if len(group.members) == 1:  # a row of a training, whose states are those of the whole tree
+        return states_TD
+    return states_TD[torch.tensor([k for path in paths(tree) for k in path], device=model.device)]
+
+
+def _padded(
+    model: PreTrainedModel, texts: Sequence[Sequence[int]]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return what the backbone reads of texts, and which tokens (B, T) are not padding."""
+    input_ids, mask_BT = pad(texts, model.config.pad_token_id)
+    mask_BT = mask_BT.to(model.device)
+    return {"input_ids": input_ids.to(model.device), "attention_mask": mask_BT}, mask_BT
+
+
 def _of_texts(
     model: PreTrainedModel, texts: Sequence[Sequence[int]], keys: Sequence[Key]
 ) -> list[Tensor]:
-    input_ids, mask_BT = pad(texts, model.config.pad_token_id)
-    mask_BT = mask_BT.to(model.device)
-    inputs = {"input_ids": input_ids.to(model.device), "attention_mask": mask_BT}
+    inputs, mask_BT = _padded(model, texts)
     layers = layer_states(model, inputs, {key.layer for key in keys})
     return [heads.pool(layers[key.layer], mask_BT, key.pooling) for key in keys]
 
 
-def _of_tree(model: PreTrainedModel, tree: TreeRow, keys: Sequence[Key]) -> list[Tensor]:
+def _tree_inputs(model: PreTrainedModel, tree: TreeRow) -> dict[str, object]:
+    """Return what the backbone reads of a tree row."""
     batch = prefix_tree.collate([tree])
-    subtree_end = batch["subtree_end"].to(model.device)
     position_ids = batch["position_ids"].to(model.device)
-    config = model.config.get_text_config()
-    inputs = {
+    config, pieces = model.config.get_text_config(), None
+    if config._attn_implementation == varlen.NAME:
+        pieces = segments(batch["subtree_end"], batch["attention_mask"])
+    ends = batch["subtree_end"].to(model.device)
+    masks = attention_inputs(config, ends, position_ids, model.dtype, pieces=pieces)
+    return {
         "input_ids": batch["input_ids"].to(model.device),
         "position_ids": position_ids,
-        **attention_inputs(config, subtree_end, position_ids, model.dtype),
+        **masks,
     }
+
+
+def _of_tree(model: PreTrainedModel, tree: TreeRow, keys: Sequence[Key]) -> list[Tensor]:
+    inputs = _tree_inputs(model, tree)
+    subtree_end = torch.tensor(tree["subtree_end"], device=model.device)
     ends_N = torch.tensor(tree["starts"], device=model.device)
     index_T = torch.arange(len(tree["input_ids"]), device=model.device)
     path_NT = ((index_T <= ends_N[:, None]) & (ends_N[:, None] < subtree_end)).float()

@@ -1,0 +1,80 @@
+"""The blocks below everything that is trained: what they compute of a row never changes.
+
+So it is computed once. While a training runs on these states, the frozen blocks pass on what they
+are given, and the last of them passes on the states in its place. Everything else of the model,
+with the names of its weights, stays as it is.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+# Shapes: B rows, T tokens, D hidden size.
+
+
+def frozen(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """Return the lowest blocks, up to the first one that holds a weight that is trained."""
+    decoder = model.get_decoder()
+    blocks: list[nn.Module] = list(decoder.layers)
+    if _trains(decoder.get_input_embeddings()):
+        return []
+    return blocks[: next((k for k, block in enumerate(blocks) if _trains(block)), len(blocks))]
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+@contextmanager
+def given(blocks: Sequence[nn.Module], states_BTD: Tensor) -> Iterator[None]:
+    """Run the model on the states that its lowest blocks would give, without these blocks.
+
+    States end where the rows of the batch do; where the model pads them further, they are zero.
+    """
+
+    def states(hidden_BTD: Tensor, *_: object, **__: object) -> Tensor:
+        more = hidden_BTD.shape[1] - states_BTD.shape[1]
+        return F.pad(states_BTD.to(hidden_BTD), (0, 0, 0, more))
+
+    with _replaced(blocks[:-1], _pass_on), _replaced(blocks[-1:], states):
+        yield
+
+
+def read_before(model: PreTrainedModel, inputs: Mapping[str, object], block: int) -> Tensor:
+    """Return (B, T, D): what a block reads. No block runs but those below it."""
+    decoder = model.get_decoder()
+    found: list[Tensor] = []
+
+    def keep(hidden_BTD: Tensor, *_: object, **__: object) -> Tensor:
+        found.append(hidden_BTD)
+        return hidden_BTD
+
+    with (
+        _replaced(decoder.layers[block : block + 1], keep),
+        _replaced(decoder.layers[block + 1 :], _pass_on),
+    ):
+        decoder(**inputs, use_cache=False)
+    return found[0]
+
+
+def _pass_on(hidden_BTD: Tensor, *_: object, **__: object) -> Tensor:
+    return hidden_BTD
+
+
+@contextmanager
+def _replaced(blocks: Sequence[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Compute blocks by another function, and then again by their own."""
+    before = [block.__dict__.get("forward") for block in blocks]  # None: that of its class
+    try:
+        for block in blocks:
+            block.__dict__["forward"] = forward
+        yield
+    finally:
+        for block, own in zip(blocks, before, strict=True):
+            if own is None:
+                del block.__dict__["forward"]
+            else:
+                block.__dict__["forward"] = own
