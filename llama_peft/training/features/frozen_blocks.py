@@ -102,7 +102,8 @@ def check_states(
 ) -> None:
     """Compare the loss on the states of a batch with that of the blocks that would compute them.
 
-    validate: Trainer's `prediction_step`. dtype: in which the blocks compute. Dropout is off. Raises UserError if the two differ by more than sums in another order do.
+    validate: Trainer's `prediction_step`. dtype: in which the blocks compute. Dropout is off. Raises
+    UserError if the two differ by more than sums in another order do.
     """
     given = cast("Inputs", batch)
     plain = {key: value for key, value in given.items() if key != STATES}
