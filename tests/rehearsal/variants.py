@@ -50,6 +50,7 @@ VARIANTS = [
     *_on("squad", "lora.modules_to_save=[norm]"),
     *_on("sst2", "lora.modules_to_save=[embed_tokens]"),
     *_on("squad", "lora.trainable_token_indices=[5,6,7]"),
+    *_on("squad sst2", "lora.layers_to_transform=[1]"),
     # The type and the attention.
     *_on("squad", "model.dtype=bfloat16", card="t4"),
     *_on("squad", "model.dtype=float32"),

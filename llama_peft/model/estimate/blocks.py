@@ -58,6 +58,17 @@ class Blocks:
         """Inputs and outputs of the layers whose magnitude is trained alone."""
 
     @property
+    def deep(self) -> int:
+        """Return how many blocks gradients pass: all from the lowest one with an adapter."""
+        lora, count = self.recipe.lora, self.c.num_hidden_layers
+        if lora is None:
+            return 0
+        chosen = lora.layers_to_transform
+        lower = lora.modules_to_save or lora.trainable_token_indices or chosen in (None, [])
+        first = chosen if isinstance(chosen, int) else min(chosen or [0])
+        return count if lower else max(count - first, 0)
+
+    @property
     def is_eager(self) -> bool:
         default = "eager" if self.c.model_type == "gemma2" else "sdpa"
         return (self.recipe.model.attn_implementation or default) == "eager"

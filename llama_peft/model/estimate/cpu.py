@@ -27,7 +27,7 @@ def tensors(blocks: Blocks, batch: Batch, states: bool) -> list[int]:
         return [*blocks.kept(batch), *last]
     if blocks.recipe.train.activation_checkpointing:
         return [*inputs, *blocks.kept(batch), *last]
-    return [*(count * blocks.kept(batch)), *last]
+    return [*(blocks.deep * blocks.kept(batch)), *last]
 
 
 def kept(blocks: Blocks, batch: Batch, states: bool) -> int:

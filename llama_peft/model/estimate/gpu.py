@@ -17,7 +17,8 @@ class GpuStep:
     def kept(self, batch: Batch) -> int:
         """Return what the forward pass keeps.
 
-        The first norm's input needs no gradient, and the last norm's takes its place.
+        The first norm's input needs no gradient, and the last norm's takes its place. Blocks below the
+        lowest adapter keep nothing.
         """
         c, blocks, tokens = self.blocks.c, self.blocks, batch.tokens
         if not self.trains_blocks:
@@ -25,7 +26,7 @@ class GpuStep:
         if blocks.recipe.train.activation_checkpointing:
             inputs = c.num_hidden_layers * blocks.device.size * c.hidden_size * tokens
             return inputs + 4 * c.hidden_size * tokens + self._states(batch) + blocks.masks(batch)
-        every = c.num_hidden_layers * tokens * sum(blocks.kept(batch))
+        every = blocks.deep * tokens * sum(blocks.kept(batch))
         return every + self.casts + self._states(batch) + blocks.masks(batch)
 
     @property
