@@ -22,6 +22,7 @@ def main() -> None:
         convergence,
         decoding,
         features,
+        frozen_blocks,
         layers,
         lm_eval,
         material,
@@ -71,6 +72,10 @@ def main() -> None:
             found = features.run(base, arguments.sentences, arguments.repeats)
             path = measure.write(found, arguments.output)
             console.print(table.speed(found), table.ratios(found), f"wrote {path}")
+        if arguments.only in (None, "frozen_blocks"):
+            found = frozen_blocks.run(base, arguments.sentences // 2, arguments.repeats)
+            path = measure.write(found, arguments.output)
+            console.print(table.speed(found), table.ratios(found), f"wrote {path}")
         for task in (short_rows.classify(128), short_rows.spans(32)):
             if arguments.only in (None, task.name):
                 found = short_rows.run(base, task, arguments.repeats)
@@ -89,7 +94,7 @@ def _arguments() -> argparse.Namespace:
         "--only",
         choices=[
             *("training", "decoding", "features", "layers", "convergence", "lm_eval"),
-            *("classify", "span", "rows", "data_rows"),
+            *("frozen_blocks", "classify", "span", "rows", "data_rows"),
         ],
     )
     parser.add_argument("--lm-eval", help="Python of an environment with lm-eval[hf]")
