@@ -30,7 +30,7 @@ class RowsCost(NamedTuple):
     disk: int
     """Bytes in the folder of temporary files, until the command ends."""
     states: int
-    """Bytes beside the runs, if a head alone trains on states that are kept; else 0."""
+    """Bytes beside the runs, if something trains on states that are kept; else 0."""
     seconds: float
     why: str
 
@@ -62,7 +62,14 @@ def rows_cost(recipe: Recipe, rows: int) -> RowsCost:
     return RowsCost(
         memory=rows * MEMORY["text" if recipe.kind.has_labels else "question"],
         disk=tokens * DISK,
-        states=rows * state if recipe.on_states else 0,
+        states=state * _num_states(recipe, rows, tokens),
         seconds=tokens * SECONDS,
         why=f"{rows:,} rows, as if each had train.max_length {recipe.train.max_length:,} tokens",
     )
+
+
+def _num_states(recipe: Recipe, rows: int, tokens: int) -> int:
+    """Return how many states are kept: one of a text for a head alone, those of all tokens for LoRA."""
+    if recipe.lora is None:
+        return rows if recipe.on_states else 0
+    return tokens if recipe.train.reuse_frozen_blocks else 0

@@ -70,6 +70,8 @@ def kept(model: Any, **batch: Any) -> int:
         ("llama", "float32", {"lora_dropout": 0.1}),
         ("llama", "bfloat16", {}),
         ("llama", "bfloat16", {"modules_to_save": ["norm"]}),
+        ("llama", "float32", {"layers_to_transform": [2, 3]}),
+        ("llama", "float32", {"layers_to_transform": 3}),
         ("llama", "bfloat16", {"lora_dropout": 0.1}),
         ("gemma", "float32", {}),
         ("gemma2", "float32", {}),

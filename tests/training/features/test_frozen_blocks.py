@@ -14,6 +14,7 @@ from llama_peft.features import blocks, cache, states
 from llama_peft.features.shards import Stored
 from llama_peft.recipe import Lora, Recipe
 from llama_peft.recipe.checks import pair_faults
+from llama_peft.survey.rows import rows_cost
 from llama_peft.training import fit as training
 from llama_peft.training.features import frozen_blocks
 from tests.support import small, trainings
@@ -227,3 +228,9 @@ def test_a_killed_pass_over_tokens_continues_after_its_last_shard(
             live = blocks.read_before(model, {"input_ids": torch.tensor([row["input_ids"]])}, 1)
         torch.testing.assert_close(right, live[0], atol=1e-5, rtol=1e-5)
     assert Stored(again, key.name).of(cache.sums_of([{"input_ids": (1, 2, 3)}])) is None
+    # What is said of the disk is as if each text had as many tokens as it can have.
+    tokens, longest = sum(len(row["input_ids"]) for row in rows), recipe.train.max_length
+    reusing = recipe.changed(lora=Lora(), train={"reuse_frozen_blocks": True})
+    said = rows_cost(reusing, len(rows)).states * tokens / (len(rows) * longest)
+    size = sum(path.stat().st_size for path in whole.glob("states-*"))
+    assert said <= size <= 1.1 * said
