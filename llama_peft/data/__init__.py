@@ -10,6 +10,7 @@ from llama_peft.data.dataset import (
     load_file,
     load_inputs,
     mark_given,
+    read_once,
     with_fields,
 )
 from llama_peft.data.examples import Example, FieldsExample, Inputs, QuestionExample, TextExample
@@ -56,6 +57,7 @@ __all__ = [
     "load_file",
     "load_inputs",
     "mark_given",
+    "read_once",
     "record_pieces",
     "record_text",
     "split_ids",

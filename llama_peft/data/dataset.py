@@ -7,12 +7,12 @@ have the same split.
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import chain
-from math import log10
 from pathlib import Path
-from statistics import pstdev
 
 from llama_peft.data import splits
 from llama_peft.data.examples import (
@@ -29,6 +29,9 @@ from llama_peft.data.formats import Table
 from llama_peft.data.labels import (
     Label,
     check_decimals,
+    check_hidden,
+    check_labels,
+    check_scale,
     check_weights,
     has_names,
     label_names,
@@ -42,12 +45,8 @@ from llama_peft.errors import UserError
 from llama_peft.recipe import GIVEN, Recipe
 from llama_peft.system.sequences.views import Chosen
 
-_WIDE = 10.0
-"""Above this standard deviation, numbers are hard to learn as they are."""
 LINES = ".txt"
 """The end of the names of files with one text a line."""
-_MANY = 20
-"""So many rows with one label are hardly a coincidence."""
 log = logging.getLogger(__name__)
 
 TRAINED_ON = ("train", "validation")
@@ -65,6 +64,25 @@ class Dataset:
     """
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     """By part as it was read: how many rows were dropped, by what was wrong with them."""
+    sources: dict[str, str] = field(default_factory=dict, compare=False)
+    """Where each part was read from, for messages."""
+
+
+_read: ContextVar[dict[str, Dataset] | None] = ContextVar("read", default=None)
+"""What was read since `read_once` began, by all that decides it."""
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Read the same data only once until the end, also if a file changes meanwhile.
+
+    So the rungs of a ladder are measured on the same rows, and none waits for a million of them again.
+    """
+    before = _read.set({})
+    try:
+        yield
+    finally:
+        _read.reset(before)
 
 
 def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
@@ -72,7 +90,31 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
 
     given: rows from Python by part. They replace what the recipe says about that part.
     """
-    places = places_of(recipe, given or {})
+    known, key = _read.get(), _what_decides(recipe, given or {})
+    found = None if known is None else known.get(key)
+    if found is None:
+        found = _whole(recipe, given or {})
+    if known is not None:
+        known[key] = found
+    parts = {part: _sample(its, part, recipe) for part, its in found.parts.items()}
+    if recipe.kind.has_labels:
+        _check_labels(parts, found, recipe)
+    return replace(found, parts=parts)
+
+
+def _what_decides(recipe: Recipe, given: Mapping[str, Rows]) -> str:
+    """Return all that the examples depend on, before a sample of them is drawn."""
+    samples = {"max_train_samples", "max_eval_samples", "sampling"}
+    if recipe.dataset.streaming:  # then only as many rows are fetched
+        samples = set()
+    weights = recipe.train.class_weights, recipe.train.pos_weight
+    read = [recipe.dataset.model_dump(exclude=samples), recipe.prompt.model_dump(), weights]
+    return repr((recipe.kind.name, *read, {part: id(rows) for part, rows in given.items()}))
+
+
+def _whole(recipe: Recipe, given: Mapping[str, Rows]) -> Dataset:
+    """Return the examples of every part, all of them."""
+    places = places_of(recipe, given)
     train = read_part(recipe, "train", places["train"])
     recipe, train, labels = _labelled(recipe, train)
     check_weights(recipe, labels)
@@ -91,15 +133,21 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
         _cut(parts, "test", recipe.dataset.test_size, recipe, labels)
     if "validation" not in parts:
         _cut(parts, "validation", recipe.dataset.validation_size, recipe, labels)
-    parts = {part: _sample(parts[part], part, recipe) for part in PARTS if part in parts}
-    if recipe.kind.has_labels:
-        _check_labels(parts["train"], labels, train.source, recipe)
-        _check_scale(parts["train"], train.source)
-        for part in PARTS[1:]:
-            own = tables.get(part, train).source
-            _check_hidden(parts.get(part, []), labels, own, recipe)
-    positions = means_positions(recipe)
-    return Dataset(labels=labels, parts=parts, label_positions=positions, dropped=_dropped(tables))
+    return Dataset(
+        labels=labels,
+        parts={part: parts[part] for part in PARTS if part in parts},
+        label_positions=means_positions(recipe),
+        dropped=_dropped(tables),
+        sources={part: tables.get(part, train).source for part in PARTS},
+    )
+
+
+def _check_labels(parts: Mapping[str, Sequence[Example]], found: Dataset, recipe: Recipe) -> None:
+    labels, sources = found.labels, found.sources
+    check_labels(_labels(parts["train"]), labels, sources["train"], recipe)
+    check_scale(_labels(parts["train"]), sources["train"])
+    for part in PARTS[1:]:
+        check_hidden(_labels(parts.get(part, [])), labels, sources[part], recipe)
 
 
 def _dropped(tables: Mapping[str, Table]) -> dict[str, dict[str, int]]:
@@ -153,7 +201,7 @@ def load_file(
     table = without_bad_rows(table, recipe, part, labels)
     examples = to_examples(table, recipe, part, labels)
     if recipe.kind.has_labels:
-        _check_hidden(examples, labels, table.source, recipe)
+        check_hidden(_labels(examples), labels, table.source, recipe)
     return Dataset(labels=labels, parts={"data": examples}, dropped=_dropped({"data": table}))
 
 
@@ -333,66 +381,5 @@ def _nested(examples: Sequence[Example], recipe: Recipe) -> list[int]:
     return splits.nested(kinds, _groups(examples, recipe), recipe.dataset.seed)
 
 
-def _check_labels(
-    train: Sequence[Example], labels: Sequence[str], source: str, recipe: Recipe
-) -> None:
-    used = {*_labels(train)}
-    if recipe.kind.side == "label_sets" and len(labels) < 2:
-        raise UserError(
-            f"{source}: there is only one label ({', '.join(labels)}): name two or more in "
-            "dataset.labels, or use dataset.single_label: true with the classes yes and no"
-        )
-    if len(used) < 2:
-        label = used.pop()
-        shown = labels[label] if isinstance(label, int) else _listed(label, labels)
-        raise UserError(
-            f"{source}: all {len(train)} rows to train on have one label "
-            f"({shown}): there is nothing to learn"
-        )
-    verbalizers = recipe.prompt.verbalizers if recipe.kind.side == "labels" else None
-    if verbalizers is not None and len(verbalizers) != len(labels):
-        raise UserError(
-            f"prompt.verbalizers: there are {len(verbalizers)} verbalizers for the {len(labels)} "
-            f"labels of {source} ({', '.join(labels[:10])})"
-        )
-
-
-def _check_scale(train: Sequence[Example], source: str) -> None:
-    """Warn if the numbers to learn are far apart: a head starts near 0 and moves in small steps."""
-    numbers = [float(one) for one in _labels(train) if isinstance(one, float)]
-    spread = pstdev(numbers) if numbers else 0.0
-    if spread > _WIDE:
-        power = 10 ** round(log10(spread))
-        log.warning(
-            "%s: the numbers to learn have a standard deviation of %.4g, which takes a head many "
-            "steps to reach: divide them, for example by %g, so that it is about 1",
-            *(source, spread, power),
-        )
-
-
-def _check_hidden(
-    examples: Sequence[Example], labels: Sequence[str], source: str, recipe: Recipe
-) -> None:
-    """Raise UserError if all numbers are -1; warn if many examples all have one label."""
-    found = _labels(examples)
-    if len(found) < _MANY or len({*found}) > 1:
-        return
-    label = found[0]
-    shown = labels[label] if isinstance(label, int) else _listed(label, labels)
-    message = (
-        f"{source}: all {len(found)} rows have one label ({shown}): hidden test parts of benchmarks "
-        "look so (those of GLUE have -1), and then scores mean nothing: name a part with labels"
-    )
-    if recipe.kind.side == "numbers" and label == -1:
-        raise UserError(message)
-    log.warning(message)
-
-
 def _labels(examples: Sequence[Example]) -> list[Label]:
     return [example.label for example in examples if isinstance(example, TextExample)]
-
-
-def _listed(label: float | tuple[int, ...], labels: Sequence[str]) -> str:
-    if isinstance(label, tuple):
-        return ", ".join(labels[number] for number in label) or "none"
-    return f"{label:g}"

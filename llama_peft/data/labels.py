@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
+from math import log10
+from statistics import pstdev
 
 from llama_peft.data.cells import SEVERAL, Cells, broken, find_columns, label_columns, literal
 from llama_peft.data.formats import Table
@@ -21,6 +23,10 @@ _GROUPED = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+(?:\.[0-9]+)?|(?:\.
 _ITEM = r"(?:[+-]?[0-9][0-9.e+-]*|True|False)"
 _SPACED = re.compile(rf"""['"]\s+['"]|\s*\[\s*{_ITEM}(?:\s+{_ITEM})+\s*\]\s*""")
 """What numpy writes for a list: ['a' 'b'], which Python reads as the one label 'ab', and [1 2]."""
+_WIDE = 10.0
+"""Above this standard deviation, numbers are hard to learn as they are."""
+_MANY = 20
+"""So many rows with one label are hardly a coincidence."""
 log = logging.getLogger(__name__)
 
 
@@ -308,3 +314,64 @@ def _missing(labels: Sequence[str], recipe: Recipe) -> str:
     key = "labels in this order" if recipe.dataset.labels is None else "label_positions: true"
     first = ", ".join(f"{number} is {name}" for number, name in enumerate(labels[:2]))
     return f", and nothing says that {first}: if that is so, set dataset.{key}"
+
+
+def check_labels(
+    found: Sequence[Label], labels: Sequence[str], source: str, recipe: Recipe
+) -> None:
+    """Refuse labels of a train part that teach nothing, and verbalizers that do not fit them."""
+    used = {*found}
+    if recipe.kind.side == "label_sets" and len(labels) < 2:
+        raise UserError(
+            f"{source}: there is only one label ({', '.join(labels)}): name two or more in "
+            "dataset.labels, or use dataset.single_label: true with the classes yes and no"
+        )
+    if len(used) < 2:
+        label = used.pop()
+        shown = labels[label] if isinstance(label, int) else _listed(label, labels)
+        raise UserError(
+            f"{source}: all {len(found)} rows to train on have one label "
+            f"({shown}): there is nothing to learn"
+        )
+    verbalizers = recipe.prompt.verbalizers if recipe.kind.side == "labels" else None
+    if verbalizers is not None and len(verbalizers) != len(labels):
+        raise UserError(
+            f"prompt.verbalizers: there are {len(verbalizers)} verbalizers for the {len(labels)} "
+            f"labels of {source} ({', '.join(labels[:10])})"
+        )
+
+
+def check_scale(found: Sequence[Label], source: str) -> None:
+    """Warn if the numbers to learn are far apart: a head starts near 0 and moves in small steps."""
+    numbers = [float(one) for one in found if isinstance(one, float)]
+    spread = pstdev(numbers) if numbers else 0.0
+    if spread > _WIDE:
+        power = 10 ** round(log10(spread))
+        log.warning(
+            "%s: the numbers to learn have a standard deviation of %.4g, which takes a head many "
+            "steps to reach: divide them, for example by %g, so that it is about 1",
+            *(source, spread, power),
+        )
+
+
+def check_hidden(
+    found: Sequence[Label], labels: Sequence[str], source: str, recipe: Recipe
+) -> None:
+    """Raise UserError if all numbers are -1; warn if many examples all have one label."""
+    if len(found) < _MANY or len({*found}) > 1:
+        return
+    label = found[0]
+    shown = labels[label] if isinstance(label, int) else _listed(label, labels)
+    message = (
+        f"{source}: all {len(found)} rows have one label ({shown}): hidden test parts of benchmarks "
+        "look so (those of GLUE have -1), and then scores mean nothing: name a part with labels"
+    )
+    if recipe.kind.side == "numbers" and label == -1:
+        raise UserError(message)
+    log.warning(message)
+
+
+def _listed(label: float | tuple[int, ...], labels: Sequence[str]) -> str:
+    if isinstance(label, tuple):
+        return ", ".join(labels[number] for number in label) or "none"
+    return f"{label:g}"

@@ -3,6 +3,7 @@
 What is finished is skipped, and what was interrupted continues, with the same command.
 """
 
+import gc
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -58,7 +59,19 @@ def run(
     rung that cannot be measured is left out with a warning, unless it is the recipe's own training
     or the only one that was asked for.
     """
-    given = given or {}
+    with data.read_once():
+        return _walk(recipe, evaluation, fresh, only, given or {}, pushes, processes)
+
+
+def _walk(
+    recipe: Recipe,
+    evaluation: Evaluation,
+    fresh: bool,
+    only: str | None,
+    given: Mapping[str, data.Rows],
+    pushes: bool,
+    processes: int,
+) -> Path:
     recipe = data.mark_given(settled(recipe), given)
     rung = None if only is None else check_rung(recipe, only)
     folder = Path(recipe.run_folder)
@@ -82,6 +95,7 @@ def run(
                 log.warning("%s is left out: %s", one.name, "; ".join(error.args))
             finally:
                 free_memory()
+                gc.freeze()  # what is left are libraries and rows, which every collection would walk
         _forgetting(recipe, evaluation)
     return folder
 

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -288,3 +289,30 @@ def test_what_changes_a_sum() -> None:
     assert len(set(map(data.content_sum, sets))) == 4
     unused = data.Dataset(labels=("n", "p"), parts={"test": [one]})
     assert data.asked_sums(unused) == set()
+
+
+def test_data_are_read_once_if_that_is_asked_for(tmp_path: Path) -> None:
+    """Samples are drawn from what was read, and a file that changes meanwhile changes nothing."""
+    file = tmp_path / "rows.jsonl"
+
+    def write(words: str) -> None:
+        rows = [{"text": f"{words} {n}", "label": "ab"[n % 2], "id": str(n)} for n in range(40)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def read(**keys: Any) -> list[str]:
+        own = {"parts": {"train": str(file)}, **keys}
+        train = data.load(make(**own)).parts["train"]
+        return [one.text for one in train if isinstance(one, TextExample)]
+
+    write("first")
+    with data.read_once():
+        whole = read()
+        write("second")
+        few = read(max_train_samples=6, sampling="nested")
+        assert whole == read()
+        assert len(few) == 6 and {*few} < {*whole}
+        assert "second" in read(validation_size=0.2)[0], "what decides which rows are read"
+        with data.read_once():
+            assert "second" in read()[0]
+        assert read() == whole
+    assert "second" in read()[0]

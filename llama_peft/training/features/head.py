@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from llama_peft.features.cache import compute, sums_of
-from llama_peft.features.shards import Stored
+from llama_peft.features.shards import Stored, Sums
 from llama_peft.features.states import Key
 from llama_peft.model import heads
 from llama_peft.recipe import Recipe
@@ -39,12 +39,14 @@ class FeatureBatch(TypedDict):
 
 
 class States(Dataset[FeatureRow]):
-    """The states of one part's rows, in the order of the rows."""
+    """The states of one part's rows, in the order of the rows. sums: those of the rows, if known."""
 
-    def __init__(self, rows: Sequence[Row], folder: Path, key: Key) -> None:
+    def __init__(
+        self, rows: Sequence[Row], folder: Path, key: Key, sums: Sums | None = None
+    ) -> None:
         self._rows = rows
         self._states = Stored(folder, key.name)
-        self._places = self._states.places(sums_of(rows))
+        self._places = self._states.places(sums_of(rows) if sums is None else sums)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from llama_peft.errors import UserError
-from llama_peft.features.cache import cache_folder, compute
+from llama_peft.features.cache import cache_folder, compute, sums_of
 from llama_peft.features.states import Key
 from llama_peft.recipe import Head, Recipe
 from llama_peft.run_folder.layout import LAYER_CHOICE
@@ -93,10 +93,11 @@ def _tried(
     folders = {
         part: compute(recipe, model, part, its, folder, keys) for part, its in sample.items()
     }
+    sums = {part: sums_of(its) for part, its in sample.items()}
     tried = []
     for layer, pooling in places:
         key = Key(layer, pooling)
-        parts = {part: States(its, folders[part], key) for part, its in sample.items()}
+        parts = {part: States(its, folders[part], key, sums[part]) for part, its in sample.items()}
         loss = probe_loss(parts["train"], parts["validation"])
         tried.append(Candidate(layer=layer, pooling=pooling, loss=loss))
     tried.sort(key=lambda one: (one.loss, -one.layer))
