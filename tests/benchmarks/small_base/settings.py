@@ -53,6 +53,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "answers, rsLoRA r 64": squad(1000, 5e-4, adapter={"r": 64, "use_rslora": True}),
     "answers, question first": squad(300, 1e-3, order="question first", batch=4),
     "answers, every row": squad(None, 1e-3),
+    **{
+        f"test: {name}, seed {seed}": squad(rows, 1e-3, seed=seed, part="test")
+        for name, rows in (("1,000 rows", 1000), ("every row", None))
+        for seed in (1, 2, 3)
+    },
     "spans, rate 1e-3": spans(500, 1e-3),
     "spans, rate 3e-4": spans(500, 3e-4),
     "spans, block 20": spans(500, 1e-3, layer=20),
