@@ -78,6 +78,8 @@ def run(
         _warn_of_length(evaluation)
         meter = Meter(predictor)
         meter.fit()
+        if job.data_file is None:
+            meter.prepare([*found.examples, *validation])
         threshold = fitted_threshold(evaluation, validation)
         shared = shared_key(evaluation, read)
         other = lent(lenders, shared, found.examples)

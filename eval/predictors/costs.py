@@ -20,6 +20,8 @@ class Meter:
         self.predictor = predictor
         self.seconds, self.predictions = 0.0, 0
         self.fit_seconds, self.fitted_bytes = 0.0, 0
+        self.shared_seconds = 0.0
+        """Seconds of one prediction that are spent before, perhaps by another run."""
 
     def fit(self) -> None:
         """Fit what is fitted before the first prediction."""
@@ -27,6 +29,11 @@ class Meter:
             started = time.perf_counter()
             self.fitted_bytes = self.predictor.fit()
             self.fit_seconds = time.perf_counter() - started
+
+    def prepare(self, examples: Sequence[Example]) -> None:
+        """Compute what the predictions of these examples share with those of other runs."""
+        if self.predictor.prepare is not None:
+            self.shared_seconds = self.predictor.prepare(examples)
 
     @property
     def measured(self) -> Predictor:
@@ -46,7 +53,9 @@ class Meter:
 
     def costs(self, subject: Subject) -> Costs:
         """Return what is known of the costs of the model."""
-        rate = 1000 * self.seconds / self.predictions if self.predictions else None
+        rate = None
+        if self.predictions:
+            rate = 1000 * (self.seconds / self.predictions + self.shared_seconds)
         config = self.predictor.config
         choice = config.fewshot_choice
         trained = config.training.wall_seconds if choice is None else choice.seconds

@@ -46,6 +46,10 @@ class Predictor:
     """Returns the same model with so many worked examples; None if it reads none."""
     reads_whole: Callable[[Example], bool] | None = None
     """Whether nothing of an example is cut, if prompts can be cut."""
+    prepare: Callable[[Sequence[Example]], float] | None = None
+    """Computes what the predictions of a recipe's own examples share with those of other runs, or finds
+    it, and returns the seconds that this takes for one example if nothing is found.
+    """
     fit: Callable[[], int] | None = None
     """Fits a baseline on the train part before its first prediction, and returns the bytes of what was
     fitted. The same part gives the same predictions.

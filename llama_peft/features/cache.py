@@ -8,6 +8,7 @@ ids of their text, so a pass over fewer texts, or at one of several layers, need
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -90,7 +91,7 @@ def _settings(recipe: Recipe, dtype: str) -> str:
         "dtype": dtype,
         "attention": recipe.model.attn_implementation,
         "rows": recipe.head.features,
-        "format": 2,
+        "format": 3,
     }
     return sha256_of(json.dumps(settings, sort_keys=True))[:WORD]
 
@@ -166,7 +167,7 @@ def _fill(
     held: list[list[Tensor]] = []
     of_tokens = keys[0].pooling == "tokens"
     names = [*(key.name for key in keys), *([LENGTHS] if of_tokens else [])]
-    was_training = model.training
+    was_training, started = model.training, time.perf_counter()
     model.eval()
     with Phase("features", "text", sum(len(group.members) for group in groups)) as phase:
         phase.skip(done)
@@ -181,7 +182,8 @@ def _fill(
                 held.append([its.to(model.dtype) for its in pooled(model, group, keys)])
             if seen in limits:
                 parts = map(torch.cat, zip(*held, strict=True))
-                shards.write(folder, number, dict(zip(names, parts, strict=True)))
-                held, number = [], number + 1
+                seconds = time.perf_counter() - started
+                shards.write(folder, number, dict(zip(names, parts, strict=True)), seconds)
+                held, number, started = [], number + 1, time.perf_counter()
             phase.reach(seen)
     model.train(was_training)

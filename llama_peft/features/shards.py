@@ -33,7 +33,7 @@ from llama_peft.system.files import (
 )
 from llama_peft.system.seal import SEAL, is_sealed, seal
 
-SUMS, ORDER, LENGTHS = "sums.json", "order.json", "lengths"
+SUMS, ORDER, LENGTHS, SECONDS = "sums.json", "order.json", "lengths", "seconds"
 WORD = 16
 """Characters of a sum in a name, and of a text's."""
 Sums: TypeAlias = NDArray[numpy.bytes_]
@@ -60,6 +60,8 @@ class Stored:
         self._ends = [shard[LENGTHS].cumsum(0) if LENGTHS in shard else None for shard in shards]
         self._starts = [0, *accumulate(map(_count, shards))]
         self._order = _order(folder)
+        self.seconds_each = sum(map(_seconds, _shards(folder))) / max(self._starts[-1], 1)
+        """Seconds that the states of a text took, on average, when they were computed."""
         self._ranks = numpy.argsort(self._order, kind="stable")
 
     def places(self, texts: Sums) -> "NDArray[numpy.int64]":
@@ -122,6 +124,11 @@ def _mapped(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+def _seconds(path: Path) -> float:
+    with safe_open(path, "pt") as file:
+        return float(file.metadata()[SECONDS])
+
+
 def _count(shard: Mapping[str, Tensor]) -> int:
     """Return of how many texts a shard holds the states."""
     return len(shard.get(LENGTHS, next(iter(shard.values()))))
@@ -156,11 +163,11 @@ def _sums(folder: Path) -> JsonObject:
     return sums if isinstance(sums, dict) else {}
 
 
-def write(folder: Path, number: int, states: Mapping[str, Tensor]) -> None:
-    """Write a shard: (N, D) for each name."""
+def write(folder: Path, number: int, states: Mapping[str, Tensor], seconds: float) -> None:
+    """Write a shard: (N, D) for each name. seconds: that its passes took."""
     name = _shard_name(number)
     tensors = {key: its.cpu().contiguous() for key, its in states.items()}
     with new_file(folder, name) as partial:
-        save_file(tensors, partial)
+        save_file(tensors, partial, {SECONDS: f"{seconds:.6f}"})
         sums = _sums(folder) | {name: sha256(partial)}
     write_text(folder, SUMS, json.dumps(sums))

@@ -106,17 +106,24 @@ def classify(
     tuned: TunedModel, examples: Sequence[TextExample], batch_size: int
 ) -> Iterator[list[Prediction]]:
     """Yield what the head says of each text: a label, several, or a number."""
+    rows = head_rows(tuned, examples)
+    order = range(tuned.recipe.kind.outputs(len(tuned.labels)))
+    pad_id, side = tuned.encoder.tokenizer.pad_token_id, tuned.recipe.kind.side
+    return classify_rows(tuned.model, rows, tuned.labels, order, pad_id, batch_size, side)
+
+
+def head_rows(
+    tuned: TunedModel, examples: Sequence[TextExample]
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the ids of texts, each with the token ids that a head reads. Logs how many are cut."""
     encoder, max_length, limit = tuned.encoder, tuned.recipe.train.max_length, _limit(tuned)
     whole = [encoder.head_input(example.values, max_length) for example in examples]
     cut = sum(len(ids) > limit for ids in whole)
     warn_of_cuts(cut, len(whole), "texts", f"the model's {limit} positions")
-    rows = [
+    return [
         (example.id, ids if len(ids) <= limit else encoder.head_input(example.values, limit))
         for example, ids in zip(examples, whole, strict=True)
     ]
-    order = range(tuned.recipe.kind.outputs(len(tuned.labels)))
-    pad_id, side = encoder.tokenizer.pad_token_id, tuned.recipe.kind.side
-    return classify_rows(tuned.model, rows, tuned.labels, order, pad_id, batch_size, side)
 
 
 def _limit(tuned: TunedModel) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.stats import rankdata
 
-from eval.metrics.squad_v2 import apply_threshold, fit_threshold, squad_scores
+from eval.metrics.squad_v2 import squad_scores
 from llama_peft import data
 from llama_peft.data import QuestionExample
 from llama_peft.inference.predict import Prediction, predict
@@ -52,8 +52,9 @@ def _questions(setting: Mapping[str, Any], folder: Path, whole: bool) -> dict[st
     parts: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     for part, article in articles():
         parts[part] += _rows_of(article, whole)
+    validation = parts.pop("validation")
     if setting["part"] == "validation":
-        parts["test"] = parts.pop("validation")
+        parts["test"] = validation
     for name, rows in parts.items():
         lines = (json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text("".join(lines))
@@ -86,24 +87,10 @@ def _rows_of(article: Mapping[str, Any], whole: bool) -> Iterator[dict[str, Any]
 def scores_of(run: Path, recipe: Recipe) -> dict[str, Any]:
     """Return what the model scores as it decides itself, if it always answers, and how well its
     no-answer probability tells the questions without an answer (AUC; 0.5 is chance).
-
-    With a validation part, also what it scores with the threshold that is fitted there.
     """
     parts, tuned = data.load(recipe).parts, load_tuned(open_run(run))
-    found = {
-        part: [one for batch in predict(tuned, parts[part]) for one in batch]
-        for part in ("validation", "test")
-        if part in parts
-    }
-    golds = {part: _golds(parts[part]) for part in found}
-    scores = answer_scores(found["test"], golds["test"])
-    if "validation" in found:
-        limit = fit_threshold(
-            _raw(found["validation"]), golds["validation"], _chances(found["validation"])
-        )
-        fitted = apply_threshold(_raw(found["test"]), _chances(found["test"]), limit)
-        scores["fitted"] = _official(fitted, golds["test"])
-    return {"questions": len(parts["train"]), **scores}
+    found = [one for batch in predict(tuned, parts["test"]) for one in batch]
+    return {"questions": len(parts["train"]), **answer_scores(found, _golds(parts["test"]))}
 
 
 def answer_scores(
