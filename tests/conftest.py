@@ -17,8 +17,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TQDM_DISABLE"] = "1"  # bars of Trainer move the cursor, in logs too
+# What pytest makes of asserts, and bytecode, is kept for the next run and for child processes: to make
+# it takes each worker ten seconds. Some images switch this off.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
+
+
+def _reach_the_disk(file: Any) -> None:
+    """No test cuts the power, so none waits for the disk, which takes milliseconds, thousands of times.
+    What is not an open file is still an error; processes that are not forked wait.
+    """
+    os.fstat(file if isinstance(file, int) else file.fileno())
+
+
+os.fsync = _reach_the_disk
 
 # Under nohup the tests go on when a terminal is closed, as they should, but a handler, other than to
 # ignore the signal, is not handed down to the programs that they start and close.
@@ -47,15 +61,20 @@ LONGEST = (
     "inference/test_real_text.py",
     "model/test_estimate.py",
     "export/test_push.py",
-    "recipe/test_packaged.py",
     "rehearsal/test_rehearsal.py",
-    "benchmarks/gpu/test_gpu.py",
+    "system/compiling/test_blocks.py",
     "training/test_callbacks.py",
     "training/test_resume.py",
     "tokens/test_encoder.py",
     "test_benchmarks.py",
+    "eval/test_several_labels_and_numbers.py",
+    "training/processes/test_alike.py",
+    "recipe/test_notebooks.py",
     "training/test_fit.py",
+    "training/test_rows.py",
     "training/test_trainer.py",
+    "recipe/test_packaged.py",
+    "benchmarks/gpu/test_gpu.py",
 )
 """Files that take long begin first, so that no worker waits for the last one to end."""
 
@@ -69,6 +88,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    pytest_runtest_logfinish()
 
 
 def pytest_runtest_logfinish() -> None:

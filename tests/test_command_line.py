@@ -1,5 +1,6 @@
 """Law 14: a user's mistake is one message and exit code 2, never a traceback; and the ordinary use of the commands."""
 
+import io
 import json
 import os
 import re
@@ -120,10 +121,13 @@ def test_a_character_that_the_terminal_cannot_show_is_written_as_its_number(tmp_
     both = f"dataset.parts={{train: {tmp_path / 'a.csv'}, test: {tmp_path / 'a.csv'}}}"
     words = ["validate", "tiny-sst2", *FILE[:-1], both, "dataset.validation_size=0"]
     words.append("prompt.verbalizers=[a, b]")
-    command = [sys.executable, "-m", "llama_peft", *words]
-    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(command, cwd=ROOT, env=ascii_only, capture_output=True, text=True)
-    assert "caf\\xe9" in done.stdout and "Traceback" not in done.stderr, done.stderr
+
+    def begin() -> None:
+        assert isinstance(sys.stdout, io.TextIOWrapper)
+        sys.stdout.reconfigure(encoding="ascii")
+
+    _, text = forked.run(words, tmp_path / "log", hook=begin)
+    assert "caf\\xe9" in text and "Traceback" not in text, text
 
 
 def test_a_mistake_in_a_real_process() -> None:

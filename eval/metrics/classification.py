@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import FloatArray, Floats, IntArray, rows, texts
+from .columns import FloatArray, Floats, IntArray, binned, rows, texts
 from .evidence import CORRELATION, Evidence, Scores
 from .ids import matched
 
@@ -91,8 +91,7 @@ def _scores(hits: FloatArray, predicted: FloatArray, support: FloatArray) -> dic
 
 def _of_each(code_K: NDArray[np.unsignedinteger], counts_RK: FloatArray, size: int) -> FloatArray:
     """How often each label occurs in each resample (R, labels); `size` is the code of no label."""
-    counts = [np.bincount(code_K, weights=own, minlength=size + 1) for own in counts_RK]
-    return np.array(counts, dtype=np.float64)[:, :size]
+    return binned(code_K, size + 1, counts_RK)[:, :size]
 
 
 def _correlation(hits: FloatArray, predicted: FloatArray, support: FloatArray) -> FloatArray:

@@ -26,6 +26,8 @@ Texts = np.ndarray[tuple[int], np.dtypes.StringDType]
 _TEXT = np.dtypes.StringDType()
 _FEW = 16
 """Different texts that are always few."""
+TOGETHER = 1 << 12
+"""Values that are counted in one call: a call for each short row would take longer than its counting."""
 _ROWS_A_TEXT = 4
 """Rows that each of more different texts must have."""
 
@@ -291,3 +293,22 @@ def rows(values: Iterable[Sequence[float]], count: int, width: int) -> Floats:
     if len(found) != count:
         raise ValueError(f"there are {len(found)} rows, and should be {count}")
     return found
+
+
+def binned(
+    place: NDArray[np.integer], size: int, weights_RN: FloatArray | None = None
+) -> FloatArray:
+    """What each of `size` places holds of each row's weights (R, size): np.bincount row by row.
+
+    place: of each weight, (R, N), or (N) for all rows. weights_RN: 1 each if there are none.
+    """
+    place_RN = np.broadcast_to(place, place.shape if weights_RN is None else weights_RN.shape)
+    held_RP = np.empty((len(place_RN), size))
+    several = max(1, TOGETHER // max(place_RN.shape[1], size))
+    for first in range(0, len(held_RP), several):
+        own_RN, held = place_RN[first : first + several], held_RP[first : first + several]
+        if len(own_RN) > 1:
+            own_RN = own_RN + size * np.arange(len(own_RN))[:, None]
+        each_N = None if weights_RN is None else weights_RN[first : first + several].ravel()
+        held[:] = np.bincount(own_RN.ravel(), each_N, held.size).reshape(held.shape)
+    return held_RP

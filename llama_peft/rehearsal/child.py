@@ -63,6 +63,7 @@ def prepare(shim: Path) -> None:
     import llama_peft.training.tree_trainer  # noqa: F401
 
     gc.freeze()  # the libraries' own objects are not searched again and again
+    gc.set_threshold(50_000, 20, 50)  # as the command lines do
 
 
 def _rehearse(folder: Path) -> None:

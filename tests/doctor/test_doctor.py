@@ -1,22 +1,30 @@
 """Whatever would end a run later is said at once, in one line each, before any download or training."""
 
-import json
+import contextlib
+import io
 import os
 import re
-import subprocess
+import shutil
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import bitsandbytes
 import pytest
 
+from llama_peft import data
+from llama_peft.__main__ import app
 from llama_peft.doctor import examine
+from llama_peft.errors import UserError
+from llama_peft.model import preflight, quantize, room
 from llama_peft.model.hub import Weights
 from llama_peft.recipe import load_recipe
 from llama_peft.rehearsal.base import SHAPES
 from llama_peft.tiny import MODEL_DIR
+from tests.support.hub import user
 from tests.support.hub.server import Fault, Hub, serve
-from tests.support.paths import ROOT
 
 WRITER, READER, NOBODY = ("hf_" + word * 3 for word in ("writesalot", "onlyreading", "isnobodys0"))
 PUSH = "hub.push_to_hub=true"
@@ -38,73 +46,65 @@ CASES: dict[str, dict[str, Any]] = {
     "silent": {"base": "open/silent", "words": [PUSH]},
     "several": {"base": "meta/gated", "token": READER, "words": [PUSH], "disk": 1_000_000},
 }
-# All in one process, because torch is slow to import: the client reads its endpoint only once, but its token each time.
-CHILD = """
-import json, os, shutil, sys, time
-from types import SimpleNamespace
-import torch
-from llama_peft.__main__ import app
-from llama_peft.errors import UserError
-from llama_peft.model import preflight, quantize, room
-import bitsandbytes, bitsandbytes.functional
-
-cases, runs = json.loads(sys.argv[1]), sys.argv[2]
-plain = room._host_memory, shutil.disk_usage, bitsandbytes.functional.quantize_4bit, os.access
-old = preflight.Machine(
+CONFIG = (MODEL_DIR / "config.json").read_bytes()
+OLD = preflight.Machine(
     system="Linux", torch="2.13.0+cu130", cuda="13.0", driver_cuda=12040, nvidia=True
 )
 
+
 class Ended(Exception):
-    pass
-
-def loads(*args):
-    raise Ended  # nothing has blocked: the data would be loaded now
-
-from llama_peft import data
-load = data.load
-
-def wrong(*args, **keys):
-    packed, state = plain[2](*args, **keys)
-    return packed ^ 0x77, state
-
-for name, case in cases.items():
-    os.environ["HF_TOKEN"] = case["token"]
-    room._host_memory, shutil.disk_usage, bitsandbytes.functional.quantize_4bit, os.access = plain
-    sys.modules["bitsandbytes"] = bitsandbytes
-    quantize.packing_trouble.cache_clear()
-    if "memory" in case:
-        room._host_memory = lambda: case["memory"]
-    if "disk" in case:
-        shutil.disk_usage = lambda folder: SimpleNamespace(free=case["disk"])
-    if not case.get("writable", True):
-        os.access = lambda path, mode: False  # the bits of a folder do not bind root
-    if case.get("packing") == "missing":
-        sys.modules["bitsandbytes"] = None
-    if case.get("packing") == "wrong":
-        bitsandbytes.functional.quantize_4bit = wrong
-    preflight.machine = lambda: old
-    data.load = load if name == "rows" else loads
-    words = ["run", "tiny-sst2", f"model.model_name_or_path={case['base']}", *case["words"]]
-    words.append(f"train.output_dir={runs}/{name.replace(' ', '-')}")
-    started = time.monotonic()
-    try:
-        app(words, standalone_mode=False)
-        said = ["it ran"]
-    except Ended:
-        said = ["nothing blocks"]
-    except UserError as error:
-        said = [str(line) for line in error.args]
-    print(json.dumps([name, said, time.monotonic() - started]), flush=True)
-room._host_memory, shutil.disk_usage, bitsandbytes.functional.quantize_4bit, os.access = plain
-print(app(["doctor"], standalone_mode=False))
-"""
-CONFIG = (MODEL_DIR / "config.json").read_bytes()
+    """Nothing has blocked: the data would be loaded now."""
 
 
-def environment(hub: Hub, folder: Path) -> dict[str, str]:
-    settings = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "CUDA_VISIBLE_DEVICES": ""}
-    home = {"HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_TOKEN": WRITER}
-    return os.environ | settings | home
+def ends(*_: object) -> None:
+    raise Ended
+
+
+def walk_all(cases: dict[str, dict[str, Any]], home: Path, runs: Path) -> list[Any]:
+    """What each case is told and after how many seconds, and what the doctor says in the end."""
+    import bitsandbytes.functional as packing
+
+    os.environ["HOME"] = str(home)
+    preflight.machine = lambda: OLD
+    plain = room._host_memory, shutil.disk_usage, packing.quantize_4bit, os.access
+    load, told = data.load, list[Any]()
+
+    def wrong(*args: Any, **keys: Any) -> tuple[Any, Any]:
+        packed, state = plain[2](*args, **keys)
+        return packed ^ 0x77, state
+
+    for name, case in cases.items():
+        os.environ["HF_TOKEN"] = case["token"]
+        room._host_memory, shutil.disk_usage, packing.quantize_4bit, os.access = plain
+        sys.modules["bitsandbytes"] = bitsandbytes
+        quantize.packing_trouble.cache_clear()
+        if "memory" in case:
+            room._host_memory = lambda case=case: case["memory"]
+        if "disk" in case:
+            shutil.disk_usage = lambda folder, case=case: SimpleNamespace(free=case["disk"])
+        if not case.get("writable", True):
+            os.access = lambda path, mode: False  # the bits of a folder do not bind root
+        if case.get("packing") == "missing":
+            sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+        if case.get("packing") == "wrong":
+            packing.quantize_4bit = wrong
+        data.load = load if name == "rows" else ends
+        words = ["run", "tiny-sst2", f"model.model_name_or_path={case['base']}", *case["words"]]
+        words.append(f"train.output_dir={runs}/{name.replace(' ', '-')}")
+        started = time.monotonic()
+        try:
+            app(words, standalone_mode=False)
+            said = ["it ran"]
+        except Ended:
+            said = ["nothing blocks"]
+        except UserError as error:
+            said = [str(line) for line in error.args]
+        told.append([name, said, time.monotonic() - started])
+    room._host_memory, shutil.disk_usage, packing.quantize_4bit, os.access = plain
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = app(["doctor"], standalone_mode=False)
+    return [told, f"{out.getvalue()}{code}"]
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +131,13 @@ def said(
     """What each case was told and after how many seconds, and what the doctor says in the end."""
     cases = {name: {"token": WRITER, "words": [], **case} for name, case in CASES.items()}
     folder = tmp_path_factory.mktemp("doctor")
+    home, runs = folder / "home", folder / "runs"
     with serve(hub):
-        done = subprocess.run(
-            [sys.executable, "-c", CHILD, json.dumps(cases), str(folder / "runs")],
-            cwd=ROOT, env=environment(hub, folder), capture_output=True, text=True,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    told = [json.loads(line) for line in lines[: len(cases)]]
-    assert not [path for path in (folder / "runs").rglob("*") if path.is_file()]
-    return {name: (lines, seconds) for name, lines, seconds in told}, "\n".join(lines[len(cases) :])
+        (told, report), _ = user.asks(
+            lambda: walk_all(cases, home, runs), hub.endpoint, home, WRITER
+        )
+    assert not [path for path in runs.rglob("*") if path.is_file()]
+    return {name: (lines, seconds) for name, lines, seconds in told}, report
 
 
 @pytest.mark.parametrize(

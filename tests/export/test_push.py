@@ -1,12 +1,8 @@
 """Pushed runs: the real client and a loopback Hub, from the run folder to an empty cache and back."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +16,26 @@ from llama_peft.run_folder import fetch, layout
 from llama_peft.system.files import sha256
 from llama_peft.training.fit import train
 from tests.support import forked, runs
+from tests.support.hub import user
 from tests.support.hub.server import Fault, Hub, serve
-from tests.support.hub.walk import KINDS
-from tests.support.paths import ROOT
+from tests.support.hub.walk import KINDS, fail_all, pull_all, push_all
 
 TOKEN = "hf_" + "loopback" * 4
 BASE = "acme/Llama-3.2-nano"
 
 
-@dataclass
-class Walk:
-    """Users, who share imported libraries but nothing else; the next one finds an empty cache."""
-
-    process: "subprocess.Popen[str]"
-    home: Path
-
-    def send(self, name: str, value: object, cwd: Path = ROOT) -> tuple[Any, str]:
-        """An errand's result, and all that it printed."""
-        shutil.rmtree(self.home, ignore_errors=True)
-        self.home.mkdir()
-        log = self.home / "log"
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps([str(cwd), str(log), name, value]) + "\n")
-        self.process.stdin.flush()
-        code, said = self.process.stdout.readline().strip(), log.read_text("utf-8")
-        assert code == "0", said
-        return json.loads(said.splitlines()[-1]), said
+Walk = Callable[[Callable[[], object]], tuple[Any, str]]
+"""Lets a user do something, who finds an empty cache; returns the result, and all that was printed."""
 
 
 @pytest.fixture(scope="module")
-def walk(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
-    home = tmp_path_factory.mktemp("home")
-    settings = {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(home),
-        "HF_TOKEN": TOKEN,
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}",
-    }
-    command = [sys.executable, "-m", "tests.support.hub.walk"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | settings, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as process:  # fmt: skip
-        yield Walk(process, home)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("user") / "home"
+
+
+@pytest.fixture(scope="module")
+def walk(hub: Hub, home: Path) -> Walk:
+    return lambda work: user.asks(work, hub.endpoint, home, TOKEN)
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +49,11 @@ def hub(make_base: Callable[..., Path]) -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
-def pushed(walk: Walk, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def pushed(walk: Walk, home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run of every kind, trained and pushed: its scores, and its folder."""
     folder = tmp_path_factory.mktemp("runs")
-    found, _ = walk.send("push", [BASE, str(folder)])
-    return {"runs": found, "folder": folder, "home": walk.home}
+    found, _ = walk(lambda: push_all(BASE, folder))
+    return {"runs": found, "folder": folder, "home": home}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +61,8 @@ def pulled(
     walk: Walk, pushed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """The same runs in another process with an empty cache, by name and as their cards say."""
-    found, _ = walk.send("pull", [*pushed["runs"]], tmp_path_factory.mktemp("elsewhere"))
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    found, _ = walk(lambda: pull_all([*pushed["runs"]], elsewhere))
     return found
 
 
@@ -255,7 +226,7 @@ def said(
     plans += [{"name": name, "fetch": name} for name in fetched]
     before = {kind: runs.sums(folder / kind) for kind in KINDS}
     found: dict[str, str]
-    found, text = walk.send("fail", plans)
+    found, text = walk(lambda: fail_all(plans))
     found["warnings"] = text.rpartition("\n{")[0]
     assert {kind: runs.sums(folder / kind) for kind in KINDS} == before, "a push changed the run"
     return found

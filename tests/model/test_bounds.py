@@ -19,10 +19,10 @@ from tests.support.small import make_recipe, save_base
 ENDLESS = "(([a-z_.0-9])+)+$$!"
 
 
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give work that has no end a fraction of a second."""
     right = limits.limited
-    monkeypatch.setattr(limits, "limited", lambda work: right(work, seconds=1))
+    monkeypatch.setattr(limits, "limited", lambda work: right(work, seconds=0.2))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_pattern_that_ends_is_read_as_before(adapter: tuple[Path, Path], tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target_modules": ENDLESS}, "target_modules: .* longer than 1 seconds"),
+        ({"target_modules": ENDLESS}, "target_modules: .* longer than 0.2 seconds"),
         ({"exclude_modules": ENDLESS}, "exclude_modules: .* longer"),
         ({"modules_to_save": [ENDLESS]}, "modules_to_save: .* longer"),
         ({"rank_pattern": {ENDLESS: 4}}, "rank_pattern: .* longer"),
@@ -70,16 +70,23 @@ def test_a_pattern_that_ends_is_read_as_before(adapter: tuple[Path, Path], tmp_p
     ],
 )
 def test_settings_of_an_adapter_that_would_not_end_are_refused(
-    adapter: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], message: str
+    adapter: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    message: str,
 ) -> None:
+    if "longer" in message:
+        hurry(monkeypatch)
     with pytest.raises(UserError, match=message):
         attach(adapter, tmp_path / "a", changes)
 
 
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules"])
 def test_a_recipes_patterns_are_tried_before_anything_is_counted_or_trained(
-    adapter: tuple[Path, Path], key: str
+    adapter: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
+    hurry(monkeypatch)
     recipe = make_recipe("generative_qa", adapter[0], lora={key: ENDLESS})
     assert recipe.lora is not None
     config = json.loads((adapter[0] / "config.json").read_text("utf-8"))

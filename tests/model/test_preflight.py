@@ -1,11 +1,7 @@
 """All problems with a base are reported before any download, against a loopback Hub."""
 
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +11,9 @@ import torch
 from llama_peft.errors import UserError
 from llama_peft.model import backbone, preflight, room
 from llama_peft.model.preflight import gpu_trouble
-from llama_peft.recipe import Recipe
+from llama_peft.recipe import Recipe, load_recipe
+from tests.support.hub import user
 from tests.support.hub.server import loopback_hub
-from tests.support.paths import ROOT
 
 GB = 10**9
 CPU_TORCH = preflight.Machine(system="Linux", torch="2.13.0+cpu")
@@ -41,38 +37,28 @@ MODELS = {
     "open/huge": {"files": {"model.safetensors": 10**6 * GB}},
     "open/pickled": {"files": {"pytorch_model.bin": GB}},
 }
-# Asks for every name in one process: the client reads its endpoint when it is imported.
-CHILD = """
-import json, sys
-from llama_peft.errors import UserError
-from llama_peft.model import backbone, preflight
-from llama_peft.model.preflight import gpu_trouble
-from llama_peft.recipe import load_recipe
-said = {}
-for name in json.loads(sys.argv[1]):
-    model, _, revision = name.partition("@")
-    words = [f"model.model_name_or_path={model}", f"model.revision={revision or 'main'}"]
-    try:
-        preflight.check(load_recipe("sst2", words), long=True)
-        said[name] = ""
-    except UserError as error:
-        said[name] = str(error)
-print(json.dumps(said))
-"""
+
+
+def check(names: list[str]) -> dict[str, str]:
+    """What is said of each name."""
+    said = {}
+    for name in names:
+        model, _, revision = name.partition("@")
+        words = [f"model.model_name_or_path={model}", f"model.revision={revision or 'main'}"]
+        try:
+            preflight.check(load_recipe("sst2", words), long=True)
+            said[name] = ""
+        except UserError as error:
+            said[name] = str(error)
+    return said
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     names = [*MODELS, "no/such", "open/large@v9", "not a name"]
     with loopback_hub(MODELS) as endpoint:
-        settings = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "CUDA_VISIBLE_DEVICES": ""}
-        home = {"HF_HOME": str(tmp_path_factory.mktemp("hf")), "HF_TOKEN": ""}
-        done = subprocess.run(
-            [sys.executable, "-c", CHILD, json.dumps(names)],
-            cwd=ROOT, env=os.environ | settings | home, capture_output=True, text=True,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads(done.stdout)
+        home = tmp_path_factory.mktemp("user") / "home"
+        found: dict[str, str] = user.asks(lambda: check(names), endpoint, home)[0]
     return found
 
 

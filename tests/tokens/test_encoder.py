@@ -180,12 +180,10 @@ def test_text_that_is_too_long_loses_its_end_and_stays_one_text(
     encoder = PromptEncoder(tokenizer, prompt)
     for context in ("word👩‍🔬 " * 40, "東京は日本" * 20):
         example = ask("Who?", context)
+        texts = [whole_prompt(prompt, ask("Who?", context[:end])) for end in range(len(context))]
+        every = {(tokenizer.bos_token_id, *joint(tokenizer, text)) for text in texts}
         for room in (100, 101, 102, 103):
             found = encoder.question(example, room)
-            texts = [
-                whole_prompt(prompt, ask("Who?", context[:end])) for end in range(len(context))
-            ]
-            every = {(tokenizer.bos_token_id, *joint(tokenizer, text)) for text in texts}
             assert found in every
             assert room - 8 <= len(found) <= room
             cut = encoder.zero_shot(context, room)

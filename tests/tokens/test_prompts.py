@@ -115,16 +115,16 @@ def test_control_strings_do_not_open_a_chat_turn(prompt: Prompt) -> None:
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "longer than 1 seconds"),
+        ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "longer than"),
         (CHAT + "{{ '%999999999d' % 1 }}", "too much memory"),
         (CHAT + "{{ 'a' * 100000000 }}", "too much memory|longer|more than 100,000 characters"),
         (CHAT + "{{ 'a' * 200000 }}", "it writes more than 100,000 characters"),
         (
             "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}"
             "{% endfor %}",
-            "too much memory|longer than 1 seconds",
+            "too much memory|longer than",
         ),
-        ("{{ 9 ** (9 ** 9) }}", "longer than 1 seconds|too much memory|Exceeds the limit"),
+        ("{{ 9 ** (9 ** 9) }}", "longer than|too much memory|Exceeds the limit"),
         ("{{ 1 / 0 }}", "division by zero"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it never ends"),
         ("{{ range(10 ** 12) }}", "Range too big"),
@@ -140,7 +140,8 @@ def test_a_chat_template_without_end_is_one_line(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
     tokenizer.chat_template = template
-    monkeypatch.setattr(text_encoder, "limited", lambda work: limits.limited(work, seconds=1))
+    seconds = 0.2 if reason.startswith("longer") else 1
+    monkeypatch.setattr(text_encoder, "limited", lambda work: limits.limited(work, seconds))
     with pytest.raises(UserError, match=f"chat template does not write .*({reason})"):
         PromptEncoder(tokenizer, prompt)
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..catalogue import METRICS
-from ..columns import PIECE, Column, FloatArray, IntArray, Texts, texts
+from ..columns import PIECE, TOGETHER, Column, FloatArray, IntArray, Texts, binned, texts
 from ..evidence import SHARE, Bounds, Evidence, in_order, values_of
 from ..ids import aligned, are_same, in_rising_order
 
@@ -250,12 +250,13 @@ def _draws(row_N: IntArray, unit_N: IntArray, resamples: int) -> Iterator[FloatA
     chunk = max(1, room - room % 4 if room > 4 else room)
     together = len(row_N) if size > PIECE else PIECE  # where a piece would cost as much as all
     pieces = [slice(first, first + together) for first in range(0, len(row_N), together)]
+    few = max(1, TOGETHER // len(row_N))
     for start in range(0, resamples, chunk):
-        counts_RK = np.empty((min(chunk, resamples - start), size))
-        for own_K in counts_RK:
-            drawn_U = np.bincount(generator.integers(units, size=units), minlength=units)
-            own_K[:] = 0
+        counts_RK = np.zeros((min(chunk, resamples - start), size))
+        for first in range(0, len(counts_RK), few):
+            own_FK = counts_RK[first : first + few]
+            # The generator gives the same numbers as for one resample after the other.
+            drawn_FU = binned(generator.integers(units, size=(len(own_FK), units)), units)
             for some in pieces:
-                drawn = drawn_U[unit_N[some]]
-                own_K += np.bincount(row_N[some], weights=drawn, minlength=size)
+                own_FK += binned(row_N[some], size, drawn_FU.take(unit_N[some], axis=1))
         yield counts_RK

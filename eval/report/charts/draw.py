@@ -121,13 +121,19 @@ def draw(
     with _quiet():
         figure = _kind_of_figure()(figsize=(WIDTH, height), layout="constrained")
         paint(figure, names := Names())
-        figure.draw_without_rendering()  # makes the layout, which both files have
+        _lay_out(figure)  # once, for both files
         if len(known := fonts.families(one.get_text() for one in figure.findobj(Text))) > 1:
             for text in figure.findobj(Text):
                 text.set_fontfamily(known)
-            figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+            _lay_out(figure)
+        figure.set_layout_engine(None)  # with a placeholder matplotlib would draw each file twice
     return Chart(name=name, title=title, caption=caption, figure=figure, names=names)
+
+
+def _lay_out(figure: "Figure") -> None:
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
 
 
 @cache

@@ -1,17 +1,6 @@
-"""What a user does with the Hub, in a process of its own, because the client reads endpoint and
-cache folder on import.
-
-Every line of standard input is an errand as JSON: a folder to work in, a log, a name and a value.
-Each is done in a forked child, which knows nothing of the others, and is answered by its exit code;
-its log ends with its result.
-
-push [BASE, FOLDER]     train a run of every kind, push it, return its scores
-fail PLANS              push and pull with obstacles; return the results and messages
-pull NAMES              load them back by name, and as their cards say; return their scores
-"""
+"""What users do with the Hub, each in a process of their own (`user.asks`)."""
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -23,7 +12,7 @@ from typing import Any
 
 from llama_peft.export import retry
 from llama_peft.run_folder import layout, self_check
-from tests.support import forked, runs
+from tests.support import runs
 
 KINDS: dict[str, dict[str, Any]] = {
     "classification": {"lora": {"r": 2}},
@@ -66,7 +55,8 @@ def recipe_of(kind: str, base: str, folder: Path) -> Any:
     return recipe
 
 
-def push_all(where: list[str]) -> dict[str, Any]:
+def push_all(base: str, folder: Path) -> dict[str, Any]:
+    """Train a run of every kind and push it; returns its scores."""
     from eval import harness, report
     from eval.job import Job
     from llama_peft.export import push as hub
@@ -75,7 +65,7 @@ def push_all(where: list[str]) -> dict[str, Any]:
     from llama_peft.run_folder.record import read_record
     from llama_peft.training.fit import train
 
-    base, folder, found = where[0], Path(where[1]), {}
+    found: dict[str, Any] = {}
     for kind in KINDS:
         recipe = recipe_of(kind, base, folder)
         run = train(recipe)
@@ -128,7 +118,9 @@ def blocks(card: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", card, re.S)
 
 
-def pull_all(names: list[str]) -> dict[str, Any]:
+def pull_all(names: list[str], where: Path) -> dict[str, Any]:
+    """Load runs back in a folder, by name and as their cards say; returns their scores."""
+    os.chdir(where)
     from huggingface_hub import hf_hub_download
 
     from llama_peft.run_folder import fetch
@@ -163,10 +155,11 @@ class SkippingClock:
 
 
 def fail_all(plans: list[dict[str, Any]]) -> dict[str, Any]:
-    """Each plan is {"name", "run" or "fetch" or "train", settings}: what it returned or said."""
+    """Push and pull with obstacles. Each plan is {"name", "run" or "fetch" or "train", settings}: what it returned or said."""
     import io
 
     from huggingface_hub import constants
+    from huggingface_hub.utils import _http as client
     from safetensors.torch import load_file, save_file
 
     from llama_peft.__main__ import app
@@ -189,7 +182,7 @@ def fail_all(plans: list[dict[str, Any]]) -> dict[str, Any]:
         runs.write_record(folder, made.run.record.model_dump() | {"files": files})
         return made
 
-    retry.time = SkippingClock()
+    retry.time = client.time = SkippingClock()
     usual = os.environ["HF_TOKEN"]
     for plan in plans:
         os.environ["HF_TOKEN"] = plan.get("token", usual)
@@ -260,22 +253,3 @@ def commands(block: str) -> list[str]:
             programs[program](words, standalone_mode=False)
         said.append(out.getvalue())
     return said
-
-
-ERRANDS = {"push": push_all, "fail": fail_all, "pull": pull_all}
-
-
-def run(folder: str, log: str, name: str, value: Any) -> int:
-    """Do an errand in a child; returns its exit code."""
-
-    def errand() -> None:
-        os.chdir(folder)
-        print(json.dumps(ERRANDS[name](value)))
-
-    return forked.ended(forked.fork(errand, Path(log)))
-
-
-if __name__ == "__main__":
-    forked.import_libraries()
-    for line in sys.stdin:
-        print(run(*json.loads(line)), flush=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, ttest_1samp, ttest_rel
 
-from eval.metrics import classification, squad_v2
+from eval.metrics import classification, columns, squad_v2
 from eval.metrics.columns import FloatArray
 from eval.metrics.evidence import Evidence, Scores, scores_of
 from eval.metrics.intervals import (
@@ -20,6 +20,7 @@ from eval.metrics.intervals import (
     intervals,
     mcnemar,
     mean_over_seeds,
+    measured,
     measured_means,
     measured_metrics,
     paired,
@@ -227,6 +228,21 @@ def test_several_runs_of_a_metric_that_is_no_mean() -> None:
     together = mean_over_seeds(measured_metrics(runs)["f1_macro"]).interval
     assert alone is not None and together is not None
     assert together.high - together.low > alone.high - alone.low
+
+
+@pytest.mark.parametrize(("examples", "units", "distinct"), [(30, 30, 4), (30, 7, 30), (1, 1, 1)])
+@pytest.mark.parametrize("together", [1, 64, 1 << 20])
+def test_resamples_that_are_counted_at_once_are_those_of_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, examples: int, units: int, distinct: int, together: int
+) -> None:
+    for module in (measured, columns):
+        monkeypatch.setattr(module, "TOGETHER", together)
+    row_N, unit_N = np.arange(examples) % distinct, np.arange(examples) % units
+    found = np.concatenate([*measured._draws(row_N, unit_N, 250)])
+    generator = np.random.default_rng(0)
+    for counts_K in found:
+        drawn_U = np.bincount(generator.integers(units, size=units), minlength=units)
+        assert (counts_K == np.bincount(row_N, drawn_U[unit_N], distinct)).all()
 
 
 def test_swaps_are_the_same_however_many_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
