@@ -116,11 +116,10 @@ def read_bytes(raw: bytes) -> Document:
 
 def read(text: str) -> Document:
     """Return the value of a YAML text and the line of every key. Raises YamlFaults."""
-    events: list[yaml.Event] = []
     try:
-        if faults := list(_refused(text, events)):
+        if faults := list(_refused(text)):
             raise YamlFaults(faults)
-        root = _Composer(events).get_single_node()
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise YamlFaults([_syntax_fault(text, error)]) from None
     lines: dict[KeyPath, int] = {}
@@ -140,32 +139,10 @@ def _syntax_fault(text: str, error: yaml.YAMLError) -> YamlFault:
     return YamlFault(0, f"is not valid YAML: {error}")
 
 
-class _Composer(yaml.composer.Composer, yaml.resolver.Resolver):
-    """Makes nodes of events that are parsed already: to parse is most of what reading takes."""
-
-    def __init__(self, events: list[yaml.Event]) -> None:
-        yaml.composer.Composer.__init__(self)
-        yaml.resolver.Resolver.__init__(self)
-        self._events = events[::-1]
-
-    def peek_event(self) -> yaml.Event:
-        return self._events[-1]
-
-    def get_event(self) -> yaml.Event:
-        return self._events.pop()
-
-    def check_event(self, *choices: type[yaml.Event]) -> bool:
-        return isinstance(self._events[-1], choices)
-
-
-def _refused(text: str, events: list[yaml.Event]) -> Iterator[YamlFault]:
-    """Yield what YAML allows and a recipe does not. Parsing events needs no recursion.
-
-    events: gets what is parsed.
-    """
+def _refused(text: str) -> Iterator[YamlFault]:
+    """Yield what YAML allows and a recipe does not. Parsing events needs no recursion."""
     depth = documents = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        events.append(event)
         line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.AliasEvent):
             yield YamlFault(line, f"aliases are not allowed: replace *{event.anchor} by its value")
