@@ -23,6 +23,7 @@ from llama_peft.system.memory import peak_memory, reset_peak
 from llama_peft.system.processes import job as processes
 from llama_peft.system.processes.job import numbered_files
 from llama_peft.system.processes.launch import launch
+from llama_peft.system.sequences.views import Joined
 
 from . import trained_on
 from .fewshot import with_best_number, worked_examples
@@ -78,8 +79,8 @@ def run(
         _warn_of_length(evaluation)
         meter = Meter(predictor)
         meter.fit()
-        if job.data_file is None:
-            meter.prepare([*found.examples, *validation])
+        if job.data_file is None:  # of several processes one computes it, for the same bits
+            meter.prepare(Joined([found.examples, validation]))
         threshold = fitted_threshold(evaluation, validation)
         shared = shared_key(evaluation, read)
         other = lent(lenders, shared, found.examples)

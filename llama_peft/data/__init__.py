@@ -11,6 +11,7 @@ from llama_peft.data.dataset import (
     load_inputs,
     mark_given,
     read_once,
+    settled,
     with_fields,
 )
 from llama_peft.data.examples import Example, FieldsExample, Inputs, QuestionExample, TextExample
@@ -60,6 +61,7 @@ __all__ = [
     "read_once",
     "record_pieces",
     "record_text",
+    "settled",
     "split_ids",
     "split_pieces",
     "split_sum",

@@ -68,8 +68,9 @@ class Dataset:
     """Where each part was read from, for messages."""
 
 
-_read: ContextVar[dict[str, Dataset] | None] = ContextVar("read", default=None)
-"""What was read since `read_once` began, by all that decides it."""
+_read: ContextVar[dict[str, tuple[Dataset, Mapping[str, Rows]]] | None]
+_read = ContextVar("read", default=None)
+"""What was read since `read_once` began, by all that decides it, with the rows that were given."""
 
 
 @contextmanager
@@ -90,12 +91,13 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
 
     given: rows from Python by part. They replace what the recipe says about that part.
     """
-    known, key = _read.get(), _what_decides(recipe, given or {})
-    found = None if known is None else known.get(key)
-    if found is None:
-        found = _whole(recipe, given or {})
-    if known is not None:
-        known[key] = found
+    known, given = _read.get(), given or {}
+    key = _what_decides(recipe, given)
+    before = None if known is None else known.get(key)
+    found = _whole(recipe, given) if before is None else before[0]
+    if known is not None:  # an evaluation of a run names its labels and fields
+        for one in (key, _what_decides(settled(recipe, found), given)):
+            known[one] = found, given
     parts = {part: _sample(its, part, recipe) for part, its in found.parts.items()}
     if recipe.kind.has_labels:
         _check_labels(parts, found, recipe)
@@ -163,6 +165,16 @@ def mark_given(recipe: Recipe, parts: Iterable[str]) -> Recipe:
     marked = recipe.dataset.parts.model_copy(update=dict.fromkeys(parts, GIVEN))
     dataset = recipe.dataset.model_copy(update={"parts": marked})
     return recipe.model_copy(update={"dataset": dataset})
+
+
+def settled(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """Return the recipe with what its data settle, for its run folder: the labels, whether numbers mean
+    them by their order, and the fields of texts that have several.
+    """
+    if dataset.labels:
+        known = {"labels": list(dataset.labels), "label_positions": dataset.label_positions}
+        recipe = recipe.changed(dataset=known)
+    return with_fields(recipe, dataset)
 
 
 def with_fields(recipe: Recipe, dataset: Dataset) -> Recipe:

@@ -15,6 +15,21 @@ from transformers import PreTrainedModel
 # Shapes: B rows, T tokens, D hidden size.
 
 
+def unfit(model: PreTrainedModel) -> str | None:
+    """Return why the states of blocks cannot stand in their place, if it is so."""
+    if not hasattr(model.get_decoder(), "layers"):
+        return f"the blocks of {type(model).__name__} are not where they are looked for"
+    config = model.config.get_text_config()
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "upper blocks read keys of lower ones (num_kv_shared_layers)"
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float) and value > 0:
+            return (
+                f"blocks drop other numbers in each epoch ({name} {value:g} in the base's config)"
+            )
+    return None
+
+
 def frozen(model: PreTrainedModel) -> Sequence[nn.Module]:
     """Return the lowest blocks, up to the first one that holds a weight that is trained."""
     decoder = model.get_decoder()

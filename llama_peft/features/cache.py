@@ -10,7 +10,6 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +22,7 @@ from transformers import PreTrainedModel
 
 from llama_peft.errors import UserError
 from llama_peft.features import shards
-from llama_peft.features.shards import LENGTHS, WORD, Sums
+from llama_peft.features.shards import LENGTHS, WORD, Spent, Sums
 from llama_peft.features.states import Group, Key, Row, grouped, pooled, tokens_of
 from llama_peft.features.states import of_tokens as states_of_tokens
 from llama_peft.model.fingerprint import base_fingerprint
@@ -38,8 +37,10 @@ from llama_peft.system.seal import SEAL, is_sealed
 
 log = logging.getLogger(__name__)
 
-SHARD = 4096
-"""Texts in a shard: a kill costs no more than these."""
+SHARD, SHARD_BYTES = 4096, 1 << 28
+"""Texts in a shard, or bytes of states of tokens: a kill costs no more than these, and they wait in
+memory.
+"""
 
 
 def cache_folder(run: Path) -> Path:
@@ -57,7 +58,7 @@ def compute(
     keys: tuple[Key, ...],
 ) -> Path:
     """Return the folder of the sealed shards with the rows' states; missing states are computed."""
-    texts, settings = sums_of(rows), _settings(recipe, str(model.dtype))
+    texts, settings = sums_of(rows), _settings(recipe, model)
     known = _covering(cache, settings, texts, keys)
     if known is not None:
         log.info("%s: features of %d texts are there already (%s)", part, len(rows), known)
@@ -74,21 +75,29 @@ def compute(
             log.warning("%s is damaged; its features are computed again", folder)
             shards.clear(folder)
         groups = grouped(recipe, rows, model)
-        done = shards.finished(folder, _limits(groups))
         lengths = numpy.fromiter((len(tokens_of(row)) for row in rows), numpy.int64)
-        _check_disk(folder, _left(groups, done, keys, lengths), model, recipe)
-        _fill(model, groups, folder, keys, done, lengths)
-        members = (index for group in groups for index in group.members)
-        shards.finish(folder, texts[numpy.fromiter(members, numpy.int64)])
+        limits = [*_limits(groups, lengths, keys, model)]
+        done = shards.finished(folder, limits)
+        members = numpy.fromiter((one for group in groups for one in group.members), numpy.int64)
+        left = lengths[members[done:]]
+        states = int(left.sum()) if _of_tokens(keys) else len(left) * len(keys)
+        _check_disk(folder, states, model, recipe)
+        _fill(model, groups, folder, keys, done, limits, lengths)
+        shards.finish(folder, texts[members])
     return folder
 
 
-def _settings(recipe: Recipe, dtype: str) -> str:
+def _of_tokens(keys: tuple[Key, ...]) -> bool:
+    return keys[0].pooling == "tokens"
+
+
+def _settings(recipe: Recipe, model: PreTrainedModel) -> str:
     """Return a digest of all that the states of a text depend on, except for its token ids."""
     settings = {
         "base": base_fingerprint(recipe),
         "quantization": recipe.quantization.model_dump(),
-        "dtype": dtype,
+        "dtype": str(model.dtype),
+        "device": model.device.type,
         "attention": recipe.model.attn_implementation,
         "rows": recipe.head.features,
         "format": 3,
@@ -116,22 +125,11 @@ def _covering(cache: Path, settings: str, texts: Sums, keys: tuple[Key, ...]) ->
     return None
 
 
-def _left(
-    groups: Sequence[Group], done: int, keys: tuple[Key, ...], lengths: "NDArray[numpy.int64]"
-) -> int:
-    """Return how many states are not computed yet, after the first `done` texts."""
-    if keys[0].pooling != "tokens":
-        return (len(lengths) - done) * len(keys)
-    members = (member for group in groups for member in group.members)
-    return int(lengths[[*islice(members, done, None)]].sum())
-
-
 def _check_disk(folder: Path, states: int, model: PreTrainedModel, recipe: Recipe) -> None:
     plain = "train.reuse_frozen_blocks: false, which computes these blocks in every epoch"
     if recipe.on_states:
         plain = "head.features: none, which runs the backbone in every epoch"
-    hidden = model.config.get_text_config().hidden_size
-    size = states * hidden * torch.finfo(model.dtype).bits // 8
+    size = states * _bytes(model)
     free = free_disk(folder)
     if size > 0.95 * free:
         raise UserError(
@@ -140,12 +138,24 @@ def _check_disk(folder: Path, states: int, model: PreTrainedModel, recipe: Recip
         )
 
 
-def _limits(groups: Sequence[Group]) -> Iterator[int]:
+def _bytes(model: PreTrainedModel) -> int:
+    """Return the bytes of a state."""
+    return int(model.config.get_text_config().hidden_size * torch.finfo(model.dtype).bits // 8)
+
+
+def _limits(
+    groups: Sequence[Group],
+    lengths: NDArray[numpy.int64],
+    keys: tuple[Key, ...],
+    model: PreTrainedModel,
+) -> Iterator[int]:
     """Yield after how many texts each shard ends: after the group that fills it."""
+    most = max(1, SHARD_BYTES // _bytes(model)) if _of_tokens(keys) else SHARD
     held = total = 0
     for group in groups:
-        held, total = held + len(group.members), total + len(group.members)
-        if held >= SHARD:
+        total += len(group.members)
+        held += int(lengths[group.members].sum()) if _of_tokens(keys) else len(group.members)
+        if held >= most:
             yield total
             held = 0
     if held:
@@ -158,15 +168,14 @@ def _fill(
     folder: Path,
     keys: tuple[Key, ...],
     done: int,
-    lengths: "NDArray[numpy.int64]",
+    limits: Sequence[int],
+    lengths: NDArray[numpy.int64],
 ) -> None:
     """Compute the groups after the first `done` texts, and write their shards."""
-    limits = set(_limits(groups))
     number = sum(limit <= done for limit in limits)
-    seen = 0
+    seen = tokens = 0
     held: list[list[Tensor]] = []
-    of_tokens = keys[0].pooling == "tokens"
-    names = [*(key.name for key in keys), *([LENGTHS] if of_tokens else [])]
+    names = [*(key.name for key in keys), *([LENGTHS] if _of_tokens(keys) else [])]
     was_training, started = model.training, time.perf_counter()
     model.eval()
     with Phase("features", "text", sum(len(group.members) for group in groups)) as phase:
@@ -175,15 +184,17 @@ def _fill(
             seen += len(group.members)
             if seen <= done:
                 continue
-            if of_tokens:
+            own = lengths[group.members]
+            tokens += int(own.sum())
+            if _of_tokens(keys):
                 states = states_of_tokens(model, group, keys[0].layer)
-                held.append([states, torch.from_numpy(lengths[group.members])])
+                held.append([states.to("cpu", model.dtype), torch.from_numpy(own)])
             else:
-                held.append([its.to(model.dtype) for its in pooled(model, group, keys)])
-            if seen in limits:
+                held.append([its.to("cpu", model.dtype) for its in pooled(model, group, keys)])
+            if seen == limits[number]:
                 parts = map(torch.cat, zip(*held, strict=True))
-                seconds = time.perf_counter() - started
-                shards.write(folder, number, dict(zip(names, parts, strict=True)), seconds)
-                held, number, started = [], number + 1, time.perf_counter()
+                spent = Spent(time.perf_counter() - started, tokens)
+                shards.write(folder, number, dict(zip(names, parts, strict=True)), spent)
+                held, number, tokens, started = [], number + 1, 0, time.perf_counter()
             phase.reach(seen)
     model.train(was_training)

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy
 from numpy.typing import NDArray
@@ -33,11 +33,18 @@ from llama_peft.system.files import (
 )
 from llama_peft.system.seal import SEAL, is_sealed, seal
 
-SUMS, ORDER, LENGTHS, SECONDS = "sums.json", "order.json", "lengths", "seconds"
+SUMS, ORDER, LENGTHS = "sums.json", "order.json", "lengths"
 WORD = 16
 """Characters of a sum in a name, and of a text's."""
 Sums: TypeAlias = NDArray[numpy.bytes_]
 """The sum of a text's token ids, 16 bytes each."""
+
+
+class Spent(NamedTuple):
+    """What the passes of a shard took: its file says so."""
+
+    seconds: float
+    tokens: int
 
 
 def sums_of(texts: Iterable[Sequence[int]]) -> Sums:
@@ -55,22 +62,36 @@ class Stored:
     """The states by one name of a sealed folder, memory-mapped."""
 
     def __init__(self, folder: Path, name: str) -> None:
+        self._from = folder, name
         shards = [_mapped(path) for path in _shards(folder)]
         self._shards = [shard[name] for shard in shards]
         self._ends = [shard[LENGTHS].cumsum(0) if LENGTHS in shard else None for shard in shards]
         self._starts = [0, *accumulate(map(_count, shards))]
         self._order = _order(folder)
-        self.seconds_each = sum(map(_seconds, _shards(folder))) / max(self._starts[-1], 1)
-        """Seconds that the states of a text took, on average, when they were computed."""
+        spent = [_spent(path) for path in _shards(folder)]
+        self.seconds_a_token = sum(one.seconds for one in spent) / sum(one.tokens for one in spent)
+        """What the states took when they were computed."""
         self._ranks = numpy.argsort(self._order, kind="stable")
 
+    def __reduce__(self) -> tuple[type["Stored"], tuple[Path, str]]:
+        """Another process maps the files itself."""
+        return Stored, self._from
+
     def places(self, texts: Sums) -> "NDArray[numpy.int64]":
-        """Return the number of the state of each text, all of which are here; of equal ones the last."""
+        """Return the number of the state of each text; of equal ones the last. Raises KeyError if a
+        text is not here.
+        """
+        found = self._nearest(texts)
+        if not (self._order[found] == texts).all():
+            raise KeyError("no states of some text are here")
+        return found
+
+    def _nearest(self, texts: Sums) -> "NDArray[numpy.int64]":
         return self._ranks[numpy.searchsorted(self._order, texts, "right", sorter=self._ranks) - 1]
 
     def of(self, text: Sums) -> Tensor | None:
         """Return the states of one text; None if they are not here."""
-        place = int(self.places(text)[0])
+        place = int(self._nearest(text)[0])
         return self[place] if self._order[place] == text[0] else None
 
     def __getitem__(self, place: int) -> Tensor:
@@ -88,9 +109,10 @@ def holds(folder: Path, texts: Sums, names: set[str]) -> bool:
 
     Raises what the libraries raise for a damaged one.
     """
-    if not numpy.isin(texts, _order(folder)).all() or not is_sealed(folder):
+    if not numpy.isin(texts, _order(folder)).all():
         return False
-    return names <= _mapped(inside(folder, _shard_name(0))).keys()
+    # To look at the seal reads every byte.
+    return names <= _mapped(inside(folder, _shard_name(0))).keys() and is_sealed(folder)
 
 
 def clear(folder: Path) -> None:
@@ -124,9 +146,10 @@ def _mapped(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def _seconds(path: Path) -> float:
+def _spent(path: Path) -> Spent:
     with safe_open(path, "pt") as file:
-        return float(file.metadata()[SECONDS])
+        held = file.metadata()
+    return Spent(float(held["seconds"]), int(held["tokens"]))
 
 
 def _count(shard: Mapping[str, Tensor]) -> int:
@@ -163,11 +186,11 @@ def _sums(folder: Path) -> JsonObject:
     return sums if isinstance(sums, dict) else {}
 
 
-def write(folder: Path, number: int, states: Mapping[str, Tensor], seconds: float) -> None:
-    """Write a shard: (N, D) for each name. seconds: that its passes took."""
+def write(folder: Path, number: int, states: Mapping[str, Tensor], spent: Spent) -> None:
+    """Write a shard: (N, D) for each name."""
     name = _shard_name(number)
     tensors = {key: its.cpu().contiguous() for key, its in states.items()}
     with new_file(folder, name) as partial:
-        save_file(tensors, partial, {SECONDS: f"{seconds:.6f}"})
+        save_file(tensors, partial, {name: str(its) for name, its in spent._asdict().items()})
         sums = _sums(folder) | {name: sha256(partial)}
     write_text(folder, SUMS, json.dumps(sums))

@@ -104,7 +104,7 @@ def of_tokens(model: PreTrainedModel, group: Group, block: int) -> Tensor:
         return read_before(model, inputs, block)[mask_BT.bool()]
     inputs, tree = _tree_inputs(model, group.given), group.given
     states_TD = read_before(model, inputs, block)[0]
-    if len(group.members) == 1:  # a row of a training, whose states are those of the whole tree
+    if len(group.members) < len(tree["starts"]):  # a row of a training: all of the tree is its
         return states_TD
     return states_TD[torch.tensor([k for path in paths(tree) for k in path], device=model.device)]
 
@@ -131,9 +131,9 @@ def _tree_inputs(model: PreTrainedModel, tree: TreeRow) -> dict[str, object]:
     batch = prefix_tree.collate([tree])
     position_ids = batch["position_ids"].to(model.device)
     config, pieces = model.config.get_text_config(), None
-    if config._attn_implementation == varlen.NAME:
-        pieces = segments(batch["subtree_end"], batch["attention_mask"])
     ends = batch["subtree_end"].to(model.device)
+    if config._attn_implementation == varlen.NAME:
+        pieces = segments(ends, batch["attention_mask"].to(model.device))
     masks = attention_inputs(config, ends, position_ids, model.dtype, pieces=pieces)
     return {
         "input_ids": batch["input_ids"].to(model.device),

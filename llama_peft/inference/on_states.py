@@ -5,17 +5,24 @@ depends on all of them, and not on what an interrupted evaluation has left, so t
 their bits. The plain way is `head.features: none`.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from llama_peft.data import Example
+from llama_peft.errors import UserError
 from llama_peft.features.cache import compute, sums_of
 from llama_peft.features.shards import Stored
-from llama_peft.features.states import Key
+from llama_peft.features.states import Key, Row, tokens_of
 from llama_peft.inference.predict import Prediction, head_rows, of_logits, predict, texts
 from llama_peft.run_folder.weights import TunedModel
+from llama_peft.system.sequences.spool import Spool
+
+_TOGETHER = 2048
+"""Texts whose tokens are in memory at once."""
+log = logging.getLogger(__name__)
 
 
 class HeadOnStates:
@@ -27,15 +34,23 @@ class HeadOnStates:
 
     def prepare(self, examples: Sequence[Example]) -> float:
         """Compute the states of texts, or find them. Returns the seconds that one took, whenever it
-        was computed.
+        was computed; 0 if the folder takes none, so that each text is computed as it is predicted.
         """
         tuned, model = self._tuned, self._tuned.model
-        rows = [{"input_ids": ids} for _, ids in head_rows(tuned, texts(examples))]
+        rows = Spool[Row]()
+        for first in range(0, len(examples), _TOGETHER):
+            some = texts(examples[first : first + _TOGETHER])
+            rows.extend({"input_ids": ids} for _, ids in head_rows(tuned, some))
         layers = model.config.get_text_config().num_hidden_layers
         key = Key(layers, tuned.recipe.head.pooling)
-        folder = compute(tuned.recipe, model, "evaluation", rows, self._cache, (key,))
+        try:
+            folder = compute(tuned.recipe, model, "evaluation", rows, self._cache, (key,))
+        except (OSError, UserError) as error:
+            log.info("no states are kept: %s", error)
+            return 0.0
         self._stored = Stored(folder, key.name)
-        return self._stored.seconds_each
+        tokens = sum(len(tokens_of(row)) for row in rows)
+        return self._stored.seconds_a_token * tokens / len(rows)
 
     def predict(self, examples: Sequence[Example], batch_size: int) -> Iterator[list[Prediction]]:
         """Yield the predictions of texts, all of which were prepared, or none."""

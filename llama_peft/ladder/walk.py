@@ -59,8 +59,11 @@ def run(
     rung that cannot be measured is left out with a warning, unless it is the recipe's own training
     or the only one that was asked for.
     """
-    with data.read_once():
-        return _walk(recipe, evaluation, fresh, only, given or {}, pushes, processes)
+    try:
+        with data.read_once():
+            return _walk(recipe, evaluation, fresh, only, given or {}, pushes, processes)
+    finally:
+        gc.unfreeze()
 
 
 def _walk(
@@ -95,7 +98,7 @@ def _walk(
                 log.warning("%s is left out: %s", one.name, "; ".join(error.args))
             finally:
                 free_memory()
-                gc.freeze()  # what is left are libraries and rows, which every collection would walk
+            gc.freeze()  # what is left are libraries and rows, which every collection would walk
         _forgetting(recipe, evaluation)
     return folder
 

@@ -13,6 +13,7 @@ optimizer steps are those of the padded batch, in another order of summation.
 from collections.abc import Iterable, Sequence
 from typing import NotRequired, TypedDict
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -89,13 +90,20 @@ def _paths(trees: Sequence[TreeRow], count: int, width: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(path) for path in found], True, 0)
 
 
-def as_trees(states_BTX: Tensor, mask_BT: Tensor, packed: Packed) -> Tensor:
-    """Return (R, W, X): states of the examples where the tree rows have their tokens, else zeros."""
-    rows, width = packed["input_ids"].shape
-    trees = states_BTX.new_zeros(rows * width, *states_BTX.shape[2:])
-    real = mask_BT.bool()
-    trees[packed["paths"][real]] = states_BTX[real]
-    return trees.unflatten(0, (rows, width))
+def origins(packed: Packed, mask_BT: Tensor) -> Tensor:
+    """Return (R, W): the index, among the B * T tokens of the padded rows, of each token of the tree
+    rows; of a shared one, that of its first example. Padding has 0, whose state nothing reads.
+    """
+    found_RW = numpy.zeros(packed["input_ids"].shape, numpy.int64)
+    real = numpy.flatnonzero(mask_BT.numpy())[::-1]
+    found_RW.reshape(-1)[packed["paths"].numpy().reshape(-1)[real]] = real  # the last one stays
+    return torch.from_numpy(found_RW)
+
+
+def as_trees(states_BTX: Tensor, origins_RW: Tensor) -> Tensor:
+    """Return (R, W, X): the states of the examples, where tree rows have their tokens."""
+    flat = states_BTX.flatten(0, 1).index_select(0, origins_RW.flatten())
+    return flat.unflatten(0, origins_RW.shape)
 
 
 def unpacked(states_RWX: Tensor, paths_BT: Tensor) -> Tensor:

@@ -86,12 +86,11 @@ def _rehearse(folder: Path) -> None:
 def outcome_of(request: Request, folder: Path) -> Outcome:
     """Rehearse in this process, which `prepare` has made ready."""
     started, card = time.monotonic(), card_named(request.card)
-    from llama_peft.data import with_fields
+    from llama_peft.data import settled
     from llama_peft.model import backbone
     from llama_peft.recipe import load_recipe
     from llama_peft.rehearsal import base, rows, steps
     from llama_peft.rehearsal.device import mode, watch
-    from llama_peft.training.fit import with_labels
 
     recipe = load_recipe(request.recipe, [*request.settings, f"train.output_dir={folder / 'run'}"])
     if request.base is not None:
@@ -101,7 +100,7 @@ def outcome_of(request: Request, folder: Path) -> Outcome:
     recipe = recipe.changed(model={"model_name_or_path": str(placed)})
     note = base.place_tokenizer(placed, request.tokenizer)
     given = rows.gather(recipe)
-    recipe = with_fields(with_labels(recipe, given.dataset), given.dataset)
+    recipe = settled(recipe, given.dataset)
     kept = _pretend(card, folder)  # noqa: F841
     stages = steps.Stages(mode.Rehearsal(watch.Watch()))
     with mode.rehearsing(stages.mode):

@@ -61,7 +61,7 @@ def train(
         _check_shared(recipe)
         preflight.check(recipe, long=True)
         dataset = data.load(recipe, given)
-        recipe = data.with_fields(with_labels(recipe, dataset), dataset)
+        recipe = data.settled(recipe, dataset)
         if fresh:
             chosen, finished = {}, False
         else:
@@ -104,7 +104,7 @@ def is_finished(recipe: Recipe) -> bool:
     """Return whether the run folder of a recipe holds its finished run, intact."""
     folder = Path(recipe.run_folder)
     dataset = data.load(recipe)
-    recipe = data.with_fields(with_labels(recipe, dataset), dataset)
+    recipe = data.settled(recipe, dataset)
     recipe = recipe.with_train(resume.chosen_before(recipe, folder))
     return resume.is_finished(folder, recipe, dataset)
 
@@ -131,7 +131,7 @@ def check_room(recipe: Recipe, dataset: data.Dataset, fresh: bool) -> None:
 
     Data are encoded only if rows of `max_length` tokens would not fit. A finished run needs no room.
     """
-    recipe = data.with_fields(with_labels(recipe, dataset), dataset)
+    recipe = data.settled(recipe, dataset)
     folder = Path(recipe.run_folder)
     most = room.for_machine(recipe.with_train(room.smallest(recipe)))
     if most is None or most.least <= room.free_memory(recipe):
@@ -154,7 +154,7 @@ def expected(recipe: Recipe, reads: bool = True) -> Estimate:
     is_here = place == "tiny" or (data.is_file_name(place) and not data.is_url(place))
     if reads and is_here:
         dataset = data.load(recipe)
-        recipe = data.with_fields(with_labels(recipe, dataset), dataset)
+        recipe = data.settled(recipe, dataset)
         widest = setup.encode(recipe, dataset).widest
     recipe = room.fit(recipe, widest).recipe
     found = room.for_machine(recipe, widest(recipe))
@@ -183,17 +183,6 @@ def _check_shared(recipe: Recipe) -> None:
             "train.metric_for_best_model: with --share-base the first process cannot predict alone: set it "
             "to loss, or leave --share-base away"
         )
-
-
-def with_labels(recipe: Recipe, dataset: data.Dataset) -> Recipe:
-    """Return the recipe with the labels of the data, so that the run folder names them, and says
-    whether numbers mean them by their order.
-    """
-    if not dataset.labels:
-        return recipe
-    known = {"labels": list(dataset.labels), "label_positions": dataset.label_positions}
-    named = recipe.dataset.model_copy(update=known)
-    return recipe.model_copy(update={"dataset": named})
 
 
 def _fit(

@@ -241,14 +241,14 @@ def compile_and_check(
     from llama_peft.prefix_tree.loss import check_batch, self_check
     from llama_peft.system.compiling.blocks import as_they_are, compile_blocks
     from llama_peft.training.features.frozen_blocks import check_states
-    from llama_peft.training.processes.batch import IDS, STATES
+    from llama_peft.training.processes.batch import IDS, ORIGINS, STATES
 
     if recipe.train.torch_compile:
         compile_blocks(base)
     found = None
     if recipe.packs_batches:
         batch = attached.collate(attached.rows["train"][:CHECKED])
-        given = {key: value for key, value in batch.items() if key not in (IDS, STATES)}
+        given = {key: value for key, value in batch.items() if key not in (IDS, STATES, ORIGINS)}
         if "packed" in given:
             with trainer.accelerator.autocast():
                 found = check_batch(model, given, base.dtype, as_they_are(base))

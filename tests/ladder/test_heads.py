@@ -83,7 +83,7 @@ def test_a_second_seed_reads_no_text_again(
     heads: Callable[..., Recipe], passes: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is told what it would have cost."""
-    monkeypatch.setattr(shards, "_seconds", lambda _: 1e6)
+    monkeypatch.setattr(shards, "_spent", lambda _: shards.Spent(1e6, 1))
     one, tokens = measured(heads("one"), passes)
     three, of_three = measured(heads("three", ladder={"seeds": [1, 2, 3]}), passes)
     assert 0 < of_three <= 1.5 * tokens, "the layer is chosen for each seed, on the same states"
@@ -115,6 +115,34 @@ def test_predictions_are_those_of_the_whole_model(
             assert one.prediction == right.prediction
             assert one.probabilities == pytest.approx(right.probabilities, abs=1e-5)
     assert len({one.probabilities for one in found}) > 1
+
+
+def test_a_folder_that_takes_no_states_is_no_fault(
+    heads: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = heads("one").changed(lora=None)
+    run = fit.train(recipe)
+    tuned, examples = load_tuned(open_run(run)), data.load(recipe).parts["test"]
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(on_states, "compute", refuse)
+    head = HeadOnStates(tuned, tmp_path / "features")
+    assert head.prepare(examples) == 0
+    assert sum(map(len, head.predict(examples, 4))) == len(examples)
+
+
+def test_a_text_that_was_not_prepared_is_no_other_text(
+    heads: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipe = heads("one").changed(lora=None)
+    tuned = load_tuned(open_run(fit.train(recipe)))
+    parts = data.load(recipe).parts
+    head = HeadOnStates(tuned, tmp_path / "features")
+    head.prepare(parts["test"])
+    with pytest.raises(KeyError, match="no states"):
+        next(head.predict(parts["validation"], 4))
 
 
 def test_a_cut_off_evaluation_gives_the_same_bits(

@@ -8,7 +8,7 @@ import pytest
 
 from eval.ladder import steps
 from eval.ladder.verdict import judge
-from llama_peft.data import Rows
+from llama_peft.data import Rows, dataset
 from llama_peft.errors import Stopped, UserError
 from llama_peft.ladder import walk
 from llama_peft.recipe import Recipe
@@ -70,15 +70,19 @@ ALL = [
 
 
 def test_an_interrupted_ladder_continues_and_measures_nothing_twice(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_in(tmp_path)
+    """Each walk reads the data once, for all trainings and evaluations."""
+    recipe, read = recipe_in(tmp_path), []
+    plain = dataset._whole
+    monkeypatch.setattr(dataset, "_whole", lambda *a: (read.append(a), plain(*a))[1])
     stopped, evaluation = Watched(stop_at="tuned"), Watched()
     with pytest.raises(Stopped):
         walk.run(recipe, stopped)
     run = walk.run(recipe, evaluation)
     first, second = stopped.seen, evaluation.seen
     assert [*first, *second] == ALL
+    assert len(read) == 2
     assert evaluation.verdict(run)
     verdict = judge(run)
     assert 1 <= len(verdict.lines) <= 8

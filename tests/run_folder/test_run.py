@@ -10,7 +10,6 @@ from llama_peft.errors import UserError
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.layout import RECIPE
 from llama_peft.run_folder.run import recipe_of
-from llama_peft.training.fit import with_labels
 from tests.support.tables import make, to_parquet, write
 
 ROWS = [{"text": f"t{n}", "label": ["spam", "ham"][n % 2]} for n in range(4)]
@@ -24,7 +23,7 @@ def on(file: Path, **dataset: object) -> Recipe:
 def keep(run: Path, recipe: Recipe) -> Path:
     """Write the recipe of a run, as a training does."""
     run.mkdir(exist_ok=True)
-    write(run / RECIPE, dump_recipe(with_labels(recipe, data.load(recipe))))
+    write(run / RECIPE, dump_recipe(data.settled(recipe, data.load(recipe))))
     return run
 
 

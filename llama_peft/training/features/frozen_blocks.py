@@ -7,6 +7,7 @@ are those of the plain training, which `train.reuse_frozen_blocks: false` is.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -19,10 +20,10 @@ from llama_peft.features import blocks
 from llama_peft.features.cache import cache_folder, compute, sums_of
 from llama_peft.features.shards import Stored
 from llama_peft.features.states import Key
-from llama_peft.prefix_tree.batch import as_trees
+from llama_peft.prefix_tree.batch import Packed, as_trees, origins
 from llama_peft.prefix_tree.loss import without_dropout
 from llama_peft.recipe import Recipe
-from llama_peft.training.processes.batch import PACKED, STATES, Inputs
+from llama_peft.training.processes.batch import ORIGINS, PACKED, STATES, Inputs
 from llama_peft.training.rows import Row
 
 if TYPE_CHECKING:
@@ -36,8 +37,13 @@ Collate = Callable[..., Mapping[str, object]]
 def frozen_blocks(model: "PreTrainedModel") -> Sequence[nn.Module]:
     """Return the blocks of a base, with its adapter, that no training changes, lowest first.
 
-    Raises UserError if there is none.
+    Raises UserError if there is none, or if what they compute is not all that the blocks above read, or
+    not always the same.
     """
+    if reason := blocks.unfit(model):
+        raise UserError(
+            f"train.reuse_frozen_blocks: {reason}, so states cannot stand in their place: remove this key"
+        )
     found = blocks.frozen(model)
     if not found:
         raise UserError(
@@ -66,16 +72,24 @@ def with_states(
         for part, its in rows.items()
         if its
     ]
+    return partial(_with_states, collate, stored)
 
-    def of(row: Row) -> Tensor:
-        texts = sums_of([row])
-        return next(states for its in stored if (states := its.of(texts)) is not None)
 
-    def add(batch_rows: Sequence[Row]) -> Mapping[str, object]:
-        states = pad_sequence([of(row) for row in batch_rows], batch_first=True)
-        return {**collate(batch_rows), STATES: states}
+def _with_states(
+    collate: Collate, stored: Sequence[Stored], rows: Sequence[Row]
+) -> Mapping[str, object]:
+    batch = {**collate(rows)}
+    each = [_of(stored, row) for row in rows]
+    batch[STATES] = pad_sequence(each, batch_first=True)
+    if PACKED in batch:
+        mask = cast("Tensor", batch["attention_mask"])
+        batch[ORIGINS] = origins(cast("Packed", batch[PACKED]), mask)
+    return batch
 
-    return add
+
+def _of(stored: Sequence[Stored], row: Row) -> Tensor:
+    texts = sums_of([row])
+    return next(states for its in stored if (states := its.of(texts)) is not None)
 
 
 @contextmanager
@@ -87,9 +101,9 @@ def on_states(
     if states is None:
         yield inputs
         return
-    others = {key: value for key, value in inputs.items() if key != STATES}
-    if PACKED in others:
-        states = as_trees(states, others["attention_mask"], others[PACKED])
+    others = {key: value for key, value in inputs.items() if key not in (STATES, ORIGINS)}
+    if ORIGINS in inputs:
+        states = as_trees(states, inputs[ORIGINS])
     with blocks.given(frozen, states.to(device, non_blocking=True)):
         yield others
 
@@ -106,7 +120,7 @@ def check_states(
     UserError if the two differ by more than sums in another order do.
     """
     given = cast("Inputs", batch)
-    plain = {key: value for key, value in given.items() if key != STATES}
+    plain = {key: value for key, value in given.items() if key not in (STATES, ORIGINS)}
     with torch.no_grad(), without_dropout(model):
         losses = [validate(model, its, True)[0] for its in (given, plain)]
     found, expected = (float(loss) for loss in losses if loss is not None)

@@ -19,7 +19,6 @@ from typing import Any
 from llama_peft import data, tiny
 from llama_peft.recipe import Recipe
 from llama_peft.training import setup
-from llama_peft.training.fit import with_labels
 from llama_peft.training.rows import Row
 from tests.benchmarks import material, measure
 from tests.support.paths import ROOT
@@ -94,7 +93,7 @@ def _pass(recipe: Recipe, step: str) -> Mapping[str, Sequence[Row]]:
     data.split_sum(dataset)
     deque(data.record_pieces(dataset), maxlen=0)
     if step == "train":
-        recipe = data.with_fields(with_labels(recipe, dataset), dataset)
+        recipe = data.settled(recipe, dataset)
         encoded = setup.encode(recipe, dataset)
         encoded.widest(recipe)
         return encoded.rows

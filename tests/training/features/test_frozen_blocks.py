@@ -1,5 +1,6 @@
 """LoRA on upper blocks trains on the states of the frozen ones as with these blocks in the loop."""
 
+import pickle
 import shutil
 from collections import Counter, namedtuple
 from collections.abc import Callable
@@ -12,11 +13,13 @@ import torch
 from llama_peft.errors import UserError
 from llama_peft.features import blocks, cache, states
 from llama_peft.features.shards import Stored
+from llama_peft.prefix_tree.batch import as_trees, unpacked
 from llama_peft.recipe import Lora, Recipe
 from llama_peft.recipe.checks import pair_faults
 from llama_peft.survey.rows import rows_cost
 from llama_peft.training import fit as training
 from llama_peft.training.features import frozen_blocks
+from llama_peft.training.rows import collator
 from tests.support import small, trainings
 
 LAYERS = 3
@@ -173,6 +176,58 @@ def test_tokens_that_are_trained_leave_no_block_frozen(upper: Callable[..., Reci
         training.train(recipe)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        (
+            "llama",
+            {"attention_dropout": 0.1},
+            r"drop other numbers in each epoch \(attention_dropout 0.1",
+        ),
+        ("llama", {"num_kv_shared_layers": 1}, "upper blocks read keys of lower ones"),
+    ],
+)
+def test_bases_whose_states_do_not_stand_for_their_blocks_are_refused(
+    make_base: Callable[..., Path],
+    upper: Callable[..., Recipe],
+    family: str,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    base = make_base(family, num_hidden_layers=LAYERS, **changes)
+    recipe = upper("classification").changed(model={"model_name_or_path": str(base)})
+    with pytest.raises(UserError, match=message):
+        training.train(recipe)
+
+
+def test_blocks_that_are_elsewhere_are_named() -> None:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 32}
+    assert "not where they are looked for" in str(
+        blocks.unfit(FalconForCausalLM(FalconConfig(**sizes)))
+    )
+
+
+def test_the_collator_goes_to_other_processes(
+    upper: Callable[..., Recipe], make: Callable[..., Made], tmp_path: Path
+) -> None:
+    """Where workers are spawned, everything that makes batches is pickled."""
+    recipe, model, rows = make()
+    reusing = recipe.changed(lora=Lora(layers_to_transform=[1]), train={"packing": "prefix_tree"})
+    its = frozen_blocks.with_states(
+        reusing, model, 1, {"train": rows}, collator(reusing, 0), tmp_path / "runs/run"
+    )
+    here, there = its(rows[:6]), pickle.loads(pickle.dumps(its))(rows[:6])
+    assert here["packed"] and torch.equal(here["states"], there["states"])
+    trees = as_trees(here["states"], here["origins"])
+    padded = unpacked(trees, here["packed"]["paths"])
+    real = here["attention_mask"].bool()
+    torch.testing.assert_close(padded[real], here["states"][real], atol=1e-5, rtol=1e-5)
+    # A token that several texts share has the state that the first of them gave, bit for bit.
+    assert torch.equal(padded[0][real[0]], here["states"][0][real[0]])
+
+
 @pytest.mark.parametrize("chosen", [None, 0, [0, 2]])
 def test_blocks_below_lora_are_asked_for_before_anything_is_loaded(
     upper: Callable[..., Recipe], chosen: int | list[int] | None
@@ -209,14 +264,16 @@ def test_a_killed_pass_over_tokens_continues_after_its_last_shard(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cache, "SHARD", 8)
+    monkeypatch.setattr(cache, "SHARD_BYTES", 100 * 64 * 4)
     monkeypatch.setattr(states, "ROW_TOKENS", 64)
     recipe, model, rows = make()
     key = states.Key(1, "tokens")
     whole = cache.compute(recipe, model, "train", rows, tmp_path / "runs", (key,))
     expected = [Stored(whole, key.name).of(cache.sums_of([row])) for row in rows]
     assert [len(its) for its in expected if its is not None] == [len(r["input_ids"]) for r in rows]
-    sorted(whole.glob("states-*"))[-1].unlink()
+    parts = sorted(whole.glob("states-*"))
+    assert len(parts) > 3 and max(part.stat().st_size for part in parts) < 2 * 100 * 64 * 4
+    parts[-1].unlink()
     (whole / "manifest.json").unlink()
     calls = Counter[str]()
     model.model.layers[0].register_forward_pre_hook(lambda *_: calls.update("x"))
@@ -233,4 +290,4 @@ def test_a_killed_pass_over_tokens_continues_after_its_last_shard(
     reusing = recipe.changed(lora=Lora(), train={"reuse_frozen_blocks": True})
     said = rows_cost(reusing, len(rows)).states * tokens / (len(rows) * longest)
     size = sum(path.stat().st_size for path in whole.glob("states-*"))
-    assert said <= size <= 1.1 * said
+    assert said <= size <= 1.2 * said
