@@ -36,6 +36,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "... batch 8": sst(640, rate=1e-3),
     "... batch 8, rate 3e-4": sst(640, rate=3e-4),
     **{
+        f"blocks {first} to 22, rate {rate:g}": sst(
+            2000,
+            part="dev",
+            rate=rate,
+            dtype="bfloat16",
+            adapter={"layers_to_transform": [*range(first, 23)]},
+        )
+        for first, rate in ((0, 5e-4), (8, 1e-3), (12, 5e-4), (12, 1e-3), (15, 5e-4))
+    },
+    **{
         f"head alone, rate {rate:g}, {epochs} epochs": sst(
             2000, rate=rate, epochs=epochs, batch=32, lora=False
         )
