@@ -68,9 +68,10 @@ class Dataset:
     """Where each part was read from, for messages."""
 
 
-_read: ContextVar[dict[str, tuple[Dataset, Mapping[str, Rows]]] | None]
-_read = ContextVar("read", default=None)
-"""What was read since `read_once` began, by all that decides it, with the rows that were given."""
+Read = dict[str, tuple[Dataset, Mapping[str, Rows]]]
+"""What was read, by all that decides it, with the rows that were given."""
+_read: ContextVar[Read | None] = ContextVar("read", default=None)
+"""What was read since `read_once` began."""
 
 
 @contextmanager
@@ -92,12 +93,18 @@ def load(recipe: Recipe, given: Mapping[str, Rows] | None = None) -> Dataset:
     given: rows from Python by part. They replace what the recipe says about that part.
     """
     known, given = _read.get(), given or {}
+    if known is None:
+        return _sampled(_whole(recipe, given), recipe)
     key = _what_decides(recipe, given)
-    before = None if known is None else known.get(key)
-    found = _whole(recipe, given) if before is None else before[0]
-    if known is not None:  # an evaluation of a run names its labels and fields
-        for one in (key, _what_decides(settled(recipe, found), given)):
-            known[one] = found, given
+    if key not in known:
+        known[key] = whole = _whole(recipe, given), given
+        # An evaluation of a run names its labels and fields.
+        known[_what_decides(settled(recipe, whole[0]), given)] = whole
+    return _sampled(known[key][0], recipe)
+
+
+def _sampled(found: Dataset, recipe: Recipe) -> Dataset:
+    """Return the samples of all examples that a recipe asks for. Raises UserError if they teach nothing."""
     parts = {part: _sample(its, part, recipe) for part, its in found.parts.items()}
     if recipe.kind.has_labels:
         _check_labels(parts, found, recipe)

@@ -178,7 +178,7 @@ def _fill(
     names = [*(key.name for key in keys), *([LENGTHS] if _of_tokens(keys) else [])]
     was_training, started = model.training, time.perf_counter()
     model.eval()
-    with Phase("features", "text", sum(len(group.members) for group in groups)) as phase:
+    with Phase("features", "text", len(lengths)) as phase:
         phase.skip(done)
         for group in groups:
             seen += len(group.members)

@@ -191,6 +191,6 @@ def write(folder: Path, number: int, states: Mapping[str, Tensor], spent: Spent)
     name = _shard_name(number)
     tensors = {key: its.cpu().contiguous() for key, its in states.items()}
     with new_file(folder, name) as partial:
-        save_file(tensors, partial, {name: str(its) for name, its in spent._asdict().items()})
+        save_file(tensors, partial, {key: str(its) for key, its in spent._asdict().items()})
         sums = _sums(folder) | {name: sha256(partial)}
     write_text(folder, SUMS, json.dumps(sums))

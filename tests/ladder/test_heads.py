@@ -84,7 +84,7 @@ def test_a_second_seed_reads_no_text_again(
 ) -> None:
     """And is told what it would have cost."""
     monkeypatch.setattr(shards, "_spent", lambda _: shards.Spent(1e6, 1))
-    one, tokens = measured(heads("one"), passes)
+    _, tokens = measured(heads("one"), passes)
     three, of_three = measured(heads("three", ladder={"seeds": [1, 2, 3]}), passes)
     assert 0 < of_three <= 1.5 * tokens, "the layer is chosen for each seed, on the same states"
     costs = [
@@ -93,7 +93,6 @@ def test_a_second_seed_reads_no_text_again(
     ]
     assert len(costs) == 3
     assert min(costs) > 1e6
-    assert predicted(one)
 
 
 def test_predictions_are_those_of_the_whole_model(
@@ -153,7 +152,7 @@ def test_a_cut_off_evaluation_gives_the_same_bits(
 
     def stop(*given: Any) -> Any:
         wrote.append(given)
-        if len(wrote) == len(PARTS) + 10:
+        if len(wrote) == PARTS["validation"] + 5:  # in the middle of the test part
             raise KeyboardInterrupt
         return plain(*given)
 
