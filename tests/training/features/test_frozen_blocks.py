@@ -253,8 +253,11 @@ def test_blocks_are_as_before_once_the_states_are_used(
     with torch.no_grad():
         expected = model(input_ids=ids).logits
         given = blocks.read_before(model, {"input_ids": ids}, 2)
+        ran = Counter[str]()
+        lowest.mlp.register_forward_pre_hook(lambda *_: ran.update("x"))
         with pytest.raises(KeyError), blocks.given([lowest, second], given):
             found = model(input_ids=torch.zeros_like(ids)).logits
+            assert not ran, "nor any other block that is frozen"
             raise KeyError
         assert torch.equal(model(input_ids=ids).logits, expected)
     torch.testing.assert_close(found, expected)
