@@ -107,7 +107,11 @@ def _sampled(found: Dataset, recipe: Recipe) -> Dataset:
     """Return the samples of all examples that a recipe asks for. Raises UserError if they teach nothing."""
     parts = {part: _sample(its, part, recipe) for part, its in found.parts.items()}
     if recipe.kind.has_labels:
-        _check_labels(parts, found, recipe)
+        labels, sources = found.labels, found.sources
+        check_labels(_labels(parts["train"]), labels, sources["train"], recipe)
+        check_scale(_labels(parts["train"]), sources["train"])
+        for part in PARTS[1:]:
+            check_hidden(_labels(parts.get(part, [])), labels, sources[part], recipe)
     return replace(found, parts=parts)
 
 
@@ -149,14 +153,6 @@ def _whole(recipe: Recipe, given: Mapping[str, Rows]) -> Dataset:
         dropped=_dropped(tables),
         sources={part: tables.get(part, train).source for part in PARTS},
     )
-
-
-def _check_labels(parts: Mapping[str, Sequence[Example]], found: Dataset, recipe: Recipe) -> None:
-    labels, sources = found.labels, found.sources
-    check_labels(_labels(parts["train"]), labels, sources["train"], recipe)
-    check_scale(_labels(parts["train"]), sources["train"])
-    for part in PARTS[1:]:
-        check_hidden(_labels(parts.get(part, [])), labels, sources[part], recipe)
 
 
 def _dropped(tables: Mapping[str, Table]) -> dict[str, dict[str, int]]:
