@@ -19,6 +19,7 @@ from llama_peft.commands.schema import schema
 from llama_peft.commands.validate import validate
 from llama_peft.ladder.command import push_trained
 from llama_peft.ladder.command import run as run_ladder
+from llama_peft.ladder.command import work
 from llama_peft.rehearsal.command import rehearse
 from llama_peft.serving.command import serve
 from llama_peft.system.processes import job
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 
 app.command("run")(run_ladder)
+app.command("job", hidden=True)(work)
 app.command()(doctor)
 
 

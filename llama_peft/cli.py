@@ -74,6 +74,14 @@ Processes = Annotated[
         min=1, help="Work in so many processes of this machine: one for each GPU.", metavar="N"
     ),
 ]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Train and measure so many rungs at a time, each on its share of the cores or GPUs.",
+        metavar="N",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -106,7 +114,7 @@ def run(app: typer.Typer) -> None:
         complain(f"error: {death}")
         sys.exit(1)
     except Stopped as stop:
-        if job.is_main() and not job.is_launched():
+        if job.is_main() and not job.has_launcher():
             complain(f"stopped; to continue: {_command()}")
         sys.exit(128 + stop.signal_number)
     except Exception as error:

@@ -83,19 +83,19 @@ def _open_run(run: Run, recipe: Recipe, labels: tuple[str, ...]) -> Predictor:
     loaded = load_tuned(run)
     tuned = replace(loaded, recipe=loaded.recipe.changed(eval=recipe.eval))
     opened = _of_tuned(tuned, run_config(run, recipe))
-    return _on_states(opened, tuned, run) if tuned.recipe.on_states else opened
+    return _on_states(opened, tuned, run)
 
 
 def _on_states(opened: Predictor, tuned: TunedModel, run: Run) -> Predictor:
-    """Return a head alone that predicts from kept states, if it was trained on those beside it."""
+    """Return a predictor from kept states, if the run was trained on those beside it."""
     from llama_peft.features.cache import cache_folder
-    from llama_peft.inference.on_states import HeadOnStates
+    from llama_peft.inference.on_states import OnStates, shares_states
 
     cache = cache_folder(run.folder)
-    if not cache.is_dir():
+    if not (shares_states(tuned.recipe) and cache.is_dir()):
         return opened
-    head = HeadOnStates(tuned, cache)
-    return replace(opened, predict=head.predict, prepare=head.prepare)
+    shared = OnStates(tuned, cache)
+    return replace(opened, predict=shared.predict, prepare=shared.prepare)
 
 
 def run_config(run: Run, recipe: Recipe) -> ModelConfig:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -31,16 +33,19 @@ def unfit(model: PreTrainedModel) -> str | None:
 
 
 def frozen(model: PreTrainedModel) -> Sequence[nn.Module]:
-    """Return the lowest blocks, up to the first one that holds a weight that is trained."""
+    """Return the lowest blocks, up to the first one that holds a weight that is or was trained."""
     decoder = model.get_decoder()
     blocks: list[nn.Module] = list(decoder.layers)
-    if _trains(decoder.get_input_embeddings()):
+    if _changes(decoder.get_input_embeddings()):
         return []
-    return blocks[: next((k for k, block in enumerate(blocks) if _trains(block)), len(blocks))]
+    return blocks[: next((k for k, block in enumerate(blocks) if _changes(block)), len(blocks))]
 
 
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
+def _changes(module: nn.Module) -> bool:
+    adapters = BaseTunerLayer, AuxiliaryTrainingWrapper
+    return any(parameter.requires_grad for parameter in module.parameters()) or any(
+        isinstance(part, adapters) for part in module.modules()
+    )
 
 
 @contextmanager
@@ -54,7 +59,7 @@ def given(blocks: Sequence[nn.Module], states_BTD: Tensor) -> Iterator[None]:
         more = hidden_BTD.shape[1] - states_BTD.shape[1]
         return F.pad(states_BTD.to(hidden_BTD), (0, 0, 0, more))
 
-    with _replaced(blocks[:-1], _pass_on), _replaced(blocks[-1:], states):
+    with replaced(blocks[:-1], _pass_on), replaced(blocks[-1:], states):
         yield
 
 
@@ -68,8 +73,8 @@ def read_before(model: PreTrainedModel, inputs: Mapping[str, object], block: int
         return hidden_BTD
 
     with (
-        _replaced(decoder.layers[block : block + 1], keep),
-        _replaced(decoder.layers[block + 1 :], _pass_on),
+        replaced(decoder.layers[block : block + 1], keep),
+        replaced(decoder.layers[block + 1 :], _pass_on),
     ):
         decoder(**inputs, use_cache=False)
     return found[0]
@@ -80,7 +85,7 @@ def _pass_on(hidden_BTD: Tensor, *_: object, **__: object) -> Tensor:
 
 
 @contextmanager
-def _replaced(blocks: Sequence[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
+def replaced(blocks: Sequence[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
     """Compute blocks by another function, and then again by their own."""
     before = [block.__dict__.get("forward") for block in blocks]  # None: that of its class
     try:

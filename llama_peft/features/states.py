@@ -69,7 +69,7 @@ class Group(NamedTuple):
 
 def grouped(recipe: Recipe, rows: Sequence[Row], model: PreTrainedModel) -> Sequence[Group]:
     """Return the rows in the order in which they are computed; a group is made when it is read."""
-    if recipe.packs_rows:
+    if rows and "subtree_end" in rows[0]:
         return Mapped(
             lambda number: Group([number], cast("TreeRow", rows[number])), range(len(rows))
         )

@@ -228,10 +228,10 @@ def read_spans(
     """Yield the best answer of the span head for each question."""
     import torch
 
-    model, encoder, train = tuned.model, tuned.encoder, tuned.recipe.train
+    model, pad_id = tuned.model, tuned.encoder.tokenizer.pad_token_id
 
     def score(windows: Sequence[Window]) -> Iterator[ScoredWindow]:
-        ids, mask = pad([w.input_ids for w in windows], encoder.tokenizer.pad_token_id)
+        ids, mask = pad([w.input_ids for w in windows], pad_id)
         allowed, _ = pad([w.span_mask() for w in windows], 0)
         with torch.inference_mode():
             output = model(
@@ -243,11 +243,18 @@ def read_spans(
         ends = output.end_logits.float().tolist()
         return map(ScoredWindow, windows, starts, ends)
 
-    rows = [
-        (example, list(spans.windows(encoder, example, _limit(tuned), train.doc_stride)))
+    return best_answers(span_windows(tuned, examples), score, tuned.recipe.eval, batch_size)
+
+
+def span_windows(
+    tuned: TunedModel, examples: Sequence[QuestionExample]
+) -> list[tuple[QuestionExample, list[Window]]]:
+    """Return questions with the windows of their passage that a span head reads."""
+    limit, stride = _limit(tuned), tuned.recipe.train.doc_stride
+    return [
+        (example, list(spans.windows(tuned.encoder, example, limit, stride)))
         for example in examples
     ]
-    return best_answers(rows, score, tuned.recipe.eval, batch_size)
 
 
 def best_answers(

@@ -24,6 +24,7 @@ def run(
         bool, typer.Option("--all", help="Also print every metric of every rung.")
     ] = False,
     processes: cli.Processes = 1,
+    jobs: cli.Jobs = 1,
     named: Annotated[
         bool,
         typer.Option(
@@ -45,10 +46,27 @@ def run(
 
     pushes = loaded.hub.push_to_hub
     evaluation = find_evaluation()
-    folder = walk(loaded, evaluation, fresh=fresh, only=only, pushes=pushes, processes=processes)
+    folder = walk(
+        loaded, evaluation,
+        fresh=fresh, only=only, pushes=pushes, processes=processes, jobs=jobs,
+    )  # fmt: skip
     say(*evaluation.verdict(folder, show_all), *map(typed, _next(folder)), folder)
     if pushes:
         push_trained(folder)
+
+
+def work(
+    recipe: Path,
+    plan: Path,
+    fresh: Annotated[bool, typer.Option("--fresh")] = False,
+    only: Annotated[str | None, typer.Option()] = None,
+) -> None:
+    """Make the next measurements of a ladder, as one of the processes of llama-peft run --jobs."""
+    from llama_peft.ladder.evaluation import find_evaluation
+    from llama_peft.ladder.walk import work as climb
+    from llama_peft.recipe import load_recipe
+
+    climb(load_recipe(recipe), find_evaluation(), plan, fresh, only)
 
 
 def _next(folder: Path) -> Iterator[str]:

@@ -5,7 +5,9 @@ What is finished is skipped, and what was interrupted continues, with the same c
 
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from llama_peft.doctor import blocking
 from llama_peft.errors import UserError
 from llama_peft.ladder import whole
 from llama_peft.ladder.evaluation import Evaluation
+from llama_peft.ladder.jobs import check_jobs, taken, work_in
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.ladder.finished import (
     borrow,
@@ -48,82 +51,130 @@ def run(
     given: Mapping[str, data.Rows] | None = None,
     pushes: bool = False,
     processes: int = 1,
+    jobs: int = 1,
 ) -> Path:
     """Measure every rung of a recipe's ladder and return the run folder.
 
     evaluation: predicts and scores. fresh: train and measure again what is finished already. only:
     the name of one rung. given: rows from Python by part, as in `data.load`. pushes: whether a push
-    follows, which must be allowed. processes: in how many each model trains and predicts.
+    follows, which must be allowed. processes: in how many each model trains and predicts. jobs: how
+    many measurements are made at a time, each in one process of its own.
 
     Raises UserError before anything is trained if data, base, machine or folder do not allow it. A
     rung that cannot be measured is left out with a warning, unless it is the recipe's own training
-    or the only one that was asked for.
+    or the only one that was asked for. Raises Died if one of several processes has died.
     """
+    recipe = data.mark_given(settled(recipe), given or {})
+    if jobs > 1:
+        check_jobs(jobs, processes, bool(given))
+    folder = Path(recipe.run_folder)
+    check_run_folder(folder)
+    blocking.check(recipe, pushes)
+    with _data_read_once():
+        steps = _steps(recipe, evaluation, fresh, only, given or {}, processes)
+        check_room(recipe, steps.dataset, fresh)
+        with only_process(folder / LADDER, "running a ladder"):
+            write_text(folder / LADDER, LADDER_RECIPE, dump_recipe(recipe))
+            if jobs > 1:
+                work_in(jobs, recipe, fresh, only)
+            else:
+                _climb(steps, enumerate(steps.plan))
+            _forgetting(recipe, evaluation)
+    return folder
+
+
+def work(recipe: Recipe, evaluation: Evaluation, plan: Path, fresh: bool, only: str | None) -> None:
+    """Measure what no other job of a ladder has taken, as one of those that `run` has started.
+
+    plan: a folder from which they take the numbers of measurements.
+    """
+    with _data_read_once():
+        steps = _steps(recipe, evaluation, fresh, only, {}, 1)
+        count = len(steps.plan)
+        _climb(steps, ((number, steps.plan[number]) for number in taken(plan, count)))
+
+
+@contextmanager
+def _data_read_once() -> Iterator[None]:
     try:
         with data.read_once():
-            return _walk(recipe, evaluation, fresh, only, given or {}, pushes, processes)
+            yield
     finally:
         gc.unfreeze()
 
 
-def _walk(
+@dataclass(frozen=True, kw_only=True)
+class _Steps:
+    """What a ladder measures, and on what."""
+
+    plan: Sequence[Measurement]
+    is_only: bool
+    """Whether one rung was asked for, so that it may not be left out."""
+    dataset: data.Dataset
+    content: str
+    """The sum of the data."""
+    evaluation: Evaluation
+    fresh: bool
+    given: Mapping[str, data.Rows]
+    processes: int
+
+
+def _steps(
     recipe: Recipe,
     evaluation: Evaluation,
     fresh: bool,
     only: str | None,
     given: Mapping[str, data.Rows],
-    pushes: bool,
     processes: int,
-) -> Path:
-    recipe = data.mark_given(settled(recipe), given)
+) -> _Steps:
     rung = None if only is None else check_rung(recipe, only)
-    folder = Path(recipe.run_folder)
-    check_run_folder(folder)
-    blocking.check(recipe, pushes)
     dataset = data.load(recipe, given)
-    check_room(recipe, dataset, fresh)
-    content, examples = data.content_sum(dataset), len(dataset.parts["train"])
-    plan = [one for one in measurements(recipe, examples) if rung in (None, one.rung)]
-    with only_process(folder / LADDER, "running a ladder"):
-        write_text(folder / LADDER, LADDER_RECIPE, dump_recipe(recipe))
-        for number, one in enumerate(plan, start=1):
-            log.info("[%d/%d] %s", number, len(plan), one.name)
-            try:
-                if _measure(one, evaluation, content, fresh, given, processes):
-                    mark_finished(one, key_of(one, content), examples)
-            except UserError as error:
-                forget(one)
-                if one.is_own or rung is not None:
-                    raise
-                log.warning("%s is left out: %s", one.name, "; ".join(error.args))
-            finally:
-                free_memory()
-            gc.freeze()  # what is left are libraries and rows, which every collection would walk
-        _forgetting(recipe, evaluation)
-    return folder
+    every = measurements(recipe, len(dataset.parts["train"]))
+    return _Steps(
+        plan=[one for one in every if rung in (None, one.rung)],
+        is_only=rung is not None,
+        dataset=dataset,
+        content=data.content_sum(dataset),
+        evaluation=evaluation,
+        fresh=fresh,
+        given=given,
+        processes=processes,
+    )
 
 
-def _measure(
-    one: Measurement,
-    evaluation: Evaluation,
-    content: str,
-    fresh: bool,
-    given: Mapping[str, data.Rows],
-    processes: int,
-) -> bool:
+def _climb(steps: _Steps, numbered: Iterable[tuple[int, Measurement]]) -> None:
+    """Measure steps of the plan, each with its number."""
+    examples = len(steps.dataset.parts["train"])
+    for number, one in numbered:
+        log.info("[%d/%d] %s", number + 1, len(steps.plan), one.name)
+        try:
+            if _measure(one, steps):
+                mark_finished(one, key_of(one, steps.content), examples)
+        except UserError as error:
+            forget(one)
+            if one.is_own or steps.is_only:
+                raise
+            log.warning("%s is left out: %s", one.name, "; ".join(error.args))
+        finally:
+            free_memory()
+        gc.freeze()  # what is left are libraries and rows, which every collection would walk
+
+
+def _measure(one: Measurement, steps: _Steps) -> bool:
     """Train and measure one rung; return False if this is finished already."""
+    fresh, given = steps.fresh, steps.given
     if one.is_trained:
         reset_peak()
-        fit = whole.train if one.trains_all_weights else partial(train_in, processes)
+        fit = whole.train if one.trains_all_weights else partial(train_in, steps.processes)
         fit(one.recipe, fresh=fresh, given=given)
         free_memory()
-    key = key_of(one, content)
+    key = key_of(one, steps.content)
     if not fresh and is_finished(one, key):
         return False
     if not fresh and (other := borrow(one, key)) is not None:
         log.info("%s: the results are those of %s, which depend on the same", one.name, other)
         return True
-    evaluation.measure(one, given, again=fresh, processes=processes)
+    steps.evaluation.measure(one, given, again=fresh, processes=steps.processes)
     return True
 
 

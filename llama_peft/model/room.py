@@ -204,5 +204,6 @@ def check_processes(recipe: Recipe, processes: int) -> None:
 
 
 def free_memory(recipe: Recipe) -> int:
-    """Return the bytes that are free where a recipe is trained, for each process of a job."""
-    return gpu_available() if has_gpu(recipe) else _host_memory() // job.count_here()
+    """Return the bytes that are free where a recipe is trained, for each process that shares them."""
+    free = gpu_available() if has_gpu(recipe) else _host_memory() // job.count_here()
+    return free // job.beside()

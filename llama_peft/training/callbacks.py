@@ -188,7 +188,7 @@ class StopOnSignal(TrainerCallback):
             return
         self.received = number
         leave_closed()
-        if not job.is_launched():  # a system may stop its launcher too, which passes that on
+        if not job.has_launcher():  # a system may stop its launcher too, which passes that on
             self.restore()
         interrupt("stopping at the end of this step; a second signal stops at once")
 

@@ -14,7 +14,7 @@ from eval.ladder import steps
 from llama_peft import data
 from llama_peft.features import shards
 from llama_peft.inference import on_states, unfinished
-from llama_peft.inference.on_states import HeadOnStates
+from llama_peft.inference.on_states import OnStates
 from llama_peft.inference.predict import predict
 from llama_peft.ladder import walk
 from llama_peft.model import backbone
@@ -103,7 +103,7 @@ def test_predictions_are_those_of_the_whole_model(
     run = fit.train(recipe)
     tuned, examples = load_tuned(open_run(run)), data.load(recipe).parts["test"]
     expected = {one.id: one for batch in predict(tuned, examples, 4) for one in batch}
-    head = HeadOnStates(tuned, tmp_path / "features")
+    head = OnStates(tuned, tmp_path / "features")
     for prepared in (False, True):
         if prepared:
             assert head.prepare(examples) > 0
@@ -127,7 +127,7 @@ def test_a_folder_that_takes_no_states_is_no_fault(
         raise PermissionError("read-only")
 
     monkeypatch.setattr(on_states, "compute", refuse)
-    head = HeadOnStates(tuned, tmp_path / "features")
+    head = OnStates(tuned, tmp_path / "features")
     assert head.prepare(examples) == 0
     assert sum(map(len, head.predict(examples, 4))) == len(examples)
 
@@ -138,7 +138,7 @@ def test_a_text_that_was_not_prepared_is_no_other_text(
     recipe = heads("one").changed(lora=None)
     tuned = load_tuned(open_run(fit.train(recipe)))
     parts = data.load(recipe).parts
-    head = HeadOnStates(tuned, tmp_path / "features")
+    head = OnStates(tuned, tmp_path / "features")
     head.prepare(parts["test"])
     with pytest.raises(KeyError, match="no states"):
         next(head.predict(parts["validation"], 4))

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
@@ -20,7 +20,11 @@ from llama_peft.run_folder.ownership import check_evaluation_folder
 from llama_peft.run_folder.record import Stored, TrainingRecord, read_record
 from llama_peft.run_folder.results import read_results
 from llama_peft.system import files
+from llama_peft.system.lock import file_lock
 from llama_peft.system.numbers import Count
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _READ = ("max_length", "doc_stride", "per_device_eval_batch_size", "seed", "use_cpu")
 """What a measurement that trains nothing reads of `train`."""
@@ -150,21 +154,29 @@ def is_whole(one: Measurement, proof: Proof) -> bool:
 def mark_finished(one: Measurement, key: str, examples: int) -> None:
     """Record that a measurement is finished. examples: those of the whole training part."""
     run = Path(one.run)
-    known = read_finished(run)
     proof = Proof(key, files.sum_of(run / one.results, RESULTS))
-    proofs = {**(known.results if known else {}), one.results: proof}
-    record = Finished(examples=examples, results=proofs)
-    files.write_summed(run / LADDER, FINISHED, record.model_dump(mode="json"))
+    with _changing(run):
+        known = read_finished(run)
+        proofs = {**(known.results if known else {}), one.results: proof}
+        record = Finished(examples=examples, results=proofs)
+        files.write_summed(run / LADDER, FINISHED, record.model_dump(mode="json"))
 
 
 def forget(one: Measurement) -> None:
     """Remove a measurement from the record, so that no verdict shows results that are not of it."""
     run = Path(one.run)
-    known = read_finished(run)
-    if known is not None and one.results in known.results:
+    with _changing(run):
+        known = read_finished(run)
+        if known is None or one.results not in known.results:
+            return
         kept = {name: proof for name, proof in known.results.items() if name != one.results}
         record = known.model_copy(update={"results": kept})
         files.write_summed(run / LADDER, FINISHED, record.model_dump(mode="json"))
+
+
+def _changing(run: Path) -> "FileLock":
+    """Hold the record: other processes of the same ladder may finish a measurement at this moment."""
+    return file_lock(files.make_folder(run, LADDER) / f".{FINISHED}.lock")
 
 
 def read_finished(run: Path) -> Finished | None:

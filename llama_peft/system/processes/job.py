@@ -23,7 +23,9 @@ from llama_peft.system.terminal import share
 T = TypeVar("T")
 
 LAUNCHER, MISTAKES = "LLAMA_PEFT_LAUNCHER", "LLAMA_PEFT_MISTAKES"
-"""The process that started this one, and the folder where it looks for a user's mistake."""
+"""The process that started this one, and the file where it looks for a user's mistake."""
+BESIDE = "LLAMA_PEFT_BESIDE"
+"""How many processes, each with work of its own, share the device of this one, which is one of them."""
 NAME = "LLAMA_PEFT_NAME"
 """The name that begins each line, if several runs share the terminal."""
 SHARES_BASE = "LLAMA_PEFT_SHARES_BASE"
@@ -78,9 +80,19 @@ def share_base(processes: int) -> None:
     os.environ[SHARES_BASE] = "true"
 
 
-def is_launched() -> bool:
+def beside() -> int:
+    """Return how many processes with work of their own share the device of this one."""
+    return int(os.environ.get(BESIDE, "1"))
+
+
+def has_launcher() -> bool:
     """Return whether a command of ours started this process, and speaks for it."""
     return LAUNCHER in os.environ
+
+
+def is_launched() -> bool:
+    """Return whether a command of ours started this process for a share of one piece of work."""
+    return has_launcher() and BESIDE not in os.environ
 
 
 def numbered(place: Path, rank: int) -> Path:
@@ -188,15 +200,16 @@ def _is_of_others(error: Exception) -> bool:
 
 def tell_launcher(error: UserError) -> bool:
     """Leave a user's mistake to the process that started this one; return whether there is one."""
-    if not is_launched():
+    if not has_launcher():
         return False
-    write_text(Path(os.environ[MISTAKES]), f"{rank()}.json", json.dumps(error.args))
+    place = Path(os.environ[MISTAKES])
+    write_text(place.parent, place.name, json.dumps(error.args))
     return True
 
 
 def follow_launcher() -> None:
     """Print as the process that started this one, and end when it has died: nobody else could do that."""
-    if not is_launched():
+    if not has_launcher():
         return
     if name := os.environ.get(NAME):
         share(name)

@@ -30,20 +30,43 @@ _LOOK = 0.05
 
 
 def launch(words: Sequence[str], count: int, module: str = "llama_peft") -> None:
-    """Run a module with these words in `count` processes, and return when all have ended.
+    """Run a module with these words in `count` processes, which share one piece of work, and return
+    when all have ended.
 
     The first one prints here. Raises the UserError of a process, Died if one of them has ended in
     another way, and Stopped after a signal, which all of them get. None is left running.
     """
-    command = [sys.executable, "-m", module, *words]
+    port = str(_free_port())
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    _run([sys.executable, "-m", module, *words], ranks, apart=False)
+
+
+def launch_apart(
+    words: Sequence[str], environments: Sequence[Mapping[str, str]], module: str = "llama_peft"
+) -> None:
+    """Run a module with these words in as many processes as there are environments. Each has work of its
+    own, so all of them print here, and if one fails the others save their step.
+
+    Raises what `launch` raises.
+    """
+    _run([sys.executable, "-m", module, *words], environments, apart=True)
+
+
+def _run(command: Sequence[str], environments: Sequence[Mapping[str, str]], apart: bool) -> None:
     children: list[subprocess.Popen[bytes]] = []
+    count = len(environments)
     with TemporaryDirectory(prefix="llama-peft-") as place:
-        folder, port = Path(place), _free_port()
+        folder = Path(place)
         try:
-            for rank in range(count):
-                environment = _environment(rank, count, port, folder)
-                children.append(_start(command, rank, environment, folder))
+            for rank, environment in enumerate(environments):
+                log = None if apart or not rank else folder / _log(rank)
+                every = _environment(count, folder / _mistake(rank))
+                children.append(_start(command, {**every, **environment}, log))
             failed = _first_failed(children)
+            if failed is not None and apart:
+                _stop(children, signal.SIGTERM)
         except (Stopped, KeyboardInterrupt) as stop:
             _stop(children, stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
             raise
@@ -54,27 +77,28 @@ def launch(words: Sequence[str], count: int, module: str = "llama_peft") -> None
 
 
 def _start(
-    command: Sequence[str], rank: int, environment: Mapping[str, str], folder: Path
+    command: Sequence[str], environment: Mapping[str, str], log: Path | None
 ) -> subprocess.Popen[bytes]:
     """Begin one process. A signal of the terminal does not reach it: only its launcher's do."""
     with ExitStack() as open_files:
-        log = open_files.enter_context(open(folder / _log(rank), "wb")) if rank else None
+        written = None if log is None else open_files.enter_context(open(log, "wb"))
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            command, stdin=subprocess.DEVNULL, stdout=written, stderr=written,
             env={**os.environ, **environment}, start_new_session=True,
         )  # fmt: skip
 
 
-def _environment(rank: int, count: int, port: int, folder: Path) -> dict[str, str]:
-    """Return what a process reads of its job; the processor's cores are shared out."""
+def _environment(count: int, mistake: Path) -> dict[str, str]:
+    """Return what every process reads of its job; the processor's cores are shared out."""
     threads = str(max(1, (os.cpu_count() or 1) // count))
     return {
-        "RANK": str(rank), "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
-        LAUNCHER: str(os.getpid()), MISTAKES: str(folder), NAME: shared_name(),
+        LAUNCHER: str(os.getpid()), MISTAKES: str(mistake), NAME: shared_name(),
     }  # fmt: skip
+
+
+def _mistake(rank: int) -> str:
+    return f"{rank}.json"
 
 
 def _log(rank: int) -> str:
@@ -121,12 +145,14 @@ def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def _reason(rank: int, code: int, count: int, folder: Path) -> BaseException:
     """Return what is raised for the process that failed first."""
-    name = f"{rank}.json"
+    name = _mistake(rank)
     if code > 128:  # somebody sent it a signal, after which all of them stopped
         return Stopped(code - 128)
     if files.is_file(folder, name):
         return UserError(*json.loads(files.read_text(folder, name)))
-    if code > 0 and rank > 0:  # what the first process said is on the terminal already
+    if (
+        code > 0 and (folder / _log(rank)).is_file()
+    ):  # what the first process said is on the terminal already
         complain(*files.read_text(folder, _log(rank), "replace").splitlines())
     how = f"ended with exit code {code}"
     if code < 0:

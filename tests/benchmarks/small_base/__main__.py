@@ -2,12 +2,14 @@
 
     python -m tests.benchmarks.small_base --base FOLDER [--only NAME ...]
     python -m tests.benchmarks.small_base --base FOLDER --probe
+    python -m tests.benchmarks.small_base --base FOLDER --ladder [section.key=value ...]
 
 FOLDER is a base; results/small_base.json has SmolLM2-135M-Instruct, the 8M base of ../shared and the
 embedded one. Settings are compared on validation rows: whole sentences of SST-2 whose phrases are in
 no train row, other questions of the same articles for their topics, and for answers the questions of
 two articles that no other part has. Each setting is added to the file when it is done. --probe asks
-which block of the untrained base knows whether a question has an answer.
+which block of the untrained base knows whether a question has an answer. --ladder measures the one of
+the README, whole and rung by rung, into a file of its own.
 """
 
 import argparse
@@ -26,10 +28,11 @@ from llama_peft.recipe import Recipe, load_recipe
 from llama_peft.training.fit import train
 
 from ..material import SHARED
-from . import probe, questions
+from . import ladder, probe, questions
 from .settings import SETTINGS, TOPICS
 
 RESULTS = Path(__file__).parents[1] / "results/small_base.json"
+LADDER = RESULTS.with_name("ladder_sst2_135m.json")
 
 
 def main() -> None:
@@ -37,10 +40,15 @@ def main() -> None:
     parser.add_argument("--base", required=True)
     parser.add_argument("--only", nargs="*", default=list(SETTINGS))
     parser.add_argument("--probe", action="store_true")
+    parser.add_argument("--ladder", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
     base = Path(arguments.base)
     if arguments.probe:
         _add("probes", {"base": base.name, **probe.answerability(base)})
+        return
+    if arguments.ladder is not None:
+        found = {"base": base.name, **ladder.measured(arguments.base, arguments.ladder)}
+        LADDER.write_text(json.dumps(found, indent=1) + "\n")
         return
     for name in arguments.only:
         _add("rows", {"name": name, "base": base.name, **measured(name, arguments.base)})

@@ -1,0 +1,81 @@
+"""Several measurements of a ladder at a time, each in one process of its own.
+
+A small base does not gain from more cores, and a GPU waits while the next kernels are prepared. The
+processes take one measurement after the other, in the order of the plan, and meet in the run folder:
+it holds the same in the end, whoever has measured what.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from llama_peft.errors import UserError
+from llama_peft.model.room import has_gpu
+from llama_peft.recipe import Recipe, dump_recipe
+from llama_peft.run_folder.layout import RECIPE
+from llama_peft.system.files import read_text, write_text
+from llama_peft.system.lock import file_lock
+from llama_peft.system.memory import count_gpus, gpu_kind
+from llama_peft.system.processes import job
+from llama_peft.system.processes.launch import launch_apart
+from llama_peft.system.terminal import share, shared_name
+
+log = logging.getLogger(__name__)
+
+_NEXT, _LOCK = "next", "lock"
+_VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
+
+
+def check_jobs(jobs: int, processes: int, given: bool) -> None:
+    """Raise UserError unless this command can make so many measurements at a time.
+
+    given: whether there are rows from Python.
+    """
+    if given:
+        raise UserError(
+            f"--jobs {jobs}: rows from Python stay in the process that has them: write them to a file"
+        )
+    if max(job.count(), processes) > 1:
+        raise UserError(
+            f"--jobs {jobs}: a model that trains in several processes has the machine for itself: leave "
+            "away --jobs or --processes, and torchrun or accelerate launch"
+        )
+
+
+def work_in(jobs: int, recipe: Recipe, fresh: bool, only: str | None) -> None:
+    """Make the measurements of a ladder in so many processes. Raises what `launch_apart` raises."""
+    with TemporaryDirectory(prefix="llama-peft-") as place:
+        folder = Path(place)
+        write_text(folder, RECIPE, dump_recipe(recipe))
+        write_text(folder, _NEXT, "0")
+        words = ["job", str(folder / RECIPE), str(folder), *["--fresh"] * fresh]
+        launch_apart([*words, *(["--only", only] if only else [])], devices(recipe, jobs))
+
+
+def taken(plan: Path, count: int) -> Iterator[int]:
+    """Yield the numbers below `count` that no other job has taken, and begin each line with the last one.
+
+    plan: a folder that the jobs share.
+    """
+    own = shared_name()
+    while True:
+        with file_lock(plan / _LOCK):
+            number = int(read_text(plan, _NEXT))
+            write_text(plan, _NEXT, str(number + 1))
+        if number >= count:
+            return
+        share(f"{own} {number + 1}/{count}".strip())
+        yield number
+
+
+def devices(recipe: Recipe, jobs: int) -> list[dict[str, str]]:
+    """Return the environment of each job: its GPU, and how many jobs share its device."""
+    if not has_gpu(recipe):
+        return [{job.BESIDE: str(jobs)}] * jobs
+    variable, count = _VISIBLE[str(gpu_kind())], count_gpus()
+    known = os.environ.get(variable)
+    names = known.split(",") if known else [str(number) for number in range(count)]
+    beside = str(-(-jobs // count))
+    return [{job.BESIDE: beside, variable: names[number % count]} for number in range(jobs)]
