@@ -17,9 +17,8 @@ from llama_peft.commands.predict import predict
 from llama_peft.commands.runs import runs
 from llama_peft.commands.schema import schema
 from llama_peft.commands.validate import validate
-from llama_peft.ladder.command import push_trained
+from llama_peft.ladder.command import push_trained, work
 from llama_peft.ladder.command import run as run_ladder
-from llama_peft.ladder.command import work
 from llama_peft.rehearsal.command import rehearse
 from llama_peft.serving.command import serve
 from llama_peft.system.processes import job

@@ -7,13 +7,14 @@ it holds the same in the end, whoever has measured what.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llama_peft.errors import UserError
 from llama_peft.model.room import has_gpu
 from llama_peft.recipe import Recipe, dump_recipe
+from llama_peft.run_folder.ladder.rungs import Measurement
 from llama_peft.run_folder.layout import RECIPE
 from llama_peft.system.files import read_text, write_text
 from llama_peft.system.lock import file_lock
@@ -54,20 +55,21 @@ def work_in(jobs: int, recipe: Recipe, fresh: bool, only: str | None) -> None:
         launch_apart([*words, *(["--only", only] if only else [])], devices(recipe, jobs))
 
 
-def taken(plan: Path, count: int) -> Iterator[int]:
-    """Yield the numbers below `count` that no other job has taken, and begin each line with the last one.
+def taken(place: Path, plan: Sequence[Measurement]) -> Iterator[Measurement]:
+    """Yield the next step of a plan that no job has taken, as long as there is one.
 
-    plan: a folder that the jobs share.
+    place: a folder of all jobs. What is printed meanwhile begins with the number of the step.
     """
     own = shared_name()
     while True:
-        with file_lock(plan / _LOCK):
-            number = int(read_text(plan, _NEXT))
-            write_text(plan, _NEXT, str(number + 1))
-        if number >= count:
+        with file_lock(place / _LOCK):
+            number = int(read_text(place, _NEXT))
+            write_text(place, _NEXT, str(number + 1))
+        if number >= len(plan):
             return
-        share(f"{own} {number + 1}/{count}".strip())
-        yield number
+        share(f"{own} {number + 1}/{len(plan)}".strip())
+        log.info("%s", plan[number].name)
+        yield plan[number]
 
 
 def devices(recipe: Recipe, jobs: int) -> list[dict[str, str]]:

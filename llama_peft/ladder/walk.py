@@ -78,7 +78,7 @@ def run(
             if jobs > 1:
                 work_in(jobs, recipe, fresh, only)
             else:
-                _climb(steps, enumerate(steps.plan))
+                _climb(steps, _in_turn(steps.plan))
             _forgetting(recipe, evaluation)
     return folder
 
@@ -90,8 +90,7 @@ def work(recipe: Recipe, evaluation: Evaluation, plan: Path, fresh: bool, only: 
     """
     with _data_read_once():
         steps = _steps(recipe, evaluation, fresh, only, {}, 1)
-        count = len(steps.plan)
-        _climb(steps, ((number, steps.plan[number]) for number in taken(plan, count)))
+        _climb(steps, taken(plan, steps.plan))
 
 
 @contextmanager
@@ -142,11 +141,16 @@ def _steps(
     )
 
 
-def _climb(steps: _Steps, numbered: Iterable[tuple[int, Measurement]]) -> None:
-    """Measure steps of the plan, each with its number."""
+def _in_turn(plan: Sequence[Measurement]) -> Iterator[Measurement]:
+    for number, one in enumerate(plan, start=1):
+        log.info("[%d/%d] %s", number, len(plan), one.name)
+        yield one
+
+
+def _climb(steps: _Steps, plan: Iterable[Measurement]) -> None:
+    """Measure one step of the plan after the other."""
     examples = len(steps.dataset.parts["train"])
-    for number, one in numbered:
-        log.info("[%d/%d] %s", number + 1, len(steps.plan), one.name)
+    for one in plan:
         try:
             if _measure(one, steps):
                 mark_finished(one, key_of(one, steps.content), examples)

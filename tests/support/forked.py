@@ -169,7 +169,12 @@ class Rank:
     """A forked process of `--processes`, as `launch` would start a program: it shares what is imported."""
 
     def __init__(
-        self, command: Sequence[str], rank: int, environment: Mapping[str, str], folder: Path
+        self,
+        command: Sequence[str],
+        rank: int,
+        environment: Mapping[str, str],
+        folder: Path,
+        prints: bool,
     ) -> None:
         def hook() -> None:
             os.setsid()

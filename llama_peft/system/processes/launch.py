@@ -61,9 +61,8 @@ def _run(command: Sequence[str], environments: Sequence[Mapping[str, str]], apar
         folder = Path(place)
         try:
             for rank, environment in enumerate(environments):
-                log = None if apart or not rank else folder / _log(rank)
-                every = _environment(count, folder / _mistake(rank))
-                children.append(_start(command, {**every, **environment}, log))
+                given = {**_environment(count, folder / _mistake(rank)), **environment}
+                children.append(_start(command, rank, given, folder, apart or not rank))
             failed = _first_failed(children)
             if failed is not None and apart:
                 _stop(children, signal.SIGTERM)
@@ -77,13 +76,16 @@ def _run(command: Sequence[str], environments: Sequence[Mapping[str, str]], apar
 
 
 def _start(
-    command: Sequence[str], environment: Mapping[str, str], log: Path | None
+    command: Sequence[str], rank: int, environment: Mapping[str, str], folder: Path, prints: bool
 ) -> subprocess.Popen[bytes]:
-    """Begin one process. A signal of the terminal does not reach it: only its launcher's do."""
+    """Begin one process. A signal of the terminal does not reach it: only its launcher's do.
+
+    prints: whether it prints here, and not into the folder.
+    """
     with ExitStack() as open_files:
-        written = None if log is None else open_files.enter_context(open(log, "wb"))
+        log = None if prints else open_files.enter_context(open(folder / _log(rank), "wb"))
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=written, stderr=written,
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             env={**os.environ, **environment}, start_new_session=True,
         )  # fmt: skip
 

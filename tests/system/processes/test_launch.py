@@ -15,7 +15,7 @@ import pytest
 from llama_peft.errors import Died, Stopped, UserError
 from llama_peft.system import terminal
 from llama_peft.system.processes import launch as launching
-from llama_peft.system.processes.launch import launch
+from llama_peft.system.processes.launch import launch, launch_apart
 from tests.support import forked
 
 PROGRAM = "tests.system.processes.program"
@@ -135,3 +135,20 @@ def test_one_that_a_signal_does_not_end_is_given_a_limited_time(
     assert time.monotonic() - started < 10 and children[0].poll() is None
     launching._kill(children)
     assert children[0].returncode == -signal.SIGKILL
+
+
+APART = [{"RANK": "0"}, {"RANK": "1"}]
+
+
+def test_processes_with_work_of_their_own_all_print(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    launch_apart([str(tmp_path), "all:say"], APART, PROGRAM)
+    assert sorted(path.name for path in tmp_path.glob("*-of-*")) == ["0-of-1", "1-of-1"]
+    assert capfd.readouterr().err.count("a line") == 2
+
+
+def test_if_one_of_them_fails_the_others_save_their_step(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        launch_apart([str(tmp_path), "0:wait", "1:mistake late"], APART, PROGRAM)
+    assert (tmp_path / "signals-0").read_text() == "1"
