@@ -79,7 +79,6 @@ def run(
                 work_in(jobs, recipe, fresh, only)
             else:
                 _climb(steps, _in_turn(steps.plan))
-            _forgetting(recipe, evaluation)
     return folder
 
 
@@ -106,6 +105,7 @@ def _data_read_once() -> Iterator[None]:
 class _Steps:
     """What a ladder measures, and on what."""
 
+    recipe: Recipe
     plan: Sequence[Measurement]
     is_only: bool
     """Whether one rung was asked for, so that it may not be left out."""
@@ -130,6 +130,7 @@ def _steps(
     dataset = data.load(recipe, given)
     every = measurements(recipe, len(dataset.parts["train"]))
     return _Steps(
+        recipe=recipe,
         plan=[one for one in every if rung in (None, one.rung)],
         is_only=rung is not None,
         dataset=dataset,
@@ -148,12 +149,14 @@ def _in_turn(plan: Sequence[Measurement]) -> Iterator[Measurement]:
 
 
 def _climb(steps: _Steps, plan: Iterable[Measurement]) -> None:
-    """Measure one step of the plan after the other."""
+    """Measure one step of the plan after the other, and after the own training what it costs elsewhere."""
     examples = len(steps.dataset.parts["train"])
     for one in plan:
         try:
             if _measure(one, steps):
                 mark_finished(one, key_of(one, steps.content), examples)
+            if one.is_own:
+                _forgetting(steps.recipe, steps.evaluation)
         except UserError as error:
             forget(one)
             if one.is_own or steps.is_only:

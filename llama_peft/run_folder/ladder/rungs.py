@@ -111,7 +111,7 @@ def settled(recipe: Recipe) -> Recipe:
 
 def measurements(recipe: Recipe, examples: int) -> list[Measurement]:
     """Return what a ladder measures, in the order in which it does: first every rung once, then the
-    other seeds, then the smaller training parts.
+    other seeds, then the smaller training parts, the smallest last, so that several jobs end together.
 
     recipe: a settled one. examples: how many its training part has.
     """
@@ -125,7 +125,7 @@ def measurements(recipe: Recipe, examples: int) -> list[Measurement]:
     ]
     smaller = [
         _measurement(recipe, rung, examples, seed, size)
-        for size in sizes(recipe, examples)
+        for size in reversed(sizes(recipe, examples))
         for rung in rungs
         if rung in LEARNING
         for seed in (seeds if rung in TRAINED else seeds[:1])

@@ -6,6 +6,7 @@ one after the other. They are timed for one seed, since another one changes no s
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from typing import Any
 from ..material import SHARED
 
 SEEDS, SIZES, ALL = [1, 2, 3], [64, 256, 1024], 2048
-MOST_REPEATS = 5
-"""How often a ladder reads a small part of the training examples."""
+MOST_REPEATS = 5.0
+"""How often a ladder reads a small part of the training examples at most; else the root of the ratio."""
 PARTS = {
     part: str(SHARED / f"data/sst2/{name}.tsv")
     for part, name in [("train", "train"), ("test", "dev")]
@@ -71,7 +72,8 @@ def _rungs() -> Iterator[tuple[str, int, list[str]]]:
             words = [f"dataset.max_train_samples={size}", "dataset.sampling=nested"]
             words += ["--only", rung, f"ladder.seeds={SEEDS[:1]}"]
             if rung == "tuned":
-                words += [f"train.num_train_epochs={float(min(MOST_REPEATS, ALL // size))}"]
+                epochs = min(MOST_REPEATS, round(math.sqrt(ALL / size), 2))
+                words += [f"train.num_train_epochs={epochs}"]
             if (rung, size) != ("tuned", ALL):
                 words += ["ladder.forgetting=false"]  # a ladder measures it once
             yield rung, size, words
