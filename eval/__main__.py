@@ -12,7 +12,7 @@ import typer
 from llama_peft import cli
 from llama_peft.cli import Overrides
 from llama_peft.errors import UserError
-from llama_peft.system.processes.job import is_launched
+from llama_peft.system.processes.job import shares_work
 from llama_peft.system.terminal import say
 
 from .predictors.kinds import BASELINE_WORDS, EngineName, Kind, chosen_engine
@@ -148,7 +148,7 @@ def run(
         for name in models
     ]
     _check_folders(jobs)
-    if processes > 1 and not is_launched():
+    if processes > 1 and not shares_work():
         from .harness import run_in
 
         run_in(processes, jobs, sys.argv[1:])

@@ -67,7 +67,7 @@ def run(
         seen = trained_on.check(subject.run, found, job.recipe, strict=job.data_file is None)
     opened = _open(job, subject, found)
     evaluation = Evaluation(job=job, subject=subject, found=found, predictor=opened)
-    with closing(opened), only_process(job.output, "evaluating", not processes.is_launched()):
+    with closing(opened), only_process(job.output, "evaluating", not processes.shares_work()):
         evaluation = with_best_number(evaluation, again)
         job, predictor = evaluation.job, evaluation.predictor
         validation = validation_examples(evaluation)
@@ -85,7 +85,7 @@ def run(
         shared = shared_key(evaluation, read)
         other = lent(lenders, shared, found.examples)
         predictions = _measured(evaluation, meter, key) if other is None else other.predictions
-        if processes.is_launched() and not processes.is_main():
+        if processes.shares_work() and not processes.is_main():
             deque(predictions, maxlen=0)  # they are in its file then
             return None
         first = [*islice(predictions, show)]
@@ -104,7 +104,7 @@ def run(
                 costs=costs,
                 dtype=_dtype(job, subject),
             )
-        if not processes.is_launched():  # else the others may still read it
+        if not processes.shares_work():  # else the others may still read it
             remove_unfinished(job.output)
     return results
 

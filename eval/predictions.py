@@ -197,6 +197,6 @@ def predict(
     UserError as `unfinished.predictions`.
     """
     named = name or predictor.kind
-    share = Share(processes.rank(), processes.count()) if processes.is_launched() else ALONE
+    share = Share(processes.rank(), processes.count()) if processes.shares_work() else ALONE
     portions = predictions(predictor.predict, examples, partial, key, batch_size, named, share)
     return chain.from_iterable(portions)

@@ -73,13 +73,15 @@ def run(
     overrides: Sequence[str] = (),
     fresh: bool = False,
     only: str | None = None,
+    jobs: int = 1,
 ) -> Path:
     """Train a recipe, measure it and everything that is cheaper, and return its run folder.
 
     The same call skips what is finished and continues what was interrupted. `report.html` in the
     folder begins with the verdict.
 
-    data, overrides, fresh: as in `train`. only: the name of one rung, such as "tf-idf".
+    data, overrides, fresh: as in `train`. only: the name of one rung, such as "tf-idf". jobs: how many
+    measurements are made at a time, each in one process of its own.
 
     Raises UserError, in one line, on any mistake.
     """
@@ -92,7 +94,7 @@ def run(
 
         given, evaluation = _by_part(data), find_evaluation()
         loaded = load_in_own_folder(recipe, overrides, given)
-        folder = walk(loaded, evaluation, fresh=fresh, only=only, given=given)
+        folder = walk(loaded, evaluation, fresh=fresh, only=only, given=given, jobs=jobs)
         evaluation.verdict(folder)
         return folder
 

@@ -64,14 +64,14 @@ def train(
     loaded = load_in_own_folder(recipe, overrides or [])
     from llama_peft.training.processes.start import train_in
 
-    pushes = loaded.hub.push_to_hub and job.is_main() and not job.is_launched()
+    pushes = loaded.hub.push_to_hub and job.is_main() and not job.shares_work()
     if pushes:
         from llama_peft.export.access import check_before_training
 
         check_before_training(loaded)
     folder = train_in(processes, loaded, fresh=fresh)
     job.leave()
-    if job.is_main() and not job.is_launched():
+    if job.is_main() and not job.shares_work():
         say(folder)
     if pushes:
         push_trained(folder)

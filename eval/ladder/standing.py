@@ -22,6 +22,8 @@ class Cost:
     train_memory: float | None = None
     seconds_per_1000: float | None = None
     bytes_to_ship: float | None = None
+    jobs: int = 1
+    """How many measurements shared the device meanwhile, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,4 +104,5 @@ def cost_of(rung: Rung) -> Cost:
         train_memory=max(peaks) if peaks else None,
         seconds_per_1000=fmean(rates) if rates else None,
         bytes_to_ship=max(sizes) if sizes else None,
+        jobs=max((one.jobs for one in costs), default=1),
     )

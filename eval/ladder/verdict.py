@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from llama_peft.errors import UserError
+from llama_peft.run_folder.record import read_record
 from llama_peft.system.formatting import Sign, disk_space, duration, interval, memory, number
 
 from ..metrics.catalogue import Metric
@@ -11,7 +13,7 @@ from ..metrics.intervals import Interval
 from ..metrics.learning_curve import Point, examples_for
 from ..report.table import Cell, Row, Table
 from .causes import cause_of
-from .forgetting import read_forgetting
+from .forgetting import Forgetting, read_forgetting
 from .read import Climbed, Rung, read_ladder
 from .standing import Cost, Standing, best_of, mean_of, metric_of, standings
 
@@ -111,7 +113,8 @@ def _cost(standing: list[Standing], best: Rung) -> Iterator[str]:
         f"{disk_space(cost.bytes_to_ship)} to ship" if cost.bytes_to_ship else "",
     ]
     if kept := [word for word in words if word]:
-        yield f"It takes {', '.join(kept)}."
+        beside = f" (beside {cost.jobs - 1} other jobs)" if cost.jobs > 1 else ""
+        yield f"It takes {', '.join(kept)}{beside}."
 
 
 def _labels(climbed: Climbed, metric: Metric) -> Iterator[str]:
@@ -144,7 +147,7 @@ def curve_of(climbed: Climbed, rung: Rung, metric: Metric) -> list[Point]:
 
 def _elsewhere(run: Path) -> Iterator[str]:
     """Say what tuning costs on other text and another task, if it is more than chance."""
-    found = read_forgetting(run)
+    found = _forgotten(run)
     if found is None:
         return
     words = []
@@ -156,6 +159,15 @@ def _elsewhere(run: Path) -> Iterator[str]:
         words.append(f"zero-shot on {found.task} falls from {one} to {other} ({found.metric})")
     if words:
         yield f"Tuning costs elsewhere: {', and '.join(words)}."
+
+
+def _forgotten(run: Path) -> Forgetting | None:
+    """Return what the present weights of a run cost elsewhere; None if that was not measured."""
+    found = read_forgetting(run)
+    try:
+        return found if found and found.adapter_sha256 == read_record(run).weights_sha256 else None
+    except UserError:
+        return None
 
 
 def _not_measured(climbed: Climbed) -> Iterator[str]:
@@ -172,7 +184,7 @@ def _not_measured(climbed: Climbed) -> Iterator[str]:
         "an encoder (ladder.encoder)"
         if ladder.encoder is None and climbed.recipe.kind.has_labels
         else "",
-        "what tuning costs elsewhere" if forgets and not read_forgetting(climbed.run) else "",
+        "what tuning costs elsewhere" if forgets and not _forgotten(climbed.run) else "",
         *missing,
     ]
     if kept := [word for word in words if word]:
@@ -208,7 +220,7 @@ def _by_size(climbed: Climbed, metric: Metric) -> Iterator[Table]:
     if not learning:
         return
     rows = []
-    for size in [*dict.fromkeys(rung.size for rung in climbed.smaller), None]:
+    for size in [*sorted({rung.size or 0 for rung in climbed.smaller}), None]:
         of_size = {one.name: one for one in (*climbed.smaller, *climbed.rungs) if one.size == size}
         cells = []
         for rung in learning:

@@ -8,6 +8,7 @@ from llama_peft.data import Example
 from llama_peft.inference.predict import Prediction
 from llama_peft.run_folder.layout import ADAPTER_FILES
 from llama_peft.run_folder.results import Costs
+from llama_peft.system.processes.job import sharers
 
 from .predictor import Predictor
 from .recognise import Subject
@@ -64,6 +65,7 @@ class Meter:
             fit_seconds=None if is_other else round(trained or self.fit_seconds, 3),
             seconds_per_1000=None if rate is None else round(rate, 3),
             bytes_to_ship=_shipped(subject, self.fitted_bytes),
+            jobs=sharers(),
         )
 
 

@@ -89,10 +89,11 @@ def _open_run(run: Run, recipe: Recipe, labels: tuple[str, ...]) -> Predictor:
 def _on_states(opened: Predictor, tuned: TunedModel, run: Run) -> Predictor:
     """Return a predictor from kept states, if the run was trained on those beside it."""
     from llama_peft.features.cache import cache_folder
-    from llama_peft.inference.on_states import OnStates, shares_states
+    from llama_peft.inference.on_states import OnStates, is_of_several, shares_states
 
-    cache = cache_folder(run.folder)
-    if not (shares_states(tuned.recipe) and cache.is_dir()):
+    cache, is_head = cache_folder(run.folder), tuned.recipe.lora is None
+    several = cache.is_dir() and (is_head or is_of_several(run.folder))
+    if not (shares_states(tuned.recipe) and several):
         return opened
     shared = OnStates(tuned, cache)
     return replace(opened, predict=shared.predict, prepare=shared.prepare)

@@ -31,8 +31,10 @@ from llama_peft.inference.predict import (
     span_windows,
     texts,
 )
-from llama_peft.recipe import Recipe
+from llama_peft.recipe import Recipe, load_recipe
+from llama_peft.run_folder.layout import LADDER, LADDER_RECIPE
 from llama_peft.run_folder.weights import TunedModel
+from llama_peft.system.memory import is_out_of_memory
 from llama_peft.system.sequences.spool import Spool
 
 _TOGETHER = 2048
@@ -46,6 +48,16 @@ def shares_states(recipe: Recipe) -> bool:
     """
     upper = recipe.train.reuse_frozen_blocks and recipe.lora is not None
     return recipe.on_states or (upper and recipe.kind.head is not None)
+
+
+def is_of_several(run: Path) -> bool:
+    """Return whether the ladder of a run trains several: for one alone, states would only take room."""
+    place = run.parent if run.parent.name == LADDER else run / LADDER
+    try:
+        ladder = load_recipe(place / LADDER_RECIPE).ladder
+    except (OSError, UserError):
+        return False
+    return max(len(ladder.seeds), len(ladder.sizes)) > 1
 
 
 class OnStates:
@@ -69,7 +81,9 @@ class OnStates:
             folder = compute(
                 tuned.recipe, tuned.model, "evaluation", rows, self._cache, (self._key,)
             )
-        except (OSError, UserError) as error:
+        except Exception as error:
+            if not (isinstance(error, OSError | UserError) or is_out_of_memory(error)):
+                raise
             log.info("no states are kept: %s", error)
             return 0.0
         self._stored = Stored(folder, self._key.name)
@@ -130,7 +144,7 @@ class OnStates:
 def _read(tuned: TunedModel, examples: Sequence[Example]) -> Iterable[Sequence[int]]:
     """Yield the token ids of all that a run reads of examples: texts, or windows of passages."""
     if tuned.recipe.kind.has_labels:
-        return (ids for _, ids in head_rows(tuned, texts(examples)))
+        return (ids for _, ids in head_rows(tuned, texts(examples), warns=False))
     asked = span_windows(tuned, questions(examples))
     return (window.input_ids for _, windows in asked for window in windows)
 

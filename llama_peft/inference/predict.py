@@ -113,13 +113,13 @@ def classify(
 
 
 def head_rows(
-    tuned: TunedModel, examples: Sequence[TextExample]
+    tuned: TunedModel, examples: Sequence[TextExample], warns: bool = True
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Return the ids of texts, each with the token ids that a head reads. Logs how many are cut."""
+    """Return the ids of texts, each with the token ids that a head reads. warns: log how many are cut."""
     encoder, max_length, limit = tuned.encoder, tuned.recipe.train.max_length, _limit(tuned)
     whole = [encoder.head_input(example.values, max_length) for example in examples]
     cut = sum(len(ids) > limit for ids in whole)
-    warn_of_cuts(cut, len(whole), "texts", f"the model's {limit} positions")
+    warn_of_cuts(cut if warns else 0, len(whole), "texts", f"the model's {limit} positions")
     return [
         (example.id, ids if len(ids) <= limit else encoder.head_input(example.values, limit))
         for example, ids in zip(examples, whole, strict=True)

@@ -7,7 +7,7 @@ it holds the same in the end, whoever has measured what.
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,8 +25,9 @@ from llama_peft.system.terminal import share, shared_name
 
 log = logging.getLogger(__name__)
 
-_NEXT, _LOCK = "next", "lock"
-_VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
+_NEXT, _CONTENT, _LOCK = "next", "content", "lock"
+_VISIBLE = {"cuda": ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"), "xpu": ("ZE_AFFINITY_MASK",)}
+"""What names the GPUs of a process; torch reads the first one that is set."""
 
 
 def check_jobs(jobs: int, processes: int, given: bool) -> None:
@@ -45,21 +46,34 @@ def check_jobs(jobs: int, processes: int, given: bool) -> None:
         )
 
 
-def work_in(jobs: int, recipe: Recipe, fresh: bool, only: str | None) -> None:
-    """Make the measurements of a ladder in so many processes. Raises what `launch_apart` raises."""
+def work_in(
+    environments: Sequence[Mapping[str, str]],
+    recipe: Recipe,
+    content: str,
+    fresh: bool,
+    only: str | None,
+) -> None:
+    """Make the measurements of a ladder in as many processes as there are environments.
+
+    content: the sum of the data, which each of them reads. Raises what `launch_apart` raises.
+    """
     with TemporaryDirectory(prefix="llama-peft-") as place:
         folder = Path(place)
         write_text(folder, RECIPE, dump_recipe(recipe))
+        write_text(folder, _CONTENT, content)
         write_text(folder, _NEXT, "0")
         words = ["job", str(folder / RECIPE), str(folder), *["--fresh"] * fresh]
-        launch_apart([*words, *(["--only", only] if only else [])], devices(recipe, jobs))
+        launch_apart([*words, *(["--only", only] if only else [])], environments)
 
 
-def taken(place: Path, plan: Sequence[Measurement]) -> Iterator[Measurement]:
+def taken(place: Path, plan: Sequence[Measurement], content: str) -> Iterator[Measurement]:
     """Yield the next step of a plan that no job has taken, as long as there is one.
 
-    place: a folder of all jobs. What is printed meanwhile begins with the number of the step.
+    place: a folder of all jobs. What is printed meanwhile begins with the number of the step. Raises
+    UserError if the data have changed since the command was given.
     """
+    if read_text(place, _CONTENT) != content:
+        raise UserError("the data have changed since this command was given: give it again")
     own = shared_name()
     while True:
         with file_lock(place / _LOCK):
@@ -76,7 +90,8 @@ def devices(recipe: Recipe, jobs: int) -> list[dict[str, str]]:
     """Return the environment of each job: its GPU, and how many jobs share its device."""
     if not has_gpu(recipe):
         return [{job.BESIDE: str(jobs)}] * jobs
-    variable, count = _VISIBLE[str(gpu_kind())], count_gpus()
+    names_of, count = _VISIBLE[str(gpu_kind())], count_gpus()
+    variable = next((name for name in names_of if name in os.environ), names_of[-1])
     known = os.environ.get(variable)
     names = known.split(",") if known else [str(number) for number in range(count)]
     beside = str(-(-jobs // count))

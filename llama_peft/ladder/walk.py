@@ -16,7 +16,7 @@ from llama_peft.doctor import blocking
 from llama_peft.errors import UserError
 from llama_peft.ladder import whole
 from llama_peft.ladder.evaluation import Evaluation
-from llama_peft.ladder.jobs import check_jobs, taken, work_in
+from llama_peft.ladder.jobs import check_jobs, devices, taken, work_in
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.ladder.finished import (
     borrow,
@@ -35,7 +35,8 @@ from llama_peft.run_folder.layout import LADDER, LADDER_RECIPE, TRAINING
 from llama_peft.run_folder.ownership import check_run_folder
 from llama_peft.system.files import is_file, write_text
 from llama_peft.system.lock import only_process
-from llama_peft.system.memory import free_memory, reset_peak
+from llama_peft.system.memory import free_memory, is_out_of_memory, reset_peak
+from llama_peft.system.processes import job
 from llama_peft.training.fit import check_room
 from llama_peft.training.processes.start import train_in
 
@@ -72,24 +73,50 @@ def run(
     blocking.check(recipe, pushes)
     with _data_read_once():
         steps = _steps(recipe, evaluation, fresh, only, given or {}, processes)
-        check_room(recipe, steps.dataset, fresh)
-        with only_process(folder / LADDER, "running a ladder"):
-            write_text(folder / LADDER, LADDER_RECIPE, dump_recipe(recipe))
-            if jobs > 1:
-                work_in(jobs, recipe, fresh, only)
-            else:
+        places = devices(recipe, max(1, min(jobs, len(steps.plan))))
+        with job.shared_by(places[0][job.BESIDE]):
+            check_room(recipe, steps.dataset, fresh)
+        if len(places) == 1:
+            with _held(folder, recipe):
                 _climb(steps, _in_turn(steps.plan))
+            return folder
+        content = steps.content
+        del steps  # each job reads the data
+    with _held(folder, recipe):
+        work_in(places, recipe, content, fresh, only)
     return folder
 
 
-def work(recipe: Recipe, evaluation: Evaluation, plan: Path, fresh: bool, only: str | None) -> None:
+@contextmanager
+def _held(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """Hold a ladder's folder, which gets its recipe."""
+    with only_process(folder / LADDER, "running a ladder"):
+        write_text(folder / LADDER, LADDER_RECIPE, dump_recipe(recipe))
+        yield
+
+
+def work(
+    recipe: Recipe, evaluation: Evaluation, place: Path, fresh: bool, only: str | None
+) -> None:
     """Measure what no other job of a ladder has taken, as one of those that `run` has started.
 
-    plan: a folder from which they take the numbers of measurements.
+    place: a folder of all jobs, where they take the numbers of measurements.
     """
     with _data_read_once():
-        steps = _steps(recipe, evaluation, fresh, only, {}, 1)
-        _climb(steps, taken(plan, steps.plan))
+        with _said_before():
+            steps = _steps(recipe, evaluation, fresh, only, {}, 1)
+        _climb(steps, taken(place, steps.plan, steps.content))
+
+
+@contextmanager
+def _said_before() -> Iterator[None]:
+    """Say nothing about the data: the command that started this process has said it."""
+    log_of_data = logging.getLogger(data.__name__)
+    log_of_data.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log_of_data.setLevel(logging.NOTSET)
 
 
 @contextmanager
@@ -160,6 +187,7 @@ def _climb(steps: _Steps, plan: Iterable[Measurement]) -> None:
         except UserError as error:
             forget(one)
             if one.is_own or steps.is_only:
+                error.args = (f"{one.name}: {error.args[0]}", *error.args[1:])
                 raise
             log.warning("%s is left out: %s", one.name, "; ".join(error.args))
         finally:
@@ -190,10 +218,15 @@ def _forgetting(recipe: Recipe, evaluation: Evaluation) -> None:
     folder = Path(recipe.run_folder)
     if recipe.lora is None or not recipe.ladder.forgetting or not is_file(folder, TRAINING):
         return
+    free_memory()
     try:
         log.info("forgetting: ordinary text, and a task that it was not trained on")
         evaluation.forgetting(folder)
     except UserError as error:
         log.warning("forgetting is left out: %s", "; ".join(error.args))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("forgetting is left out: memory ran out")
     finally:
         free_memory()

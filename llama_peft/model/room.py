@@ -22,8 +22,10 @@ from llama_peft.system.memory import (
     count_gpus,
     gpu_available,
     gpu_has_flash,
+    gpu_installed,
     gpu_kind,
     has_triton,
+    installed,
     tree_kernel,
 )
 from llama_peft.system.processes import job
@@ -204,6 +206,11 @@ def check_processes(recipe: Recipe, processes: int) -> None:
 
 
 def free_memory(recipe: Recipe) -> int:
-    """Return the bytes that are free where a recipe is trained, for each process that shares them."""
+    """Return the bytes that are free where a recipe is trained, for each process of a job; and for one of
+    several with work of their own no more than its share of all.
+    """
     free = gpu_available() if has_gpu(recipe) else _host_memory() // job.count_here()
-    return free // job.beside()
+    if job.sharers() == 1:
+        return free
+    every = gpu_installed() if has_gpu(recipe) else installed()
+    return min(free, every // job.sharers())

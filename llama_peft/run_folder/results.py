@@ -16,6 +16,7 @@ from llama_peft.system.numbers import (
     Finite,
     Interval,
     NotNegative,
+    Positive,
     Step,
     Version,
     first_fault,
@@ -60,6 +61,8 @@ class Costs(Stored):
     """For 1,000 predictions, without loading. None if an earlier process has made all of them."""
     bytes_to_ship: Count | None = None
     """Of what is needed beside the base."""
+    jobs: Positive = later(1)
+    """How many measurements shared the device meanwhile, this one included."""
 
 
 class FewShotChoice(Stored):

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from eval.job import make_job
 from eval.predictors.open import open_predictor
 from eval.predictors.recognise import identify
 from llama_peft import data
@@ -16,9 +15,11 @@ from llama_peft.features.cache import cache_folder
 from llama_peft.inference.on_states import OnStates, shares_states
 from llama_peft.inference.predict import predict
 from llama_peft.model import backbone, lora
-from llama_peft.recipe import Lora, Recipe
+from llama_peft.recipe import Lora, Recipe, dump_recipe
+from llama_peft.run_folder.layout import LADDER, LADDER_RECIPE
 from llama_peft.run_folder.run import open_run
 from llama_peft.run_folder.weights import TunedModel, load_tuned
+from llama_peft.system.files import make_folder, write_text
 from llama_peft.training import fit
 from tests.support.small import make_recipe
 
@@ -61,6 +62,9 @@ def test_the_same_predictions_as_with_all_blocks(
     assert len(blocks.frozen(tuned.model)) == 1
     expected = {one.id: one for batch in predict(tuned, examples, 4) for one in batch}
     seen = count_runs(tuned)
+    assert open_predictor(identify(str(run.folder), recipe), recipe, run.labels).prepare is None
+    several = recipe.changed(ladder={"seeds": [1, 2]})
+    write_text(make_folder(run.folder, LADDER), LADDER_RECIPE, dump_recipe(several))
     opened = open_predictor(identify(str(run.folder), recipe), recipe, run.labels)
     assert opened.prepare is not None and opened.prepare(examples) > 0
     shared = OnStates(tuned, cache_folder(run.folder))
@@ -108,9 +112,9 @@ def test_who_predicts_from_states(upper: Callable[..., Recipe], tmp_path: Path) 
     assert not shares_states(recipe.with_train({"reuse_frozen_blocks": False}))
     run = open_run(fit.train(recipe))
     cache_folder(run.folder).rename(tmp_path / "elsewhere")
-    job = make_job(None, str(run.folder), None, None, None, tmp_path / "out", [])
-    opened = open_predictor(identify(str(run.folder), job.recipe), job.recipe, run.labels)
-    assert opened.prepare is None
+    several = recipe.changed(ladder={"sizes": [2, "all"]})
+    write_text(make_folder(run.folder, LADDER), LADDER_RECIPE, dump_recipe(several))
+    assert open_predictor(identify(str(run.folder), recipe), recipe, run.labels).prepare is None
 
 
 @pytest.mark.parametrize(

@@ -96,15 +96,27 @@ def test_a_killed_job_ends_the_others_and_the_same_command_continues(
     assert len(finished(recipe)) == 6
 
 
+def test_no_more_jobs_than_measurements(
+    ladder: Callable[..., Recipe], started: Started, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One measurement is made in this process, two in two jobs."""
+    recipe = ladder()
+    walk.run(recipe, steps, jobs=8, only="zero-shot")
+    assert not started
+    walk.run(recipe, steps, jobs=8, only="head")
+    assert len(started) == 2 and len(finished(recipe)) == 3
+
+
 def test_a_mistake_in_a_job_is_that_of_the_command(
     ladder: Callable[..., Recipe], started: Started
 ) -> None:
     """The own training cannot be left out. What is finished is kept."""
     huge = ladder(learning_rate=1e30)
-    with pytest.raises(UserError, match=r"step \d: .* is (nan|inf)"):
+    with pytest.raises(UserError, match=r"^tuned, seed 1: step \d: .* is (nan|inf)"):
         walk.run(huge, steps, jobs=2)
     assert all(child.poll() is not None for child in started)
-    assert "ladder/majority" in finished(huge)
+    assert "training.json" not in os.listdir(huge.run_folder)
+    assert finished(huge)
 
 
 def test_each_step_is_taken_once_and_its_number_begins_the_lines(
@@ -113,10 +125,13 @@ def test_each_step_is_taken_once_and_its_number_begins_the_lines(
     monkeypatch.setattr(terminal, "_name", "")
     plan = measurements(ladder(), 24)
     (tmp_path / "next").write_text("0")
-    one, other = jobs.taken(tmp_path, plan), jobs.taken(tmp_path, plan)
+    (tmp_path / "content").write_text("these")
+    one, other = (jobs.taken(tmp_path, plan, "these") for _ in range(2))
     assert [next(one), next(other)] == plan[:2]
     assert terminal.shared_name() == "1/6 2/6"
     assert [*one] == plan[2:] and not [*other]
+    with pytest.raises(UserError, match="the data have changed"):
+        next(jobs.taken(tmp_path, plan, "others"))
 
 
 @pytest.mark.parametrize(
@@ -147,11 +162,14 @@ def test_jobs_share_the_memory(
     ladder: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = ladder()
-    monkeypatch.setattr(room, "_host_memory", lambda: 12_000)
-    assert room.free_memory(recipe) == 12_000
-    for settings in jobs.devices(recipe, 3):
-        monkeypatch.setenv(job.BESIDE, settings[job.BESIDE])
-        assert room.free_memory(recipe) == 4_000
+    monkeypatch.setattr(room, "installed", lambda: 12_000)
+    (settings, *others) = jobs.devices(recipe, 3)
+    assert others == [settings] * 2
+    for free, expected in ((11_000, 4_000), (3_000, 3_000)):  # what others use is not free already
+        monkeypatch.setattr(room, "_host_memory", lambda free=free: free)
+        assert room.free_memory(recipe) == free
+        with job.shared_by(settings[job.BESIDE]):
+            assert room.free_memory(recipe) == expected
 
 
 def test_what_cannot_be_given_to_jobs(

@@ -101,6 +101,31 @@ def test_an_interrupted_ladder_continues_and_measures_nothing_twice(
     assert len(second) == len(ALL) - len(first) + 1
 
 
+def test_what_tuning_costs_elsewhere_is_measured_after_the_own_training_and_ends_no_walk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if memory runs out: every further walk would end there too."""
+    recipe = recipe_in(tmp_path, rungs=["tuned"], forgetting=True)
+    evaluation = Watched()
+
+    def forgetting(run: Path) -> None:
+        evaluation.seen.append(f"forgetting of {run.name}")
+        raise MemoryError
+
+    evaluation.forgetting = forgetting
+    walk.run(recipe, evaluation)
+    assert evaluation.seen == ["tuned", "forgetting of run", "ladder/tuned-12-seed-1/tuned"]
+    assert "forgetting is left out: memory ran out" in caplog.text
+
+
+def test_a_curve_is_measured_from_its_end_and_shown_from_its_beginning(tmp_path: Path) -> None:
+    evaluation = Watched()
+    run = walk.run(recipe_in(tmp_path, rungs=["tf-idf"], sizes=[6, 12]), evaluation)
+    assert evaluation.seen == [f"ladder/tf-idf{end}" for end in ("", "-12", "-6")]
+    _, table = judge(run).tables
+    assert [row.name for row in table.rows] == ["6", "12", "24"]
+
+
 def test_one_rung_alone(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, seeds=[], sizes=[])
     evaluation = Watched()

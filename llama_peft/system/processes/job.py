@@ -22,10 +22,10 @@ from llama_peft.system.terminal import share
 
 T = TypeVar("T")
 
-LAUNCHER, MISTAKES = "LLAMA_PEFT_LAUNCHER", "LLAMA_PEFT_MISTAKES"
+LAUNCHER, MISTAKE = "LLAMA_PEFT_LAUNCHER", "LLAMA_PEFT_MISTAKE"
 """The process that started this one, and the file where it looks for a user's mistake."""
 BESIDE = "LLAMA_PEFT_BESIDE"
-"""How many processes, each with work of its own, share the device of this one, which is one of them."""
+"""How many processes, each with work of its own, share a device. This one is one of them."""
 NAME = "LLAMA_PEFT_NAME"
 """The name that begins each line, if several runs share the terminal."""
 SHARES_BASE = "LLAMA_PEFT_SHARES_BASE"
@@ -80,9 +80,19 @@ def share_base(processes: int) -> None:
     os.environ[SHARES_BASE] = "true"
 
 
-def beside() -> int:
-    """Return how many processes with work of their own share the device of this one."""
+def sharers() -> int:
+    """Return how many processes with work of their own share the device, this one included."""
     return int(os.environ.get(BESIDE, "1"))
+
+
+@contextmanager
+def shared_by(processes: str) -> Iterator[None]:
+    """Look at the device as one of so many processes will."""
+    os.environ[BESIDE] = processes
+    try:
+        yield
+    finally:
+        del os.environ[BESIDE]
 
 
 def has_launcher() -> bool:
@@ -90,7 +100,7 @@ def has_launcher() -> bool:
     return LAUNCHER in os.environ
 
 
-def is_launched() -> bool:
+def shares_work() -> bool:
     """Return whether a command of ours started this process for a share of one piece of work."""
     return has_launcher() and BESIDE not in os.environ
 
@@ -178,7 +188,7 @@ def faults_held_back() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        is_told = isinstance(error, UserError) and (is_main() or is_launched())
+        is_told = isinstance(error, UserError) and (is_main() or shares_work())
         if count() == 1 or is_told:
             raise
         time.sleep(_HELD_BACK)
@@ -202,7 +212,7 @@ def tell_launcher(error: UserError) -> bool:
     """Leave a user's mistake to the process that started this one; return whether there is one."""
     if not has_launcher():
         return False
-    place = Path(os.environ[MISTAKES])
+    place = Path(os.environ[MISTAKE])
     write_text(place.parent, place.name, json.dumps(error.args))
     return True
 

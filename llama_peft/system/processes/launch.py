@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 from llama_peft.errors import Died, Stopped, UserError
 from llama_peft.system import files
-from llama_peft.system.processes.job import LAUNCHER, MISTAKES, NAME
+from llama_peft.system.processes.job import LAUNCHER, MISTAKE, NAME
 from llama_peft.system.terminal import complain, shared_name
 
 _GRACE = 60.0
@@ -65,9 +65,11 @@ def _run(command: Sequence[str], environments: Sequence[Mapping[str, str]], apar
                 children.append(_start(command, rank, given, folder, apart or not rank))
             failed = _first_failed(children)
             if failed is not None and apart:
-                _stop(children, signal.SIGTERM)
+                complain("a job has failed, so the others end, each with its step saved")
+                _stop(children, signal.SIGTERM, apart)
         except (Stopped, KeyboardInterrupt) as stop:
-            _stop(children, stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
+            number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
+            _stop(children, number, apart)
             raise
         finally:
             _kill(children)
@@ -95,7 +97,7 @@ def _environment(count: int, mistake: Path) -> dict[str, str]:
     threads = str(max(1, (os.cpu_count() or 1) // count))
     return {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
-        LAUNCHER: str(os.getpid()), MISTAKES: str(mistake), NAME: shared_name(),
+        LAUNCHER: str(os.getpid()), MISTAKE: str(mistake), NAME: shared_name(),
     }  # fmt: skip
 
 
@@ -122,17 +124,17 @@ def _first_failed(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
         time.sleep(_LOOK)
 
 
-def _stop(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+def _stop(children: Sequence[subprocess.Popen[bytes]], number: int, apart: bool) -> None:
     """Pass a signal on, and wait until each process has saved its step. A second one ends the wait.
 
-    They end together. One that waits for another, which the signal met before its training, never
-    would: so after the first end the others get a limited time.
+    Those that share their work end together. One that waits for another, which the signal met before
+    its training, never would: so after the first end the others get a limited time.
     """
     for child in children:
         child.send_signal(number)
     limit = math.inf
     while None in (codes := [child.poll() for child in children]) and time.monotonic() < limit:
-        if limit == math.inf and any(code is not None for code in codes):
+        if not apart and limit == math.inf and any(code is not None for code in codes):
             limit = time.monotonic() + _GRACE
         time.sleep(_LOOK)
 

@@ -48,7 +48,7 @@ def main() -> None:
         return
     if arguments.ladder is not None:
         found = {"base": base.name, **ladder.measured(arguments.base, arguments.ladder)}
-        LADDER.write_text(json.dumps(found, indent=1) + "\n")
+        _add_ladder(found)
         return
     for name in arguments.only:
         _add("rows", {"name": name, "base": base.name, **measured(name, arguments.base)})
@@ -60,6 +60,13 @@ def _add(kind: str, found: dict[str, Any]) -> None:
     table[kind].append(found)
     RESULTS.write_text(json.dumps(table, indent=1) + "\n")
     print(json.dumps(found))
+
+
+def _add_ladder(found: dict[str, Any]) -> None:
+    """Write a ladder into its file, in the place of an earlier one with the same settings."""
+    known = json.loads(LADDER.read_text())["ladders"] if LADDER.is_file() else []
+    others = [one for one in known if one["settings"] != found["settings"]]
+    LADDER.write_text(json.dumps({"ladders": [*others, found]}, indent=1) + "\n")
 
 
 def measured(name: str, base: str) -> dict[str, Any]:

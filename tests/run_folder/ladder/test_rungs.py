@@ -44,7 +44,7 @@ def test_every_measurement_has_a_folder_of_its_own_and_the_run_itself_is_one(
     folders = [one.results for one in plan]
     assert len({*folders}) == len(folders)
     # 4 untrained, 3 trained with 2 seeds; for each of 2 sizes TF-IDF once and 3 trained with 2 seeds
-    assert len(plan) == 4 + 3 * 2 + 2 * (1 + 3 * 2)
+    assert [one.size for one in plan] == [None] * (4 + 3 * 2) + [16] * 7 + [8] * 7
     own = [one for one in plan if one.recipe.run_folder == recipe.run_folder and one.is_trained]
     assert [one.name for one in own] == ["tuned, seed 1"]
     assert own[0].recipe == recipe.changed(ladder=own[0].recipe.ladder, train=own[0].recipe.train)

@@ -49,8 +49,8 @@ def test_what_is_held_back(
 def test_a_process_with_work_of_its_own_has_a_launcher_and_no_share(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert not job.has_launcher() and not job.is_launched() and job.beside() == 1
+    assert not job.has_launcher() and not job.shares_work() and job.sharers() == 1
     monkeypatch.setenv(job.LAUNCHER, "1")
-    assert job.has_launcher() and job.is_launched()
+    assert job.has_launcher() and job.shares_work()
     monkeypatch.setenv(job.BESIDE, "3")
-    assert job.has_launcher() and not job.is_launched() and job.beside() == 3
+    assert job.has_launcher() and not job.shares_work() and job.sharers() == 3
