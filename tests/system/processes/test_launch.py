@@ -131,7 +131,7 @@ def test_one_that_a_signal_does_not_end_is_given_a_limited_time(
     for child in children:
         assert child.stdout is not None and child.stdout.readline()
     started = time.monotonic()
-    launching._stop(children, signal.SIGTERM)
+    launching._stop(children, signal.SIGTERM, apart=False)
     assert time.monotonic() - started < 10 and children[0].poll() is None
     launching._kill(children)
     assert children[0].returncode == -signal.SIGKILL
@@ -152,3 +152,19 @@ def test_if_one_of_them_fails_the_others_save_their_step(tmp_path: Path) -> None
     with pytest.raises(UserError, match="no such file"):
         launch_apart([str(tmp_path), "0:wait", "1:mistake late"], APART, PROGRAM)
     assert (tmp_path / "signals-0").read_text() == "1"
+
+
+def test_with_work_of_its_own_each_has_the_time_that_its_step_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launching, "_GRACE", 0.1)
+    words = "import signal, sys, time; signal.signal(signal.SIGTERM, {}); print(flush=True); time.sleep(60)"
+    slow = "lambda *_: (time.sleep(0.5), sys.exit(3))"
+    children = [
+        subprocess.Popen([sys.executable, "-c", words.format(how)], stdout=subprocess.PIPE)
+        for how in (slow, "signal.SIG_DFL")
+    ]
+    for child in children:
+        assert child.stdout is not None and child.stdout.readline()
+    launching._stop(children, signal.SIGTERM, apart=True)
+    assert [child.returncode for child in children] == [3, -signal.SIGTERM]
