@@ -3,6 +3,7 @@
 #
 #   make NAME                    every step of recipes/NAME.yaml, for example make sst2
 #   make NAME SET="key=value"    the same with other settings, in a run folder of its own
+#   make NAME ARGS="--jobs 2"    the same, with two measurements at a time
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .SECONDARY:
