@@ -16,7 +16,7 @@ from llama_peft.errors import UserError
 from llama_peft.inference.predict import Prediction, Shots
 from llama_peft.run_folder.layout import RESULTS, UNFINISHED_VALIDATION
 from llama_peft.run_folder.results import FewShotChoice, read_results
-from llama_peft.system.processes.job import has_launcher
+from llama_peft.system.processes.job import shares_work
 from llama_peft.system.progress import Phase
 from llama_peft.tasks import MAIN
 
@@ -172,7 +172,7 @@ class _Trial:
         with Phase("choosing worked examples", "number", len(self.predictors)) as phase:
             for wanted in self.predictors:
                 spent = time.monotonic() - started
-                if tried and spent + 2 * took > _SECONDS and not has_launcher():
+                if tried and spent + 2 * took > _SECONDS and not shares_work():
                     self.left_out[str(wanted)] = f"it would take more than {_SECONDS // 60} minutes"
                     continue
                 tried[wanted] = self._score(wanted)

@@ -93,6 +93,7 @@ def cost_of(rung: Rung) -> Cost:
     """Return what a rung takes: the mean over its seeds, and the highest memory."""
     costs = [system.results.costs for system in rung.systems]
     records = [one.record for one in rung.repeats if one.record is not None]
+    trained = [one for one in records if not isinstance(one, WholeRecord)]
     seconds = [one.wall_seconds for one in records]
     seconds = seconds or [one.fit_seconds for one in costs if one.fit_seconds is not None]
     rates = [one.seconds_per_1000 for one in costs if one.seconds_per_1000 is not None]
@@ -104,5 +105,5 @@ def cost_of(rung: Rung) -> Cost:
         train_memory=max(peaks) if peaks else None,
         seconds_per_1000=fmean(rates) if rates else None,
         bytes_to_ship=max(sizes) if sizes else None,
-        jobs=max((one.jobs for one in costs), default=1),
+        jobs=max((*(one.jobs for one in costs), *(one.jobs for one in trained)), default=1),
     )

@@ -113,7 +113,7 @@ def _cost(standing: list[Standing], best: Rung) -> Iterator[str]:
         f"{disk_space(cost.bytes_to_ship)} to ship" if cost.bytes_to_ship else "",
     ]
     if kept := [word for word in words if word]:
-        beside = f" (beside {cost.jobs - 1} other jobs)" if cost.jobs > 1 else ""
+        beside = f" ({cost.jobs} jobs at a time)" if cost.jobs > 1 else ""
         yield f"It takes {', '.join(kept)}{beside}."
 
 

@@ -57,7 +57,7 @@ def is_of_several(run: Path) -> bool:
         ladder = load_recipe(place / LADDER_RECIPE).ladder
     except (OSError, UserError):
         return False
-    return max(len(ladder.seeds), len(ladder.sizes)) > 1
+    return len(ladder.seeds) > 1 or any(size != "all" for size in ladder.sizes)
 
 
 class OnStates:

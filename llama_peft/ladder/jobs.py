@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llama_peft.errors import UserError
-from llama_peft.model.room import has_gpu
+from llama_peft.model.room import free_memory, has_gpu
 from llama_peft.recipe import Recipe, dump_recipe
 from llama_peft.run_folder.ladder.rungs import Measurement
 from llama_peft.run_folder.layout import RECIPE
@@ -26,8 +26,6 @@ from llama_peft.system.terminal import share, shared_name
 log = logging.getLogger(__name__)
 
 _NEXT, _CONTENT, _LOCK = "next", "content", "lock"
-_VISIBLE = {"cuda": ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"), "xpu": ("ZE_AFFINITY_MASK",)}
-"""What names the GPUs of a process; torch reads the first one that is set."""
 
 
 def check_jobs(jobs: int, processes: int, given: bool) -> None:
@@ -87,12 +85,27 @@ def taken(place: Path, plan: Sequence[Measurement], content: str) -> Iterator[Me
 
 
 def devices(recipe: Recipe, jobs: int) -> list[dict[str, str]]:
-    """Return the environment of each job: its GPU, and how many jobs share its device."""
+    """Return the environment of each job: its GPU, how many jobs share its device, and its share of the
+    memory. One job alone needs none.
+    """
+    if jobs == 1:
+        return [{}]
+    count = count_gpus() if has_gpu(recipe) else 1
+    beside = -(-jobs // count)
+    share = {job.BESIDE: str(beside), job.MEMORY: str(free_memory(recipe) // beside)}
     if not has_gpu(recipe):
-        return [{job.BESIDE: str(jobs)}] * jobs
-    names_of, count = _VISIBLE[str(gpu_kind())], count_gpus()
-    variable = next((name for name in names_of if name in os.environ), names_of[-1])
+        return [share] * jobs
+    variable = _visible()
     known = os.environ.get(variable)
     names = known.split(",") if known else [str(number) for number in range(count)]
-    beside = str(-(-jobs // count))
-    return [{job.BESIDE: beside, variable: names[number % count]} for number in range(jobs)]
+    return [{**share, variable: names[number % count]} for number in range(jobs)]
+
+
+def _visible() -> str:
+    """Return the variable that names the GPUs of a process. AMD's torch reads its own before CUDA's."""
+    import torch
+
+    if gpu_kind() == "xpu":
+        return "ZE_AFFINITY_MASK"
+    amd = torch.version.hip is not None and "HIP_VISIBLE_DEVICES" in os.environ
+    return "HIP_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES"

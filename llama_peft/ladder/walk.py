@@ -74,7 +74,7 @@ def run(
     with _data_read_once():
         steps = _steps(recipe, evaluation, fresh, only, given or {}, processes)
         places = devices(recipe, max(1, min(jobs, len(steps.plan))))
-        with job.shared_by(places[0][job.BESIDE]):
+        with job.as_one_of(places[0]):
             check_room(recipe, steps.dataset, fresh)
         if len(places) == 1:
             with _held(folder, recipe):

@@ -22,10 +22,8 @@ from llama_peft.system.memory import (
     count_gpus,
     gpu_available,
     gpu_has_flash,
-    gpu_installed,
     gpu_kind,
     has_triton,
-    installed,
     tree_kernel,
 )
 from llama_peft.system.processes import job
@@ -207,10 +205,7 @@ def check_processes(recipe: Recipe, processes: int) -> None:
 
 def free_memory(recipe: Recipe) -> int:
     """Return the bytes that are free where a recipe is trained, for each process of a job; and for one of
-    several with work of their own no more than its share of all.
+    several with work of their own no more than its share.
     """
     free = gpu_available() if has_gpu(recipe) else _host_memory() // job.count_here()
-    if job.sharers() == 1:
-        return free
-    every = gpu_installed() if has_gpu(recipe) else installed()
-    return min(free, every // job.sharers())
+    return min(free, job.share_of_memory() or free)

@@ -91,6 +91,8 @@ class TrainingRecord(Stored):
     rows: dict[str, Count] = {}
     processes: Positive = later(1)
     """How many took the last steps."""
+    jobs: Positive = later(1)
+    """How many measurements shared the device in the last steps, this one included."""
     steps: Step = 0
     epochs: NotNegative | None = None
     train_loss: Finite | None = None

@@ -120,25 +120,11 @@ def available() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def installed() -> int:
-    """The bytes of the machine's memory."""
-    import psutil
-
-    return int(psutil.virtual_memory().total)
-
-
 def gpu_available() -> int:
     """The bytes that are free on the GPU that is used. Call it only if there is one."""
     import torch
 
     return int(getattr(torch, str(gpu_kind())).mem_get_info()[0])
-
-
-def gpu_installed() -> int:
-    """The bytes of the memory of the GPU that is used. Call it only if there is one."""
-    import torch
-
-    return int(getattr(torch, str(gpu_kind())).mem_get_info()[1])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -323,6 +323,7 @@ def _save(
             dropped=dataset.dropped,
             rows={part: len(rows) for part, rows in loaded.rows.items()},
             processes=job.count(),
+            jobs=job.sharers(),
             steps=state.global_step,
             epochs=state.epoch,
             train_loss=_mean_loss(state.log_history),

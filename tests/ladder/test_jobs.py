@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from eval.ladder import steps
 from llama_peft.errors import Died, UserError
@@ -76,7 +77,8 @@ def test_two_at_a_time_measure_what_one_after_the_other_does(
         )
         assert alone == beside, step.name
     walk.run(two, steps)
-    assert steps.verdict(Path(two.run_folder))
+    said = [steps.verdict(Path(recipe.run_folder)) for recipe in (one, two)]
+    assert [any("(2 jobs at a time)" in line for line in lines) for lines in said] == [False, True]
 
 
 def test_a_killed_job_ends_the_others_and_the_same_command_continues(
@@ -154,22 +156,29 @@ def test_jobs_share_the_gpus(
     monkeypatch.setattr(jobs, "has_gpu", lambda recipe: True)
     monkeypatch.setattr(jobs, "gpu_kind", lambda: "cuda")
     monkeypatch.setattr(jobs, "count_gpus", lambda: count)
+    monkeypatch.setattr(jobs, "free_memory", lambda recipe: 6_000)
     found = jobs.devices(ladder(), 3)
     assert [(its["CUDA_VISIBLE_DEVICES"], its[job.BESIDE]) for its in found] == expected
+    assert {int(its[job.MEMORY]) * int(its[job.BESIDE]) for its in found} == {6_000}
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "9,8,7")
+    assert jobs.devices(ladder(), 3) == found, "only AMD's torch reads it"
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert {its["HIP_VISIBLE_DEVICES"] for its in jobs.devices(ladder(), 3)[:1]} == {"9"}
 
 
 def test_jobs_share_the_memory(
     ladder: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = ladder()
-    monkeypatch.setattr(room, "installed", lambda: 12_000)
+    monkeypatch.setattr(room, "_host_memory", lambda: 12_000)
+    assert jobs.devices(recipe, 1) == [{}]
     (settings, *others) = jobs.devices(recipe, 3)
     assert others == [settings] * 2
-    for free, expected in ((11_000, 4_000), (3_000, 3_000)):  # what others use is not free already
+    for free in (12_000, 4_000, 3_000):  # what the other jobs take is not free already
         monkeypatch.setattr(room, "_host_memory", lambda free=free: free)
         assert room.free_memory(recipe) == free
-        with job.shared_by(settings[job.BESIDE]):
-            assert room.free_memory(recipe) == expected
+        with job.as_one_of(settings):
+            assert room.free_memory(recipe) == min(free, 4_000) and job.sharers() == 3
 
 
 def test_what_cannot_be_given_to_jobs(

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +26,8 @@ LAUNCHER, MISTAKE = "LLAMA_PEFT_LAUNCHER", "LLAMA_PEFT_MISTAKE"
 """The process that started this one, and the file where it looks for a user's mistake."""
 BESIDE = "LLAMA_PEFT_BESIDE"
 """How many processes, each with work of its own, share a device. This one is one of them."""
+MEMORY = "LLAMA_PEFT_MEMORY"
+"""The bytes that each of these may take: its share of what was free before the first one began."""
 NAME = "LLAMA_PEFT_NAME"
 """The name that begins each line, if several runs share the terminal."""
 SHARES_BASE = "LLAMA_PEFT_SHARES_BASE"
@@ -85,14 +87,25 @@ def sharers() -> int:
     return int(os.environ.get(BESIDE, "1"))
 
 
+def share_of_memory() -> int | None:
+    """Return the bytes that this process may take of the device; None if it has the device for itself."""
+    given = os.environ.get(MEMORY)
+    return None if given is None else int(given)
+
+
 @contextmanager
-def shared_by(processes: str) -> Iterator[None]:
-    """Look at the device as one of so many processes will."""
-    os.environ[BESIDE] = processes
+def as_one_of(settings: Mapping[str, str]) -> Iterator[None]:
+    """Look at the machine as a process with these variables will."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
-        del os.environ[BESIDE]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def has_launcher() -> bool:
