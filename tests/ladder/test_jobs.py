@@ -63,7 +63,7 @@ def finished(recipe: Recipe) -> Mapping[str, object]:
 
 
 def test_two_at_a_time_measure_what_one_after_the_other_does(
-    ladder: Callable[..., Recipe], started: Started
+    ladder: Callable[..., Recipe], started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = ladder("one"), ladder("two")
     walk.run(one, steps)
@@ -76,7 +76,8 @@ def test_two_at_a_time_measure_what_one_after_the_other_does(
             Path(recipe.run_folder, step.results, PREDICTIONS).read_bytes() for recipe in (one, two)
         )
         assert alone == beside, step.name
-    walk.run(two, steps)
+    monkeypatch.setattr(steps, "measure", lambda one, *_: pytest.fail(f"{one.name} again"))
+    walk.run(two, steps)  # nothing is left
     said = [steps.verdict(Path(recipe.run_folder)) for recipe in (one, two)]
     assert [any("(2 jobs at a time)" in line for line in lines) for lines in said] == [False, True]
 
