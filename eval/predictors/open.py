@@ -87,15 +87,13 @@ def _open_run(run: Run, recipe: Recipe, labels: tuple[str, ...]) -> Predictor:
 
 
 def _on_states(opened: Predictor, tuned: TunedModel, run: Run) -> Predictor:
-    """Return a predictor from kept states, if the run was trained on those beside it."""
+    """Return a predictor from the states beside a run, if it shares them."""
     from llama_peft.features.cache import cache_folder
-    from llama_peft.inference.on_states import OnStates, is_of_several, shares_states
+    from llama_peft.inference.on_states import OnStates, shares_states
 
-    cache, is_head = cache_folder(run.folder), tuned.recipe.lora is None
-    several = cache.is_dir() and (is_head or is_of_several(run.folder))
-    if not (shares_states(tuned.recipe) and several):
+    if not shares_states(tuned.recipe, run.folder):
         return opened
-    shared = OnStates(tuned, cache)
+    shared = OnStates(tuned, cache_folder(run.folder))
     return replace(opened, predict=shared.predict, prepare=shared.prepare)
 
 

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llama_peft.data import Example
 from llama_peft.errors import UserError
 from llama_peft.features import blocks
-from llama_peft.features.cache import compute, sums_of
+from llama_peft.features.cache import cache_folder, compute, sums_of
 from llama_peft.features.shards import Stored
 from llama_peft.features.states import Key, Row, tokens_of
 from llama_peft.inference.predict import (
@@ -42,16 +42,19 @@ _TOGETHER = 2048
 log = logging.getLogger(__name__)
 
 
-def shares_states(recipe: Recipe) -> bool:
-    """Return whether the runs of a recipe predict from states. One that writes answers does not: each
-    token that it writes passes all blocks.
+def shares_states(recipe: Recipe, run: Path) -> bool:
+    """Return whether a run predicts from states that lie beside it: a head alone, which keeps one for a
+    text, and LoRA on upper blocks, which keeps one for a token, if its ladder trains several. A run that
+    writes answers does not: each token that it writes passes all blocks.
     """
+    if not cache_folder(run).is_dir():
+        return False
     upper = recipe.train.reuse_frozen_blocks and recipe.lora is not None
-    return recipe.on_states or (upper and recipe.kind.head is not None)
+    return recipe.on_states or (upper and recipe.kind.head is not None and _is_of_several(run))
 
 
-def is_of_several(run: Path) -> bool:
-    """Return whether the ladder of a run trains several: for one alone, states would only take room."""
+def _is_of_several(run: Path) -> bool:
+    """Return whether the ladder of a run trains several."""
     place = run.parent if run.parent.name == LADDER else run / LADDER
     try:
         ladder = load_recipe(place / LADDER_RECIPE).ladder

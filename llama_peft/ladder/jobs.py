@@ -1,6 +1,6 @@
 """Several measurements of a ladder at a time, each in one process of its own.
 
-A small base does not gain from more cores, and a GPU waits while the next kernels are prepared. The
+A small base gains little from more cores, and a GPU waits while the next kernels are prepared. The
 processes take one measurement after the other, in the order of the plan, and meet in the run folder:
 it holds the same in the end, whoever has measured what.
 """

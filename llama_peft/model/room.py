@@ -208,4 +208,4 @@ def free_memory(recipe: Recipe) -> int:
     several with work of their own no more than its share.
     """
     free = gpu_available() if has_gpu(recipe) else _host_memory() // job.count_here()
-    return min(free, job.share_of_memory() or free)
+    return min(free, job.share_of_memory(free))

@@ -107,14 +107,16 @@ def test_a_state_of_another_text_would_be_seen(
 def test_who_predicts_from_states(upper: Callable[..., Recipe], tmp_path: Path) -> None:
     """A run that writes answers, or whose training used no states, or that lies elsewhere, does not."""
     recipe = upper("classification")
-    assert shares_states(recipe)
-    assert not shares_states(upper("generative_qa"))
-    assert not shares_states(recipe.with_train({"reuse_frozen_blocks": False}))
     run = open_run(fit.train(recipe))
-    cache_folder(run.folder).rename(tmp_path / "elsewhere")
+    assert not shares_states(recipe, run.folder), "its ladder, if it has one, trains it alone"
     several = recipe.changed(ladder={"sizes": [2]})
     write_text(make_folder(run.folder, LADDER), LADDER_RECIPE, dump_recipe(several))
-    assert open_predictor(identify(str(run.folder), recipe), recipe, run.labels).prepare is None
+    assert shares_states(recipe, run.folder)
+    assert shares_states(recipe, run.folder / LADDER / "tuned-2")
+    assert not shares_states(upper("generative_qa"), run.folder)
+    assert not shares_states(recipe.with_train({"reuse_frozen_blocks": False}), run.folder)
+    cache_folder(run.folder).rename(tmp_path / "elsewhere")
+    assert not shares_states(recipe, run.folder)
 
 
 @pytest.mark.parametrize(

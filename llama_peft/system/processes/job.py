@@ -87,10 +87,9 @@ def sharers() -> int:
     return int(os.environ.get(BESIDE, "1"))
 
 
-def share_of_memory() -> int | None:
-    """Return the bytes that this process may take of the device; None if it has the device for itself."""
-    given = os.environ.get(MEMORY)
-    return None if given is None else int(given)
+def share_of_memory(free: int) -> int:
+    """Return the bytes that this process may take of the device: what is free, if nobody shares it."""
+    return int(os.environ.get(MEMORY, free))
 
 
 @contextmanager

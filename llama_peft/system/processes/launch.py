@@ -154,9 +154,7 @@ def _reason(rank: int, code: int, count: int, folder: Path) -> BaseException:
         return Stopped(code - 128)
     if files.is_file(folder, name):
         return UserError(*json.loads(files.read_text(folder, name)))
-    if (
-        code > 0 and (folder / _log(rank)).is_file()
-    ):  # what the first process said is on the terminal already
+    if code > 0 and files.is_file(folder, _log(rank)):  # else it is on the terminal already
         complain(*files.read_text(folder, _log(rank), "replace").splitlines())
     how = f"ended with exit code {code}"
     if code < 0:
